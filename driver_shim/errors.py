@@ -1,0 +1,156 @@
+"""Every error an application can meet, each also the builtin it is a kind of.
+
+Errors carry data, not only text: `.device` (address), `.subsystem`, `.cause`, `.remedy` (what to do) and a
+stable kebab-case `.code`. Bad arguments stay plain TypeError/ValueError.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class NpuError(Exception):
+    """Base of all errors of this SDK.
+
+    `message` says what was asked and what was found; `remedy` what to do about it.
+    """
+
+    code = "npu-error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        device: str | None = None,
+        subsystem: str | None = None,
+        cause: str | None = None,
+        remedy: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.device = device
+        self.subsystem = subsystem
+        self.cause = cause
+        self.remedy = remedy
+        if code is not None:
+            self.code = code
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.remedy})" if self.remedy else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.__dict__.copy(), self.args))
+
+
+def _rebuild(kind: type[NpuError], state: dict[str, Any], args: tuple[Any, ...]) -> NpuError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class DeviceNotFound(NpuError, LookupError):
+    """No device matches the address."""
+
+    code = "device-not-found"
+
+
+class DeviceBusy(NpuError, BlockingIOError):
+    """Someone else holds the device."""
+
+    code = "device-busy"
+
+
+class DeviceLost(NpuError, ConnectionError):
+    """The device vanished: process ended, card unplugged, or all registers read ones."""
+
+    code = "device-lost"
+
+
+class PermissionDenied(NpuError, PermissionError):
+    """The operating system refused access."""
+
+    code = "permission-denied"
+
+
+class ContractMismatch(NpuError):
+    """Host and device speak contract versions that do not go together, or the device breaks the contract."""
+
+    code = "contract-mismatch"
+
+
+class CommandFailed(NpuError):
+    """The device completed a command with an error status; `.code` is the status in kebab-case."""
+
+    code = "command-failed"
+
+    def __init__(self, message: str, *, status: int = 0, index: int | None = None, **details: Any) -> None:
+        super().__init__(message, **details)
+        self.status = status
+        """The completion's status byte; 0 when the command never reached the device."""
+        self.index = index
+        """Position of the first failed descriptor within a `submit` array."""
+
+
+class Timeout(NpuError, TimeoutError):
+    """The host's patience ended; the job goes on."""
+
+    code = "timeout"
+
+
+class QueueFull(NpuError, BlockingIOError):
+    """A queue with `when_full="raise"` already holds `depth` uncompleted commands."""
+
+    code = "queue-full"
+
+    def __init__(self, message: str, *, depth: int, **details: Any) -> None:
+        super().__init__(message, **details)
+        self.depth = depth
+
+
+class OutOfDeviceMemory(NpuError, MemoryError):
+    """Device memory cannot satisfy an allocation."""
+
+    code = "out-of-device-memory"
+
+    def __init__(self, message: str, *, requested: int = 0, available: int = 0, largest: int = 0, **d: Any) -> None:
+        super().__init__(message, **d)
+        self.requested = requested
+        self.available = available
+        self.largest = largest
+
+
+class HostMemoryLimit(NpuError, MemoryError):
+    """DMA-able host memory is exhausted or limited."""
+
+    code = "host-memory-limit"
+
+
+class BufferInUse(NpuError, BufferError):
+    """A buffer cannot be freed: a command in flight uses it, or a view of it lives."""
+
+    code = "buffer-in-use"
+
+
+class UnsupportedModel(NpuError, ValueError):
+    """A model uses something the device cannot run; names node, operator and reason."""
+
+    code = "unsupported-model"
+
+    def __init__(self, message: str, *, node: str | None = None, op: str | None = None, **details: Any) -> None:
+        super().__init__(message, **details)
+        self.node = node
+        self.op = op
+
+
+class UnsupportedPlatform(NpuError, OSError):
+    """This operating system or machine type cannot drive a device."""
+
+    code = "unsupported-platform"
+
+
+class Closed(NpuError, ValueError):
+    """The object was closed, or its device was reset, or it belongs to another process."""
+
+    code = "closed"

@@ -1,0 +1,1 @@
+"""Ways to reach a PCI function: one interface (`base.py`), one module a way in."""
