@@ -1,0 +1,278 @@
+"""The register map of BAR0 (contract 0.1) and where everything lies in the BARs.
+
+One declaration serves the emulator's behaviour, the driver's accessors (`driver_shim/registers.py`), `npuctl regs`
+and docs/registers.md. The first 256 bytes never change from contract 1.0 on.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from driver_shim.protocol.register_kinds import Access, Field, Register, RegisterMap, ResetDomain
+
+CONTRACT_MAJOR = 0
+CONTRACT_MINOR = 1
+IDENTITY = 0x5550_4E31
+"""Value of the identity register: "1NPU" read as little-endian ASCII."""
+
+BAR0_BYTES = 0x1_0000
+MSIX_TABLE_OFFSET = 0x8000
+MSIX_PBA_OFFSET = 0xC000
+DOORBELL_PAGE_BYTES = 4096
+SQ_TAIL_DOORBELL = 0
+CQ_HEAD_DOORBELL = 4
+FROZEN_BYTES = 256
+ALL_ONES_32 = 0xFFFF_FFFF
+
+RO, RW, RW1C, W1S, WO = Access.RO, Access.RW, Access.RW1C, Access.W1S, Access.WO
+COLD, FUNCTION = ResetDomain.COLD, ResetDomain.FUNCTION
+
+
+class Feature(enum.IntFlag):
+    """Bits of the `features` register."""
+
+    SHADOW_DOORBELLS = 1 << 0
+    APERTURE = 1 << 1
+    BLACK_BOX = 1 << 2
+
+
+class Post(enum.IntEnum):
+    """`boot_progress.post_code`: how far the management core has come."""
+
+    ABSENT = 0
+    """There is no management core; everything else works."""
+
+
+REGISTERS = RegisterMap(
+    BAR0_BYTES,
+    Register(
+        "identity",
+        0x000,
+        4,
+        "Tells that this is one of our functions and that it answers.",
+        Field("magic", 0, 32, RO, "Always 0x55504e31; all ones means the device is gone.", IDENTITY),
+        domain=COLD,
+    ),
+    Register(
+        "contract",
+        0x004,
+        4,
+        "Version of the register and command contract that the device speaks.",
+        Field("minor", 0, 16, RO, "Grows with compatible additions.", CONTRACT_MINOR),
+        Field("major", 16, 16, RO, "Differs when queues would not be understood.", CONTRACT_MAJOR),
+        domain=COLD,
+    ),
+    Register(
+        "features",
+        0x008,
+        8,
+        "Optional parts that the device has.",
+        Field("bits", 0, 64, RO, "One bit a feature, see Feature.", int(Feature(7))),
+        domain=COLD,
+    ),
+    Register(
+        "revision",
+        0x010,
+        4,
+        "Silicon revision; errata are looked up by it.",
+        Field("minor", 0, 8, RO, "Metal layers."),
+        Field("major", 8, 8, RO, "Base layers.", 1),
+        domain=COLD,
+    ),
+    Register(
+        "capabilities",
+        0x014,
+        4,
+        "Limits that a driver checks before it enables the controller.",
+        Field("max_queue_entries_log2", 0, 4, RO, "Largest ring, as a power of two.", 13),
+        Field("max_io_queues", 4, 8, RO, "I/O queue pairs that can exist at once.", 31),
+        Field("submission_bytes_log2", 12, 4, RO, "Size of a submission entry, as a power of two.", 6),
+        Field("completion_bytes_log2", 16, 4, RO, "Size of a completion entry, as a power of two.", 5),
+        Field("ready_timeout", 20, 8, RO, "Longest ready handshake in units of 100 ms.", 20),
+        domain=COLD,
+    ),
+    Register(
+        "control",
+        0x018,
+        4,
+        "Enables the controller; clearing `enable` is a controller reset.",
+        Field("enable", 0, 1, RW, "One starts the admin queue, zero deletes all queues and programs."),
+    ),
+    Register(
+        "status",
+        0x01C,
+        4,
+        "What state the controller is in.",
+        Field("ready", 0, 1, RO, "Follows control.enable within capabilities.ready_timeout."),
+        Field("fatal", 1, 1, RO, "The controller stopped; only a reset helps."),
+        Field("config_error", 2, 1, RO, "Enable was refused: the admin queue registers are not usable."),
+        Field("bus_master", 3, 1, RO, "The function may do DMA (PCI COMMAND bit 2)."),
+    ),
+    Register(
+        "boot_progress",
+        0x020,
+        4,
+        "How far the management core has booted.",
+        Field("post_code", 0, 16, RO, "Stage reached, see Post; 0 means that there is no management core."),
+        domain=COLD,
+    ),
+    Register(
+        "reset_cause",
+        0x024,
+        4,
+        "Why the function was last reset, and how often since power-on.",
+        Field("cause", 0, 8, RO, "See ResetCause."),
+        Field("count", 8, 24, RO, "Resets since power-on, modulo 2^24."),
+        domain=COLD,
+    ),
+    Register(
+        "admin_queue_size",
+        0x030,
+        4,
+        "Entries of the admin rings, each a power of two.",
+        Field("submission_entries", 0, 16, RW, "Entries of the admin submission ring."),
+        Field("completion_entries", 16, 16, RW, "Entries of the admin completion ring."),
+    ),
+    Register(
+        "admin_submission_base",
+        0x038,
+        8,
+        "Bus address of the admin submission ring.",
+        Field("address", 0, 64, RW, "Page-aligned, in a shareable mapping."),
+    ),
+    Register(
+        "admin_completion_base",
+        0x040,
+        8,
+        "Bus address of the admin completion ring.",
+        Field("address", 0, 64, RW, "Page-aligned, in a shareable mapping."),
+    ),
+    Register(
+        "interrupt_status",
+        0x050,
+        4,
+        "Vectors raised since they were last cleared, whether or not they were delivered.",
+        Field("vectors", 0, 32, RW1C, "One bit a vector."),
+    ),
+    Register(
+        "interrupt_mask",
+        0x054,
+        4,
+        "Vectors that are held back; they stay pending and fire when unmasked.",
+        Field("vectors", 0, 32, RW, "One bit a vector, one holds it back."),
+    ),
+    Register(
+        "fault_status",
+        0x060,
+        4,
+        "Kinds of misuse and failure seen since they were last cleared.",
+        Field("register", 0, 1, RW1C, "An access of wrong width, alignment, offset or reserved bits."),
+        Field("aperture", 1, 1, RW1C, "An access to BAR4 beyond device memory."),
+        Field("dma", 2, 1, RW1C, "DMA to an unmapped or forbidden bus address, or without bus mastering."),
+        Field("queue", 3, 1, RW1C, "A queue pointer outside what its ring allows."),
+        Field("command", 4, 1, RW1C, "A command that completed with an error."),
+        Field("engine", 5, 1, RW1C, "An engine died."),
+        Field("client", 6, 1, RW1C, "The host went away without closing the function."),
+        domain=COLD,
+    ),
+    Register(
+        "fault_count",
+        0x064,
+        4,
+        "Faults recorded since power-on.",
+        Field("count", 0, 32, RO, "Modulo 2^32; the error log holds the newest."),
+        domain=COLD,
+    ),
+    Register(
+        "fault_address",
+        0x068,
+        8,
+        "Where the newest fault happened.",
+        Field("address", 0, 64, RO, "Register offset, bus address or device address, as the error log entry says."),
+        domain=COLD,
+    ),
+    Register(
+        "device_memory_bytes",
+        0x070,
+        8,
+        "Size of device memory; BAR4 covers it and is the next power of two.",
+        Field("bytes", 0, 64, RO, "What this function may address."),
+        domain=COLD,
+    ),
+    Register(
+        "tick_hertz",
+        0x078,
+        8,
+        "Frequency of the device tick counter.",
+        Field("hertz", 0, 64, RO, "Ticks per second."),
+        domain=COLD,
+    ),
+    Register(
+        "clock_snapshot",
+        0x080,
+        4,
+        "Takes tick and wall clock at one moment.",
+        Field("take", 0, 1, W1S, "Writing one updates tick_snapshot and wall_snapshot; reads zero."),
+    ),
+    Register(
+        "tick_snapshot",
+        0x088,
+        8,
+        "Device ticks at the last snapshot: modelled work plus idle time, never backwards.",
+        Field("ticks", 0, 64, RO, "Periods of tick_hertz since power-on."),
+        domain=COLD,
+    ),
+    Register(
+        "wall_snapshot",
+        0x090,
+        8,
+        "Wall clock at the last snapshot.",
+        Field("nanoseconds", 0, 64, RO, "CLOCK_MONOTONIC of the device's own side."),
+        domain=COLD,
+    ),
+    Register(
+        "scratch",
+        0x0A0,
+        4,
+        "Free for the host; proves that writes arrive.",
+        Field("value", 0, 32, RW, "No meaning to the device."),
+    ),
+    Register(
+        "scratch_wide",
+        0x0A8,
+        8,
+        "The same, 64 bits.",
+        Field("value", 0, 64, RW, "No meaning to the device."),
+    ),
+    Register(
+        "counter_snapshot",
+        0x100,
+        4,
+        "Copies the running counters into the registers after it, so that they belong together.",
+        Field("take", 0, 1, W1S, "Writing one updates all counters; reads zero."),
+    ),
+    Register(
+        "commands_completed",
+        0x108,
+        8,
+        "I/O and admin commands completed since power-on, at the last counter snapshot.",
+        Field("count", 0, 64, RO, "Including failed ones."),
+        domain=COLD,
+    ),
+    Register(
+        "bytes_moved",
+        0x110,
+        8,
+        "Bytes copied and filled by commands since power-on, at the last counter snapshot.",
+        Field("bytes", 0, 64, RO, "Each copied byte counts once."),
+        domain=COLD,
+    ),
+    Register(
+        "busy_ticks",
+        0x118,
+        8,
+        "Ticks that commands took since power-on, at the last counter snapshot.",
+        Field("ticks", 0, 64, RO, "Sum over all commands."),
+        domain=COLD,
+    ),
+)
