@@ -2,6 +2,7 @@
 
 import errno
 import os
+from typing import Any
 
 import pytest
 
@@ -50,7 +51,7 @@ def test_without_libatomic_the_system_call_is_taken(monkeypatch: pytest.MonkeyPa
         raise OSError("not installed")
 
     monkeypatch.setattr(fences, "libatomic_fence", missing)
-    full = fences.fences_for(os.uname().machine).full
+    full: Any = fences.fences_for(os.uname().machine).full
     assert full.args[1] == fences.MEMBARRIER_GLOBAL_EXPEDITED
     assert full() == 0
 

@@ -77,7 +77,7 @@ def test_value_that_does_not_fit_is_refused_and_stores_nothing(
 
 
 def test_read_only_mapping_reads_and_refuses_stores() -> None:
-    view = memoryview(np.arange(8, dtype=np.uint64)).toreadonly().cast("B")
+    view = memoryview(np.arange(8, dtype=np.uint64).tobytes()).cast("B")
     registers = MappedRegisters(view)
     assert registers.read64(8) == 1
     with pytest.raises(TypeError, match="read-only"):

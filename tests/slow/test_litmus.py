@@ -1,0 +1,110 @@
+"""Store buffering between two processes: does `fences.full` keep a load from overtaking an earlier store?
+
+Each round, after a rendezvous, one side stores x and loads y, the other stores y and loads x. If both load the value of
+before the round, each load overtook the store ahead of it: the very order in which a wake-up would be lost.
+Without a fence that does happen (rarely); with one it must not.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from driver_shim.protocol import fences
+from driver_shim.protocol.mmio import MappedRegisters
+
+ROUNDS = 1_000_000
+LINE_BYTES = 64
+LINE_WORDS = LINE_BYTES // 4
+"""Every word the sides exchange has a cache line of its own."""
+VALUES, ARRIVALS, SEEN = 0, 2 * LINE_BYTES, 4 * LINE_BYTES
+"""Offsets of the two stored values, the two arrival counters and the two arrays of loaded values."""
+SIZE = SEEN + 2 * 4 * ROUNDS
+
+SPINS_BEFORE_YIELD = 2_000
+JITTER = 11
+"""Coprime to 7: each side starts up to 10 empty turns late, so that some rounds meet to the nanosecond."""
+SIDE_LIMIT_S = 120.0
+"""One side gives up when its partner has not arrived for all rounds by then."""
+
+
+def play(fd: int, side: int, fenced: bool) -> None:
+    """One side's rounds. Raises TimeoutError when the other side does not keep up."""
+    deadline = time.monotonic() + SIDE_LIMIT_S
+    with mmap.mmap(fd, SIZE) as mapping:
+        view = memoryview(mapping)
+        words = view[:SEEN].cast("I")
+        seen = view[SEEN + side * 4 * ROUNDS : SEEN + (side + 1) * 4 * ROUNDS].cast("I")
+        mine, theirs = VALUES // 4 + side * LINE_WORDS, VALUES // 4 + (1 - side) * LINE_WORDS
+        arrived, awaited = ARRIVALS // 4 + side * LINE_WORDS, ARRIVALS // 4 + (1 - side) * LINE_WORDS
+        fence = fences.full if fenced else fences.no_instruction
+        for turn in range(1, ROUNDS + 1):
+            words[arrived] = turn
+            spins = 0
+            while words[awaited] < turn:
+                spins += 1
+                if spins > SPINS_BEFORE_YIELD:
+                    spins = 0
+                    os.sched_yield()
+                    if time.monotonic() > deadline:
+                        raise TimeoutError(f"side {side} waited for its partner in round {turn}")
+            for _ in range((7 * turn + 3 * side) % JITTER):
+                pass
+            words[mine] = turn
+            fence()
+            seen[turn - 1] = words[theirs]
+        for part in (words, seen, view):
+            part.release()
+
+
+def overtakings(fenced: bool) -> int:
+    """Rounds in which both sides loaded the value of before the round."""
+    fd = os.memfd_create("litmus", os.MFD_CLOEXEC)
+    sides: list[subprocess.Popen[bytes]] = []
+    try:
+        os.ftruncate(fd, SIZE)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), *sys.path]))}
+        for side in (0, 1):
+            command = [sys.executable, __file__, str(fd), str(side), str(int(fenced))]
+            sides.append(subprocess.Popen(command, pass_fds=(fd,), env=environment))
+        for process in sides:
+            assert process.wait(timeout=2 * SIDE_LIMIT_S) == 0
+        with mmap.mmap(fd, SIZE) as mapping:
+            seen = np.frombuffer(bytes(mapping), dtype=np.uint32, offset=SEEN).reshape(2, ROUNDS)
+    finally:
+        for process in sides:
+            process.kill()
+            process.wait()
+        os.close(fd)
+    turns = np.arange(1, ROUNDS + 1)
+    return int(np.count_nonzero((seen < turns).all(axis=0)))
+
+
+needs_two_cpus = pytest.mark.skipif(
+    len(os.sched_getaffinity(0)) < 2, reason="two processors are needed for a load to overtake a store"
+)
+
+
+@pytest.mark.slow
+@needs_two_cpus
+def test_without_the_fence_loads_may_overtake_stores(record_property: Callable[[str, object], None]) -> None:
+    count = overtakings(fenced=False)
+    record_property("overtakings_without_fence", count)
+    print(f"without the fence: {count} of {ROUNDS} rounds")
+
+
+@pytest.mark.slow
+@needs_two_cpus
+def test_with_the_fence_no_load_overtakes_a_store() -> None:
+    assert overtakings(fenced=True) == 0
+
+
+if __name__ == "__main__":
+    play(int(sys.argv[1]), int(sys.argv[2]), fenced=sys.argv[3] == "1")
