@@ -1,0 +1,1 @@
+"""One module a register block of the function."""

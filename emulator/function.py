@@ -1,0 +1,434 @@
+"""The PCI function that a host sees: configuration space, BARs, DMA, interrupts, resets.
+
+A state machine without thread or socket. Nothing a host does makes it raise: wrong accesses read as zeros (or ones)
+and leave a record in the error log. Whoever serves it calls `step` while there is work and `arm` before sleeping.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from driver_shim.protocol.commands import (
+    ACTIVITY_LOG,
+    ADMIN_QUEUE_ID,
+    IDENTIFY_DATA,
+    MAX_BINDINGS,
+    MAX_IO_QUEUES,
+    MAX_QUEUE_ENTRIES,
+    FaultSource,
+    LogPage,
+    ResetCause,
+)
+from driver_shim.protocol.register_kinds import ResetDomain
+from driver_shim.protocol.registers import (
+    BAR0_BYTES,
+    CONTRACT_MAJOR,
+    CONTRACT_MINOR,
+    CQ_HEAD_DOORBELL,
+    DOORBELL_PAGE_BYTES,
+    MSIX_PBA_OFFSET,
+    MSIX_TABLE_OFFSET,
+    REGISTERS,
+    SQ_TAIL_DOORBELL,
+    Post,
+)
+from emulator.address_space import AddressSpace
+from emulator.admin import open_rings
+from emulator.black_box import EMPTY, encode_black_box
+from emulator.blocks.config_space import ConfigSpace
+from emulator.blocks.interrupts import Interrupts
+from emulator.blocks.registers import CONSTANT, STORAGE, Behaviour, RegisterBlock
+from emulator.controller import Controller
+from emulator.device_memory import DeviceMemory
+from emulator.engines.pool import Engines
+from emulator.error_log import ErrorLog, ErrorRecord
+from emulator.exec_job import MAX_PROGRAM_BYTES, MAX_PROGRAMS, Programs
+from emulator.jobs import Activity, CommandError, Machine
+from emulator.model.clock import TickClock
+from emulator.model.profile import Profile
+from emulator.state import KeptState, StateFolder
+
+BAR0, BAR2, BAR4, CONFIG_REGION = 0, 2, 4, 7
+VECTORS = MAX_IO_QUEUES + 1
+CONFIG_BYTES = 4096
+_VECTOR_MASK = (1 << VECTORS) - 1
+
+
+class Region(NamedTuple):
+    """One region of the function, numbered as VFIO does."""
+
+    index: int
+    size_bytes: int
+    readable: bool
+    writable: bool
+    mappable: tuple[tuple[int, int], ...] = ()
+    fd: int | None = None
+    """File to hand out for the mappable areas."""
+
+
+class PciFunction:
+    """One function of the emulated chip."""
+
+    def __init__(
+        self,
+        profile: Profile,
+        engines: Engines,
+        kernels: str,
+        state: StateFolder | None = None,
+        wall_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        """Power on. `engines` runs programs and is closed with the function."""
+        kept = state.load() if state else KeptState("", {})
+        self.profile = profile
+        self.kernels = kernels
+        self.serial = kept.serial or f"EMU-{profile.name.upper()}"
+        self._state = state
+        self._engines = engines
+        self.clock = TickClock(profile.tick_hz, wall_ns)
+        self._snapshot = (0, 0)
+        self.errors = ErrorLog(self.clock.snapshot)
+        self.activity = Activity(**{k: v for k, v in kept.counters.items() if k in ACTIVITY_LOG.fields})
+        if kept.errors:
+            self.errors.restore(kept.errors)
+        self.black_box = kept.black_box or EMPTY
+        self.memory = DeviceMemory(profile.memory_bytes)
+        self.address_space = AddressSpace()
+        self.reset_cause = ResetCause.POWER_ON
+        self.interrupts = Interrupts(VECTORS, lambda: self.config.bus_master, self._undeliverable)
+        aperture = 1 << (profile.memory_bytes - 1).bit_length()
+        doorbells = 1 << (DOORBELL_PAGE_BYTES * (MAX_IO_QUEUES + 1) - 1).bit_length()
+        self.config = ConfigSpace(
+            {BAR0: BAR0_BYTES, BAR2: doorbells, BAR4: aperture},
+            serial=int.from_bytes(self.serial.encode()[-8:], "big"),
+            vectors=VECTORS,
+            on_flr=lambda: self.reset(ResetCause.FLR),
+        )
+        self.regions = {
+            BAR0: Region(BAR0, BAR0_BYTES, True, True),
+            BAR2: Region(BAR2, doorbells, True, True),
+            BAR4: Region(BAR4, aperture, True, True, ((0, profile.memory_bytes),), self.memory.fd),
+            CONFIG_REGION: Region(CONFIG_REGION, CONFIG_BYTES, True, True),
+        }
+        machine = Machine(profile, self.memory, self.address_space, self.activity)
+        self.programs = Programs(machine, engines)
+        self.controller = Controller(
+            machine,
+            self.clock,
+            self.errors,
+            self.programs,
+            self._raise_vector,
+            lambda: self.config.bus_master,
+            self._identify,
+            self._log_page,
+        )
+        self._held_vectors = 0
+        self._counters = (0, 0, 0)
+        self.registers = RegisterBlock(REGISTERS, self._behaviours(), self._register_fault)
+
+    # --- configuration space and regions -----------------------------------------------------------------------
+
+    def config_read(self, offset: int, size: int) -> bytes:
+        """Bytes of configuration space."""
+        return self.config.read(offset, size)
+
+    def config_write(self, offset: int, data: bytes) -> None:
+        """Write configuration space; may reset the function (FLR)."""
+        self.config.write(offset, data)
+
+    def region_read(self, region: int, offset: int, size: int) -> bytes:
+        """Read a region; the caller has checked that the range lies inside it."""
+        if region == CONFIG_REGION:
+            return self.config_read(offset, size)
+        if not self._memory_decoded():
+            return b"\xff" * size
+        if region == BAR0:
+            return self._read_bar0(offset, size)
+        if region == BAR4:
+            return self._read_aperture(offset, size)
+        return bytes(size)
+
+    def region_write(self, region: int, offset: int, data: bytes) -> None:
+        """Write a region; the caller has checked that the range lies inside it."""
+        if region == CONFIG_REGION:
+            self.config_write(offset, data)
+        elif not self._memory_decoded():
+            return
+        elif region == BAR0:
+            self._write_bar0(offset, data)
+        elif region == BAR2:
+            self._write_doorbell(offset, data)
+        elif region == BAR4:
+            self._write_aperture(offset, data)
+
+    def _memory_decoded(self) -> bool:
+        return self.config.memory_enable and self.config.power_state == 0
+
+    def _read_bar0(self, offset: int, size: int) -> bytes:
+        if offset >= MSIX_PBA_OFFSET:
+            return self.interrupts.pba_read(offset - MSIX_PBA_OFFSET, size)
+        if offset >= MSIX_TABLE_OFFSET:
+            return self.interrupts.table_read(offset - MSIX_TABLE_OFFSET, size)
+        return self.registers.read(offset, size).to_bytes(size, "little")
+
+    def _write_bar0(self, offset: int, data: bytes) -> None:
+        if offset >= MSIX_PBA_OFFSET:
+            self._register_fault(offset, "write to the MSI-X pending bits")
+        elif offset >= MSIX_TABLE_OFFSET:
+            self.interrupts.table_write(offset - MSIX_TABLE_OFFSET, data)
+        else:
+            self.registers.write(offset, len(data), int.from_bytes(data, "little"))
+
+    def _write_doorbell(self, offset: int, data: bytes) -> None:
+        queue_id, register = divmod(offset, DOORBELL_PAGE_BYTES)
+        value = int.from_bytes(data, "little")
+        if len(data) != 4 or register not in (SQ_TAIL_DOORBELL, CQ_HEAD_DOORBELL):
+            self._fault(FaultSource.REGISTER, offset, f"doorbell write of {len(data)} bytes at {offset:#x}")
+        elif register == SQ_TAIL_DOORBELL:
+            self.controller.ring_bell(queue_id, value, None)
+        else:
+            self.controller.ring_bell(queue_id, None, value)
+
+    def _read_aperture(self, offset: int, size: int) -> bytes:
+        inside = max(0, min(size, self.memory.size - offset))
+        if inside < size:
+            self._fault(FaultSource.APERTURE, offset, f"read of {size} bytes beyond device memory")
+        return bytes(self.memory.view[offset : offset + inside]) + b"\xff" * (size - inside)
+
+    def _write_aperture(self, offset: int, data: bytes) -> None:
+        if offset + len(data) > self.memory.size:
+            self._fault(FaultSource.APERTURE, offset, f"write of {len(data)} bytes beyond device memory")
+        else:
+            self.memory.view[offset : offset + len(data)] = data
+
+    # --- being served ------------------------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """Do a bounded slice of work; True if anything was done."""
+        worked = self.controller.step()
+        if self.controller.fatal and self.controller.enabled:
+            self._save_black_box(ResetCause.FATAL)
+            self.controller.disable()
+            self.controller.fatal = True
+        return worked
+
+    def arm(self) -> bool:
+        """True when nothing is pending and a bell or a `wake_fds` event will tell of more."""
+        return self.controller.arm()
+
+    def wake_fds(self) -> list[int]:
+        """Descriptors whose readability means that `step` has work."""
+        return self._engines.fds()
+
+    def next_deadline_ns(self) -> int | None:
+        """No part of this function needs a timer."""
+        return None
+
+    def reset(self, cause: ResetCause) -> None:
+        """FLR, DEVICE_RESET or the end of a client: DMA maps and eventfds stay, all else of the function goes."""
+        self.controller.disable()
+        self.controller.fatal = False
+        self.memory.zero()
+        self.interrupts.reset()
+        self.config.reset()
+        self.registers.reset({ResetDomain.FUNCTION, ResetDomain.ENGINE, ResetDomain.CONTEXT})
+        self._held_vectors = 0
+        self._note_reset(cause)
+
+    def client_lost(self) -> None:
+        """The host is gone: keep a black box if it was working, reset, and forget its memory and eventfds."""
+        if self.controller.enabled:
+            self._fault(FaultSource.CLIENT, 0, "the host went away without disabling the controller")
+            self._save_black_box(ResetCause.CLIENT_LOST)
+        self.reset(ResetCause.CLIENT_LOST)
+        self.address_space.unmap_all()
+        self.interrupts.disconnect_all()
+        self.save_state()
+
+    def close(self) -> None:
+        """Power off; idempotent."""
+        self.controller.disable()
+        self._engines.close()
+        self.save_state()
+        if self._state:
+            self._state.close()
+        self.address_space.unmap_all()
+        self.interrupts.close()
+        self.memory.close()
+
+    def save_state(self) -> None:
+        """Write what outlives this process to the state folder, if there is one."""
+        if self._state:
+            counters = dataclasses.asdict(self.activity)
+            self._state.save(KeptState(self.serial, counters, self.errors.page(), self.black_box))
+
+    # --- register behaviour ------------------------------------------------------------------------------------
+
+    def _behaviours(self) -> dict[str, Behaviour]:
+        """One entry a register; a register without one is a programming error."""
+        return {
+            "identity": CONSTANT,
+            "contract": CONSTANT,
+            "features": CONSTANT,
+            "revision": CONSTANT,
+            "capabilities": CONSTANT,
+            "control": Behaviour(write=self._write_control),
+            "status": Behaviour(read=self._read_status),
+            "boot_progress": Behaviour(read=lambda: int(Post.ABSENT)),
+            "reset_cause": Behaviour(
+                read=lambda: REGISTERS["reset_cause"].encode(
+                    cause=int(self.reset_cause), count=self.activity.resets & 0xFF_FFFF
+                )
+            ),
+            "admin_queue_size": STORAGE,
+            "admin_submission_base": STORAGE,
+            "admin_completion_base": STORAGE,
+            "interrupt_status": STORAGE,
+            "interrupt_mask": Behaviour(write=self._write_interrupt_mask),
+            "fault_status": Behaviour(read=lambda: self.errors.fault_bits, write=self._clear_faults),
+            "fault_count": Behaviour(read=lambda: self.errors.total & 0xFFFF_FFFF),
+            "fault_address": Behaviour(read=lambda: self.errors.fault_address),
+            "device_memory_bytes": Behaviour(read=lambda: self.memory.size),
+            "tick_hertz": Behaviour(read=lambda: self.profile.tick_hz),
+            "clock_snapshot": Behaviour(write=self._take_clocks),
+            "tick_snapshot": Behaviour(read=lambda: self._snapshot[0]),
+            "wall_snapshot": Behaviour(read=lambda: self._snapshot[1]),
+            "scratch": STORAGE,
+            "scratch_wide": STORAGE,
+            "counter_snapshot": Behaviour(write=self._take_counters),
+            "commands_completed": Behaviour(read=lambda: self._counters[0]),
+            "bytes_moved": Behaviour(read=lambda: self._counters[1]),
+            "busy_ticks": Behaviour(read=lambda: self._counters[2]),
+        }
+
+    def _read_status(self) -> int:
+        return REGISTERS["status"].encode(
+            ready=int(self.controller.enabled),
+            fatal=int(self.controller.fatal),
+            config_error=int(self._config_error),
+            bus_master=int(self.config.bus_master),
+        )
+
+    _config_error = False
+
+    def _write_control(self, value: int) -> None:
+        enable = bool(value & 1)
+        if enable and not self.controller.enabled:
+            self._enable()
+        elif not enable:
+            self._config_error = False
+            if self.controller.enabled or self.controller.fatal:
+                self.controller.disable()
+                self.controller.fatal = False
+                self._note_reset(ResetCause.CONTROLLER_DISABLE)
+
+    def _enable(self) -> None:
+        """Open the admin queue; a wrong one leaves the controller disabled with status.config_error."""
+        self._config_error = True
+        size = self.registers.value("admin_queue_size")
+        entries = (size & 0xFFFF, size >> 16)
+        bases = (self.registers.value("admin_submission_base"), self.registers.value("admin_completion_base"))
+        if not self.config.bus_master:
+            self._fault(FaultSource.DMA, bases[0], "enable refused: bus mastering is off (PCI COMMAND bit 2)")
+            return
+        try:
+            queue = open_rings(self.address_space, ADMIN_QUEUE_ID, bases, entries, 0, None)
+        except CommandError as error:
+            self._fault(error.source, error.address, f"enable refused: {error.message}")
+            return
+        self._config_error = False
+        self.controller.enable(queue)
+
+    def _write_interrupt_mask(self, mask: int) -> None:
+        released = self._held_vectors & ~mask
+        self._held_vectors &= mask
+        for vector in range(VECTORS):
+            if released >> vector & 1:
+                self.interrupts.trigger(vector)
+
+    def _raise_vector(self, vector: int) -> None:
+        bit = 1 << vector
+        self.registers.store("interrupt_status", self.registers.value("interrupt_status") | bit)
+        if self.registers.value("interrupt_mask") & bit:
+            self._held_vectors |= bit
+        else:
+            self.interrupts.trigger(vector)
+
+    def _clear_faults(self, value: int) -> None:
+        self.errors.fault_bits &= ~value
+
+    def _take_clocks(self, value: int) -> None:
+        if value & 1:
+            self._snapshot = self.clock.snapshot()
+
+    def _take_counters(self, value: int) -> None:
+        if value & 1:
+            done = self.activity
+            self._counters = (done.commands, done.bytes_copied + done.bytes_filled, done.busy_ticks)
+
+    # --- records -----------------------------------------------------------------------------------------------
+
+    def _identify(self) -> bytes:
+        return IDENTIFY_DATA.build(
+            contract_major=CONTRACT_MAJOR,
+            contract_minor=CONTRACT_MINOR,
+            silicon_revision=self.registers.value("revision"),
+            features=self.registers.value("features"),
+            serial=self.serial.encode(),
+            profile=self.profile.name.encode(),
+            firmware=b"",
+            kernels=self.kernels.encode(),
+            memory_bytes=self.memory.size,
+            tick_hertz=self.profile.tick_hz,
+            max_queue_entries=MAX_QUEUE_ENTRIES,
+            max_io_queues=MAX_IO_QUEUES,
+            engines=self.profile.engines,
+            max_programs=MAX_PROGRAMS,
+            max_bindings=MAX_BINDINGS,
+            emulated=1,
+            max_program_bytes=MAX_PROGRAM_BYTES,
+        )
+
+    def _log_page(self, page: int) -> bytes:
+        if page == LogPage.ERRORS:
+            return self.errors.page()
+        if page == LogPage.ACTIVITY:
+            return ACTIVITY_LOG.build(**dataclasses.asdict(self.activity))
+        return self.black_box
+
+    def _save_black_box(self, cause: ResetCause) -> None:
+        self.black_box = encode_black_box(
+            cause,
+            self.clock.snapshot(),
+            self.registers.dump(),
+            [queue.describe() for queue in self.controller.queues.values()],
+            self.controller.recent_descriptors,
+            self.controller.recent_completions,
+            self.errors.entries(),
+        )
+
+    def _note_reset(self, cause: ResetCause) -> None:
+        self.reset_cause = cause
+        self.activity.resets += 1
+
+    def _register_fault(self, offset: int, message: str) -> None:
+        self._fault(FaultSource.REGISTER, offset, message)
+
+    def _undeliverable(self, vector: int) -> None:
+        self._fault(FaultSource.DMA, vector, f"interrupt vector {vector} while bus mastering is off")
+
+    def _fault(self, source: FaultSource, address: int, message: str) -> None:
+        self.errors.record(ErrorRecord(source, message, address=address))
+
+
+def build(profile_name: str, kernels: str, state: Path | None = None, *, in_process: bool = False) -> PciFunction:
+    """A powered-on function. Raises ValueError for an unknown profile, StateError for an unusable folder."""
+    from emulator.engines.pool import open_engines
+    from emulator.model.profile import load_profile
+
+    profile = load_profile(profile_name)
+    folder = StateFolder(state) if state else None
+    return PciFunction(profile, open_engines(profile, kernels, in_process=in_process), kernels, folder)

@@ -1,0 +1,102 @@
+"""What a device keeps in a folder across processes: serial number, event log, counters, black box.
+
+Without a folder nothing is kept. Files are replaced whole (written beside, then renamed), so a kill leaves the old ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+STATE_VERSION = 1
+_SUMMARY = "device.json"
+_ERRORS = "errors.bin"
+_BLACK_BOX = "black_box.bin"
+_LOCK = "lock"
+
+
+class StateError(Exception):
+    """The state folder cannot be used; says why and what to do."""
+
+
+@dataclasses.dataclass
+class KeptState:
+    """What was found, or the state of a new device."""
+
+    serial: str
+    counters: dict[str, int]
+    errors: bytes | None = None
+    black_box: bytes | None = None
+
+
+def new_serial() -> str:
+    """A serial number for a device that never had one."""
+    return f"EMU{secrets.token_hex(5).upper()}"
+
+
+class StateFolder:
+    """One device's folder, locked while a process uses it."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the folder. Raises StateError when it is not usable or in use."""
+        self.path = path
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StateError(f"state folder {path}: {error.strerror}; name a folder that can be written") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._lock)
+            raise StateError(f"state folder {path} is in use by another emulator; stop it or name another") from error
+
+    def load(self) -> KeptState:
+        """What an earlier process saved. Raises StateError when the files are not ours."""
+        summary = self.path / _SUMMARY
+        if not summary.exists():
+            return KeptState(new_serial(), {})
+        try:
+            document: dict[str, Any] = json.loads(summary.read_text("utf-8"))
+            if document["version"] != STATE_VERSION:
+                raise StateError(
+                    f"state folder {self.path} has version {document['version']}, this emulator writes {STATE_VERSION};"
+                    " name another folder"
+                )
+            serial = str(document["serial"])
+            counters = {str(name): int(value) for name, value in document["counters"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StateError(f"{summary} is damaged ({error}); remove the folder to begin anew") from error
+        return KeptState(serial, counters, self._read(_ERRORS), self._read(_BLACK_BOX))
+
+    def save(self, state: KeptState) -> None:
+        """Replace what is kept. Raises StateError when the folder cannot be written."""
+        document = {"version": STATE_VERSION, "serial": state.serial, "counters": state.counters}
+        try:
+            if state.errors is not None:
+                self._replace(_ERRORS, state.errors)
+            if state.black_box is not None:
+                self._replace(_BLACK_BOX, state.black_box)
+            self._replace(_SUMMARY, json.dumps(document, indent=1).encode())
+        except OSError as error:
+            raise StateError(f"state folder {self.path}: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Unlock the folder; idempotent."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _read(self, name: str) -> bytes | None:
+        path = self.path / name
+        return path.read_bytes() if path.exists() else None
+
+    def _replace(self, name: str, data: bytes) -> None:
+        temporary = self.path / f"{name}.new"
+        temporary.write_bytes(data)
+        os.replace(temporary, self.path / name)
