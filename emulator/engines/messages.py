@@ -1,0 +1,75 @@
+"""What the controller and an engine worker say to each other: one datagram a message on a SOCK_SEQPACKET pair.
+
+The worker is ours and runs what it is told, so nothing is negotiated. LOAD carries the program as a sealed file.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+
+from driver_shim.protocol.commands import MAX_BINDINGS
+from driver_shim.protocol.layout import Layout, raw, reserved, u8, u32, u64
+
+
+class Request(enum.IntEnum):
+    """Controller to worker."""
+
+    LOAD = 1
+    """Take the program in the file that comes with the message. No reply."""
+    UNLOAD = 2
+    """Forget a program. No reply."""
+    RUN = 3
+    """Run a program; the input addresses follow the request. One REPLY."""
+
+
+REQUEST = Layout(
+    "engine_request",
+    48,
+    "kind" / u32,
+    "program" / u32,
+    "job" / u64,
+    "constants_address" / u64,
+    "scratch_bytes" / u64,
+    "report_offset" / u64,
+    "input_count" / u32,
+    reserved(4),
+)
+"""`scratch_bytes`: size the scratch file now has. `report_offset`: where in it the KERNEL_RUN entries go."""
+
+MESSAGE_BYTES = 168
+REPLY = Layout(
+    "engine_reply",
+    192,
+    "job" / u64,
+    "wall_ns" / u64,
+    "command_index" / u32,
+    "status" / u8,
+    reserved(3),
+    "message" / raw(MESSAGE_BYTES),
+)
+
+KERNEL_NAME_BYTES = 40
+KERNEL_RUN = Layout("kernel_run", 48, "wall_ns" / u64, "kernel" / raw(KERNEL_NAME_BYTES))
+
+MAX_REQUEST_BYTES = REQUEST.size + 8 * MAX_BINDINGS
+
+
+def pack_addresses(addresses: tuple[int, ...]) -> bytes:
+    """Device addresses as they follow a RUN request."""
+    return struct.pack(f"<{len(addresses)}Q", *addresses)
+
+
+def unpack_addresses(message: bytes, count: int) -> tuple[int, ...]:
+    """The `count` addresses that follow a RUN request."""
+    return struct.unpack_from(f"<{count}Q", message, REQUEST.size)
+
+
+def padded(text: str, size: int) -> bytes:
+    """UTF-8 of at most `size` bytes, cut at a character; `unpadded` is its inverse."""
+    return text.encode()[:size].decode(errors="ignore").encode()
+
+
+def unpadded(data: bytes) -> str:
+    """The text of a zero-padded field."""
+    return data.rstrip(b"\0").decode(errors="replace")

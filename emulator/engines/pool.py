@@ -1,0 +1,288 @@
+"""Engines as worker processes: started when the first program is loaded, fed one job at a time, replaced when they die.
+
+The controller owns the pool from one thread and never waits for it: `fds` tells when `poll` has something to say.
+A job's results stay in the worker's private scratch until the controller has copied and released them, so that
+nothing of a cancelled job ever reaches device memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import os
+from collections import deque
+from collections.abc import Callable
+
+from driver_shim.protocol.commands import Status
+from emulator import timeouts
+from emulator.engines.job import EngineJob, JobResult, Outcome, ProgramImage
+from emulator.engines.messages import REPLY, unpadded
+from emulator.engines.process import WorkerProcess, sealed_file
+
+_logger = logging.getLogger("npu.emulator.engines")
+
+EXECUTOR = "emulator.engines.executor"
+
+
+@dataclasses.dataclass(slots=True)
+class _Program:
+    """A loaded program and the file its container travels in."""
+
+    number: int
+    """What workers call it; never used again, as handles are."""
+    image: ProgramImage
+    fd: int
+    waiting: int = 0
+    """Jobs in line for it."""
+    unloaded: bool = False
+
+    def close_if_unused(self) -> None:
+        """Let the file go once nobody can need it."""
+        if self.unloaded and not self.waiting:
+            os.close(self.fd)
+
+
+@dataclasses.dataclass(slots=True)
+class _Engine:
+    """One worker and what it is doing."""
+
+    process: WorkerProcess
+    job: EngineJob | None = None
+    """Running on it."""
+    program: ProgramImage | None = None
+    """The image of `job`, also after it was unloaded."""
+    held: int | None = None
+    """Id of the finished job whose outputs are not released yet."""
+
+    @property
+    def free(self) -> bool:
+        return self.job is None and self.held is None
+
+
+def worker_limits(engines: int, cores: int) -> tuple[int, int]:
+    """(workers, threads of each) for a chip with `engines` engines on `cores` host cores.
+
+    All threads together stay below the number of cores, so that the bus keeps one for itself where there are two.
+    """
+    budget = max(1, cores - 1)
+    workers = min(engines, budget)
+    return workers, budget // workers
+
+
+class EnginePool:
+    """`Engines` as worker processes."""
+
+    def __init__(self, memory_fd: int, engines: int, kernels: str = "auto", executor: str = EXECUTOR) -> None:
+        """Start nothing yet. `memory_fd` is device memory's file; `executor` names the module that runs programs."""
+        self.kernels = kernels
+        self._memory_fd = memory_fd
+        self._executor = executor
+        self._workers, self._threads = worker_limits(engines, len(os.sched_getaffinity(0)))
+        self._programs: dict[int, _Program] = {}
+        self._numbers = itertools.count(1)
+        self._engines: list[_Engine] = []
+        self._waiting: deque[tuple[EngineJob, _Program]] = deque()
+        self._lost: list[JobResult] = []
+        """Results of jobs whose worker could not be fed; handed out by the next `poll`."""
+        self._ending: list[WorkerProcess] = []
+        """Killed workers not yet reaped."""
+        self._closed = False
+
+    # --- programs ---------------------------------------------------------------------------------------------
+
+    def load(self, handle: int, image: ProgramImage) -> None:
+        """Keep the program in a sealed file and warm up a worker with it.
+
+        Raises ValueError when the handle is taken, OSError when the system refuses a file or process.
+        """
+        if handle in self._programs:
+            raise ValueError(f"program handle {handle} is loaded already")
+        program = _Program(next(self._numbers), image, sealed_file(image.data, "npu-program"))
+        self._programs[handle] = program
+        try:
+            engine = self._find_engine()
+        except OSError as error:
+            _logger.warning("cannot start an engine worker yet: %s", error)
+            return
+        if engine is not None:
+            engine.process.send_program(program.number, program.fd)
+
+    def unload(self, handle: int) -> None:
+        """Forget a program here and in every worker. Jobs of it that run or wait are not disturbed."""
+        program = self._programs.pop(handle)
+        program.unloaded = True
+        program.close_if_unused()
+        for engine in self._engines:
+            engine.process.drop_program(program.number)
+
+    # --- jobs -------------------------------------------------------------------------------------------------
+
+    def start(self, job: EngineJob) -> None:
+        """Run the job on a free engine, else when one is. Raises KeyError when its program is not loaded."""
+        program = self._programs[job.program]
+        program.waiting += 1
+        self._waiting.append((job, program))
+        self._feed()
+
+    def poll(self) -> list[JobResult]:
+        """Collect what finished or died, and feed engines that are free."""
+        results, self._lost = self._lost, []
+        for engine in list(self._engines):
+            message = engine.process.receive()
+            if message is None:
+                continue
+            if message:
+                results.append(self._finish(engine, message))
+            else:
+                _logger.warning("engine worker %d died", engine.process.pid)
+                if engine.job is not None:
+                    results.append(_lost_result(engine.job))
+                self._drop(engine)
+        if self._ending:
+            self._ending = [process for process in self._ending if not process.reap()]
+        self._feed()
+        return results
+
+    def release(self, result: JobResult) -> None:
+        """The outputs are copied: the engine may overwrite them. Ignored for results that a cancel made void."""
+        for engine in self._engines:
+            if engine.held == result.job.id:
+                engine.held = None
+                self._feed()
+                return
+
+    def fds(self) -> list[int]:
+        """The workers' sockets: readable for an answer and at a worker's death."""
+        return [engine.process.fd for engine in self._engines]
+
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers that live."""
+        return [engine.process.pid for engine in self._engines]
+
+    def cancel(self, job_id: int) -> None:
+        """Drop one job: taken from the line, or its worker is killed and replaced when next needed."""
+        self._forget_waiting(lambda job: job.id == job_id)
+        self._lost = [result for result in self._lost if result.job.id != job_id]
+        for engine in list(self._engines):
+            if engine.job is not None and engine.job.id == job_id:
+                self._abandon(engine)
+            elif engine.held == job_id:
+                engine.held = None
+        self._feed()
+
+    def cancel_all(self) -> None:
+        """Drop every job. Workers that compute are killed; those that are done live on with their programs."""
+        self._forget_waiting(lambda job: True)
+        self._lost.clear()
+        for engine in list(self._engines):
+            engine.held = None
+            if engine.job is not None:
+                self._abandon(engine)
+
+    def close(self) -> None:
+        """Kill and reap every worker, close every file; idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._forget_waiting(lambda job: True)
+        self._lost.clear()
+        for engine in list(self._engines):
+            self._drop(engine)
+        for process in self._ending:
+            if not process.wait(timeouts.ENGINE_REAP_S):
+                _logger.error("engine worker %d does not end", process.pid)
+        self._ending = []
+        for program in self._programs.values():
+            os.close(program.fd)
+        self._programs = {}
+
+    # --- within -----------------------------------------------------------------------------------------------
+
+    def _feed(self) -> None:
+        """Hand waiting jobs to free engines."""
+        while self._waiting:
+            job, program = self._waiting[0]
+            try:
+                engine = self._find_engine()
+                if engine is None:
+                    return
+                started = self._hand_over(engine, job, program)
+            except OSError as error:
+                self._lost.append(_lost_result(job, f"no engine could take the program: {error}"))
+                started = True
+            if started:
+                self._waiting.popleft()
+                program.waiting -= 1
+                program.close_if_unused()
+
+    def _hand_over(self, engine: _Engine, job: EngineJob, program: _Program) -> bool:
+        """Start a job on a free engine; False if its worker has died meanwhile and was dropped.
+
+        Raises OSError when scratch cannot grow, or when even a new worker is no use.
+        """
+        process = engine.process
+        fresh = not process.knows_programs
+        if not (
+            process.send_program(program.number, program.fd) and process.send_job(job, program.number, program.image)
+        ):
+            self._drop(engine)
+            if fresh:
+                raise OSError("a new engine worker takes no work")
+            return False
+        engine.job, engine.program = job, program.image
+        if program.unloaded:
+            process.drop_program(program.number)
+        return True
+
+    def _forget_waiting(self, condition: Callable[[EngineJob], bool]) -> None:
+        """Take jobs out of the line."""
+        kept = deque(entry for entry in self._waiting if not condition(entry[0]))
+        for job, program in self._waiting:
+            if condition(job):
+                program.waiting -= 1
+                program.close_if_unused()
+        self._waiting = kept
+
+    def _find_engine(self) -> _Engine | None:
+        """A free engine, started if there may be one more; None when all are taken."""
+        for engine in self._engines:
+            if engine.free:
+                return engine
+        if len(self._engines) == self._workers:
+            return None
+        process = WorkerProcess(self._memory_fd, self._executor, self.kernels, self._threads)
+        engine = _Engine(process)
+        self._engines.append(engine)
+        return engine
+
+    def _finish(self, engine: _Engine, message: bytes) -> JobResult:
+        """Turn a worker's answer into a result."""
+        job, image = engine.job, engine.program
+        number, wall_ns, command_index, status, text = REPLY.unpack_from(message)
+        if job is None or image is None or number != job.id:
+            raise RuntimeError(f"engine worker answered job {number} while it had {job}")
+        engine.job = engine.program = None
+        if status != Status.SUCCESS:
+            return JobResult(job, Outcome.FAULT, Status(status), command_index, unpadded(text), wall_ns, (), ())
+        engine.held = job.id
+        outputs, report = engine.process.results(image)
+        return JobResult(job, Outcome.OK, Status.SUCCESS, 0, "", wall_ns, outputs, report)
+
+    def _abandon(self, engine: _Engine) -> None:
+        """Drop the job that an engine runs: free if it has just finished, else its worker is killed."""
+        message = engine.process.receive()
+        if message:
+            engine.job = engine.program = None
+        else:
+            self._drop(engine)
+
+    def _drop(self, engine: _Engine) -> None:
+        """Kill an engine's worker; it is reaped later."""
+        self._engines.remove(engine)
+        engine.process.kill()
+        self._ending.append(engine.process)
+
+
+def _lost_result(job: EngineJob, message: str = "the engine died while it ran the program") -> JobResult:
+    return JobResult(job, Outcome.ENGINE_LOST, Status.ENGINE_LOST, 0, message, 0, (), ())

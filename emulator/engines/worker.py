@@ -1,0 +1,132 @@
+"""An engine as a process: takes programs and jobs from its socket, computes into its scratch, answers.
+
+Device memory is mapped read-only here, so an engine that outlives a reset cannot alter it. The process ends when the
+emulator does: by end-of-file on the socket, and by the kernel's parent-death signal while it computes.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import importlib
+import mmap
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, cast
+
+from driver_shim.protocol.commands import Status
+from emulator.engines import import_guard
+from emulator.engines.job import Executor, KernelRun, ProgramFault
+from emulator.engines.messages import (
+    KERNEL_NAME_BYTES,
+    KERNEL_RUN,
+    MAX_REQUEST_BYTES,
+    MESSAGE_BYTES,
+    REPLY,
+    REQUEST,
+    Request,
+    padded,
+    unpack_addresses,
+)
+
+ENGINE_NICENESS = 5
+"""Engines yield to the bus: registers must answer while they compute."""
+
+_PR_SET_PDEATHSIG = 1
+"""prctl(2)."""
+
+
+class EngineWorker:
+    """The worker's state: mapped files, loaded programs, and the loop over its socket."""
+
+    def __init__(
+        self, channel: socket.socket, memory_fd: int, scratch_fd: int, executor: Executor, kernels: str
+    ) -> None:
+        self._channel = channel
+        self._memory = memoryview(mmap.mmap(memory_fd, 0, prot=mmap.PROT_READ))
+        self._scratch_fd = scratch_fd
+        self._scratch = memoryview(b"")
+        self._executor = executor
+        self._kernels = kernels
+        self._programs: dict[int, Any] = {}
+
+    def serve(self) -> None:
+        """Carry out requests until the other side closes. A programming error in a kernel propagates."""
+        ancillary = socket.CMSG_SPACE(array.array("i").itemsize)
+        while True:
+            message, control, _, _ = self._channel.recvmsg(MAX_REQUEST_BYTES, ancillary)
+            if not message:
+                return
+            fields = REQUEST.unpack_from(message)
+            kind, program = fields[0], fields[1]
+            if kind == Request.RUN:
+                self._run(message, fields)
+            elif kind == Request.LOAD:
+                self._load(program, control)
+            else:
+                self._programs.pop(program, None)
+
+    def _load(self, program: int, control: list[tuple[int, int, bytes]]) -> None:
+        """Map the file that came with a LOAD and prepare the program in it."""
+        (fd,) = array.array("i", control[0][2])
+        try:
+            image = mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+        finally:
+            os.close(fd)
+        self._programs[program] = self._executor.load(memoryview(image))
+
+    def _run(self, message: bytes, fields: tuple[int, ...]) -> None:
+        """Carry out one RUN and answer it."""
+        _, program, job, constants_address, scratch_bytes, report_offset, input_count = fields
+        if len(self._scratch) < scratch_bytes:
+            self._scratch = memoryview(mmap.mmap(self._scratch_fd, scratch_bytes))
+        began = time.monotonic_ns()
+        status, index, text = Status.SUCCESS, 0, b""
+        try:
+            report = self._executor.execute(
+                self._programs[program],
+                memory=self._memory,
+                constants_address=constants_address,
+                inputs=unpack_addresses(message, input_count),
+                scratch=self._scratch[:report_offset],
+                kernels=self._kernels,
+            )
+            self._write_report(report_offset, report)
+        except ProgramFault as fault:
+            status, index, text = fault.status, fault.command_index, padded(fault.message, MESSAGE_BYTES)
+        self._channel.send(REPLY.pack(job, time.monotonic_ns() - began, index, status, text))
+
+    def _write_report(self, offset: int, report: Sequence[KernelRun]) -> None:
+        """Leave the report behind the program's own scratch, where its length has no limit."""
+        for run in report:
+            KERNEL_RUN.pack_into(self._scratch, offset, run.wall_ns, padded(run.kernel, KERNEL_NAME_BYTES))
+            offset += KERNEL_RUN.size
+
+
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel to kill this process when `parent` ends; ends at once if it has ended already."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Entry point of the worker process: socket, memory, scratch (descriptors), parent's id, executor, kernels."""
+    channel_fd, memory_fd, scratch_fd, parent = (int(text) for text in arguments[:4])
+    executor_name, kernels = arguments[4:]
+    die_with_parent(parent)
+    import_guard.install()
+    os.nice(ENGINE_NICENESS)
+    executor = cast("Executor", importlib.import_module(executor_name))
+    with socket.socket(fileno=channel_fd) as channel:
+        EngineWorker(channel, memory_fd, scratch_fd, executor, kernels).serve()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,220 @@
+"""Engine workers that die, jobs that are dropped, an emulator that is killed: nothing hangs and nothing is left."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from driver_shim.protocol.commands import Status
+from emulator.device_memory import DeviceMemory
+from emulator.engines.job import EngineJob, Outcome, ProgramImage
+from emulator.engines.pool import EnginePool
+from tests.unit.test_engines import PATIENCE_S, collect, image, job
+
+EXECUTOR = "tests.support.toy_executor"
+
+
+@pytest.fixture()
+def pool() -> Iterator[EnginePool]:
+    memory = DeviceMemory(1 << 16)
+    pool = EnginePool(memory.fd, 1, "auto", executor=EXECUTOR)
+    yield pool
+    pool.close()
+    memory.close()
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"after {PATIENCE_S} s still not: {what}")
+        time.sleep(0.005)
+
+
+def exists(pid: int) -> bool:
+    return os.path.exists(f"/proc/{pid}")
+
+
+def open_files() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+def children() -> set[int]:
+    """Children of this process, zombies included, but those of the test runner itself."""
+    found = set()
+    for thread in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{thread}/children", encoding="ascii") as file:
+            found |= {int(pid) for pid in file.read().split()}
+    return found
+
+
+@pytest.mark.parametrize("command", ["die", "crash"])
+def test_a_worker_that_dies_mid_job_completes_it_as_lost_and_is_replaced(pool: EnginePool, command: str) -> None:
+    pool.load(1, image(command))
+    pool.load(2, image("nothing"))
+    pool.start(job(1, 1))
+    pool.start(job(2, 2))
+    results = {result.job.id: result for result in collect(pool, 2)}
+    assert results[1].outcome is Outcome.ENGINE_LOST
+    assert results[1].status is Status.ENGINE_LOST
+    assert "died" in results[1].message
+    assert results[2].outcome is Outcome.OK
+
+
+def test_an_idle_worker_that_is_killed_is_replaced(pool: EnginePool) -> None:
+    pool.load(1, image("nothing"))
+    pool.start(job(1))
+    pool.release(collect(pool)[0])
+    (first,) = pool.worker_pids()
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: pool.poll() == [] and pool.worker_pids() == [], "the death is noticed")
+    pool.start(job(2))
+    assert collect(pool)[0].outcome is Outcome.OK
+    assert pool.worker_pids() != [first]
+
+
+def test_a_reset_does_not_wait_for_a_worker_that_never_ends(pool: EnginePool) -> None:
+    pool.load(1, image("spin"))
+    pool.load(2, image("nothing"))
+    pool.start(job(1))
+    pool.start(job(2, 2))
+    (worker,) = pool.worker_pids()
+    pool.cancel_all()
+    assert pool.worker_pids() == []
+    pool.start(job(3, 2))
+    assert [result.job.id for result in collect(pool)] == [3]
+    wait_until(lambda: pool.poll() == [] and not exists(worker), "the killed worker is reaped")
+
+
+def test_cancelling_one_job_lets_the_next_one_run(pool: EnginePool) -> None:
+    pool.load(1, image("spin"))
+    pool.load(2, image("nothing"))
+    for number, program in ((1, 1), (2, 2), (3, 2)):
+        pool.start(job(number, program))
+    pool.cancel(2)
+    pool.cancel(1)
+    assert [result.job.id for result in collect(pool)] == [3]
+
+
+def test_a_result_that_was_not_released_keeps_its_outputs(pool: EnginePool) -> None:
+    pool.load(1, image("copy 4", ((0, 4),)))
+    pool.start(job(1))
+    (held,) = collect(pool)
+    pool.start(job(2))
+    os.kill(pool.worker_pids()[0], signal.SIGKILL)
+    wait_until(lambda: [result.job.id for result in pool.poll()] == [2], "the waiting job runs on a new worker")
+    assert bytes(held.outputs[0]) == bytes(4)
+    pool.release(held)
+
+
+def test_workers_killed_at_random_points_lose_at_most_the_job_they_ran() -> None:
+    memory = DeviceMemory(1 << 16)
+    before_files, before_children = open_files(), children()
+    pool = EnginePool(memory.fd, 2, "auto", executor=EXECUTOR)
+    random_points = random.Random(20240611)
+    pool.load(1, image("copy 8\nsleep 0.002\nnothing", ((0, 8),)))
+    try:
+        for number in range(40):
+            pool.start(job(number))
+            if random_points.random() < 0.3:
+                time.sleep(random_points.random() * 0.02)
+                for pid in pool.worker_pids():
+                    os.kill(pid, signal.SIGKILL)
+            (result,) = collect(pool)
+            assert result.job.id == number
+            assert result.outcome in (Outcome.OK, Outcome.ENGINE_LOST)
+            pool.release(result)
+    finally:
+        pool.close()
+    del result
+    assert children() == before_children
+    assert open_files() == before_files
+    memory.close()
+
+
+def test_a_storm_of_starts_and_cancels_leaves_nothing() -> None:
+    memory = DeviceMemory(1 << 16)
+    before_files, before_children = open_files(), children()
+    pool = EnginePool(memory.fd, 2, "auto", executor=EXECUTOR)
+    choices = random.Random(7)
+    outstanding: set[int] = set()
+    loaded: set[int] = set()
+    try:
+        for number in range(300):
+            step = choices.random()
+            handle = choices.randrange(4)
+            if handle not in loaded:
+                pool.load(handle, image(choices.choice(["nothing", "copy 64", "sleep 0.001", "fault EXECUTION_FAULT"])))
+                loaded.add(handle)
+            pool.start(job(number, handle))
+            outstanding.add(number)
+            if step < 0.05:
+                pool.cancel_all()
+                outstanding.clear()
+            elif step < 0.10:
+                pool.cancel(number)
+                outstanding.discard(number)
+            elif step < 0.2:
+                pool.unload(handle)
+                loaded.discard(handle)
+            elif step < 0.5:
+                for result in pool.poll():
+                    assert result.job.id in outstanding
+                    outstanding.discard(result.job.id)
+                    pool.release(result)
+        while outstanding:
+            for result in collect(pool):
+                outstanding.discard(result.job.id)
+                pool.release(result)
+    finally:
+        pool.close()
+    assert children() == before_children
+    assert open_files() == before_files
+    memory.close()
+
+
+def test_scratch_that_the_system_refuses_loses_the_job_only(pool: EnginePool) -> None:
+    pool.load(1, ProgramImage(b"nothing", 1 << 62, (), 1))
+    pool.load(2, image("nothing"))
+    pool.start(EngineJob(1, 0, 1, 0, ()))
+    (result,) = collect(pool)
+    assert result.outcome is Outcome.ENGINE_LOST
+    assert "no engine could take the program" in result.message
+    pool.start(job(2, 2))
+    assert collect(pool)[0].outcome is Outcome.OK
+
+
+@pytest.mark.parametrize("command", ["spin", "nothing"])
+def test_workers_end_when_their_emulator_is_killed(command: str) -> None:
+    script = (
+        "import sys, time\n"
+        "from emulator.device_memory import DeviceMemory\n"
+        "from emulator.engines.pool import EnginePool\n"
+        "from tests.unit.test_engines import image, job, collect\n"
+        f"pool = EnginePool(DeviceMemory(1 << 16).fd, 1, executor={EXECUTOR!r})\n"
+        "pool.load(2, image('nothing'))\n"
+        "pool.start(job(1, 2))\n"
+        "pool.release(collect(pool)[0])\n"
+        f"pool.load(1, image({command!r}))\n"
+        "pool.start(job(2))\n"
+        "print(pool.worker_pids()[0], flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    try:
+        if owner.stdout is None:
+            pytest.fail("no pipe")
+        worker = int(owner.stdout.readline())
+        assert exists(worker)
+    finally:
+        owner.kill()
+        owner.wait(PATIENCE_S)
+        owner.stdout.close() if owner.stdout else None
+    wait_until(lambda: not exists(worker), "the worker ends with its emulator")
