@@ -1,0 +1,245 @@
+"""The device's view of host memory: what the host mapped for DMA, by bus address (IOVA).
+
+A range is backed in one of three ways, chosen by what the host handed over:
+
+* a file sealed against shrinking: mapped, once a file, however many ranges lie in it;
+* any other file: read and written through its descriptor (see `host_files.py`);
+* no file: the host is asked by message, through `remote`.
+
+Nothing here trusts the host: what is not mapped, or not for that direction, is a `DmaFault`.
+"""
+
+from __future__ import annotations
+
+import bisect
+import errno
+from typing import Protocol
+
+from emulator.host_files import FileFault, FileIdentity, HostFile, identify, os_error
+
+IOVA_LIMIT = 1 << 64
+"""One past the last bus address; a range may end exactly here."""
+PAGE_BYTES = 4096
+"""Mappings are made of these pages, as on a bus behind an IOMMU."""
+MAX_RANGES = 65535
+"""Ranges that may be mapped at a time (vfio-user `max_dma_maps`)."""
+
+
+class DmaFault(Exception):
+    """The device may not, or could not, reach host memory."""
+
+    def __init__(self, iova: int, size: int, reason: str) -> None:
+        super().__init__(f"DMA of {size} bytes at bus address {iova:#x}: {reason}")
+        self.iova = iova
+        self.size = size
+        self.reason = reason
+
+
+class RemoteMemory(Protocol):
+    """Host memory that is reached by asking the host."""
+
+    def read(self, iova: int, size: int) -> bytes:
+        """`size` bytes at `iova`. Raises DmaFault when the host refuses or does not answer in time."""
+
+    def write(self, iova: int, data: memoryview) -> None:
+        """Write `data` at `iova`. Raises DmaFault likewise."""
+
+    def abort(self) -> None:
+        """Fail the transfer under way, if there is one, with DmaFault."""
+
+
+class _Range:
+    """Bus addresses `first` to `end` (exclusive) and what lies behind them."""
+
+    __slots__ = ("end", "file", "first", "offset", "readable", "view", "writable")
+
+    def __init__(
+        self, first: int, end: int, file: HostFile | None, offset: int, *, readable: bool, writable: bool
+    ) -> None:
+        self.first = first
+        self.end = end
+        self.file = file
+        self.offset = offset
+        self.readable = readable
+        self.writable = writable
+        self.view: memoryview | None = None
+        self.resolve()
+
+    def resolve(self) -> None:
+        """Take the part of the file's mapping that is ours, where there is one."""
+        whole = self.file.view if self.file is not None else None
+        self.view = None if whole is None else whole[self.offset : self.offset + self.end - self.first]
+
+
+class AddressSpace:
+    """Everything the host has mapped. Single-threaded, like the function that owns it."""
+
+    def __init__(self) -> None:
+        self.generation = 0
+        """Changes with every map and unmap: holders of views resolve them again when it does."""
+        self.remote: RemoteMemory | None = None
+        """How to ask the host for ranges without a file; the server sets it while a client is connected."""
+        self._starts: list[int] = []
+        self._ranges: list[_Range] = []
+        self._files: dict[FileIdentity, HostFile] = {}
+
+    def __len__(self) -> int:
+        """Number of ranges mapped."""
+        return len(self._ranges)
+
+    def map(self, iova: int, size: int, *, fd: int | None, offset: int, readable: bool, writable: bool) -> None:
+        """Let the device reach `size` bytes at `iova`: those of `fd` from `offset`, or, without one, by message.
+
+        The descriptor stays the caller's. Raises OSError and changes nothing: EINVAL (empty, not of whole pages, beyond
+        2**64 or beyond the file, or no regular file), EEXIST (overlaps a mapping), EACCES (the file does not
+        allow it), ENOSPC (too many ranges), ENOMEM.
+        """
+        end = iova + size
+        if min(iova, offset) < 0 or size <= 0 or end > IOVA_LIMIT or (iova | size | offset) % PAGE_BYTES:
+            raise os_error(errno.EINVAL, f"a range of {size:#x} bytes at {iova:#x}, file offset {offset:#x}")
+        if len(self._ranges) >= MAX_RANGES:
+            raise os_error(errno.ENOSPC, f"{MAX_RANGES} ranges are mapped; unmap some")
+        at = bisect.bisect_left(self._starts, iova)
+        if (at and self._ranges[at - 1].end > iova) or (at < len(self._ranges) and self._starts[at] < end):
+            raise os_error(errno.EEXIST, f"a range of {size:#x} bytes at {iova:#x} overlaps a mapped one")
+        file = None if fd is None else self._file(fd, offset + size, writable=writable)
+        self._starts.insert(at, iova)
+        self._ranges.insert(at, _Range(iova, end, file, offset, readable=readable, writable=writable))
+        if file is not None:
+            file.ranges += 1
+        self.generation += 1
+
+    def unmap(self, iova: int, size: int) -> None:
+        """Take back exactly one earlier mapping. Raises OSError(ENOENT) when there is none like it."""
+        at = bisect.bisect_left(self._starts, iova)
+        if at == len(self._ranges) or self._starts[at] != iova or self._ranges[at].end != iova + size:
+            raise os_error(errno.ENOENT, f"no range of {size:#x} bytes was mapped at {iova:#x}")
+        del self._starts[at]
+        self._release(self._ranges.pop(at))
+        self.generation += 1
+
+    def unmap_all(self) -> None:
+        """Forget every mapping."""
+        self._starts.clear()
+        while self._ranges:
+            self._release(self._ranges.pop())
+        self.generation += 1
+
+    def check(self, iova: int, size: int, *, write: bool) -> None:
+        """Raise DmaFault unless all of `size` bytes at `iova` are mapped for this direction."""
+        at = iova
+        while at < iova + size:
+            at = self._at(at, write, iova, size).end
+
+    def view(self, iova: int, size: int, *, write: bool) -> memoryview:
+        """Host memory itself, valid until `generation` changes.
+
+        Raises DmaFault where it is not mapped, or not within one range of a file sealed against shrinking.
+        """
+        entry = self._at(iova, write, iova, size)
+        if entry.view is None:
+            raise DmaFault(iova, size, "not in a file that is sealed against shrinking, so it cannot be shared")
+        if iova + size > entry.end:
+            raise DmaFault(iova, size, "crosses the end of a mapped range")
+        part = entry.view[iova - entry.first : iova - entry.first + size]
+        return part if write else part.toreadonly()
+
+    def read(self, iova: int, size: int) -> bytearray:
+        """A copy of `size` bytes at `iova`. Raises DmaFault."""
+        self.check(iova, size, write=False)  # before memory is taken for a size that the host chose
+        data = bytearray(size)
+        self.copy_from(iova, memoryview(data))
+        return data
+
+    def write(self, iova: int, data: bytes | bytearray | memoryview) -> None:
+        """Store `data` at `iova`. Raises DmaFault; unmapped bytes are found before the first one is stored."""
+        self.copy_to(iova, memoryview(data))
+
+    def copy_from(self, iova: int, dest: memoryview) -> None:
+        """Fill `dest` (C-contiguous) from `iova`. Raises DmaFault."""
+        self._move(iova, dest, write=False)
+
+    def copy_to(self, iova: int, source: memoryview) -> None:
+        """Store `source` (C-contiguous) at `iova`. Raises DmaFault."""
+        self._move(iova, source, write=True)
+
+    def abort_transfers(self) -> None:
+        """A reset: a transfer that waits for the host's answer fails at once with DmaFault."""
+        if self.remote is not None:
+            self.remote.abort()
+
+    def _move(self, iova: int, data: memoryview, *, write: bool) -> None:
+        if data.format != "B" or data.ndim != 1:
+            data = data.cast("B")
+        size = len(data)
+        if not size:
+            return
+        entry = self._at(iova, write, iova, size)
+        if iova + size > entry.end:
+            self.check(iova, size, write=write)
+        done = 0
+        while True:
+            at = iova + done
+            part = data[done : done + entry.end - at]
+            try:
+                (self._store if write else self._load)(entry, at, part)
+            except FileFault as fault:
+                raise DmaFault(iova, size, str(fault)) from fault
+            done += len(part)
+            if done == size:
+                return
+            # Looked up anew: while it was asked for one range, the host may have changed the others.
+            entry = self._at(iova + done, write, iova, size)
+
+    def _load(self, entry: _Range, iova: int, dest: memoryview) -> None:
+        start = iova - entry.first
+        if entry.view is not None:
+            dest[:] = entry.view[start : start + len(dest)]
+        elif entry.file is not None:
+            entry.file.load(entry.offset + start, dest)
+        else:
+            dest[:] = self._ask(iova, len(dest)).read(iova, len(dest))
+
+    def _store(self, entry: _Range, iova: int, source: memoryview) -> None:
+        start = iova - entry.first
+        if entry.view is not None:
+            entry.view[start : start + len(source)] = source
+        elif entry.file is not None:
+            entry.file.store(entry.offset + start, source)
+        else:
+            self._ask(iova, len(source)).write(iova, source)
+
+    def _ask(self, iova: int, size: int) -> RemoteMemory:
+        if self.remote is None:
+            raise DmaFault(iova, size, "mapped without a file, and there is no host to ask")
+        return self.remote
+
+    def _at(self, at: int, write: bool, iova: int, size: int) -> _Range:
+        """The range that holds `at`, for an access of `size` bytes at `iova`."""
+        index = bisect.bisect_right(self._starts, at) - 1
+        if index < 0 or at >= self._ranges[index].end:
+            raise DmaFault(iova, size, f"nothing is mapped at {at:#x}")
+        entry = self._ranges[index]
+        if not (entry.writable if write else entry.readable):
+            raise DmaFault(iova, size, f"{at:#x} is not mapped for {'writing' if write else 'reading'}")
+        return entry
+
+    def _file(self, fd: int, end: int, *, writable: bool) -> HostFile:
+        """The file behind `fd`, reachable up to `end`. Raises OSError."""
+        identity = identify(fd, end, writable=writable)
+        file = self._files.get(identity) or HostFile(identity)
+        if file.cover(fd, end, writable=writable):
+            for entry in self._ranges:
+                if entry.file is file:
+                    entry.resolve()
+        self._files[identity] = file
+        return file
+
+    def _release(self, entry: _Range) -> None:
+        file = entry.file
+        if file is None:
+            return
+        file.ranges -= 1
+        if not file.ranges:
+            del self._files[file.identity]
+            file.close()
