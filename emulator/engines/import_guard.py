@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 BARRED = ("onnxruntime",)
 
 
-class _Guard(MetaPathFinder):
+class _Guard:
     """Refuses the barred packages and everything in them; knows no other module."""
 
     def find_spec(
