@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 
 from driver_shim.protocol import fences
-from driver_shim.protocol.mmio import MappedRegisters
 
 ROUNDS = 1_000_000
 LINE_BYTES = 64
