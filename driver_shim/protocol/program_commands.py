@@ -1,0 +1,255 @@
+"""The commands a program is made of: kinds, function codes, attribute layouts, operands.
+
+Facts only. Each kind states the operators of the ONNX specification that it carries out; its exact meaning is the
+golden kernel of the same name. Shapes live in the tensor table, so attributes hold only what shapes do not say.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple
+
+from driver_shim.protocol.layout import Layout, array, f32, i32, reserved, u8, u16, u32
+
+MAX_RANK = 8
+MAX_SPATIAL = 3
+"""Spatial dimensions of convolution and pooling (a 1-D convolution uses the first)."""
+
+
+class CommandKind(enum.IntEnum):
+    """What a command does."""
+
+    MATMUL = 0x01
+    """MatMul, Gemm; with bias and activation."""
+    CONV = 0x02
+    """Conv; with bias and activation."""
+    POOL = 0x03
+    """MaxPool, AveragePool."""
+    QMATMUL = 0x08
+    """QLinearMatMul; with int32 bias and ReLU."""
+    QCONV = 0x09
+    """QLinearConv; with int32 bias and ReLU."""
+    QUANTIZE = 0x0A
+    """QuantizeLinear."""
+    DEQUANTIZE = 0x0B
+    """DequantizeLinear."""
+    UNARY = 0x10
+    """Element-wise functions of one operand."""
+    BINARY = 0x11
+    """Element-wise functions of two operands, broadcast."""
+    WHERE = 0x12
+    """Where."""
+    CAST = 0x13
+    """Cast."""
+    REDUCE = 0x18
+    """ReduceSum and its relatives, global pooling."""
+    ARGUMENT = 0x19
+    """ArgMax, ArgMin."""
+    SOFTMAX = 0x1A
+    """Softmax, LogSoftmax."""
+    COPY = 0x20
+    """Identity, Reshape and all that only rename a shape."""
+    TRANSPOSE = 0x21
+    """Transpose."""
+    SLICE = 0x22
+    """Slice; Split is several."""
+    CONCAT = 0x23
+    """Concat."""
+    GATHER = 0x24
+    """Gather."""
+    PAD = 0x25
+    """Pad."""
+    EXPAND = 0x26
+    """Expand."""
+
+
+class Activation(enum.IntEnum):
+    """What MATMUL and CONV apply to a sum before its one rounding."""
+
+    NONE = 0
+    RELU = 1
+    CLIP = 2
+    """To [low, high]."""
+    SIGMOID = 3
+    TANH = 4
+
+
+class UnaryFunction(enum.IntEnum):
+    """Functions of UNARY, by the names of their ONNX operators."""
+
+    ABS = 1
+    NEG = 2
+    SIGN = 3
+    FLOOR = 4
+    CEIL = 5
+    ROUND = 6
+    EXP = 7
+    LOG = 8
+    SQRT = 9
+    RECIPROCAL = 10
+    TANH = 11
+    SIGMOID = 12
+    ERF = 13
+    RELU = 14
+    LEAKY_RELU = 15
+    """alpha: slope of the negative side."""
+    ELU = 16
+    """alpha."""
+    HARD_SIGMOID = 17
+    """max(0, min(1, alpha · x + beta))."""
+    CLIP = 18
+    """To [alpha, beta]."""
+    SOFTPLUS = 19
+    NOT = 20
+    SIN = 21
+    COS = 22
+
+
+class BinaryFunction(enum.IntEnum):
+    """Functions of BINARY, by the names of their ONNX operators."""
+
+    ADD = 1
+    SUB = 2
+    MUL = 3
+    DIV = 4
+    """Integers: rounded towards zero; a zero divisor fails the command."""
+    POW = 5
+    MIN = 6
+    MAX = 7
+    EQUAL = 8
+    LESS = 9
+    LESS_OR_EQUAL = 10
+    GREATER = 11
+    GREATER_OR_EQUAL = 12
+    AND = 13
+    OR = 14
+    XOR = 15
+
+
+class ReduceFunction(enum.IntEnum):
+    """Functions of REDUCE."""
+
+    SUM = 1
+    MEAN = 2
+    MAX = 3
+    MIN = 4
+    SUM_SQUARE = 5
+    L1 = 6
+    L2 = 7
+    LOG_SUM_EXP = 8
+
+
+class ArgumentFunction(enum.IntEnum):
+    """Functions of ARGUMENT."""
+
+    MAX = 1
+    MIN = 2
+
+
+class PoolFunction(enum.IntEnum):
+    """Functions of POOL."""
+
+    MAX = 1
+    AVERAGE = 2
+
+
+class PadMode(enum.IntEnum):
+    """Modes of PAD, by the names of the ONNX attribute."""
+
+    CONSTANT = 0
+    REFLECT = 1
+    EDGE = 2
+
+
+_WINDOW = (
+    "strides" / array(MAX_SPATIAL, u32),
+    "dilations" / array(MAX_SPATIAL, u32),
+    "pads_begin" / array(MAX_SPATIAL, u32),
+    "pads_end" / array(MAX_SPATIAL, u32),
+)
+"""How a window moves: unused spatial dimensions hold stride and dilation 1, padding 0."""
+
+_NONE = Layout("no_attributes", 8, reserved(8))
+
+ATTRIBUTES: dict[CommandKind, Layout] = {
+    CommandKind.MATMUL: Layout(
+        "matmul",
+        24,
+        "transpose_a" / u8,
+        "transpose_b" / u8,
+        "activation" / u8,
+        reserved(5),
+        "alpha" / f32,
+        "beta" / f32,
+        "low" / f32,
+        "high" / f32,
+    ),
+    CommandKind.CONV: Layout(
+        "conv", 64, "group" / u32, "activation" / u8, reserved(3), "low" / f32, "high" / f32, *_WINDOW
+    ),
+    CommandKind.POOL: Layout(
+        "pool",
+        64,
+        "function" / u8,
+        "count_include_pad" / u8,
+        "ceil_mode" / u8,
+        reserved(1),
+        "kernel" / array(MAX_SPATIAL, u32),
+        *_WINDOW,
+    ),
+    CommandKind.QMATMUL: Layout("qmatmul", 8, "relu" / u8, reserved(7)),
+    CommandKind.QCONV: Layout("qconv", 56, "group" / u32, "relu" / u8, reserved(3), *_WINDOW),
+    CommandKind.QUANTIZE: Layout("quantize", 8, "axis" / u32, reserved(4)),
+    CommandKind.DEQUANTIZE: Layout("dequantize", 8, "axis" / u32, reserved(4)),
+    CommandKind.UNARY: Layout("unary", 16, "function" / u16, reserved(6), "alpha" / f32, "beta" / f32),
+    CommandKind.BINARY: Layout("binary", 8, "function" / u16, reserved(6)),
+    CommandKind.WHERE: _NONE,
+    CommandKind.CAST: _NONE,
+    CommandKind.REDUCE: Layout("reduce", 8, "function" / u16, reserved(2), "axes" / u32),
+    CommandKind.ARGUMENT: Layout("argument", 8, "function" / u16, "select_last" / u8, reserved(1), "axis" / u32),
+    CommandKind.SOFTMAX: Layout("softmax", 8, "axis" / u32, "logarithm" / u8, reserved(3)),
+    CommandKind.COPY: _NONE,
+    CommandKind.TRANSPOSE: Layout("transpose", 8, "permutation" / array(MAX_RANK, u8)),
+    CommandKind.SLICE: Layout("slice", 64, "starts" / array(MAX_RANK, i32), "steps" / array(MAX_RANK, i32)),
+    CommandKind.CONCAT: Layout("concat", 8, "axis" / u32, reserved(4)),
+    CommandKind.GATHER: Layout("gather", 8, "axis" / u32, reserved(4)),
+    CommandKind.PAD: Layout("pad", 40, "mode" / u8, reserved(7), "begins" / array(MAX_RANK, u32)),
+    CommandKind.EXPAND: _NONE,
+}
+"""`axes` of REDUCE is a mask: bit i stands for dimension i. Axes count from 0, never from the end."""
+
+
+class Operands(NamedTuple):
+    """Input operands of one kind of command, in order; every kind has one output."""
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    repeats: bool = False
+    """True when the last required operand may occur several times."""
+
+
+_QUANTISED_LEFT = ("x", "w", "x_scale", "x_zero_point", "w_scale", "w_zero_point", "y_scale", "y_zero_point")
+
+OPERANDS: dict[CommandKind, Operands] = {
+    CommandKind.MATMUL: Operands(("a", "b"), ("bias",)),
+    CommandKind.CONV: Operands(("x", "w"), ("bias",)),
+    CommandKind.POOL: Operands(("x",)),
+    CommandKind.QMATMUL: Operands(_QUANTISED_LEFT, ("bias",)),
+    CommandKind.QCONV: Operands(_QUANTISED_LEFT, ("bias",)),
+    CommandKind.QUANTIZE: Operands(("x", "scale", "zero_point")),
+    CommandKind.DEQUANTIZE: Operands(("x", "scale"), ("zero_point",)),
+    CommandKind.UNARY: Operands(("x",)),
+    CommandKind.BINARY: Operands(("a", "b")),
+    CommandKind.WHERE: Operands(("condition", "x", "y")),
+    CommandKind.CAST: Operands(("x",)),
+    CommandKind.REDUCE: Operands(("x",)),
+    CommandKind.ARGUMENT: Operands(("x",)),
+    CommandKind.SOFTMAX: Operands(("x",)),
+    CommandKind.COPY: Operands(("x",)),
+    CommandKind.TRANSPOSE: Operands(("x",)),
+    CommandKind.SLICE: Operands(("x",)),
+    CommandKind.CONCAT: Operands(("x",), repeats=True),
+    CommandKind.GATHER: Operands(("x", "indices")),
+    CommandKind.PAD: Operands(("x",), ("value",)),
+    CommandKind.EXPAND: Operands(("x",)),
+}

@@ -1,0 +1,139 @@
+"""Element types on the wire: one table of ONNX number, name, numpy dtype and DLPack code.
+
+Numbers are those of `TensorProto.DataType` (ONNX IR, onnx.proto); DLPack codes those of `DLDataTypeCode`
+(dlpack.h 1.0). Elements are little-endian; a bool is one byte.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class WireType(enum.IntEnum):
+    """Types a tensor of a program can have; the value is the ONNX number."""
+
+    FLOAT32 = 1
+    UINT8 = 2
+    INT8 = 3
+    INT16 = 5
+    INT32 = 6
+    INT64 = 7
+    """Storage only: every value must fit int32, else the command that meets it fails."""
+    BOOL = 9
+    FLOAT16 = 10
+    BFLOAT16 = 16
+
+    @property
+    def text(self) -> str:
+        """numpy's name of the type, as in messages and `TensorInfo.dtype`."""
+        return self.name.lower()
+
+    @property
+    def size(self) -> int:
+        """Bytes of one element."""
+        return _TRAITS[self].bits // 8
+
+    @property
+    def dlpack(self) -> tuple[int, int]:
+        """DLPack's (type code, bits)."""
+        traits = _TRAITS[self]
+        return traits.dlpack_code, traits.bits
+
+    @property
+    def is_compute(self) -> bool:
+        """False for types that are stored and moved but not computed with at their own width."""
+        return _TRAITS[self].compute
+
+    @property
+    def is_float(self) -> bool:
+        """True for float32, float16 and bfloat16."""
+        return self in FLOATS
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The numpy dtype (`ml_dtypes.bfloat16` for bfloat16, imported when first asked for)."""
+        return _numpy_dtype(self)
+
+
+class _Traits(NamedTuple):
+    bits: int
+    dlpack_code: int
+    compute: bool
+
+
+_DLPACK_INT = 0
+_DLPACK_UINT = 1
+_DLPACK_FLOAT = 2
+_DLPACK_BFLOAT = 4
+_DLPACK_BOOL = 6
+
+_TRAITS: dict[WireType, _Traits] = {
+    WireType.FLOAT32: _Traits(32, _DLPACK_FLOAT, True),
+    WireType.UINT8: _Traits(8, _DLPACK_UINT, True),
+    WireType.INT8: _Traits(8, _DLPACK_INT, True),
+    WireType.INT16: _Traits(16, _DLPACK_INT, True),
+    WireType.INT32: _Traits(32, _DLPACK_INT, True),
+    WireType.INT64: _Traits(64, _DLPACK_INT, False),
+    WireType.BOOL: _Traits(8, _DLPACK_BOOL, False),
+    WireType.FLOAT16: _Traits(16, _DLPACK_FLOAT, True),
+    WireType.BFLOAT16: _Traits(16, _DLPACK_BFLOAT, True),
+}
+
+FLOATS = frozenset({WireType.FLOAT32, WireType.FLOAT16, WireType.BFLOAT16})
+INTEGERS = frozenset({WireType.UINT8, WireType.INT8, WireType.INT16, WireType.INT32, WireType.INT64})
+QUANTISED = frozenset({WireType.UINT8, WireType.INT8})
+
+INT64_STORAGE_MIN = -(1 << 31)
+INT64_STORAGE_MAX = (1 << 31) - 1
+"""What an int64 element may hold: the range of int32."""
+
+_REFUSED: dict[int, tuple[str, str]] = {
+    0: ("undefined", "give the tensor a type"),
+    4: ("uint16", "use int32"),
+    8: ("string", "process strings on the host"),
+    11: ("float64", "convert the model to float32"),
+    12: ("uint32", "use int32"),
+    13: ("uint64", "use int64 with values that fit 32 bits"),
+    14: ("complex64", "keep real and imaginary parts as float32"),
+    15: ("complex128", "keep real and imaginary parts as float32"),
+}
+_OTHER_HINT = "use one of the supported types"
+
+
+class UnsupportedType(ValueError):
+    """An element type that does not exist on the wire; the message names it and what to use instead."""
+
+
+def wire_type(number: int) -> WireType:
+    """The type with this ONNX number. Raises UnsupportedType with a hint for any other."""
+    try:
+        return WireType(number)
+    except ValueError:
+        name, hint = _REFUSED.get(number, (f"type {number}", _OTHER_HINT))
+        raise UnsupportedType(f"{name} is not supported by the device: {hint}") from None
+
+
+def wire_type_of(dtype: np.dtype[Any] | type | str) -> WireType:
+    """The type of a numpy dtype (or anything numpy takes for one, and "bfloat16").
+
+    Raises UnsupportedType with a hint when the device has no such type.
+    """
+    name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    try:
+        return WireType[np.dtype(name).name.upper() if name != WireType.BFLOAT16.text else "BFLOAT16"]
+    except (KeyError, TypeError):
+        hint = next((hint for known, hint in _REFUSED.values() if known == name), _OTHER_HINT)
+        raise UnsupportedType(f"{name} is not supported by the device: {hint}") from None
+
+
+@functools.cache
+def _numpy_dtype(kind: WireType) -> np.dtype[Any]:
+    if kind is not WireType.BFLOAT16:
+        return np.dtype(kind.text)
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.bfloat16)

@@ -1,0 +1,49 @@
+"""Which kernel runs each kind of command: golden ones, or faster ones where they exist.
+
+Fast kernels live in `emulator.engines.fast`; each has a golden kernel's signature and runs one command. They enter
+`FAST` by `register`; kinds without one fall back to golden, and reports name the kernel that ran.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from typing import NamedTuple
+
+from driver_shim.protocol.program_commands import CommandKind
+from emulator.model.golden import GOLDEN, Kernel
+
+CHOICES = ("auto", "numpy", "golden")
+"""What can be asked for. `numpy`: fast kernels of numpy alone; `auto`: the fastest there are."""
+FAST_PACKAGE = "emulator.engines.fast"
+
+
+class NamedKernel(NamedTuple):
+    """A kernel and what reports call it: "golden.conv", "fast.conv"."""
+
+    name: str
+    run: Kernel
+
+
+FAST: dict[CommandKind, NamedKernel] = {}
+"""Fast kernels by kind."""
+
+
+def register(kind: CommandKind, run: Kernel) -> None:
+    """Add a fast kernel. Raises ValueError when the kind has one."""
+    if kind in FAST:
+        raise ValueError(f"{kind.name} has the fast kernel {FAST[kind].name} already")
+    FAST[kind] = NamedKernel(f"fast.{kind.name.lower()}", run)
+
+
+@functools.cache
+def table(kernels: str) -> dict[CommandKind, NamedKernel]:
+    """The kernel of every kind for one of `CHOICES`. Raises ValueError for another."""
+    if kernels not in CHOICES:
+        raise ValueError(f"kernels {kernels!r}; must be one of {', '.join(CHOICES)}")
+    golden = {kind: NamedKernel(f"golden.{kind.name.lower()}", run) for kind, run in GOLDEN.items()}
+    if kernels == "golden":
+        return golden
+    if importlib.util.find_spec(FAST_PACKAGE) is not None:
+        importlib.import_module(FAST_PACKAGE)
+    return {**golden, **FAST}

@@ -1,0 +1,218 @@
+"""Verification of a program, once, when it is loaded; after it, running the program is safe whatever its author meant.
+
+A verified program names only tensors it has, reads only what it has written, lies within the memory it declares,
+matches the operators' rules, and asks for bounded work. What depends on data is checked while it runs.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import math
+
+from driver_shim.protocol.program import (
+    MAX_CONTAINER_BYTES,
+    Command,
+    Program,
+    ProgramError,
+    Storage,
+    TensorType,
+    align_up,
+    parse,
+)
+from driver_shim.protocol.program_commands import CommandKind
+from emulator.model.semantics import SemanticError, check
+from emulator.model.work import work_of
+
+TAP_EFFORT = 1 << 15
+"""What one step of a window costs beside its multiplications."""
+UNARY_EFFORT = 16
+"""Of the dearest function of one operand, for each byte."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DeviceLimits:
+    """What a device refuses to be asked for."""
+
+    container_bytes: int = MAX_CONTAINER_BYTES
+    memory_bytes: int = 1 << 32
+    """Of one program: constants, workspace, inputs and outputs together."""
+    effort: int = 1 << 40
+    """Multiply-accumulates plus bytes moved plus fixed costs, of one execution."""
+
+
+DEFAULT_LIMITS = DeviceLimits()
+
+
+class ProgramRejected(Exception):
+    """A container is malformed or its program is not one this device can run; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class VerifiedProgram:
+    """A program that can be executed. Its scratch memory holds the workspace, then the outputs."""
+
+    image: Program
+    scratch_bytes: int
+    """Private memory that one execution needs."""
+    output_places: tuple[tuple[int, int], ...]
+    """(offset in scratch, bytes) of every output."""
+
+    @property
+    def constants(self) -> memoryview | bytes:
+        """What the device places at the constants' address."""
+        return self.image.constants
+
+    @property
+    def constants_bytes(self) -> int:
+        """Size of the constants."""
+        return len(self.image.constants)
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Device memory the host provides for intermediates."""
+        return self.image.workspace_bytes
+
+    @property
+    def input_sizes(self) -> tuple[int, ...]:
+        """Bytes of every input, in binding order."""
+        return tuple(self.image.tensors[binding.tensor].type.size_bytes for binding in self.image.inputs)
+
+    @property
+    def output_sizes(self) -> tuple[int, ...]:
+        """Bytes of every output, in binding order."""
+        return tuple(size for _, size in self.output_places)
+
+    @property
+    def command_count(self) -> int:
+        """Number of commands."""
+        return len(self.image.commands)
+
+
+def verify(image: bytes | memoryview, *, device_limits: DeviceLimits = DEFAULT_LIMITS) -> VerifiedProgram:
+    """Check a container completely. Raises ProgramRejected."""
+    if len(image) > device_limits.container_bytes:
+        raise ProgramRejected(f"a container of {len(image)} bytes; at most {device_limits.container_bytes}")
+    try:
+        program = parse(image)
+    except ProgramError as error:
+        raise ProgramRejected(str(error)) from error
+    effort = 0
+    for index, command in enumerate(program.commands):
+        inputs: list[TensorType | None] = []
+        for tensor in command.inputs:
+            inputs.append(program.tensors[tensor].type if tensor is not None else None)
+        try:
+            check(command.kind, command.attributes, inputs, program.tensors[command.outputs[0]].type)
+        except SemanticError as error:
+            raise ProgramRejected(f"command {index} ({command.kind.name}): {error}") from error
+        effort += _effort(program, command)
+    if effort > device_limits.effort:
+        raise ProgramRejected(f"its commands cost {effort}; at most {device_limits.effort}")
+    _check_dataflow(program)
+    return _placed(program, device_limits)
+
+
+def load_verified(image: bytes | memoryview) -> VerifiedProgram:
+    """A container that `verify` has accepted before, without checking what it means again."""
+    return _placed(parse(image), DEFAULT_LIMITS)
+
+
+def _effort(program: Program, command: Command) -> int:
+    work = work_of(command, program.tensors)
+    taps = 1
+    output = program.tensors[command.outputs[0]].type
+    if command.kind is CommandKind.POOL:
+        taps = math.prod(command.attributes.kernel)
+        return work.bytes + taps * (output.size_bytes + TAP_EFFORT)
+    if command.kind in (CommandKind.CONV, CommandKind.QCONV) and command.inputs[1] is not None:
+        taps = math.prod(program.tensors[command.inputs[1]].type.shape[2:])
+    if command.kind is CommandKind.UNARY:
+        return UNARY_EFFORT * work.bytes + TAP_EFFORT
+    return work.macs + work.bytes + taps * TAP_EFFORT
+
+
+def _placed(program: Program, limits: DeviceLimits) -> VerifiedProgram:
+    """Lay the outputs out behind the workspace and check the sizes against the device."""
+    places = []
+    end = align_up(program.workspace_bytes)
+    for binding in program.outputs:
+        size = program.tensors[binding.tensor].type.size_bytes
+        places.append((end, size))
+        end = align_up(end + size)
+    inputs = sum(program.tensors[binding.tensor].type.size_bytes for binding in program.inputs)
+    total = end + inputs + len(program.constants)
+    if total > limits.memory_bytes:
+        raise ProgramRejected(f"it needs {total} bytes of memory; at most {limits.memory_bytes}")
+    return VerifiedProgram(program, end, tuple(places))
+
+
+def _check_dataflow(program: Program) -> None:
+    """Every tensor is written once, before it is read; tensors that live at one time do not overlap."""
+    last_read = _last_reads(program)
+    written: set[int] = set()
+    live = _LiveRanges()
+    for index, command in enumerate(program.commands):
+        for tensor in command.inputs:
+            if tensor is None or program.tensors[tensor].storage in (Storage.CONSTANT, Storage.INPUT):
+                continue
+            if tensor not in written:
+                raise ProgramRejected(f"command {index} ({command.kind.name}) reads tensor {tensor} before it is written")
+        output = command.outputs[0]
+        entry = program.tensors[output]
+        if entry.storage in (Storage.CONSTANT, Storage.INPUT):
+            raise ProgramRejected(f"command {index} ({command.kind.name}) writes tensor {output}, which is read-only")
+        if output in written:
+            raise ProgramRejected(f"command {index} ({command.kind.name}) writes tensor {output} a second time")
+        written.add(output)
+        if entry.storage is Storage.WORKSPACE:
+            other = live.add(entry.offset, entry.type.size_bytes, output)
+            if other is not None:
+                raise ProgramRejected(f"command {index} ({command.kind.name}) overwrites tensor {other}, still needed")
+        for tensor in {*command.inputs, output} - {None}:
+            if tensor is not None and last_read.get(tensor, index) <= index:
+                live.remove(tensor)
+    for binding in program.outputs:
+        if binding.tensor not in written:
+            raise ProgramRejected(f"the output {binding.name!r} is never written")
+
+
+def _last_reads(program: Program) -> dict[int, int]:
+    """The last command that reads each tensor."""
+    last: dict[int, int] = {}
+    for index, command in enumerate(program.commands):
+        for tensor in command.inputs:
+            if tensor is not None:
+                last[tensor] = index
+    return last
+
+
+class _LiveRanges:
+    """Disjoint byte ranges of the workspace tensors that are live, ordered by offset."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        self._tensors: list[int] = []
+        self._start_of: dict[int, int] = {}
+
+    def add(self, start: int, size: int, tensor: int) -> int | None:
+        """Take a range; returns a live tensor that it overlaps instead, if any."""
+        at = bisect.bisect_right(self._starts, start)
+        if at > 0 and self._ends[at - 1] > start:
+            return self._tensors[at - 1]
+        if at < len(self._starts) and self._starts[at] < start + size:
+            return self._tensors[at]
+        self._starts.insert(at, start)
+        self._ends.insert(at, start + size)
+        self._tensors.insert(at, tensor)
+        self._start_of[tensor] = start
+        return None
+
+    def remove(self, tensor: int) -> None:
+        """Give a range back; tensors that have none (inputs, constants, outputs) are ignored."""
+        start = self._start_of.pop(tensor, None)
+        if start is None:
+            return
+        at = bisect.bisect_left(self._starts, start)
+        del self._starts[at], self._ends[at], self._tensors[at]

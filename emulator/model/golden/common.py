@@ -1,0 +1,113 @@
+"""What all golden kernels share: their type, their error, widening, activations, sliding windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from driver_shim.protocol.commands import Status
+from driver_shim.protocol.program_commands import Activation
+
+Array = NDArray[Any]
+Kernel = Callable[[Any, Sequence[Array | None], Sequence[Array]], None]
+"""(attributes, inputs, outputs): fills the outputs."""
+
+
+class KernelFault(Exception):
+    """A command cannot be carried out with the data it was given; becomes the completion status."""
+
+    def __init__(self, status: Status, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+def operand(inputs: Sequence[Array | None], position: int) -> Array | None:
+    """An optional operand, None when it is absent or left out at the end."""
+    return inputs[position] if position < len(inputs) else None
+
+
+def required(inputs: Sequence[Array | None], position: int) -> Array:
+    """A required operand."""
+    array = inputs[position]
+    if array is None:
+        raise ValueError(f"operand {position} is required; the command was not checked")
+    return array
+
+
+def is_float(array: Array) -> bool:
+    """True for float32, float16 and bfloat16 arrays (bfloat16 is no `np.floating`)."""
+    return array.dtype.kind not in "iub"
+
+
+def widen(array: Array) -> Array:
+    """float16 and bfloat16 as float32; other types as they are."""
+    return array.astype(np.float32) if is_float(array) and array.dtype.itemsize < 4 else array
+
+
+def activate(sums: Array, attributes: Any) -> Array:
+    """The activation of MATMUL and CONV on float32 sums."""
+    activation = attributes.activation
+    if activation == Activation.RELU:
+        return np.maximum(sums, np.float32(0))
+    if activation == Activation.CLIP:
+        return np.minimum(np.maximum(sums, np.float32(attributes.low)), np.float32(attributes.high))
+    if activation == Activation.SIGMOID:
+        return sigmoid(sums)
+    if activation == Activation.TANH:
+        return np.tanh(sums)
+    return sums
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)) without overflow for large negative x."""
+    small = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1 / (1 + small), small / (1 + small))
+
+
+def windows(
+    x: Array, kernel: Sequence[int], output: Sequence[int], attributes: Any, fill: float
+) -> Iterator[tuple[tuple[int, ...], Array]]:
+    """The elements of `x` [N, C, *spatial] that meet each tap of a sliding window.
+
+    Yields (tap, x_tap) with x_tap [N, C, *output]: x_tap[..., o] = padded x[..., o·stride + tap·dilation]. Padding,
+    also that which ceil mode needs beyond `pads_end`, holds `fill`.
+    """
+    rank = len(kernel)
+    strides, dilations = attributes.strides[:rank], attributes.dilations[:rank]
+    margins = [(0, 0), (0, 0)]
+    for i in range(rank):
+        reach = (output[i] - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1
+        begin = attributes.pads_begin[i]
+        margins.append((begin, max(0, reach - begin - x.shape[2 + i])))
+    padded = np.pad(x, margins, constant_values=fill)
+    for tap in np.ndindex(*kernel):
+        starts = [tap[i] * dilations[i] for i in range(rank)]
+        cut = [slice(s, s + (o - 1) * t + 1, t) for s, o, t in zip(starts, output, strides, strict=True)]
+        yield tap, padded[(slice(None), slice(None), *cut)]
+
+
+def grouped_sums(x: Array, w: Array, output: Sequence[int], attributes: Any) -> Array:
+    """The sums of Conv, in the type of `x` and `w`: [N, M, *output], zero padding, no bias.
+
+    Conv (opset 11): y[n, m, o] = Σ_c Σ_tap w[m, c, tap] · x[n, group(m)·C/G + c, o·stride + tap·dilation].
+    """
+    group = attributes.group
+    n, m, channels = x.shape[0], w.shape[0], w.shape[1]
+    positions = math.prod(output)
+    sums = np.zeros((n, group, m // group, positions), x.dtype)
+    for tap, x_tap in windows(x, w.shape[2:], output, attributes, 0):
+        weights = w[(slice(None), slice(None), *tap)].reshape(group, m // group, channels)
+        sums += weights @ x_tap.reshape(n, group, channels, positions)
+    return sums.reshape(n, m, *output)
+
+
+def along(vector: Array, axis: int, rank: int) -> Array:
+    """A per-channel vector shaped to broadcast along `axis`; a single value as it is, as a scalar."""
+    if vector.size == 1:
+        return vector.reshape(())
+    return vector.reshape([-1 if i == axis else 1 for i in range(rank)])
