@@ -83,6 +83,8 @@ class Controller:
     def disable(self) -> None:
         """Stop at once: queues and programs are gone, running engine work is discarded."""
         self.enabled = False
+        for queue in self._turns:
+            queue.state = QueueState.DELETED
         self.queues = {}
         self._turns = ()
         self.programs.clear()
@@ -97,6 +99,7 @@ class Controller:
     def remove_queue(self, queue_id: int) -> None:
         """Stop serving a queue; the command it is carrying out is discarded."""
         queue = self.queues.pop(queue_id)
+        queue.state = QueueState.DELETED
         self._turns = tuple(self.queues.values())
         if isinstance(queue.job, ExecJob):
             self.programs.discard(queue.job)
@@ -169,7 +172,9 @@ class Controller:
                     break
             elif available <= 0:
                 break
-            elif available >= VECTOR_THRESHOLD and not admin and (taken := self._take_nops(queue, min(available, room))):
+            elif (
+                available >= VECTOR_THRESHOLD and not admin and (taken := self._take_nops(queue, min(available, room)))
+            ):
                 available -= taken
                 room -= taken
                 budget -= 1
@@ -178,9 +183,12 @@ class Controller:
                 available -= 1
                 if not self._begin_command(queue, admin):
                     break
+            if queue.state is QueueState.DELETED:
+                return True
             room -= 1
             budget -= 1
-        self._signal(queue)
+        if queue.state is not QueueState.DELETED:
+            self._signal(queue)
         return True
 
     def _begin_command(self, queue: QueuePair, admin: bool) -> bool:
@@ -208,11 +216,14 @@ class Controller:
                 return True
             queue.job = self._job(opcode, entry)
         except CommandError as error:
-            self._fail(queue, entry, error, None)
+            if queue.state is not QueueState.DELETED:
+                self._fail(queue, entry, error, None)
             return True
         queue.job_entry = entry
-        start = max(queue.last_end_tick, getattr(queue.job, "start_at_least", 0))
-        queue.job_ticks = self.clock.schedule(start, queue.job.cost)
+        not_before = queue.last_end_tick
+        if isinstance(queue.job, ExecJob):
+            not_before = self.programs.book_engine(queue.job.cost, max(not_before, self.clock.now()))
+        queue.job_ticks = self.clock.schedule(not_before, queue.job.cost)
         return self._advance(queue)
 
     def _job(self, opcode: int, entry: bytes) -> Job:
@@ -232,10 +243,14 @@ class Controller:
         try:
             result = queue.job.advance()
         except CommandError as error:
+            if queue.state is QueueState.DELETED:  # reset while the command waited for the host's memory
+                return True
             self._fail(queue, queue.job_entry, error, queue.job_ticks)
             return True
         if result is None:
             return False
+        if queue.state is QueueState.DELETED:
+            return True
         start, end = queue.job_ticks
         self._post(queue, queue.job_entry, Status.SUCCESS, result, start, end)
         return True
@@ -278,7 +293,9 @@ class Controller:
         self.machine.activity.busy_ticks += end - start
         self._write_completion(queue, _HEADER.unpack_from(entry)[2], status, result, start, end)
 
-    def _write_completion(self, queue: QueuePair, command_id: int, status: int, result: int, start: int, end: int) -> None:
+    def _write_completion(
+        self, queue: QueuePair, command_id: int, status: int, result: int, start: int, end: int
+    ) -> None:
         queue.complete(command_id, status, result, start, end)
         self.clock.complete(end)
         self.recent_completions.append((queue.queue_id, queue.sq_head, command_id, status, result, start, end))
@@ -317,7 +334,10 @@ class Controller:
         """Stop a queue whose host side is broken; without its admin queue the controller is dead."""
         queue.state = QueueState.HALTED
         self._fault(
-            FaultSource.QUEUE, f"queue {queue.queue_id} halted: {reason}", queue=queue.queue_id, status=Status.QUEUE_CORRUPT
+            FaultSource.QUEUE,
+            f"queue {queue.queue_id} halted: {reason}",
+            queue=queue.queue_id,
+            status=Status.QUEUE_CORRUPT,
         )
         if queue.queue_id == ADMIN_QUEUE_ID:
             self.fatal = True

@@ -60,7 +60,9 @@ class Programs:
     def check_size(self, size: int) -> None:
         """Raise CommandError for a container that cannot be loaded whatever is in it."""
         if not 0 < size <= MAX_PROGRAM_BYTES:
-            raise CommandError(Status.PROGRAM_REJECTED, f"program of {size} bytes; 1 to {MAX_PROGRAM_BYTES} are possible")
+            raise CommandError(
+                Status.PROGRAM_REJECTED, f"program of {size} bytes; 1 to {MAX_PROGRAM_BYTES} are possible"
+            )
         if len(self._loaded) >= MAX_PROGRAMS:
             raise CommandError(Status.PROGRAM_LIMIT, f"{MAX_PROGRAMS} programs are loaded; unload one first")
 
@@ -103,13 +105,11 @@ class Programs:
         """Hand a job to an engine; returns its id."""
         job_id = next(self._job_ids)
         self._waiting[job_id] = job
-        self._engines.start(
-            EngineJob(job_id, self._generation, program.handle, program.constants, inputs)
-        )
+        self._engines.start(EngineJob(job_id, self._generation, program.handle, program.constants, inputs))
         return job_id
 
-    def earliest_start(self, cost: int, not_before: int) -> int:
-        """Tick at which an engine can begin work of `cost` ticks; books the engine."""
+    def book_engine(self, cost: int, not_before: int) -> int:
+        """Reserve the engine that is free first for `cost` ticks; returns the tick at which it begins."""
         engine = min(range(len(self._engine_free)), key=self._engine_free.__getitem__)
         start = max(self._engine_free[engine], not_before)
         self._engine_free[engine] = start + cost
@@ -246,7 +246,9 @@ class ExecJob:
 def _aligned(address: int, what: str) -> None:
     if address % TENSOR_ALIGNMENT:
         raise CommandError(
-            Status.MISALIGNED, f"{what}: device address {address:#x} is no multiple of {TENSOR_ALIGNMENT}", address=address
+            Status.MISALIGNED,
+            f"{what}: device address {address:#x} is no multiple of {TENSOR_ALIGNMENT}",
+            address=address,
         )
 
 

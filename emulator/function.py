@@ -229,6 +229,7 @@ class PciFunction:
 
     def reset(self, cause: ResetCause) -> None:
         """FLR, DEVICE_RESET or the end of a client: DMA maps and eventfds stay, all else of the function goes."""
+        self.address_space.abort_transfers()
         self.controller.disable()
         self.controller.fatal = False
         self.memory.zero()

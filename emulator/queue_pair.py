@@ -36,6 +36,8 @@ class QueueState(enum.IntEnum):
     RUNNING = 0
     HALTED = 1
     """A pointer was corrupt or its memory went away; only deleting it or a reset helps."""
+    DELETED = 2
+    """Deleted, perhaps while a command waited for the host: nothing may be written to its rings any more."""
 
 
 class Mapped:
@@ -84,6 +86,10 @@ class QueuePair:
         self.last_end_tick = 0
         self.job: Any = None
         """The command being carried out, when it takes more than one slice."""
+        self.job_entry = b""
+        """Its descriptor."""
+        self.job_ticks = (0, 0)
+        """Its modelled start and end."""
         self._resolve = resolve
         self.remap()
 

@@ -30,6 +30,8 @@ class Transport(abc.ABC):
     from any thread; a transport serialises what its medium cannot interleave.
     """
 
+    name: str
+    """Kind of transport, as `DeviceInfo.driver` shows it: "vfio-user"."""
     address: str
     """How a user names it: "vfio-user:/run/npu0.sock"."""
     hang_up_fd: int | None = None

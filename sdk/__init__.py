@@ -1,0 +1,57 @@
+"""The SDK: open a device, move arrays, run models. Start with `Device` (device.py), then queues.py and events.py.
+
+What is on the bus is in `driver_shim`; the device in software is a process of its own (`emulator`), reached like a card.
+"""
+
+from driver_shim.protocol.commands import DESCRIPTOR
+from sdk.buffers import DeviceBuffer, HostBuffer
+from sdk.device import Device
+from sdk.errors import (
+    BufferInUse,
+    Closed,
+    CommandFailed,
+    ContractMismatch,
+    DeviceBusy,
+    DeviceLost,
+    DeviceNotFound,
+    EmulatorFallbackWarning,
+    HostMemoryLimit,
+    NpuError,
+    OutOfDeviceMemory,
+    PermissionDenied,
+    QueueFull,
+    Timeout,
+    UnsupportedModel,
+    UnsupportedPlatform,
+)
+from sdk.events import Event
+from sdk.info import DeviceInfo, list_devices
+from sdk.queues import Batch, Queue
+
+__all__ = [
+    "DESCRIPTOR",
+    "Batch",
+    "BufferInUse",
+    "Closed",
+    "CommandFailed",
+    "ContractMismatch",
+    "Device",
+    "DeviceBuffer",
+    "DeviceBusy",
+    "DeviceInfo",
+    "DeviceLost",
+    "DeviceNotFound",
+    "EmulatorFallbackWarning",
+    "Event",
+    "HostBuffer",
+    "HostMemoryLimit",
+    "NpuError",
+    "OutOfDeviceMemory",
+    "PermissionDenied",
+    "Queue",
+    "QueueFull",
+    "Timeout",
+    "UnsupportedModel",
+    "UnsupportedPlatform",
+    "list_devices",
+]

@@ -1,0 +1,408 @@
+"""`Device`: one open function, its memory, its queues and its models."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import DTypeLike
+
+from driver_shim.allocator import OutOfSpace, RangeAllocator
+from driver_shim.controller import Controller, OpenQueue
+from driver_shim.dma import HostBlock, HostMemory
+from driver_shim.errors import Closed, CommandFailed, DeviceLost, NpuError, OutOfDeviceMemory
+from driver_shim.protocol.commands import LogPage
+from driver_shim.registers import Registers
+from driver_shim.transport.base import Transport
+from sdk import environment
+from sdk.buffers import DEVICE_ALIGNMENT, Buffer, DeviceBuffer, HostBuffer, as_dtype, as_shape
+from sdk.info import DeviceInfo
+from sdk.logs import Activity, ErrorLogEntry, decode_activity, decode_error_log
+from sdk.opening import Opened, open_address
+from sdk.queues import MAX_DEPTH, MIN_DEPTH, Queue, ring_entries
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sdk.model.session import Model
+
+_open_devices: weakref.WeakSet[Device] = weakref.WeakSet()
+
+
+class Device:
+    """An NPU, real or emulated. Thread-safe.
+
+    Args:
+        address: "emulator", "emulator:PROFILE?kernels=auto|numpy|golden" or "vfio-user:SOCKET"; None takes
+            `NPU_DEVICE`, else a private emulator, with a warning.
+        strict: make that fall-back an error (None: `NPU_STRICT`).
+        timeout: seconds that bound bring-up, admin commands and every wait without its own limit (None: `NPU_TIMEOUT`,
+            else 60).
+
+    Raises:
+        ValueError: the address or the time-out cannot be read.
+        UnsupportedPlatform, DeviceNotFound, DeviceBusy, PermissionDenied, DeviceLost, ContractMismatch, Timeout.
+    """
+
+    def __init__(self, address: str | None = None, *, strict: bool | None = None, timeout: float | None = None) -> None:
+        if address is not None and not isinstance(address, str):
+            raise TypeError(f"device address must be a string, got {type(address).__name__}")
+        self._timeout = _checked_timeout(timeout)
+        self._start(open_address(address, strict, self._timeout))
+
+    @classmethod
+    def over(cls, transport: Transport, *, timeout: float | None = None) -> Device:
+        """A device over a transport that is already open (tests and tools)."""
+        self = cls.__new__(cls)
+        self._timeout = _checked_timeout(timeout)
+        self._start(Opened(transport, None))
+        return self
+
+    def _start(self, opened: Opened) -> None:
+        self._opened = opened
+        self.transport = opened.transport
+        self.address = opened.transport.address
+        self.reset_count = 0
+        """Resets done through this object."""
+        self.may_spin = len(os.sched_getaffinity(0)) > 1
+        self._lock = threading.RLock()
+        self._closed: NpuError | None = None
+        self._queues: list[Queue] = []
+        self._models: weakref.WeakSet[Model] = weakref.WeakSet()
+        self._buffers: weakref.WeakSet[DeviceBuffer] = weakref.WeakSet()
+        self._host_buffers: weakref.WeakSet[HostBuffer] = weakref.WeakSet()
+        self._interrupts: list[int] = []
+        self._released: deque[tuple[int, int]] = deque()
+        """Device addresses that finalisers gave back, with the reset they belong to."""
+        self._memory = HostMemory(self.transport, environment.host_memory_bytes())
+        self._controller = Controller(self.transport, self._memory, self._timeout)
+        try:
+            self._controller.bring_up()
+            self._connect_interrupts()
+        except BaseException:
+            self._release_everything()
+            raise
+        self._allocator = RangeAllocator(0, self._controller.identity.memory_bytes, DEVICE_ALIGNMENT)
+        self._info = self._describe()
+        self._finalizer = weakref.finalize(
+            self, _abandon, self.transport, opened.emulator, self._interrupts, os.getpid()
+        )
+        _open_devices.add(self)
+
+    # --- facts -------------------------------------------------------------------------------------------------
+
+    @property
+    def info(self) -> DeviceInfo:
+        """What the device said of itself at open. Stays readable after close."""
+        return self._info
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that bound every wait without a limit of its own."""
+        return self._timeout
+
+    @property
+    def registers(self) -> Registers:
+        """Typed access to the registers: `dev.registers.status.ready`."""
+        self._check_open()
+        return self._controller.registers
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed or lost."""
+        return self._closed is not None
+
+    def errors(self) -> list[ErrorLogEntry]:
+        """The device's error log, newest first."""
+        self._check_open()
+        return decode_error_log(self._controller.log_page(LogPage.ERRORS))
+
+    def activity(self) -> Activity:
+        """What the device has done since power-on."""
+        self._check_open()
+        return decode_activity(self._controller.log_page(LogPage.ACTIVITY))
+
+    def black_box(self) -> bytes:
+        """The BLACK_BOX log page: what the last loss of a client or fatal error saved (`present` 0 when nothing)."""
+        self._check_open()
+        return self._controller.log_page(LogPage.BLACK_BOX)
+
+    def _describe(self) -> DeviceInfo:
+        data = self._controller.identity
+        profile = _text(data.profile)
+        emulator = self._opened.emulator
+        revision = self._controller.registers.revision.declaration.decode(data.silicon_revision)
+        return DeviceInfo(
+            name=f"NPU {profile}" + (" (emulator)" if data.emulated else ""),
+            address=self.address,
+            profile=profile,
+            serial=_text(data.serial),
+            emulated=bool(data.emulated),
+            firmware=_text(data.firmware) or None,
+            kernels=_text(data.kernels) or None,
+            memory_bytes=data.memory_bytes,
+            tick_hz=data.tick_hertz,
+            engines=data.engines,
+            contract=f"{data.contract_major}.{data.contract_minor}",
+            revision=f"{revision['major']}.{revision['minor']}",
+            max_queues=data.max_io_queues,
+            driver=self.transport.name,
+            pid=emulator.pid if emulator else None,
+        )
+
+    # --- memory ------------------------------------------------------------------------------------------------
+
+    def host_buffer(self, shape: Any, dtype: DTypeLike) -> HostBuffer:
+        """Zeroed DMA-able host memory of this shape and dtype. Raises HostMemoryLimit, TypeError, ValueError."""
+        self._check_open()
+        extents, kind = as_shape(shape), as_dtype(dtype)
+        size = math.prod(extents) * kind.itemsize
+        buffer = HostBuffer(self, extents, kind, self._memory.allocate(size, alignment=DEVICE_ALIGNMENT))
+        self._host_buffers.add(buffer)
+        return buffer
+
+    def buffer(self, shape: Any, dtype: DTypeLike) -> DeviceBuffer:
+        """Device memory of this shape and dtype, contents unspecified. Raises OutOfDeviceMemory, TypeError, ValueError."""
+        self._check_open()
+        extents, kind = as_shape(shape), as_dtype(dtype)
+        size = math.prod(extents) * kind.itemsize
+        with self._lock:
+            self._reclaim()
+            try:
+                address = self._allocator.allocate(size, DEVICE_ALIGNMENT)
+            except OutOfSpace as space:
+                raise self._out_of_memory(space) from None
+        buffer = DeviceBuffer(self, extents, kind, address)
+        self._buffers.add(buffer)
+        return buffer
+
+    def _out_of_memory(self, space: OutOfSpace) -> OutOfDeviceMemory:
+        fragmented = space.free >= space.requested
+        return OutOfDeviceMemory(
+            f"{space.requested} bytes of device memory asked for; {space.free} are free, the largest piece has"
+            f" {space.largest} ({'fragmentation' if fragmented else 'exhaustion'})",
+            device=self.address,
+            subsystem="memory",
+            remedy="free buffers or models that are no longer needed",
+            requested=space.requested,
+            available=space.free,
+            largest=space.largest,
+        )
+
+    def release_device_memory(self, address: int, reset_count: int) -> None:
+        """A device buffer went away; may run inside a finaliser, so it only notes it."""
+        self._released.append((address, reset_count))
+
+    def release_host_block(self, block: HostBlock) -> None:
+        """A host buffer went away; may run inside a finaliser."""
+        self._memory.free(block)
+
+    def _reclaim(self) -> None:
+        """Take back what finalisers released; called with the lock held."""
+        while self._released:
+            address, reset_count = self._released.popleft()
+            if reset_count == self.reset_count:
+                self._allocator.free(address)
+
+    def uses(self, buffer: Buffer) -> bool:
+        """Whether a command in flight on any queue uses the buffer."""
+        return any(queue.uses(buffer) for queue in list(self._queues))
+
+    # --- queues and models -------------------------------------------------------------------------------------
+
+    def queue(self, *, depth: int = 256, when_full: str = "wait") -> Queue:
+        """A new queue for up to `depth` (2–4096) submitted, uncompleted commands.
+
+        `when_full`: "wait" makes a submission wait for room, "raise" makes it raise QueueFull.
+        """
+        self._check_open()
+        if isinstance(depth, bool) or not isinstance(depth, int) or not MIN_DEPTH <= depth <= MAX_DEPTH:
+            raise ValueError(f"depth must be an int from {MIN_DEPTH} to {MAX_DEPTH}, got {depth!r}")
+        if when_full not in ("wait", "raise"):
+            raise ValueError(f'when_full must be "wait" or "raise", got {when_full!r}')
+        with self._lock:
+            entries = ring_entries(depth)
+            opened = self._controller.create_queue(entries, entries)
+            queue = Queue(self, opened, depth, when_full, self._interrupts[opened.pair.queue_id])
+            self._queues.append(queue)
+            return queue
+
+    def forget_queue(self, queue: Queue, opened: OpenQueue) -> None:
+        """A queue closes: delete it on the device."""
+        with self._lock:
+            if queue in self._queues:
+                self._queues.remove(queue)
+                if self._closed is None:
+                    self._controller.delete_queue(opened)
+
+    def load(self, model: Any, *, shapes: Mapping[str, Sequence[Sequence[int]]] | None = None) -> Model:
+        """Load a model: an ONNX path, bytes or ModelProto. Checks every operator now, compiles a shape when first called.
+
+        `shapes` maps an input to the shapes to compile now: {"data": [(1, 3, 224, 224)]}.
+        Raises UnsupportedModel (node, operator, reason), FileNotFoundError, OutOfDeviceMemory.
+        """
+        from sdk.model.session import Model
+
+        self._check_open()
+        loaded = Model(self, model, shapes)
+        self._models.add(loaded)
+        return loaded
+
+    def load_program(self, image: bytes, constants: int) -> int:
+        """Load a compiled container with its constants at a device address; returns its handle. Models call this."""
+        self._check_open()
+        return self._controller.load_program(image, constants)
+
+    def unload_program(self, handle: int) -> None:
+        """Forget a loaded program."""
+        if self._closed is None:
+            self._controller.unload_program(handle)
+
+    # --- life cycle --------------------------------------------------------------------------------------------
+
+    def check_alive(self) -> None:
+        """Raise DeviceLost (and mark the device lost) unless it answers."""
+        try:
+            self._check_open()
+            self._controller.check_alive()
+        except DeviceLost as error:
+            self.lost(error)
+            raise
+
+    def lost(self, error: NpuError) -> None:
+        """The device is gone: everything outstanding ends with `error`."""
+        with self._lock:
+            if self._closed is None:
+                self._closed = error
+        for queue in list(self._queues):
+            queue.fail_all(error, error)
+
+    def reset(self) -> None:
+        """Reset the device. Outstanding commands end with CommandFailed (code "device-reset"); queues, device buffers
+
+        and models are Closed; host buffers stay; the device is ready again when this returns.
+        """
+        self._check_open()
+        gone = Closed("the device was reset", device=self.address, remedy="create it again from the device")
+        failed = CommandFailed(
+            "the device was reset before the command ended", code="device-reset", device=self.address
+        )
+        with self._lock:
+            self.reset_count += 1
+            queues, self._queues = self._queues, []
+            for queue in queues:
+                queue.shut(gone)
+            try:
+                self._controller.reset()
+                self._connect_interrupts()
+            finally:
+                for queue in queues:
+                    queue.fail_all(failed, gone)
+                for buffer in list(self._buffers):
+                    buffer.invalidate()
+                for model in list(self._models):
+                    model.invalidate(gone)
+                self._released.clear()
+                self._allocator = RangeAllocator(0, self._controller.identity.memory_bytes, DEVICE_ALIGNMENT)
+
+    def close(self) -> None:
+        """Let the device go; a private emulator ends. Outstanding commands end with CommandFailed. Idempotent."""
+        with self._lock:
+            if self._closed is None:
+                self._closed = Closed("the device is closed", device=self.address, remedy="open it again")
+            if not self._finalizer.alive:
+                return
+            self._finalizer.detach()
+            closed = self._closed
+            unfinished = CommandFailed(
+                "the device was closed before the command ended", code="device-closed", device=self.address
+            )
+            queues, self._queues = self._queues, []
+            for queue in queues:
+                queue.shut(closed)
+            self._release_everything()
+            for queue in queues:
+                queue.fail_all(unfinished, closed)
+            for model in list(self._models):
+                model.invalidate(closed)
+            for buffer in [*self._buffers, *self._host_buffers]:
+                buffer.invalidate()
+
+    def _release_everything(self) -> None:
+        try:
+            self._controller.shut_down()
+        except NpuError:
+            pass  # it is gone already, or never came up: what is left to do is local
+        self._memory.close()
+        _abandon(self.transport, self._opened.emulator, self._interrupts, os.getpid())
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        try:
+            if kind is None and self._closed is None:
+                for queue in list(self._queues):
+                    queue.drain()
+        finally:
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<Device {self.address}{' closed' if self._closed else ''}>"
+
+    def _connect_interrupts(self) -> None:
+        if not self._interrupts:
+            count = self.transport.interrupt_count()
+            self._interrupts += [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(count)]
+        self.transport.set_interrupts(self._interrupts)
+
+    def _check_open(self) -> None:
+        if self._closed is not None:
+            raise self._closed
+
+    def abandon_in_child(self) -> None:
+        """In a forked child: everything is Closed, and nothing here touches the device."""
+        gone = Closed(
+            "the device belongs to the parent process", device=self.address, remedy="open a device after forking"
+        )
+        self._closed = gone
+        self._finalizer.detach()
+        for queue in self._queues:
+            queue.shut_in_child(gone)
+        for buffer in [*self._buffers, *self._host_buffers]:
+            buffer.invalidate()
+
+
+def _abandon(transport: Transport, emulator: Any, interrupts: list[int], owner: int) -> None:
+    """Close what the operating system holds; in a forked child nothing, it belongs to the parent."""
+    if os.getpid() != owner:
+        return
+    transport.close()
+    while interrupts:
+        os.close(interrupts.pop())
+    if emulator is not None:
+        emulator.stop()
+
+
+def _after_fork_in_child() -> None:
+    for device in list(_open_devices):
+        device.abandon_in_child()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _checked_timeout(timeout: float | None) -> float:
+    if timeout is None:
+        return environment.timeout_s()
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
+        raise ValueError(f"timeout must be seconds > 0, math.inf or None, got {timeout!r}")
+    return float(timeout)
+
+
+def _text(field: bytes) -> str:
+    return field.rstrip(b"\0").decode("utf-8", "replace")

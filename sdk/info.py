@@ -1,0 +1,63 @@
+"""What a device says of itself."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from driver_shim.discovery import find_cards, find_served
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceInfo:
+    """Facts of one device; what is unknown without opening it is None."""
+
+    name: str
+    """"NPU" and the profile, for people."""
+    address: str
+    """What `sdk.Device` takes."""
+    profile: str | None = None
+    serial: str | None = None
+    emulated: bool | None = None
+    firmware: str | None = None
+    """Version of the running firmware; None where there is no management core."""
+    kernels: str | None = None
+    """Which kernels an emulator computes with: auto, numpy or golden."""
+    memory_bytes: int | None = None
+    tick_hz: int | None = None
+    engines: int | None = None
+    contract: str | None = None
+    """Contract version, "major.minor"."""
+    revision: str | None = None
+    """Silicon revision, "major.minor"."""
+    max_queues: int | None = None
+    driver: str | None = None
+    """How it is reached: "vfio-user", or the kernel driver of a card."""
+    pid: int | None = None
+    """Process of an emulator."""
+
+    @property
+    def memory(self) -> int | None:
+        """Device memory in bytes."""
+        return self.memory_bytes
+
+
+def list_devices() -> list[DeviceInfo]:
+    """All devices of this machine: cards on the bus, then served emulators. Opens none of them."""
+    cards = [
+        DeviceInfo(name="NPU", address=f"pci:{card.bus_address}", emulated=False, driver=card.driver)
+        for card in find_cards()
+    ]
+    served = [
+        DeviceInfo(
+            name=f"NPU {found['profile']} (emulator)",
+            address=found["address"],
+            profile=found["profile"],
+            serial=found["serial"],
+            emulated=True,
+            kernels=found["kernels"],
+            driver="vfio-user",
+            pid=found["pid"],
+        )
+        for found in find_served()
+    ]
+    return cards + served

@@ -1,0 +1,123 @@
+"""The composition root: turns an address into a transport, and is the only module that names concrete ones."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import warnings
+from typing import NamedTuple
+from urllib.parse import parse_qsl
+
+from driver_shim.transport.vfio_user import VfioUserTransport
+
+from driver_shim import timeouts
+from driver_shim.discovery import find_cards
+from driver_shim.errors import DeviceLost, DeviceNotFound, NpuError, UnsupportedPlatform
+from driver_shim.transport.base import Transport
+from emulator.model.profile import profile_names
+from sdk import environment
+from sdk.errors import EmulatorFallbackWarning
+from sdk.private_emulator import PrivateEmulator
+
+KERNELS = ("auto", "numpy", "golden")
+_MACHINES = ("x86_64", "aarch64")
+_FORMS = '"emulator", "emulator:PROFILE?kernels=auto|numpy|golden" or "vfio-user:SOCKET-PATH"'
+
+
+class Opened(NamedTuple):
+    """A reachable function and, if it is a private emulator, the process to stop."""
+
+    transport: Transport
+    emulator: PrivateEmulator | None
+
+
+class EmulatorAddress(NamedTuple):
+    """A parsed "emulator" address."""
+
+    profile: str
+    kernels: str
+
+
+def open_address(address: str | None, strict: bool | None, timeout_s: float) -> Opened:
+    """Open the device that `address` (or the environment, or the machine) names.
+
+    Raises UnsupportedPlatform, DeviceNotFound, DeviceBusy, PermissionDenied, DeviceLost, ValueError for an address
+    that cannot be read.
+    """
+    require_platform()
+    chosen = address if address is not None else environment.device_address()
+    if chosen is None:
+        chosen = _fall_back(environment.strict() if strict is None else strict)
+    scheme, _, rest = chosen.partition(":")
+    if scheme == "emulator":
+        return _open_private(parse_emulator(rest), timeout_s)
+    if scheme == "vfio-user" and rest:
+        return Opened(VfioUserTransport.connect(rest, timeout=min(timeout_s, timeouts.MESSAGE_S)), None)
+    raise ValueError(f"device address {chosen!r} is not understood; use {_FORMS}")
+
+
+def require_platform() -> None:
+    """Raise UnsupportedPlatform except on Linux, x86-64 or AArch64, little-endian."""
+    machine = platform.machine()
+    if sys.platform != "linux" or machine not in _MACHINES or sys.byteorder != "little":
+        raise UnsupportedPlatform(
+            f"devices can be used on Linux x86-64 and AArch64; this is {sys.platform} {machine}",
+            remedy="run this program on such a machine",
+        )
+
+
+def parse_emulator(rest: str) -> EmulatorAddress:
+    """What follows "emulator:". Raises ValueError naming what is accepted."""
+    profile, _, query = rest.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    kernels = options.pop("kernels", "auto")
+    if options or kernels not in KERNELS:
+        wrong = next(iter(options), f"kernels={kernels}")
+        raise ValueError(f"emulator option {wrong!r} is not understood; use kernels={'|'.join(KERNELS)}")
+    profile = profile or environment.profile()
+    if profile not in profile_names():
+        raise ValueError(f"unknown profile {profile!r}; there are: {', '.join(profile_names())}")
+    return EmulatorAddress(profile, kernels)
+
+
+def _fall_back(strict: bool) -> str:
+    """The address to use when none was named: an emulator, but never in place of a card that is there."""
+    cards = find_cards()
+    if cards:
+        raise DeviceNotFound(
+            f"there is a card at {cards[0].bus_address}, which this version cannot drive",
+            remedy='name an emulator to use one instead: sdk.Device("emulator")',
+        )
+    if strict:
+        raise DeviceNotFound(
+            "no card is on the bus, and strict mode forbids falling back to an emulator",
+            remedy='plug a card in, or name an emulator: sdk.Device("emulator")',
+        )
+    warnings.warn(
+        'no card is on the bus; using a private emulator (name it to silence this: sdk.Device("emulator"))',
+        EmulatorFallbackWarning,
+        stacklevel=4,
+    )
+    return "emulator"
+
+
+def _open_private(address: EmulatorAddress, timeout_s: float) -> Opened:
+    emulator = PrivateEmulator(address.profile, address.kernels)
+    name = f"emulator:{address.profile}"
+    try:
+        transport = VfioUserTransport.from_socket(
+            emulator.socket, address=name, timeout=min(timeout_s, timeouts.EMULATOR_START_S)
+        )
+    except NpuError as error:
+        emulator.stop()
+        code = emulator.exit_code()
+        raise DeviceLost(
+            f"the private emulator did not come up (exit code {code}): {error.message}",
+            device=name,
+            subsystem="emulator",
+            remedy="what it printed on stderr says why",
+        ) from error
+    except BaseException:
+        emulator.stop()
+        raise
+    return Opened(transport, emulator)

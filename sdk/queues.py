@@ -1,0 +1,609 @@
+"""Queues: ordered streams of commands, and batches recorded for one doorbell.
+
+The one rule for threads, asyncio and resets: a queue's lock guards its rings and is held only for work that never
+waits; whoever waits (thread or event loop) also reaps, for everybody; events are settled under the lock and their
+waiters told right after. See docs/concurrency.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from driver_shim import timeouts
+from driver_shim.controller import OpenQueue
+from driver_shim.errors import Closed, CommandFailed, NpuError, QueueFull, Timeout
+from driver_shim.protocol import ring
+from driver_shim.protocol.commands import BARRIER, BINDING, COPY, DESCRIPTOR, EXEC, FILL, NOP, IoOpcode, status_slug
+from sdk.buffers import Buffer, Span
+from sdk.events import Event, StatusesEvent, T, set_if_waiting
+
+if TYPE_CHECKING:
+    from sdk.device import Device
+
+MIN_DEPTH, MAX_DEPTH = 2, 4096
+_RING_FACTOR = 2
+"""Rings hold this many times the depth, so that neither ring is ever the limit."""
+_SMALLEST_RING = 64
+_NOP, _BARRIER, _COPY, _FILL, _EXEC = (
+    int(o) for o in (IoOpcode.NOP, IoOpcode.BARRIER, IoOpcode.COPY, IoOpcode.FILL, IoOpcode.EXEC)
+)
+
+
+_Recorded = tuple[Event[Any], Any, int, tuple[Any, ...]]
+"""(event, codec, opcode, values) of a command in a batch."""
+
+
+class _Piece:
+    """Consecutive descriptors of one `submit` call, beginning at submission index `first`."""
+
+    __slots__ = ("count", "event", "first", "position")
+
+    def __init__(self, event: StatusesEvent, first: int, position: int, count: int) -> None:
+        self.event, self.first, self.position, self.count = event, first, position, count
+
+    def keeps(self, thing: object) -> bool:
+        return self.event.keeps(thing)
+
+    def fail(self, error: BaseException) -> None:
+        self.event.fail(error)
+
+
+class _Calls:
+    """The commands, as methods; queues submit them, batches record them."""
+
+    _home: Queue
+    """The queue that the events belong to."""
+
+    def _issue(self, event: Event[T], codec: Any, opcode: int, values: tuple[Any, ...]) -> Event[T]:
+        raise TypeError(f"{type(self).__name__} issues nothing")
+
+    def nop(self) -> Event[None]:
+        """Do nothing; completes when everything before it has."""
+        return self._issue(Event(self._home, "nop"), NOP.codec, _NOP, ())
+
+    def barrier(self) -> Event[None]:
+        """Complete after everything before it in this queue."""
+        return self._issue(Event(self._home, "barrier"), BARRIER.codec, _BARRIER, ())
+
+    def copy(self, destination: Span, source: Span) -> Event[None]:
+        """Copy `source` to `destination` (buffers or contiguous slices) of equal shape and dtype.
+
+        Raises TypeError for anything but our buffers, ValueError when shapes or dtypes differ, Closed when freed.
+        """
+        _check_buffer(destination, "destination")
+        _check_buffer(source, "source")
+        if destination.shape != source.shape or destination.dtype != source.dtype:
+            raise ValueError(
+                f"copy needs equal shapes and dtypes: destination {destination.shape} {destination.dtype},"
+                f" source {source.shape} {source.dtype}"
+            )
+        values = (destination.address, source.address, source.nbytes, int(destination.space), int(source.space))
+        event: Event[None] = Event(self._home, "copy", (destination.root, source.root))
+        return self._issue(event, COPY.codec, _COPY, values)
+
+    def fill(self, destination: Span, value: Any) -> Event[None]:
+        """Set every element of `destination` to `value`, which its dtype must represent exactly.
+
+        Raises TypeError, ValueError, Closed.
+        """
+        _check_buffer(destination, "destination")
+        pattern = exact_pattern(value, destination.dtype)
+        values = (
+            destination.address,
+            destination.nbytes,
+            int(destination.space),
+            len(pattern),
+            int.from_bytes(pattern, "little"),
+        )
+        event: Event[None] = Event(self._home, "fill", (destination.root,))
+        return self._issue(event, FILL.codec, _FILL, values)
+
+    def exec(self, program: int, bindings: Span, workspace: Span, keep: Sequence[Buffer]) -> Event[None]:
+        """Run a loaded program (models call this). `bindings` is a host buffer holding the whole binding table."""
+        event: Event[None] = Event(self._home, "exec", keep)
+        count = bindings.nbytes // BINDING.size
+        return self._issue(event, EXEC.codec, _EXEC, (program, count, bindings.address, workspace.address))
+
+
+def _check_buffer(thing: Any, role: str) -> None:
+    if isinstance(thing, Span):
+        return
+    if isinstance(thing, np.ndarray):
+        raise TypeError(
+            f"{role} is a numpy array, which the device cannot reach; put it into a host buffer:"
+            f" b = dev.host_buffer({thing.shape}, {str(thing.dtype)!r}); b.array[...] = your_array"
+        )
+    raise TypeError(f"{role} must be a buffer of this device or a slice of one, got {type(thing).__name__}")
+
+
+def exact_pattern(value: Any, dtype: np.dtype[Any]) -> bytes:
+    """The bytes of `value` in `dtype`. Raises ValueError unless it is represented exactly, TypeError if no scalar."""
+    if not np.isscalar(value) and not (isinstance(value, np.ndarray) and value.shape == ()):
+        raise TypeError(f"fill takes one number, got {type(value).__name__}")
+    if isinstance(value, (str, bytes)):
+        raise TypeError(f"fill takes one number, got {value!r}")
+    try:
+        with np.errstate(all="ignore"):
+            element = np.asarray(value).astype(dtype)
+            given: Any = np.asarray(value).item()
+            back: Any = element.item()
+    except (OverflowError, ValueError, TypeError) as error:
+        raise ValueError(f"fill: {value!r} is not a value of {dtype} ({error})") from None
+    same = back == given or (
+        isinstance(given, float) and math.isnan(given) and isinstance(back, float) and math.isnan(back)
+    )
+    if not same:
+        raise ValueError(f"fill: {value!r} is not exactly representable in {dtype} (it would become {back!r})")
+    return element.tobytes()
+
+
+class Queue(_Calls):
+    """An ordered stream of commands. Created by `Device.queue`; thread-safe."""
+
+    def __init__(self, device: Device, opened: OpenQueue, depth: int, when_full: str, interrupt: int) -> None:
+        self._home = self
+        self.device = device
+        self.device_address = device.address
+        self.depth = depth
+        self.when_full = when_full
+        self._opened = opened
+        self._pair = opened.pair
+        self._interrupt = interrupt
+        self._lock = threading.Lock()
+        self._settled = threading.Condition(self._lock)
+        self._leader: int | None = None
+        """Thread that sleeps on the interrupt for all waiting threads."""
+        self._slots: list[Event[Any] | _Piece | None] = [None] * self._pair.entries
+        self._slot_mask = self._pair.entries - 1
+        self._futures: list[tuple[Event[Any], asyncio.Future[None], float]] = []
+        self._loops: dict[asyncio.AbstractEventLoop, asyncio.TimerHandle] = {}
+        self._closed: NpuError | None = None
+        self._ending = False
+        """Submissions are refused already, but `fail_all` has yet to say how outstanding commands end."""
+
+    # --- submitting --------------------------------------------------------------------------------------------
+
+    def _issue(self, event: Event[T], codec: Any, opcode: int, values: tuple[Any, ...]) -> Event[T]:
+        pair = self._pair
+        while True:
+            with self._lock:
+                if self._closed is not None:
+                    raise self._closed
+                tail = pair.sq_tail
+                if (tail - pair.cq_head) & ring.INDEX_MASK < self.depth or self._reap_locked():
+                    self._slots[tail & self._slot_mask] = event
+                    pair.put(codec, opcode, *values)
+                    pair.publish()
+                    return event
+            self._await_room(1)
+
+    def submit(self, descriptors: NDArray[Any], keep: Sequence[Any] = ()) -> Event[NDArray[np.uint8]]:
+        """Submit a 1-D array of raw `sdk.DESCRIPTOR` entries; command ids are set here.
+
+        Returns one event of statuses (uint8, one a descriptor); its error is `CommandFailed` naming the first bad
+        index. `keep` are the buffers to hold on to. The array may be reused as soon as this returns.
+        """
+        if not isinstance(descriptors, np.ndarray) or descriptors.dtype != DESCRIPTOR or descriptors.ndim != 1:
+            got = (
+                f"{descriptors.dtype} {descriptors.shape}"
+                if isinstance(descriptors, np.ndarray)
+                else type(descriptors).__name__
+            )
+            raise TypeError(f"submit takes a 1-D numpy array of dtype sdk.DESCRIPTOR, got {got}")
+        for thing in keep:
+            _check_buffer(thing, "keep")
+        event = StatusesEvent(self, len(descriptors), tuple(span.root for span in keep))
+        if self.when_full == "raise":
+            with self._lock:
+                self._require_room(len(descriptors))
+                self._put_piece(event, descriptors, 0, len(descriptors))
+            return event
+        done = 0
+        while done < len(descriptors):
+            with self._lock:
+                if self._closed is not None:
+                    raise self._closed
+                self._reap_locked()
+                room = self.depth - self._pair.outstanding()
+                count = min(room, len(descriptors) - done)
+                # half a queue at a time keeps both sides busy: small pieces cost a turn of both loops each
+                if count > 0 and (count == len(descriptors) - done or count >= self.depth // 2):
+                    self._put_piece(event, descriptors[done : done + count], done, count)
+                    done += count
+                    continue
+            self._await_room(min(self.depth // 2 or 1, len(descriptors) - done))
+        return event
+
+    def _put_piece(self, event: StatusesEvent, descriptors: NDArray[Any], position: int, count: int) -> None:
+        if not count:
+            return
+        piece = _Piece(event, self._pair.sq_tail, position, count)
+        first, second = ring.contiguous(piece.first, count, self._pair.entries)
+        self._slots[first] = [piece] * (first.stop - first.start)
+        self._slots[second] = [piece] * (second.stop - second.start)
+        self._pair.put_array(descriptors)
+        self._pair.publish()
+
+    def batch(self) -> Batch:
+        """Record many calls for one doorbell: `with q.batch() as b: b.copy(...); b.nop()`."""
+        return Batch(self)
+
+    def submit_recorded(self, recorded: deque[_Recorded]) -> None:
+        """Make a batch's commands visible, with one doorbell where they fit the queue at once; empties `recorded`."""
+        if self.when_full == "raise":
+            with self._lock:
+                self._require_room(len(recorded))
+        while recorded:
+            with self._lock:
+                if self._closed is not None:
+                    raise self._closed
+                self._reap_locked()
+                while recorded and self._pair.outstanding() < self.depth:
+                    event, codec, opcode, values = recorded[0]
+                    self._slots[self._pair.sq_tail & self._slot_mask] = event
+                    self._pair.put(codec, opcode, *values)
+                    recorded.popleft()
+                self._pair.publish()
+            if recorded:
+                self._await_room(min(self.depth // 2 or 1, len(recorded)))
+
+    def _require_room(self, count: int) -> None:
+        """Raise QueueFull unless `count` more commands fit now; called with the lock held."""
+        if self._closed is not None:
+            raise self._closed
+        self._reap_locked()
+        if self._pair.outstanding() + count > self.depth:
+            raise self._full(count)
+
+    def _await_room(self, count: int) -> None:
+        """Wait until `count` more commands fit, or raise QueueFull right away."""
+        if self.when_full == "raise":
+            raise self._full(count)
+        self.wait_until(lambda: self._pair.outstanding() + count <= self.depth, None, "room in the queue")
+
+    def _full(self, count: int) -> QueueFull:
+        return QueueFull(
+            f"the queue holds {self._pair.outstanding()} of {self.depth} commands; {count} more do not fit",
+            depth=self.depth,
+            device=self.device_address,
+            subsystem="queue",
+            remedy='wait for an event, or open the queue with when_full="wait"',
+        )
+
+    # --- reaping -----------------------------------------------------------------------------------------------
+
+    def reap(self) -> None:
+        """Settle every event whose completion is there. Never blocks."""
+        with self._lock:
+            self._reap_locked()
+
+    def _reap_locked(self) -> bool:
+        """Settle what has completed; True if anything had. Tells waiting threads and loops."""
+        pair = self._pair
+        if self._closed is not None or not pair.ready():
+            return False
+        while pair.ready():
+            slot = pair.cq_head & self._slot_mask
+            owner = self._slots[slot]
+            if isinstance(owner, _Piece):
+                done = (pair.cq_head - owner.first) & ring.INDEX_MASK
+                rows = pair.peek_array(owner.count - done)
+                owner.event.absorb(owner.position + done, rows)
+                pair.advance(len(rows))
+                continue
+            _, _, status, _, _, start, end = pair.peek()
+            if owner is not None:
+                owner.finish(status, start, end)
+                self._slots[slot] = None
+            pair.advance()
+        self._tell_waiters()
+        return True
+
+    def _tell_waiters(self) -> None:
+        """After events were settled, with the lock held: wake threads and loops that may wait for them."""
+        if self._leader is not None:
+            self._settled.notify_all()
+            if self._leader != threading.get_ident():
+                os.eventfd_write(self._interrupt, 1)
+        if self._futures:
+            waiting = []
+            for entry in self._futures:
+                event, future, _ = entry
+                if event.is_done():
+                    _resolve(future, None)
+                elif not future.done():
+                    waiting.append(entry)
+            self._futures = waiting
+
+    def command_error(self, what: str, status: int) -> CommandFailed:
+        """The error of a completion status."""
+        slug = status_slug(status)
+        return CommandFailed(
+            f"{what} failed: {slug}",
+            status=status,
+            code=slug,
+            device=self.device_address,
+            subsystem="queue",
+            remedy="the device's error log says more: dev.errors()",
+        )
+
+    # --- waiting: threads --------------------------------------------------------------------------------------
+
+    def wait_until(self, condition: Callable[[], bool], timeout: float | None, what: str) -> None:
+        """Wait until `condition` holds, reaping. Raises Timeout, DeviceLost, or the error the queue ended with.
+
+        Spins with `Transport.progress` for at most SPIN_S (not at all on one CPU), then sleeps on the interrupt.
+        """
+        limit = self.device.timeout if timeout is None else _checked_timeout(timeout)
+        now = time.monotonic()
+        deadline = now + limit
+        spin_until = now + (timeouts.SPIN_S if self.device.may_spin else 0.0)
+        progress = self.device.transport.progress
+        ready = self._pair.ready
+        while True:
+            if ready():
+                with self._lock:
+                    self._reap_locked()
+            if condition():
+                return
+            if self._closed is not None and not self._ending:
+                raise self._closed
+            now = time.monotonic()
+            if now >= deadline:
+                raise self._timed_out(what, limit)
+            if now < spin_until:
+                progress()
+            else:
+                self._sleep(condition, deadline - now)
+
+    def _sleep(self, condition: Callable[[], bool], patience_s: float) -> None:
+        """Block until something was reaped, the patience or one liveness interval ends, whichever is first."""
+        interval = min(patience_s, timeouts.LIVENESS_S)
+        me = threading.get_ident()
+        with self._lock:
+            self._reap_locked()
+            if condition() or (self._closed is not None and not self._ending):
+                return
+            if self._leader is not None or self._ending:
+                self._settled.wait(interval)
+                return
+            self._leader = me
+        try:
+            self._sleep_as_leader(interval)
+        finally:
+            with self._lock:
+                self._leader = None
+                self._settled.notify_all()
+
+    def _sleep_as_leader(self, interval: float) -> None:
+        with self._lock:
+            armed = self._closed is not None or self._pair.arm_interrupt()
+        if armed:
+            self.device.transport.progress()
+            poller = select.poll()
+            poller.register(self._interrupt, select.POLLIN)
+            hang_up = self.device.transport.hang_up_fd
+            if hang_up is not None:
+                poller.register(hang_up, 0)
+            if not poller.poll(interval * 1000):
+                self.device.check_alive()
+            elif hang_up is not None and not self.device.transport.alive():
+                self.device.check_alive()
+        _drain(self._interrupt)
+        with self._lock:
+            self._reap_locked()
+
+    def _timed_out(self, what: str, limit: float) -> Timeout:
+        return Timeout(
+            f"{what} did not end within {limit:g} s; the job goes on",
+            device=self.device_address,
+            subsystem="queue",
+            remedy="wait longer, or reset the device",
+        )
+
+    # --- waiting: event loops ----------------------------------------------------------------------------------
+
+    def notify(self, event: Event[Any], future: asyncio.Future[None]) -> None:
+        """Resolve `future` in its loop when `event` ends, or with Timeout or DeviceLost. Called in that loop."""
+        loop = future.get_loop()
+        with self._lock:
+            if self._closed is not None and not event.is_done():
+                raise self._closed
+            self._futures.append((event, future, time.monotonic() + self.device.timeout))
+        if loop not in self._loops:
+            loop.add_reader(self._interrupt, self._on_interrupt)
+            self._loops[loop] = loop.call_later(timeouts.LIVENESS_S, self._look_after, loop)
+        self._arm_for_loops()
+
+    def _on_interrupt(self) -> None:
+        """The eventfd is readable: runs in a loop that awaits events of this queue."""
+        _drain(self._interrupt)
+        self._arm_for_loops()
+
+    def _arm_for_loops(self) -> None:
+        """Reap until nothing is there, with the interrupt armed for what comes next."""
+        self.device.transport.progress()
+        with self._lock:
+            self._reap_locked()
+            while self._futures and self._closed is None and not self._pair.arm_interrupt():
+                self._reap_locked()
+
+    def _look_after(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Each liveness interval while a loop has futures here: time-outs, liveness, and leaving when idle."""
+        del self._loops[loop]
+        self._arm_for_loops()
+        now = time.monotonic()
+        with self._lock:
+            mine = [entry for entry in self._futures if entry[1].get_loop() is loop]
+            late = [entry for entry in mine if now >= entry[2]]
+            self._futures = [entry for entry in self._futures if entry not in late]
+        for event, future, _ in late:
+            set_if_waiting(future, self._timed_out(repr(event), self.device.timeout))
+        if len(mine) == len(late):
+            loop.remove_reader(self._interrupt)
+            return
+        self._loops[loop] = loop.call_later(timeouts.LIVENESS_S, self._look_after, loop)
+        try:
+            self.device.check_alive()
+        except NpuError as error:
+            self.device.lost(error)
+
+    # --- the end -----------------------------------------------------------------------------------------------
+
+    def uses(self, buffer: object) -> bool:
+        """Whether a command in flight uses the buffer."""
+        with self._lock:
+            self._reap_locked()
+            return any(owner is not None and owner.keeps(buffer) for owner in self._slots)
+
+    def drain(self, timeout: float | None = None) -> None:
+        """Wait until nothing is in flight."""
+        self.wait_until(lambda: not self._pair.outstanding(), timeout, "draining the queue")
+
+    def shut(self, closed: NpuError) -> None:
+        """Refuse submissions from now on; what is there already is settled first."""
+        with self._lock:
+            if self._closed is None:
+                self._reap_locked()
+                self._closed = closed
+                self._ending = True
+
+    def shut_in_child(self, closed: NpuError) -> None:
+        """As `shut`, in a forked child: the lock may be held by a thread that does not exist here."""
+        self._closed = closed
+
+    def fail_all(self, error: NpuError, closed: NpuError) -> None:
+        """End every outstanding command with `error`; later submissions raise `closed`."""
+        with self._lock:
+            if self._closed is None:
+                self._reap_locked()
+                self._closed = closed
+            self._ending = False
+            for slot, owner in enumerate(self._slots):
+                if owner is not None:
+                    owner.fail(error)
+                    self._slots[slot] = None
+            self._tell_waiters()
+            self._settled.notify_all()
+
+    def close(self) -> None:
+        """Delete the queue. Commands still in flight end with CommandFailed; idempotent."""
+        closed = Closed("the queue is closed", device=self.device_address, remedy="open another with dev.queue()")
+        unfinished = CommandFailed(
+            "the queue was closed before the command ended", code="queue-closed", device=self.device_address
+        )
+        with self._lock:
+            if self._closed is not None:
+                return
+        self.device.forget_queue(self, self._opened)
+        self.fail_all(unfinished, closed)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, or its device reset, closed or lost."""
+        return self._closed is not None
+
+    def __enter__(self) -> Queue:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        try:
+            if kind is None and not self.closed:
+                self.drain()
+        finally:
+            self.close()
+
+
+class Batch(_Calls):
+    """Commands recorded for one doorbell. Nothing is visible to the device before the `with` block ends."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._home = queue
+        self._recorded: deque[_Recorded] = deque()
+        self._state = "new"
+
+    def _issue(self, event: Event[T], codec: Any, opcode: int, values: tuple[Any, ...]) -> Event[T]:
+        if self._state != "open":
+            raise ValueError(f"the batch is {self._state}; record inside its with block")
+        event.batch = self
+        self._recorded.append((event, codec, opcode, values))
+        return event
+
+    def conclude(self, event: Event[T]) -> Event[T]:
+        """Record a barrier whose event stands for everything before it."""
+        return self._issue(event, BARRIER.codec, _BARRIER, ())
+
+    @property
+    def open(self) -> bool:
+        """Whether the block has not ended."""
+        return self._state == "open"
+
+    def events(self) -> list[Event[Any]]:
+        """Events of what was recorded so far."""
+        return [event for event, *_ in self._recorded]
+
+    def __len__(self) -> int:
+        return len(self._recorded)
+
+    def __enter__(self) -> Batch:
+        if self._state != "new":
+            raise ValueError("a batch can be used once; make another with q.batch()")
+        self._state = "open"
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        self._state = "submitted" if kind is None else "dropped"
+        if kind is None:
+            try:
+                for event, *_ in self._recorded:
+                    for root in event.kept():
+                        root.base_address()
+                self._home.submit_recorded(self._recorded)
+            except BaseException:
+                self._drop()
+                raise
+        else:
+            self._drop()
+
+    def _drop(self) -> None:
+        dropped = CommandFailed(
+            "the command was recorded in a batch that was dropped",
+            code="batch-dropped",
+            device=self._home.device_address,
+        )
+        for event, *_ in self._recorded:
+            event.drop(dropped)
+
+
+def _resolve(future: asyncio.Future[None], error: NpuError | None) -> None:
+    """Settle a future from any thread; a loop that was closed meanwhile has nobody waiting."""
+    with contextlib.suppress(RuntimeError):
+        future.get_loop().call_soon_threadsafe(set_if_waiting, future, error)
+
+
+def _drain(eventfd: int) -> None:
+    with contextlib.suppress(BlockingIOError):
+        os.eventfd_read(eventfd)
+
+
+def _checked_timeout(timeout: float) -> float:
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or math.isnan(timeout) or timeout < 0:
+        raise ValueError(f"timeout must be seconds >= 0, math.inf or None, got {timeout!r}")
+    return float(timeout)
+
+
+def ring_entries(depth: int) -> int:
+    """Entries of the rings of a queue of this depth."""
+    return max(_SMALLEST_RING, 1 << (_RING_FACTOR * depth - 1).bit_length())
