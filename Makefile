@@ -1,0 +1,43 @@
+# `make demo` and `make test` work on a fresh machine with Python 3.11 or later (with venv) and make.
+# A second run finds everything installed: stamps in .venv stand for "this extra is installed as pyproject.toml asks".
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+JOBS ?= auto
+PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 8 --dist loadfile
+SOURCES := sdk driver_shim emulator firmware_tools benchmarks tests examples
+PATHS ?=
+
+.PHONY: demo test test-slow lint format bench clean
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/npuctl demo $(PATHS)
+
+test: $(VENV)/dev.stamp
+	$(PYTEST)
+
+test-slow: $(VENV)/dev.stamp
+	$(PYTEST) -m slow
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+bench: $(VENV)/bench.stamp
+	$(BIN)/python -m benchmarks.run --output benchmarks/results.json
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/%.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	touch $@
