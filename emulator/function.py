@@ -10,7 +10,6 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from driver_shim.protocol.commands import (
     ACTIVITY_LOG,
@@ -44,12 +43,15 @@ from emulator.blocks.interrupts import Interrupts
 from emulator.blocks.registers import CONSTANT, STORAGE, Behaviour, RegisterBlock
 from emulator.controller import Controller
 from emulator.device_memory import DeviceMemory
-from emulator.engines.pool import Engines
+from emulator.engines import executor
+from emulator.engines.inline import InlineEngines
+from emulator.engines.job import Engines
+from emulator.engines.pool import EnginePool
 from emulator.error_log import ErrorLog, ErrorRecord
 from emulator.exec_job import MAX_PROGRAM_BYTES, MAX_PROGRAMS, Programs
 from emulator.jobs import Activity, CommandError, Machine
 from emulator.model.clock import TickClock
-from emulator.model.profile import Profile
+from emulator.model.profile import Profile, load_profile
 from emulator.state import KeptState, StateFolder
 
 BAR0, BAR2, BAR4, CONFIG_REGION = 0, 2, 4, 7
@@ -58,7 +60,8 @@ CONFIG_BYTES = 4096
 _VECTOR_MASK = (1 << VECTORS) - 1
 
 
-class Region(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class Region:
     """One region of the function, numbered as VFIO does."""
 
     index: int
@@ -76,18 +79,17 @@ class PciFunction:
     def __init__(
         self,
         profile: Profile,
-        engines: Engines,
+        open_engines: Callable[[DeviceMemory], Engines],
         kernels: str,
         state: StateFolder | None = None,
         wall_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """Power on. `engines` runs programs and is closed with the function."""
+        """Power on. What `open_engines` gives runs programs on the device's memory and is closed with the function."""
         kept = state.load() if state else KeptState("", {})
         self.profile = profile
         self.kernels = kernels
         self.serial = kept.serial or f"EMU-{profile.name.upper()}"
         self._state = state
-        self._engines = engines
         self.clock = TickClock(profile.tick_hz, wall_ns)
         self._snapshot = (0, 0)
         self.errors = ErrorLog(self.clock.snapshot)
@@ -96,6 +98,7 @@ class PciFunction:
             self.errors.restore(kept.errors)
         self.black_box = kept.black_box or EMPTY
         self.memory = DeviceMemory(profile.memory_bytes)
+        self._engines = open_engines(self.memory)
         self.address_space = AddressSpace()
         self.reset_cause = ResetCause.POWER_ON
         self.interrupts = Interrupts(VECTORS, lambda: self.config.bus_master, self._undeliverable)
@@ -114,7 +117,7 @@ class PciFunction:
             CONFIG_REGION: Region(CONFIG_REGION, CONFIG_BYTES, True, True),
         }
         machine = Machine(profile, self.memory, self.address_space, self.activity)
-        self.programs = Programs(machine, engines)
+        self.programs = Programs(machine, self._engines)
         self.controller = Controller(
             machine,
             self.clock,
@@ -427,9 +430,12 @@ class PciFunction:
 
 def build(profile_name: str, kernels: str, state: Path | None = None, *, in_process: bool = False) -> PciFunction:
     """A powered-on function. Raises ValueError for an unknown profile, StateError for an unusable folder."""
-    from emulator.engines.pool import open_engines
-    from emulator.model.profile import load_profile
-
     profile = load_profile(profile_name)
     folder = StateFolder(state) if state else None
-    return PciFunction(profile, open_engines(profile, kernels, in_process=in_process), kernels, folder)
+
+    def open_engines(memory: DeviceMemory) -> Engines:
+        if in_process:
+            return InlineEngines(memory.view, executor, kernels)
+        return EnginePool(memory.fd, profile.engines, kernels)
+
+    return PciFunction(profile, open_engines, kernels, folder)

@@ -59,7 +59,7 @@ class Span:
         self.root = root
         self.offset = offset
         self.shape = shape
-        self.dtype = root.dtype
+        self.dtype: np.dtype[Any] = root.dtype
         self.nbytes = math.prod(shape) * root.dtype.itemsize
 
     @property
@@ -115,7 +115,7 @@ class Buffer(Span):
 
     def __init__(self, device: Device, shape: tuple[int, ...], dtype: np.dtype[Any], address: int) -> None:
         self.device = device
-        self.dtype = dtype
+        self.dtype: np.dtype[Any] = dtype
         self._address: int | None = address
         super().__init__(self, 0, shape)
 
@@ -155,29 +155,24 @@ class HostBuffer(Buffer):
 
     def __init__(self, device: Device, shape: tuple[int, ...], dtype: np.dtype[Any], block: HostBlock) -> None:
         super().__init__(device, shape, dtype, block.iova)
-        self._view = block.view[: self.nbytes]
-        self._finalizer = weakref.finalize(self, device.release_host_block, block)
+        self._block = block
+        self._finalizer = weakref.finalize(self, device.memory.abandon, block)
         self._finalizer.atexit = False
 
     @property
     def array(self) -> NDArray[Any]:
         """The memory itself as a numpy array of this shape and dtype. Raises Closed once freed."""
         self.base_address()
-        return np.frombuffer(self._view, self.dtype, math.prod(self.shape)).reshape(self.shape)
+        return np.frombuffer(self._block.view, self.dtype, math.prod(self.shape)).reshape(self.shape)
 
     def free(self) -> None:
         """Give the memory back now. Raises BufferInUse while a command or a view of `array` uses it. Idempotent."""
         if self._address is None:
             return
         self._refuse_if_in_use()
-        try:
-            self._view.release()
-        except BufferError:
-            raise BufferInUse(
-                f"views of this {self!r} live", remedy="delete the arrays made from it, then free"
-            ) from None
+        self.device.memory.free(self._block)
         self._address = None
-        self._finalizer()
+        self._finalizer.detach()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         array = self.array

@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike
 
 from driver_shim.allocator import OutOfSpace, RangeAllocator
 from driver_shim.controller import Controller, OpenQueue
-from driver_shim.dma import HostBlock, HostMemory
+from driver_shim.dma import HostMemory
 from driver_shim.errors import Closed, CommandFailed, DeviceLost, NpuError, OutOfDeviceMemory
 from driver_shim.protocol.commands import LogPage
 from driver_shim.registers import Registers
@@ -78,8 +78,8 @@ class Device:
         self._interrupts: list[int] = []
         self._released: deque[tuple[int, int]] = deque()
         """Device addresses that finalisers gave back, with the reset they belong to."""
-        self._memory = HostMemory(self.transport, environment.host_memory_bytes())
-        self._controller = Controller(self.transport, self._memory, self._timeout)
+        self.memory = HostMemory(self.transport, environment.host_memory_bytes())
+        self._controller = Controller(self.transport, self.memory, self._timeout)
         try:
             self._controller.bring_up()
             self._connect_interrupts()
@@ -161,7 +161,7 @@ class Device:
         self._check_open()
         extents, kind = as_shape(shape), as_dtype(dtype)
         size = math.prod(extents) * kind.itemsize
-        buffer = HostBuffer(self, extents, kind, self._memory.allocate(size, alignment=DEVICE_ALIGNMENT))
+        buffer = HostBuffer(self, extents, kind, self.memory.allocate(size, alignment=DEVICE_ALIGNMENT))
         self._host_buffers.add(buffer)
         return buffer
 
@@ -196,10 +196,6 @@ class Device:
     def release_device_memory(self, address: int, reset_count: int) -> None:
         """A device buffer went away; may run inside a finaliser, so it only notes it."""
         self._released.append((address, reset_count))
-
-    def release_host_block(self, block: HostBlock) -> None:
-        """A host buffer went away; may run inside a finaliser."""
-        self._memory.free(block)
 
     def _reclaim(self) -> None:
         """Take back what finalisers released; called with the lock held."""
@@ -337,7 +333,7 @@ class Device:
             self._controller.shut_down()
         except NpuError:
             pass  # it is gone already, or never came up: what is left to do is local
-        self._memory.close()
+        self.memory.close()
         _abandon(self.transport, self._opened.emulator, self._interrupts, os.getpid())
 
     def __enter__(self) -> Device:

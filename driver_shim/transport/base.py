@@ -6,13 +6,14 @@ Region numbers are VFIO's: 0 to 5 are BAR0 to BAR5. Register access is by exact 
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
 
 BAR0, BAR2, BAR4 = 0, 2, 4
 
 
-class RegionInfo(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class RegionInfo:
     """What a function says about one of its regions."""
 
     index: int
