@@ -1,0 +1,41 @@
+"""The compiler: ONNX models to programs for the device.
+
+`loading.py` reads models, `graph.py` checks their form, `lowering/` turns operators into commands, `ir.py` folds and
+fuses, `plan.py` places tensors and encodes. The onnx package is imported when one of these functions is first called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from sdk.compiler.compiled import CompiledProgram, Plan, TensorInfo
+
+if TYPE_CHECKING:
+    import onnx
+
+    from sdk.compiler.loading import ModelSource
+
+
+def load_model(source: ModelSource) -> onnx.ModelProto:
+    """See `loading.load_model`."""
+    from sdk.compiler import loading
+
+    return loading.load_model(source)
+
+
+def check_model(model: onnx.ModelProto) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
+    """See `compile.check_model`."""
+    from sdk.compiler import compile as compilation
+
+    return compilation.check_model(model)
+
+
+def compile_model(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None) -> CompiledProgram:
+    """See `compile.compile_model`."""
+    from sdk.compiler import compile as compilation
+
+    return compilation.compile_model(model, shapes)
+
+
+__all__ = ["CompiledProgram", "Plan", "TensorInfo", "check_model", "compile_model", "load_model"]

@@ -1,0 +1,81 @@
+"""What the lowering of one node sees: its operands, attributes, and a builder to emit commands with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from driver_shim.protocol.program import MAX_DIMENSION
+from sdk.compiler.graph import GraphNode
+from sdk.compiler.ir import Builder, Refused, Value
+
+
+class NodeContext:
+    """One node being lowered."""
+
+    def __init__(self, builder: Builder, node: GraphNode, inputs: Sequence[Value | None]) -> None:
+        self.builder = builder
+        self.inputs = inputs
+        self.since = node.since
+        """Opset version in which the operator got its present meaning."""
+        self.op = node.op
+        self.output_count = len(node.outputs)
+        self._attributes = node.attributes
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        """An attribute's value, strings decoded."""
+        value = self._attributes.get(name)
+        return default if value is None else value
+
+    def value(self, position: int) -> Value:
+        """A required operand. Raises Refused when it is left out."""
+        value = self.optional(position)
+        if value is None:
+            raise Refused(f"its input {position} is missing")
+        return value
+
+    def optional(self, position: int) -> Value | None:
+        """An operand that may be left out."""
+        return self.inputs[position] if position < len(self.inputs) else None
+
+    def constant_ints(self, position: int, what: str) -> list[int] | None:
+        """An optional operand that must be constant whole numbers, flattened."""
+        value = self.optional(position)
+        if value is None:
+            return None
+        if value.constant is None or value.dtype.is_float:
+            raise Refused(f"its {what} must be constant whole numbers")
+        return [int(element) for element in value.constant.reshape(-1)]
+
+    def constant_float(self, position: int, what: str) -> float | None:
+        """An optional operand that must be one constant number."""
+        value = self.optional(position)
+        if value is None:
+            return None
+        if value.constant is None or value.constant.size != 1:
+            raise Refused(f"its {what} must be one constant number")
+        return float(value.constant.reshape(())[()])
+
+    def axis(self, axis: int, rank: int) -> int:
+        """An axis counted from 0. Raises Refused when there is none such."""
+        if not -rank <= axis < rank:
+            raise Refused(f"axis {axis} of a tensor of rank {rank}")
+        return axis % rank
+
+    def axes(self, axes: Sequence[int], rank: int) -> list[int]:
+        """Distinct axes counted from 0, sorted. Raises Refused."""
+        normal = sorted(self.axis(int(axis), rank) for axis in axes)
+        if len(set(normal)) != len(normal):
+            raise Refused(f"axes {list(axes)} name a dimension twice")
+        return normal
+
+
+def checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """A target shape. Raises Refused when a dimension is impossible."""
+    if any(not 0 <= extent <= MAX_DIMENSION for extent in shape):
+        raise Refused(f"the shape {list(shape)} is impossible")
+    return tuple(int(extent) for extent in shape)
+
+
+Lowering = Callable[[NodeContext], Sequence[Value]]
+"""Emits a node's commands; returns its outputs in order."""

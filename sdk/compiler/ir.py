@@ -1,0 +1,165 @@
+"""What the compiler works on: values and operations in execution order, built, folded and fused as they are emitted.
+
+A `Value` is either a constant (an array) or the output of an operation or a graph input. Emitting an operation whose
+operands are all constants runs its golden kernel at once, so shape arithmetic never reaches the device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from driver_shim.protocol.layout import FieldError
+from driver_shim.protocol.program import MAX_TENSOR_BYTES, TensorType, make_attributes
+from driver_shim.protocol.program_commands import MAX_RANK, CommandKind
+from driver_shim.protocol.types import UnsupportedType, WireType, wire_type_of
+from emulator.model.golden import GOLDEN, KernelFault
+from emulator.model.semantics import SemanticError, check
+
+Array = NDArray[Any]
+
+FOLD_BYTES = 1 << 20
+FOLD_GROWTH = 2
+"""A constant result is folded when it is small or little larger than what it is made of; an Expand of a scalar to a
+gigabyte is left to the device."""
+
+
+class Refused(Exception):
+    """Something a model asks for is not possible; the message says why. The caller adds node and operator."""
+
+
+class Quantised(NamedTuple):
+    """What a dequantised value was before: (integer − zero_point) · scale."""
+
+    integer: Value
+    scale: Value
+    zero_point: Value
+    axis: int
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class Value:
+    """A tensor during compilation. Compared by identity."""
+
+    type: TensorType
+    constant: Array | None = None
+    producer: Operation | None = None
+    quantised: Quantised | None = None
+    uses: int = 0
+    """How often the model refers to it; an operation's result may be fused away when this is 1."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.type.shape
+
+    @property
+    def dtype(self) -> WireType:
+        """Its element type."""
+        return self.type.dtype
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class Operation:
+    """A command of the program to be."""
+
+    kind: CommandKind
+    attributes: Any
+    inputs: tuple[Value | None, ...]
+    output: Value
+    node: str
+    """Name of the model's node that it came from."""
+
+
+class Builder:
+    """Collects operations in execution order."""
+
+    def __init__(self) -> None:
+        self.operations: list[Operation] = []
+        self.node = ""
+        """Name of the node being lowered."""
+
+    def constant(self, array: Array) -> Value:
+        """A constant. Raises Refused for a type the device does not have."""
+        try:
+            return Value(TensorType(wire_type_of(array.dtype), array.shape), constant=array)
+        except UnsupportedType as error:
+            raise Refused(str(error)) from None
+
+    def scalar(self, value: float, dtype: WireType) -> Value:
+        """A constant of rank 0."""
+        return self.constant(np.array(value, dtype.dtype))
+
+    def emit(
+        self,
+        kind: CommandKind,
+        inputs: Sequence[Value | None],
+        dtype: WireType,
+        shape: Sequence[int],
+        **attributes: Any,
+    ) -> Value:
+        """Append a command and return its output, or the folded constant. Raises Refused."""
+        output = TensorType(dtype, tuple(shape))
+        for value_type in [*(v.type for v in inputs if v is not None), output]:
+            check_tensor(value_type)
+        try:
+            fields = make_attributes(kind, **attributes)
+            check(kind, fields, [v.type if v is not None else None for v in inputs], output)
+        except (SemanticError, FieldError) as error:
+            raise Refused(str(error)) from None
+        folded = self._fold(kind, fields, inputs, output)
+        if folded is not None:
+            return folded
+        result = Value(output)
+        result.producer = Operation(kind, fields, tuple(inputs), result, self.node)
+        self.operations.append(result.producer)
+        return result
+
+    def _fold(self, kind: CommandKind, fields: Any, inputs: Sequence[Value | None], output: TensorType) -> Value | None:
+        arrays: list[Array | None] = []
+        size = 0
+        for value in inputs:
+            if value is not None and value.constant is None:
+                return None
+            arrays.append(value.constant if value is not None else None)
+            size += value.type.size_bytes if value is not None else 0
+        if output.size_bytes > max(FOLD_BYTES, FOLD_GROWTH * size):
+            return None
+        result = np.empty(output.shape, output.dtype.dtype)
+        try:
+            with np.errstate(all="ignore"):
+                GOLDEN[kind](fields, arrays, [result])
+        except KernelFault as fault:
+            raise Refused(f"its constant operands cannot be computed with: {fault.message}") from None
+        return Value(output, constant=result)
+
+    def reshape(self, value: Value, shape: Sequence[int]) -> Value:
+        """The same elements in another shape; costs nothing when the shape is the same."""
+        if tuple(shape) == value.shape:
+            return value
+        if value.constant is not None:
+            return self.constant(value.constant.reshape(shape))
+        return self.emit(CommandKind.COPY, [value], value.dtype, shape)
+
+    def copy(self, value: Value) -> Value:
+        """A value of its own with the same contents, never folded."""
+        result = Value(value.type)
+        check_tensor(value.type)
+        fields = make_attributes(CommandKind.COPY)
+        result.producer = Operation(CommandKind.COPY, fields, (value,), result, self.node)
+        self.operations.append(result.producer)
+        return result
+
+
+def check_tensor(tensor: TensorType) -> None:
+    """Raise Refused for a tensor that no program can hold."""
+    if len(tensor.shape) > MAX_RANK:
+        raise Refused(f"{tensor} has rank {len(tensor.shape)}; at most {MAX_RANK} is possible")
+    if min(tensor.shape, default=1) < 1:
+        raise Refused(f"{tensor} is empty; every dimension must be at least 1")
+    if tensor.size_bytes > MAX_TENSOR_BYTES:
+        raise Refused(f"{tensor} has {tensor.size_bytes} bytes; at most {MAX_TENSOR_BYTES} are possible")

@@ -1,0 +1,16 @@
+"""How each ONNX operator becomes commands: one function per operator or family, found by name in `LOWERINGS`."""
+
+from __future__ import annotations
+
+from sdk.compiler.context import Lowering
+from sdk.compiler.lowering import elementwise, movement, products, quantised, reductions, shapes
+
+LOWERINGS: dict[str, Lowering] = {
+    **elementwise.LOWERINGS,
+    **movement.LOWERINGS,
+    **products.LOWERINGS,
+    **quantised.LOWERINGS,
+    **reductions.LOWERINGS,
+    **shapes.LOWERINGS,
+}
+"""The operators that can be compiled."""

@@ -1,0 +1,231 @@
+"""Element-wise operators; activations are fused into the product before them."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from driver_shim.protocol.program_commands import Activation, BinaryFunction, CommandKind, UnaryFunction
+from driver_shim.protocol.types import WireType, wire_type
+from emulator.model.semantics import SemanticError, broadcast
+from sdk.compiler.context import Lowering, NodeContext
+from sdk.compiler.ir import Builder, Refused, Value
+
+_COMPARISONS = {
+    "Equal": BinaryFunction.EQUAL,
+    "Less": BinaryFunction.LESS,
+    "LessOrEqual": BinaryFunction.LESS_OR_EQUAL,
+    "Greater": BinaryFunction.GREATER,
+    "GreaterOrEqual": BinaryFunction.GREATER_OR_EQUAL,
+}
+_ARITHMETIC = {
+    "Add": BinaryFunction.ADD,
+    "Sub": BinaryFunction.SUB,
+    "Mul": BinaryFunction.MUL,
+    "Div": BinaryFunction.DIV,
+    "And": BinaryFunction.AND,
+    "Or": BinaryFunction.OR,
+    "Xor": BinaryFunction.XOR,
+}
+_VARIADIC = {
+    "Max": BinaryFunction.MAX,
+    "Min": BinaryFunction.MIN,
+    "Sum": BinaryFunction.ADD,
+    "Mean": BinaryFunction.ADD,
+}
+_UNARY = {
+    "Abs": UnaryFunction.ABS,
+    "Neg": UnaryFunction.NEG,
+    "Sign": UnaryFunction.SIGN,
+    "Floor": UnaryFunction.FLOOR,
+    "Ceil": UnaryFunction.CEIL,
+    "Round": UnaryFunction.ROUND,
+    "Exp": UnaryFunction.EXP,
+    "Log": UnaryFunction.LOG,
+    "Sqrt": UnaryFunction.SQRT,
+    "Reciprocal": UnaryFunction.RECIPROCAL,
+    "Tanh": UnaryFunction.TANH,
+    "Sigmoid": UnaryFunction.SIGMOID,
+    "Erf": UnaryFunction.ERF,
+    "Relu": UnaryFunction.RELU,
+    "LeakyRelu": UnaryFunction.LEAKY_RELU,
+    "Elu": UnaryFunction.ELU,
+    "HardSigmoid": UnaryFunction.HARD_SIGMOID,
+    "Softplus": UnaryFunction.SOFTPLUS,
+    "Not": UnaryFunction.NOT,
+    "Sin": UnaryFunction.SIN,
+    "Cos": UnaryFunction.COS,
+}
+_PARAMETERS = {"LeakyRelu": {"alpha": 0.01}, "Elu": {"alpha": 1.0}, "HardSigmoid": {"alpha": 0.2, "beta": 0.5}}
+"""Attributes and their defaults in the ONNX specification."""
+_FUSED = {
+    UnaryFunction.RELU: Activation.RELU,
+    UnaryFunction.CLIP: Activation.CLIP,
+    UnaryFunction.SIGMOID: Activation.SIGMOID,
+    UnaryFunction.TANH: Activation.TANH,
+}
+_PRODUCTS = (CommandKind.MATMUL, CommandKind.CONV)
+
+
+def binary(builder: Builder, function: BinaryFunction, a: Value, b: Value) -> Value:
+    """A BINARY command; an Expand whose effect broadcasting has anyway is bypassed."""
+    a, b = _bypass_expand([a, b])
+    dtype = WireType.BOOL if function in _COMPARISONS.values() else a.dtype
+    return builder.emit(CommandKind.BINARY, [a, b], dtype, _broadcast(a, b), function=function)
+
+
+def unary(builder: Builder, function: UnaryFunction, x: Value, alpha: float = 0, beta: float = 0) -> Value:
+    """A UNARY command, or the product that gave `x` once more with this activation."""
+    product = x.producer
+    if function in _FUSED and product is not None and product.kind in _PRODUCTS and x.uses <= 1:
+        if product.attributes.activation == Activation.NONE:
+            fields = {k: v for k, v in product.attributes.items() if not k.startswith("_")}
+            fields.update(activation=_FUSED[function], low=alpha, high=beta)
+            return builder.emit(product.kind, product.inputs, x.dtype, x.shape, **fields)
+    return builder.emit(CommandKind.UNARY, [x], x.dtype, x.shape, function=function, alpha=alpha, beta=beta)
+
+
+def _broadcast(*values: Value) -> tuple[int, ...]:
+    try:
+        return broadcast(*(value.shape for value in values))
+    except SemanticError as error:
+        raise Refused(str(error)) from None
+
+
+def _bypass_expand(values: Sequence[Value]) -> list[Value]:
+    wanted = _broadcast(*values)
+    result = list(values)
+    for i, value in enumerate(values):
+        if value.producer is not None and value.producer.kind is CommandKind.EXPAND:
+            source = value.producer.inputs[0]
+            if source is not None and _broadcast(*result[:i], source, *result[i + 1 :]) == wanted:
+                result[i] = source
+    return result
+
+
+def _simple_binary(function: BinaryFunction) -> Lowering:
+    def lower(node: NodeContext) -> Sequence[Value]:
+        a, b = node.value(0), node.value(1)
+        fused = _bias(node.builder, a, b) if function is BinaryFunction.ADD else None
+        return [fused or binary(node.builder, function, a, b)]
+
+    return lower
+
+
+def _bias(builder: Builder, a: Value, b: Value) -> Value | None:
+    """The product before an Add once more with the other addend as its bias, where that is what it is."""
+    for product, bias in ((a, b), (b, a)):
+        made = product.producer
+        if made is None or made.kind not in _PRODUCTS or product.uses > 1 or bias.constant is None:
+            continue
+        if len(made.inputs) > 2 or made.attributes.activation != Activation.NONE or bias.dtype is not product.dtype:
+            continue
+        channel_axis = 1 if made.kind is CommandKind.CONV else len(product.shape) - 1
+        channels = product.shape[channel_axis]
+        aligned = [1] * (len(product.shape) - len(bias.shape)) + list(bias.shape)
+        if aligned != [channels if i == channel_axis else 1 for i in range(len(product.shape))]:
+            continue
+        vector = builder.reshape(bias, (channels,))
+        fields = {k: v for k, v in made.attributes.items() if not k.startswith("_")}
+        if made.kind is CommandKind.MATMUL:
+            fields["beta"] = 1.0
+        return builder.emit(made.kind, [*made.inputs, vector], product.dtype, product.shape, **fields)
+    return None
+
+
+def _variadic(function: BinaryFunction) -> Lowering:
+    def lower(node: NodeContext) -> Sequence[Value]:
+        values = [node.value(i) for i in range(len(node.inputs))]
+        result = functools.reduce(lambda a, b: binary(node.builder, function, a, b), values)
+        if node.op == "Mean":
+            count = node.builder.scalar(len(values), result.dtype)
+            result = binary(node.builder, BinaryFunction.DIV, result, count)
+        return [result]
+
+    return lower
+
+
+def _pow(node: NodeContext) -> Sequence[Value]:
+    """Pow: the exponent may have another type than the base."""
+    base, exponent = node.value(0), node.value(1)
+    if exponent.dtype is not base.dtype:
+        exponent = node.builder.emit(CommandKind.CAST, [exponent], base.dtype, exponent.shape)
+    return [binary(node.builder, BinaryFunction.POW, base, exponent)]
+
+
+def _simple_unary(op: str) -> Lowering:
+    def lower(node: NodeContext) -> Sequence[Value]:
+        parameters = {name: node.attribute(name, default) for name, default in _PARAMETERS.get(op, {}).items()}
+        return [unary(node.builder, _UNARY[op], node.value(0), **parameters)]
+
+    return lower
+
+
+def _clip(node: NodeContext) -> Sequence[Value]:
+    """Clip: with constant limits on floats one command, else Max and Min."""
+    x, low, high = node.value(0), node.optional(1), node.optional(2)
+    if x.dtype.is_float and all(limit is None or limit.constant is not None for limit in (low, high)):
+        least = node.constant_float(1, "lower limit")
+        most = node.constant_float(2, "upper limit")
+        return [
+            unary(
+                node.builder,
+                UnaryFunction.CLIP,
+                x,
+                -math.inf if least is None else least,
+                math.inf if most is None else most,
+            )
+        ]
+    if low is not None:
+        x = binary(node.builder, BinaryFunction.MAX, x, low)
+    if high is not None:
+        x = binary(node.builder, BinaryFunction.MIN, x, high)
+    return [x]
+
+
+def _cast(node: NodeContext) -> Sequence[Value]:
+    x = node.value(0)
+    target = wire_type(node.attribute("to"))
+    if target is x.dtype:
+        return [x]
+    return [node.builder.emit(CommandKind.CAST, [x], target, x.shape)]
+
+
+def _where(node: NodeContext) -> Sequence[Value]:
+    condition, x, y = _bypass_expand([node.value(i) for i in range(3)])
+    shape = _broadcast(condition, x, y)
+    return [node.builder.emit(CommandKind.WHERE, [condition, x, y], x.dtype, shape)]
+
+
+def _identity(node: NodeContext) -> Sequence[Value]:
+    return [node.value(0)]
+
+
+def _dropout(node: NodeContext) -> Sequence[Value]:
+    """Dropout at inference: the data unchanged, and a mask that keeps everything."""
+    training = node.optional(2)
+    if training is not None and (training.constant is None or training.constant.any()):
+        raise Refused("it is in training mode")
+    x = node.value(0)
+    mask = [node.builder.constant(np.ones(x.shape, np.bool_))] if node.output_count > 1 else []
+    return [x, *mask]
+
+
+def _table(names: dict[str, BinaryFunction], make: Callable[[BinaryFunction], Lowering]) -> dict[str, Lowering]:
+    return {name: make(function) for name, function in names.items()}
+
+
+LOWERINGS: dict[str, Lowering] = {
+    **_table({**_COMPARISONS, **_ARITHMETIC}, _simple_binary),
+    **_table(_VARIADIC, _variadic),
+    **{name: _simple_unary(name) for name in _UNARY},
+    "Pow": _pow,
+    "Clip": _clip,
+    "Cast": _cast,
+    "Where": _where,
+    "Identity": _identity,
+    "Dropout": _dropout,
+}

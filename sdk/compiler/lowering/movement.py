@@ -1,0 +1,184 @@
+"""Operators that move elements: Transpose, Slice, Split, Concat, Gather, Pad, Expand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from driver_shim.protocol.program_commands import MAX_RANK, CommandKind, PadMode
+from emulator.model.semantics import SemanticError, broadcast
+from sdk.compiler.context import Lowering, NodeContext, checked_shape
+from sdk.compiler.ir import Builder, Refused, Value
+
+_SPLIT_SIZES_ARE_INPUT_SINCE = 13
+
+
+def filled(values: Sequence[int], fill: int = 0) -> list[int]:
+    """Per-dimension values, filled up to `MAX_RANK`."""
+    return [*values, *[fill] * (MAX_RANK - len(values))]
+
+
+def cut(builder: Builder, x: Value, starts: Sequence[int], steps: Sequence[int], shape: Sequence[int]) -> Value:
+    """x[start + i · step] in every dimension; a constant is cut here, even to nothing."""
+    if len(x.shape) > MAX_RANK:
+        raise Refused(f"{x.type} has rank {len(x.shape)}; at most {MAX_RANK} is possible")
+    if x.constant is not None:
+        for axis, (start, step, extent) in enumerate(zip(starts, steps, shape, strict=True)):
+            indices = np.arange(extent) * step + start
+            x = builder.constant(np.ascontiguousarray(np.take(x.constant, indices, axis))) if x.constant is not None else x
+        return x
+    if tuple(shape) == x.shape and all(step == 1 for step in steps):
+        return x
+    return builder.emit(CommandKind.SLICE, [x], x.dtype, shape, starts=filled(starts), steps=filled(steps))
+
+
+def _transpose(node: NodeContext) -> Sequence[Value]:
+    x = node.value(0)
+    rank = len(x.shape)
+    permutation = list(node.attribute("perm", range(rank - 1, -1, -1)))
+    if sorted(permutation) != list(range(rank)):
+        raise Refused(f"perm {permutation} is no permutation of rank {rank}")
+    if permutation == list(range(rank)):
+        return [x]
+    shape = [x.shape[i] for i in permutation]
+    return [node.builder.emit(CommandKind.TRANSPOSE, [x], x.dtype, shape, permutation=filled(permutation))]
+
+
+def _slice(node: NodeContext) -> Sequence[Value]:
+    """Slice (opset 13): negative starts and ends count from the end, both are clamped to the data."""
+    x = node.value(0)
+    rank = len(x.shape)
+    starts, ends = node.constant_ints(1, "starts"), node.constant_ints(2, "ends")
+    if starts is None or ends is None:
+        raise Refused("its starts or ends are missing")
+    axes = node.constant_ints(3, "axes") or list(range(len(starts)))
+    steps = node.constant_ints(4, "steps") or [1] * len(starts)
+    if not len(starts) == len(ends) == len(axes) == len(steps):
+        raise Refused("its starts, ends, axes and steps differ in length")
+    begin, stride, shape = [0] * rank, [1] * rank, list(x.shape)
+    node.axes(axes, rank)
+    for axis, start, end, step in zip((node.axis(a, rank) for a in axes), starts, ends, steps, strict=True):
+        if step == 0:
+            raise Refused("a step is 0")
+        taken = range(x.shape[axis])[slice(start, end, step)]
+        begin[axis], stride[axis], shape[axis] = taken.start, taken.step, len(taken)
+        if len(taken) == 1:
+            stride[axis] = 1
+    return [cut(node.builder, x, begin, stride, shape)]
+
+
+def _split(node: NodeContext) -> Sequence[Value]:
+    x = node.value(0)
+    rank = len(x.shape)
+    axis = node.axis(node.attribute("axis", 0), rank)
+    parts = node.output_count
+    given = node.since >= _SPLIT_SIZES_ARE_INPUT_SINCE
+    sizes = node.constant_ints(1, "sizes") if given else node.attribute("split")
+    if sizes is None:
+        if node.attribute("num_outputs", parts) != parts:
+            raise Refused(f"num_outputs is {node.attribute('num_outputs')}, the node has {parts} outputs")
+        chunk = -(-x.shape[axis] // parts)
+        sizes = [min(chunk, x.shape[axis] - i * chunk) for i in range(parts)]
+    if len(sizes) != parts or sum(sizes) != x.shape[axis] or min(sizes) < 0:
+        raise Refused(f"split of {x.shape[axis]} into {list(sizes)} for {parts} outputs")
+    results, start = [], 0
+    for size in sizes:
+        begin, shape = [0] * rank, list(x.shape)
+        begin[axis], shape[axis] = start, size
+        results.append(cut(node.builder, x, begin, [1] * rank, shape))
+        start += size
+    return results
+
+
+def _concat(node: NodeContext) -> Sequence[Value]:
+    values = [node.value(i) for i in range(len(node.inputs))]
+    rank = len(values[0].shape)
+    axis = node.axis(node.attribute("axis"), rank)
+    if any(len(value.shape) != rank for value in values):
+        raise Refused("its inputs have different ranks")
+    parts = [value for value in values if value.shape[axis] != 0] or values[:1]
+    if len(parts) == 1:
+        return parts
+    shape = list(parts[0].shape)
+    shape[axis] = sum(part.shape[axis] for part in parts)
+    return [node.builder.emit(CommandKind.CONCAT, parts, parts[0].dtype, shape, axis=axis)]
+
+
+def _gather(node: NodeContext) -> Sequence[Value]:
+    data, indices = node.value(0), node.value(1)
+    axis = node.axis(node.attribute("axis", 0), len(data.shape))
+    shape = (*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :])
+    return [node.builder.emit(CommandKind.GATHER, [data, indices], data.dtype, shape, axis=axis)]
+
+
+def _pad(node: NodeContext) -> Sequence[Value]:
+    """Pad (opset 18); negative padding cuts first."""
+    x, value = node.value(0), node.optional(2)
+    rank = len(x.shape)
+    mode = node.attribute("mode", "constant").upper()
+    if mode not in PadMode.__members__:
+        raise Refused(f"mode {mode.lower()!r} is not supported")
+    pads = node.constant_ints(1, "pads")
+    given = node.constant_ints(3, "axes")
+    axes = [node.axis(a, rank) for a in given] if given is not None else list(range(rank))
+    if pads is None or len(pads) != 2 * len(axes) or len(set(axes)) != len(axes):
+        raise Refused(f"pads {pads} for axes {axes}")
+    begins, ends = [0] * rank, [0] * rank
+    for i, axis in enumerate(axes):
+        begins[axis], ends[axis] = pads[i], pads[len(axes) + i]
+    if min(*begins, *ends, 0) < 0:
+        starts = [max(0, -begin) for begin in begins]
+        inner = [e - s - max(0, -end) for e, s, end in zip(x.shape, starts, ends, strict=True)]
+        x = cut(node.builder, x, starts, [1] * rank, checked_shape(inner))
+        begins, ends = [max(0, begin) for begin in begins], [max(0, end) for end in ends]
+    shape = checked_shape([b + extent + e for b, extent, e in zip(begins, x.shape, ends, strict=True)])
+    if shape == x.shape:
+        return [x]
+    operands = [x] if value is None or mode != "CONSTANT" else [x, value]
+    return [node.builder.emit(CommandKind.PAD, operands, x.dtype, shape, mode=PadMode[mode], begins=filled(begins))]
+
+
+def _expand(node: NodeContext) -> Sequence[Value]:
+    """Expand (opset 13): broadcast with the given shape, in both directions."""
+    x = node.value(0)
+    target = checked_shape(node.constant_ints(1, "shape") or [])
+    try:
+        shape = broadcast(x.shape, target)
+    except SemanticError as error:
+        raise Refused(str(error)) from None
+    return [x if shape == x.shape else node.builder.emit(CommandKind.EXPAND, [x], x.dtype, shape)]
+
+
+def _constant_of_shape(node: NodeContext) -> Sequence[Value]:
+    shape = checked_shape(node.constant_ints(0, "shape") or [])
+    value = node.builder.constant(np.asarray(node.attribute("value", np.zeros(1, np.float32))).reshape(-1)[:1])
+    scalar = node.builder.reshape(value, ())
+    if 0 in shape:
+        return [node.builder.constant(np.zeros(shape, value.dtype.dtype))]
+    return [scalar if not shape else node.builder.emit(CommandKind.EXPAND, [scalar], scalar.dtype, shape)]
+
+
+def _range(node: NodeContext) -> Sequence[Value]:
+    limits = [node.value(i) for i in range(3)]
+    if any(limit.constant is None or limit.constant.size != 1 for limit in limits):
+        raise Refused("its start, limit and delta must be constants")
+    start, limit, delta = (limit.constant.reshape(()) for limit in limits if limit.constant is not None)
+    if delta == 0 or abs((float(limit) - float(start)) / float(delta)) > _RANGE_LIMIT:
+        raise Refused("its delta is 0 or it has too many elements")
+    return [node.builder.constant(np.arange(start, limit, delta, dtype=limits[0].dtype.dtype))]
+
+
+_RANGE_LIMIT = 1 << 24
+
+LOWERINGS: dict[str, Lowering] = {
+    "Transpose": _transpose,
+    "Slice": _slice,
+    "Split": _split,
+    "Concat": _concat,
+    "Gather": _gather,
+    "Pad": _pad,
+    "Expand": _expand,
+    "ConstantOfShape": _constant_of_shape,
+    "Range": _range,
+}

@@ -1,0 +1,190 @@
+"""MatMul, Gemm, Conv and pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from driver_shim.protocol.program import TensorType
+from driver_shim.protocol.program_commands import MAX_SPATIAL, CommandKind, PoolFunction, ReduceFunction
+from emulator.model.semantics import SemanticError, matmul_shape, window_extent
+from sdk.compiler.context import Lowering, NodeContext
+from sdk.compiler.ir import Refused, Value
+
+
+class Window(NamedTuple):
+    """A window's movement, padded to `MAX_SPATIAL` dimensions, and the positions it takes."""
+
+    fields: dict[str, list[int]]
+    shape: tuple[int, ...]
+
+
+def window(node: NodeContext, x: TensorType, kernel: Sequence[int], *, ceil: bool = False) -> Window:
+    """strides, dilations, pads and auto_pad of Conv and pooling nodes (ONNX Conv, opset 11). Raises Refused."""
+    rank = len(x.shape) - 2
+    if not 1 <= rank <= MAX_SPATIAL or len(kernel) != rank:
+        raise Refused(f"{x} with a kernel of rank {len(kernel)}; 1 to {MAX_SPATIAL} spatial dimensions are possible")
+    strides = _list(node, "strides", rank, 1)
+    dilations = _list(node, "dilations", rank, 1)
+    pads = _list(node, "pads", 2 * rank, 0)
+    if any(v < 1 for v in (*strides, *dilations, *kernel)) or any(pad < 0 for pad in pads):
+        raise Refused("strides, dilations and kernel are at least 1, padding at least 0")
+    begins, ends = pads[:rank], pads[rank:]
+    auto = node.attribute("auto_pad", "NOTSET")
+    if auto in ("SAME_UPPER", "SAME_LOWER"):
+        for i in range(rank):
+            positions = -(-x.shape[2 + i] // strides[i])
+            reach = (positions - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1
+            total = max(0, reach - x.shape[2 + i])
+            small, large = total // 2, total - total // 2
+            begins[i], ends[i] = (small, large) if auto == "SAME_UPPER" else (large, small)
+    elif auto == "VALID":
+        begins, ends = [0] * rank, [0] * rank
+    elif auto != "NOTSET":
+        raise Refused(f"auto_pad is {auto!r}")
+    try:
+        shape = tuple(
+            window_extent(x.shape[2 + i], kernel[i], strides[i], dilations[i], (begins[i], ends[i]), ceil=ceil)
+            for i in range(rank)
+        )
+    except SemanticError as error:
+        raise Refused(str(error)) from None
+    fields = {
+        "strides": spatial(strides, 1),
+        "dilations": spatial(dilations, 1),
+        "pads_begin": spatial(begins, 0),
+        "pads_end": spatial(ends, 0),
+    }
+    return Window(fields, shape)
+
+
+def _list(node: NodeContext, name: str, length: int, default: int) -> list[int]:
+    values = list(node.attribute(name, [default] * length))
+    if len(values) != length:
+        raise Refused(f"{name} has {len(values)} values, not {length}")
+    return values
+
+
+def spatial(values: Sequence[int], fill: int) -> list[int]:
+    """Per-dimension values, filled up to `MAX_SPATIAL`."""
+    return [*values, *[fill] * (MAX_SPATIAL - len(values))]
+
+
+def _matmul(node: NodeContext) -> Sequence[Value]:
+    """MatMul; a vector operand becomes a matrix of one row or column (numpy.matmul's rule)."""
+    a, b = node.value(0), node.value(1)
+    if not a.shape or not b.shape:
+        raise Refused(f"operands {a.type} and {b.type}; rank 1 at least")
+    left = node.builder.reshape(a, (1, *a.shape)) if len(a.shape) == 1 else a
+    right = node.builder.reshape(b, (*b.shape, 1)) if len(b.shape) == 1 else b
+    try:
+        shape = matmul_shape(left.shape, right.shape)
+    except SemanticError as error:
+        raise Refused(str(error)) from None
+    result = node.builder.emit(CommandKind.MATMUL, [left, right], a.dtype, shape, alpha=1.0, beta=0.0)
+    if left is not a or right is not b:
+        wanted = list(shape)
+        if left is not a:
+            del wanted[-2]
+        if right is not b:
+            del wanted[-1]
+        result = node.builder.reshape(result, wanted)
+    return [result]
+
+
+def _gemm(node: NodeContext) -> Sequence[Value]:
+    a, b, c = node.value(0), node.value(1), node.optional(2)
+    if len(a.shape) != 2 or len(b.shape) != 2:
+        raise Refused(f"operands {a.type} and {b.type}; both must have rank 2")
+    transposed = (bool(node.attribute("transA", 0)), bool(node.attribute("transB", 0)))
+    rows, columns = a.shape[1 if transposed[0] else 0], b.shape[0 if transposed[1] else 1]
+    beta = node.attribute("beta", 1.0)
+    return [
+        node.builder.emit(
+            CommandKind.MATMUL,
+            [a, b] if c is None else [a, b, c],
+            a.dtype,
+            (rows, columns),
+            transpose_a=int(transposed[0]),
+            transpose_b=int(transposed[1]),
+            alpha=node.attribute("alpha", 1.0),
+            beta=0.0 if c is None else beta,
+        )
+    ]
+
+
+def conv_fields(node: NodeContext, x: Value, w: Value) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """Attributes and output shape of Conv and QLinearConv. Raises Refused."""
+    if len(w.shape) != len(x.shape) or len(w.shape) < 3:
+        raise Refused(f"weights {w.type} for data {x.type}")
+    kernel = list(node.attribute("kernel_shape", w.shape[2:]))
+    if kernel != list(w.shape[2:]):
+        raise Refused(f"kernel_shape {kernel} for weights {w.type}")
+    moved = window(node, x.type, kernel)
+    return {"group": node.attribute("group", 1), **moved.fields}, (x.shape[0], w.shape[0], *moved.shape)
+
+
+def _conv(node: NodeContext) -> Sequence[Value]:
+    x, w, bias = node.value(0), node.value(1), node.optional(2)
+    fields, shape = conv_fields(node, x, w)
+    operands = [x, w] if bias is None else [x, w, bias]
+    return [node.builder.emit(CommandKind.CONV, operands, x.dtype, shape, **fields)]
+
+
+def _pool(function: PoolFunction) -> Lowering:
+    def lower(node: NodeContext) -> Sequence[Value]:
+        if node.output_count > 1:
+            raise Refused("its second output (indices) is not supported")
+        if node.attribute("storage_order", 0):
+            raise Refused("column-major storage_order is not supported")
+        x = node.value(0)
+        kernel = list(node.attribute("kernel_shape"))
+        ceil = bool(node.attribute("ceil_mode", 0))
+        moved = window(node, x.type, kernel, ceil=ceil)
+        result = node.builder.emit(
+            CommandKind.POOL,
+            [x],
+            x.dtype,
+            (*x.shape[:2], *moved.shape),
+            function=function,
+            count_include_pad=int(bool(node.attribute("count_include_pad", 0))),
+            ceil_mode=int(ceil),
+            kernel=spatial(kernel, 1),
+            **moved.fields,
+        )
+        return [result]
+
+    return lower
+
+
+def _global_pool(function: ReduceFunction) -> Lowering:
+    def lower(node: NodeContext) -> Sequence[Value]:
+        x = node.value(0)
+        if len(x.shape) < 3:
+            raise Refused(f"{x.type} has no spatial dimensions")
+        spatial_axes = range(2, len(x.shape))
+        shape = (*x.shape[:2], *[1] * len(spatial_axes))
+        mask = sum(1 << axis for axis in spatial_axes)
+        return [node.builder.emit(CommandKind.REDUCE, [x], x.dtype, shape, function=function, axes=mask)]
+
+    return lower
+
+
+def transposed_matrix(node: NodeContext, b: Value, *, transpose: bool) -> Value:
+    """A constant matrix as MATMUL's right operand without its transpose flag."""
+    if not transpose or b.constant is None:
+        return b
+    return node.builder.constant(np.ascontiguousarray(b.constant.T))
+
+
+LOWERINGS: dict[str, Lowering] = {
+    "MatMul": _matmul,
+    "Gemm": _gemm,
+    "Conv": _conv,
+    "MaxPool": _pool(PoolFunction.MAX),
+    "AveragePool": _pool(PoolFunction.AVERAGE),
+    "GlobalMaxPool": _global_pool(ReduceFunction.MAX),
+    "GlobalAveragePool": _global_pool(ReduceFunction.MEAN),
+}

@@ -1,0 +1,86 @@
+"""Reductions, ArgMax and Softmax."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from driver_shim.protocol.program_commands import ArgumentFunction, CommandKind, ReduceFunction
+from driver_shim.protocol.types import WireType
+from emulator.model.semantics import reduced_shape
+from sdk.compiler.context import Lowering, NodeContext
+from sdk.compiler.ir import Value
+
+_AXES_ARE_INPUT_SINCE = {"ReduceSum": 13}
+_OTHERS_SINCE = 18
+_SOFTMAX_ALONG_AXIS_SINCE = 13
+
+_REDUCE = {
+    "ReduceSum": ReduceFunction.SUM,
+    "ReduceMean": ReduceFunction.MEAN,
+    "ReduceMax": ReduceFunction.MAX,
+    "ReduceMin": ReduceFunction.MIN,
+    "ReduceSumSquare": ReduceFunction.SUM_SQUARE,
+    "ReduceL1": ReduceFunction.L1,
+    "ReduceL2": ReduceFunction.L2,
+    "ReduceLogSumExp": ReduceFunction.LOG_SUM_EXP,
+}
+
+
+def _reduce(function: ReduceFunction) -> Lowering:
+    def lower(node: NodeContext) -> Sequence[Value]:
+        x = node.value(0)
+        rank = len(x.shape)
+        if node.since >= _AXES_ARE_INPUT_SINCE.get(node.op, _OTHERS_SINCE):
+            axes = node.constant_ints(1, "axes")
+        else:
+            axes = node.attribute("axes")
+        if not axes:
+            axes = [] if node.attribute("noop_with_empty_axes", 0) else list(range(rank))
+        axes = node.axes(axes, rank)
+        shape = reduced_shape(x.shape, axes, keep=bool(node.attribute("keepdims", 1)))
+        mask = sum(1 << axis for axis in axes)
+        return [node.builder.emit(CommandKind.REDUCE, [x], x.dtype, shape, function=function, axes=mask)]
+
+    return lower
+
+
+def _argument(function: ArgumentFunction) -> Lowering:
+    def lower(node: NodeContext) -> Sequence[Value]:
+        x = node.value(0)
+        axis = node.axis(node.attribute("axis", 0), len(x.shape))
+        shape = reduced_shape(x.shape, [axis], keep=bool(node.attribute("keepdims", 1)))
+        last = int(bool(node.attribute("select_last_index", 0)))
+        result = node.builder.emit(
+            CommandKind.ARGUMENT, [x], WireType.INT64, shape, function=function, axis=axis, select_last=last
+        )
+        return [result]
+
+    return lower
+
+
+def _softmax(*, logarithm: bool) -> Lowering:
+    def lower(node: NodeContext) -> Sequence[Value]:
+        x = node.value(0)
+        rank = len(x.shape)
+        builder = node.builder
+        if node.since >= _SOFTMAX_ALONG_AXIS_SINCE:
+            axis = node.axis(node.attribute("axis", -1), rank)
+            flags = {"axis": axis, "logarithm": int(logarithm)}
+            return [builder.emit(CommandKind.SOFTMAX, [x], x.dtype, x.shape, **flags)]
+        # Softmax before opset 13 works on a matrix: all dimensions from `axis` on are one.
+        axis = node.axis(node.attribute("axis", 1), rank)
+        matrix = builder.reshape(x, (math.prod(x.shape[:axis]), math.prod(x.shape[axis:])))
+        result = builder.emit(CommandKind.SOFTMAX, [matrix], x.dtype, matrix.shape, axis=1, logarithm=int(logarithm))
+        return [builder.reshape(result, x.shape)]
+
+    return lower
+
+
+LOWERINGS: dict[str, Lowering] = {
+    **{name: _reduce(function) for name, function in _REDUCE.items()},
+    "ArgMax": _argument(ArgumentFunction.MAX),
+    "ArgMin": _argument(ArgumentFunction.MIN),
+    "Softmax": _softmax(logarithm=False),
+    "LogSoftmax": _softmax(logarithm=True),
+}

@@ -1,0 +1,182 @@
+"""From operations to a container: drops what no output needs, places tensors, collects constants, encodes."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from driver_shim.errors import UnsupportedModel
+from driver_shim.protocol.layout import FieldError
+from driver_shim.protocol.program import (
+    MAX_CONTAINER_BYTES,
+    Binding,
+    Command,
+    Program,
+    Storage,
+    Tensor,
+    align_up,
+    build,
+)
+from driver_shim.protocol.types import INT64_STORAGE_MAX, INT64_STORAGE_MIN, WireType
+from emulator.model.work import program_work
+from sdk.compiler.compiled import CompiledProgram, Plan, TensorInfo
+from sdk.compiler.ir import Operation, Value
+
+NamedValue = tuple[str, Value]
+
+
+@dataclasses.dataclass(slots=True)
+class _Workspace:
+    """First-fit placement of tensors that live at the same time."""
+
+    size: int = 0
+    unshared: int = 0
+    _starts: list[int] = dataclasses.field(default_factory=list)
+    _sizes: dict[int, int] = dataclasses.field(default_factory=dict)
+
+    def take(self, size: int) -> int:
+        """The lowest place that is free."""
+        needed = align_up(size)
+        place = 0
+        for start in self._starts:
+            if start - place >= needed:
+                break
+            place = start + self._sizes[start]
+        bisect.insort(self._starts, place)
+        self._sizes[place] = needed
+        self.size = max(self.size, place + needed)
+        self.unshared += needed
+        return place
+
+    def give(self, place: int) -> None:
+        """Free a place."""
+        del self._starts[bisect.bisect_left(self._starts, place)]
+        del self._sizes[place]
+
+
+def encode(operations: Sequence[Operation], inputs: Sequence[NamedValue], outputs: Sequence[NamedValue]) -> CompiledProgram:
+    """The program that computes `outputs`, each the result of an operation of its own.
+
+    Equal arguments give equal bytes. Raises UnsupportedModel when something does not fit a container.
+    """
+    live = _needed(operations, outputs)
+    table = _Table(inputs, outputs)
+    workspace = _Workspace()
+    last = {id(v): index for index, operation in enumerate(live) for v in operation.inputs if v is not None}
+    commands = []
+    for index, operation in enumerate(live):
+        operands = tuple(table.operand(value, operation) if value is not None else None for value in operation.inputs)
+        result = table.result(operation.output, workspace)
+        commands.append(Command(operation.kind, operation.attributes, operands, (result,)))
+        for value in dict.fromkeys([*operation.inputs, operation.output]):
+            if value is not None and last.get(id(value), index) <= index:
+                table.release(value, workspace)
+    program = Program(
+        tuple(table.tensors),
+        tuple(commands),
+        tuple(Binding(name, table.ids[id(value)]) for name, value in inputs),
+        tuple(Binding(name, table.ids[id(value)]) for name, value in outputs),
+        bytes(table.constants),
+        workspace.size,
+    )
+    return _compiled(program, workspace, inputs, outputs)
+
+
+def _compiled(
+    program: Program, workspace: _Workspace, inputs: Sequence[NamedValue], outputs: Sequence[NamedValue]
+) -> CompiledProgram:
+    try:
+        image = build(program)
+    except FieldError as error:
+        raise UnsupportedModel(f"the model does not fit a program: {error}", subsystem="compiler") from None
+    if len(image) > MAX_CONTAINER_BYTES:
+        raise UnsupportedModel(
+            f"the program has {len(image)} bytes; at most {MAX_CONTAINER_BYTES} are possible", subsystem="compiler"
+        )
+    work = program_work(program)
+    plan = Plan(
+        commands=len(program.commands),
+        constants_bytes=len(program.constants),
+        workspace_bytes=program.workspace_bytes,
+        unshared_workspace_bytes=workspace.unshared,
+        macs=sum(item.macs for item in work),
+        moved_bytes=sum(item.bytes for item in work),
+    )
+    return CompiledProgram(image, tuple(map(_info, inputs)), tuple(map(_info, outputs)), plan)
+
+
+def _info(named: NamedValue) -> TensorInfo:
+    name, value = named
+    return TensorInfo(name, value.shape, value.dtype.text)
+
+
+def _needed(operations: Sequence[Operation], outputs: Sequence[NamedValue]) -> list[Operation]:
+    """The operations that outputs depend on, in order."""
+    wanted = {id(value) for _, value in outputs}
+    kept = []
+    for operation in reversed(operations):
+        if id(operation.output) in wanted:
+            kept.append(operation)
+            wanted.update(id(value) for value in operation.inputs if value is not None)
+    return kept[::-1]
+
+
+class _Table:
+    """The tensor table as it grows; equal constants share one place."""
+
+    def __init__(self, inputs: Sequence[NamedValue], outputs: Sequence[NamedValue]) -> None:
+        self.tensors: list[Tensor] = []
+        self.constants = bytearray()
+        self.ids: dict[int, int] = {}
+        """Tensor id by the identity of its value."""
+        self._outputs = {id(value) for _, value in outputs}
+        self._places: dict[bytes, int] = {}
+        for _, value in inputs:
+            self._add(value, Storage.INPUT, 0)
+
+    def operand(self, value: Value, operation: Operation) -> int:
+        """The id of a value that a command reads."""
+        known = self.ids.get(id(value))
+        if known is not None:
+            return known
+        if value.constant is None:
+            raise ValueError("an operation reads a value that nothing computes")
+        if value.dtype is WireType.INT64 and not _fits(value):
+            raise UnsupportedModel(
+                f"the model cannot run on the device: node {operation.node!r} needs an int64 constant with values that"
+                " do not fit 32 bits",
+                node=operation.node,
+                op=operation.kind.name,
+                subsystem="compiler",
+            )
+        data = np.ascontiguousarray(value.constant).tobytes()
+        place = self._places.get(data)
+        if place is None:
+            place = self._places[data] = align_up(len(self.constants))
+            self.constants += bytes(place - len(self.constants)) + data
+        return self._add(value, Storage.CONSTANT, place)
+
+    def result(self, value: Value, workspace: _Workspace) -> int:
+        """The id of a value that a command writes."""
+        if id(value) in self._outputs:
+            return self._add(value, Storage.OUTPUT, 0)
+        return self._add(value, Storage.WORKSPACE, workspace.take(value.type.size_bytes))
+
+    def release(self, value: Value, workspace: _Workspace) -> None:
+        """No later command reads the value."""
+        entry = self.tensors[self.ids[id(value)]]
+        if entry.storage is Storage.WORKSPACE:
+            workspace.give(entry.offset)
+
+    def _add(self, value: Value, storage: Storage, offset: int) -> int:
+        self.tensors.append(Tensor(value.type, storage, offset))
+        self.ids[id(value)] = len(self.tensors) - 1
+        return len(self.tensors) - 1
+
+
+def _fits(value: Value) -> bool:
+    array = value.constant
+    return array is not None and bool(array.min() >= INT64_STORAGE_MIN and array.max() <= INT64_STORAGE_MAX)
