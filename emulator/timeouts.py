@@ -2,3 +2,27 @@
 
 ENGINE_REAP_S = 5.0
 """A killed engine worker's exit: instant unless the machine is out of memory or the process sleeps in the kernel."""
+
+IDLE_POLL_S = 1e-3
+"""After its last work the server looks for more this long before it sleeps; a wake-up costs the host 10 to 60 us."""
+
+BUSY_POLL_S = 200e-6
+"""A working device looks at its sockets this often, so that registers answer; a look costs about 1 us."""
+
+SPIN_POLL_S = 10e-6
+"""The same while it looks for work: short, because register accesses then come alone or in small groups."""
+
+EAGER_POLL_S = 50e-6
+"""After a message the sockets are looked at on every turn this long: the next access follows the reply closely."""
+
+DMA_REPLY_S = 1.0
+"""The host's answer to DMA_READ or DMA_WRITE; then the command fails instead of the device."""
+
+NEGOTIATION_S = 5.0
+"""From a connection to its VERSION message; the sender may be starved on a loaded machine."""
+
+LISTEN_LOCK_S = 2.0
+"""Another emulator's start in the same folder, which holds the lock for well below a millisecond."""
+
+STALE_CHECK_S = 1.0
+"""Connecting to a socket file that is already there, to learn whether anyone serves behind it."""
