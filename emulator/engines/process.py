@@ -99,7 +99,10 @@ class WorkerProcess:
             self._tell_forgotten()
 
     def send_job(self, job: EngineJob, number: int, image: ProgramImage) -> bool:
-        """Start a job of program `number`; False if the worker takes no messages. Raises OSError when scratch cannot grow."""
+        """Start a job of program `number`; False if the worker takes no messages.
+
+        Raises OSError when scratch cannot grow.
+        """
         report_offset = -(-image.scratch_bytes // KERNEL_RUN.size) * KERNEL_RUN.size
         self._grow_scratch(report_offset + image.commands * KERNEL_RUN.size)
         request = REQUEST.pack(

@@ -16,7 +16,7 @@ from driver_shim.protocol.commands import Status
 from emulator.device_memory import DeviceMemory
 from emulator.engines.job import EngineJob, Outcome, ProgramImage
 from emulator.engines.pool import EnginePool
-from tests.unit.test_engines import PATIENCE_S, collect, image, job
+from tests.support.engine_jobs import PATIENCE_S, collect, image, job
 
 EXECUTOR = "tests.support.toy_executor"
 
@@ -197,7 +197,7 @@ def test_workers_end_when_their_emulator_is_killed(command: str) -> None:
         "import sys, time\n"
         "from emulator.device_memory import DeviceMemory\n"
         "from emulator.engines.pool import EnginePool\n"
-        "from tests.unit.test_engines import image, job, collect\n"
+        "from tests.support.engine_jobs import collect, image, job\n"
         f"pool = EnginePool(DeviceMemory(1 << 16).fd, 1, executor={EXECUTOR!r})\n"
         "pool.load(2, image('nothing'))\n"
         "pool.start(job(1, 2))\n"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,34 +11,12 @@ import pytest
 from driver_shim.protocol.commands import Status
 from emulator.device_memory import DeviceMemory
 from emulator.engines.inline import InlineEngines
-from emulator.engines.job import EngineJob, Engines, JobResult, KernelRun, Outcome, ProgramImage
+from emulator.engines.job import Engines, KernelRun, Outcome
 from emulator.engines.pool import EnginePool, worker_limits
 from tests.support import toy_executor
+from tests.support.engine_jobs import collect, image, job
 
-PATIENCE_S = 30.0
 MEMORY_BYTES = 1 << 20
-
-
-def image(text: str, outputs: tuple[tuple[int, int], ...] = (), scratch_bytes: int = 4096) -> ProgramImage:
-    return ProgramImage(text.encode(), scratch_bytes, outputs, len(text.splitlines()))
-
-
-def job(number: int, program: int = 1, *, constants: int = 0, inputs: tuple[int, ...] = (0,)) -> EngineJob:
-    return EngineJob(number, 7, program, constants, inputs)
-
-
-def collect(engines: Engines, count: int = 1) -> list[JobResult]:
-    """Wait for `count` results the way the device does: by the descriptors."""
-    results: list[JobResult] = []
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        results += engines.poll()
-        if len(results) >= count:
-            return results
-        remaining = deadline - time.monotonic()
-        if remaining <= 0 or not engines.fds():
-            pytest.fail(f"{len(results)} of {count} results after {PATIENCE_S} s")
-        select.select(engines.fds(), [], [], remaining)
 
 
 @pytest.fixture()
@@ -100,7 +76,7 @@ def test_more_jobs_than_engines_all_finish(engines: Engines) -> None:
     engines.load(1, image("copy 4", outputs=((0, 4),)))
     for number in range(10):
         engines.start(job(number))
-    finished = []
+    finished: list[int] = []
     while len(finished) < 10:
         for result in collect(engines):
             finished.append(result.job.id)
@@ -144,7 +120,7 @@ def test_a_program_unloaded_while_its_jobs_wait_still_runs_them(engines: Engines
         engines.start(job(number))
     engines.unload(1)
     engines.load(1, image("nothing"))
-    seen = []
+    seen: list[str] = []
     while len(seen) < 4:
         for result in collect(engines):
             seen.append(result.report[0].kernel)

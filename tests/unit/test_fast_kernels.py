@@ -167,7 +167,7 @@ def test_matmul(
     random = np.random.default_rng(seed)
     dtype = FLOATS[type_name]
     a, b = (numbers(random, shape, dtype) for shape in shapes)
-    size = np.broadcast_shapes(a.shape[:-2], b.shape[:-2]) + (a.shape[-2], b.shape[-1])
+    size = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
     if flags[0]:
         a = np.ascontiguousarray(a.swapaxes(-1, -2))
     if flags[1]:
@@ -249,7 +249,7 @@ def test_qmatmul_to_the_bit(
     random = np.random.default_rng(seed)
     x, w = numbers(random, shapes[0], types[0]), numbers(random, shapes[1], types[1])
     inputs = quantised_operands(random, x, w, w.shape[-1], types[2], options)
-    size = np.broadcast_shapes(x.shape[:-2], w.shape[:-2]) + (x.shape[-2], w.shape[-1])
+    size = (*np.broadcast_shapes(x.shape[:-2], w.shape[:-2]), x.shape[-2], w.shape[-1])
     fast, golden = both(CommandKind.QMATMUL, attributes(CommandKind.QMATMUL, relu=int(relu)), inputs, size, types[2])
     assert np.array_equal(fast, golden)
 
@@ -384,6 +384,7 @@ LOWEST_EXPONENT_BIT = {"float32": 23, "float16": 10, "bfloat16": 7}
 def test_one_flipped_weight_bit_is_noticed_in_floats(kind: CommandKind, type_name: str) -> None:
     random = np.random.default_rng(11)
     dtype = FLOATS[type_name]
+    size: tuple[int, ...]
     if kind is CommandKind.MATMUL:
         x, w, size, depth = numbers(random, (8, 64), dtype), numbers(random, (64, 16), dtype), (8, 16), 64
         given_ = attributes(kind, alpha=1.0, beta=1.0)

@@ -40,7 +40,7 @@ def test_all_of_generic_is_marked_as_assumed() -> None:
 
 @pytest.mark.parametrize("name", ["hopper", "", "../profile", "generic.toml", "/etc/passwd"])
 def test_an_unknown_name_lists_the_known_ones(name: str) -> None:
-    with pytest.raises(ValueError, match="there are: .*generic"):
+    with pytest.raises(ValueError, match=r"there are: .*generic"):
         load_profile(name)
 
 

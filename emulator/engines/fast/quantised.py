@@ -1,7 +1,7 @@
 """8-bit sums of products, exact through float32 BLAS.
 
 float32 holds every whole number up to 2²⁴, so a sum of K products is exact there as long as K times the largest
-product does not exceed that. Longer sums are cut into chunks, which are added as int32 and wrap as the accumulator does.
+product does not exceed that. Longer sums are cut into chunks, added as int32, which wraps as the accumulator does.
 """
 
 from __future__ import annotations

@@ -1,0 +1,36 @@
+"""Jobs and programs of the toy executor, and waiting for engines the way the device does."""
+
+from __future__ import annotations
+
+import select
+import time
+
+import pytest
+
+from emulator.engines.job import EngineJob, Engines, JobResult, ProgramImage
+
+PATIENCE_S = 30.0
+
+
+def image(text: str, outputs: tuple[tuple[int, int], ...] = (), scratch_bytes: int = 4096) -> ProgramImage:
+    """A program of the toy executor: its commands as lines."""
+    return ProgramImage(text.encode(), scratch_bytes, outputs, len(text.splitlines()))
+
+
+def job(number: int, program: int = 1, *, constants: int = 0, inputs: tuple[int, ...] = (0,)) -> EngineJob:
+    """One execution; its generation is 7."""
+    return EngineJob(number, 7, program, constants, inputs)
+
+
+def collect(engines: Engines, count: int = 1) -> list[JobResult]:
+    """Wait for `count` results the way the device does: by the descriptors."""
+    results: list[JobResult] = []
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        results += engines.poll()
+        if len(results) >= count:
+            return results
+        remaining = deadline - time.monotonic()
+        if remaining <= 0 or not engines.fds():
+            pytest.fail(f"{len(results)} of {count} results after {PATIENCE_S} s")
+        select.select(engines.fds(), [], [], remaining)
