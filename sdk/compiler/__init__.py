@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from sdk.compiler.compiled import CompiledProgram, Plan, TensorInfo
+from sdk.compiler.compiled import CompiledProgram, Plan, Signature, TensorInfo
 
 if TYPE_CHECKING:
     import onnx
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from sdk.compiler.loading import ModelSource
 
 
-def load_model(source: ModelSource) -> onnx.ModelProto:
-    """See `loading.load_model`."""
+def read_model(source: ModelSource) -> onnx.ModelProto:
+    """See `loading.read_model`."""
     from sdk.compiler import loading
 
-    return loading.load_model(source)
+    return loading.read_model(source)
 
 
-def check_model(model: onnx.ModelProto) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
-    """See `compile.check_model`."""
+def model_signature(model: onnx.ModelProto) -> Signature:
+    """See `compile.model_signature`."""
     from sdk.compiler import compile as compilation
 
-    return compilation.check_model(model)
+    return compilation.model_signature(model)
 
 
 def compile_model(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None) -> CompiledProgram:
@@ -38,4 +38,4 @@ def compile_model(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | 
     return compilation.compile_model(model, shapes)
 
 
-__all__ = ["CompiledProgram", "Plan", "TensorInfo", "check_model", "compile_model", "load_model"]
+__all__ = ["CompiledProgram", "Plan", "Signature", "TensorInfo", "compile_model", "model_signature", "read_model"]

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 
-from driver_shim.errors import UnsupportedModel
 from driver_shim.protocol.program import MAX_BINDINGS, MAX_NAME_BYTES, TensorType
-from sdk.compiler.compiled import CompiledProgram, TensorInfo
+from sdk.compiler.compiled import CompiledProgram, Signature, TensorInfo
 from sdk.compiler.context import NodeContext
 from sdk.compiler.graph import Graph, GraphInput, GraphNode, Problem, read_graph, unsupported
 from sdk.compiler.ir import Builder, Refused, Value, check_tensor
@@ -19,13 +18,13 @@ from sdk.compiler.plan import NamedValue, encode
 HANDLED = frozenset(LOWERINGS)
 
 
-def check_model(model: onnx.ModelProto) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
+def model_signature(model: onnx.ModelProto) -> Signature:
     """Check everything that can be checked without shapes; returns the model's inputs and outputs as declared.
 
     Raises UnsupportedModel that lists every unsupported node with operator and reason.
     """
     graph = read_graph(model, HANDLED)
-    return tuple(map(_declared, graph.inputs)), tuple(map(_declared, graph.outputs))
+    return Signature(tuple(map(_declared, graph.inputs)), tuple(map(_declared, graph.outputs)))
 
 
 def compile_model(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None) -> CompiledProgram:
@@ -122,7 +121,7 @@ class _Compiler:
 
 def _concrete(entry: GraphInput, given: Sequence[int] | None) -> tuple[int, ...]:
     """An input's shape in numbers. Raises ValueError when the given shape does not go with the declared one."""
-    declared = ", ".join(str(extent) if extent != "" else "?" for extent in entry.shape)
+    declared = ", ".join(map(str, entry.shape))
     if given is None:
         if not all(isinstance(extent, int) for extent in entry.shape):
             raise ValueError(
@@ -136,6 +135,3 @@ def _concrete(entry: GraphInput, given: Sequence[int] | None) -> tuple[int, ...]
     if not fits or min(shape, default=1) < 1:
         raise ValueError(f"input {entry.name!r} has the shape ({declared}); {shape} does not go with it")
     return shape
-
-
-__all__ = ["UnsupportedModel", "check_model", "compile_model"]

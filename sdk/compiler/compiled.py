@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -11,9 +12,19 @@ class TensorInfo:
 
     name: str
     shape: tuple[int | str, ...]
-    """Numbers in a compiled program; in a model that is not compiled yet, unknown dimensions are names (maybe empty)."""
+    """Numbers in a compiled program; in a model that is not compiled yet, unknown dimensions are names."""
     dtype: str
     """numpy's name, or "bfloat16"."""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+class Signature(NamedTuple):
+    """What a model takes and gives, as declared."""
+
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,3 +50,13 @@ class CompiledProgram:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     plan: Plan
+
+    @property
+    def constants_bytes(self) -> int:
+        """Device memory for weights."""
+        return self.plan.constants_bytes
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Device memory for intermediates."""
+        return self.plan.workspace_bytes

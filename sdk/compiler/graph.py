@@ -39,7 +39,7 @@ class Problem(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GraphInput:
-    """A declared input; a dimension is a number, or the name (maybe empty) of an unknown."""
+    """A declared input; a dimension is a number, or the name of an unknown (made up when the model gives none)."""
 
     name: str
     dtype: WireType
@@ -167,11 +167,11 @@ class _Reader:
             self._note(f"{where} has no shape; declare one (dimensions may be symbolic)")
             return []
         shape: list[int | str] = []
-        for dimension in tensor.shape.dim:
+        for axis, dimension in enumerate(tensor.shape.dim):
             fixed = dimension.HasField("dim_value")
             if fixed and dimension.dim_value < 1:
                 self._note(f"{where} has the dimension {dimension.dim_value}; it must be at least 1")
-            shape.append(dimension.dim_value if fixed else dimension.dim_param)
+            shape.append(dimension.dim_value if fixed else dimension.dim_param or f"{declared.name}.{axis}")
         return [GraphInput(declared.name, dtype, tuple(shape))]
 
     def _node(self, proto: onnx.NodeProto, opset: int) -> list[GraphNode]:

@@ -14,7 +14,7 @@ from sdk.compiler.graph import DECODE_ERRORS
 ModelSource = str | os.PathLike[str] | bytes | onnx.ModelProto
 
 
-def load_model(source: ModelSource) -> onnx.ModelProto:
+def read_model(source: ModelSource) -> onnx.ModelProto:
     """A model from a path (with its external data), the bytes of a file, or an onnx.ModelProto (returned as it is).
 
     Raises UnsupportedModel when it is no ONNX model or its external data is missing or damaged, OSError when the file
