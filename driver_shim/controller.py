@@ -210,8 +210,9 @@ class Controller:
         self.registers.check_alive()
         status = self.registers.status.fields()
         if status["fatal"] or not status["ready"]:
+            why = "fatal error" if status["fatal"] else "not ready"
             raise DeviceLost(
-                f"{self.transport.address}: the controller stopped ({'fatal error' if status['fatal'] else 'not ready'})",
+                f"{self.transport.address}: the controller stopped ({why})",
                 device=self.transport.address,
                 subsystem="controller",
                 remedy="reset the device; its black box says what happened",
@@ -273,7 +274,9 @@ class Controller:
         except BaseException:
             self._release(queue_id, blocks)
             raise
-        pair = HostQueuePair(self.transport, queue_id, blocks[0].view, blocks[1].view, lines)
+        # Slices of the views: a thread that still looks at the rings keeps them mapped after the blocks are given back.
+        rings = (blocks[0].view[:], blocks[1].view[:])
+        pair = HostQueuePair(self.transport, queue_id, *rings, lines)
         return OpenQueue(pair, (blocks[0], blocks[1]))
 
     def delete_queue(self, queue: OpenQueue) -> None:
@@ -288,7 +291,7 @@ class Controller:
         with self._lock:
             self._queue_ids.discard(queue_id)
         for block in blocks:
-            self.memory.free(block)
+            self.memory.abandon(block)
 
     def load_program(self, image: bytes, constants: int) -> int:
         """Load a program whose constants go to device address `constants`; returns its handle."""

@@ -1,6 +1,6 @@
 """What a device keeps in a folder across processes: serial number, event log, counters, black box.
 
-Without a folder nothing is kept. Files are replaced whole (written beside, then renamed), so a kill leaves the old ones.
+Without a folder nothing is kept. Files are replaced whole (written beside, then renamed): a kill leaves the old ones.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """The SDK: open a device, move arrays, run models. Start with `Device` (device.py), then queues.py and events.py.
 
-What is on the bus is in `driver_shim`; the device in software is a process of its own (`emulator`), reached like a card.
+What is on the bus is in `driver_shim`; the device in software is a process of its own (`emulator`).
 """
 
 from driver_shim.protocol.commands import DESCRIPTOR
+from sdk.batch import Batch
 from sdk.buffers import DeviceBuffer, HostBuffer
 from sdk.device import Device
 from sdk.errors import (
@@ -26,7 +27,7 @@ from sdk.errors import (
 )
 from sdk.events import Event
 from sdk.info import DeviceInfo, list_devices
-from sdk.queues import Batch, Queue
+from sdk.queues import Queue
 
 __all__ = [
     "DESCRIPTOR",

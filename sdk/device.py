@@ -166,7 +166,10 @@ class Device:
         return buffer
 
     def buffer(self, shape: Any, dtype: DTypeLike) -> DeviceBuffer:
-        """Device memory of this shape and dtype, contents unspecified. Raises OutOfDeviceMemory, TypeError, ValueError."""
+        """Device memory of this shape and dtype, contents unspecified.
+
+        Raises OutOfDeviceMemory, TypeError, ValueError.
+        """
         self._check_open()
         extents, kind = as_shape(shape), as_dtype(dtype)
         size = math.prod(extents) * kind.itemsize
@@ -236,7 +239,7 @@ class Device:
                     self._controller.delete_queue(opened)
 
     def load(self, model: Any, *, shapes: Mapping[str, Sequence[Sequence[int]]] | None = None) -> Model:
-        """Load a model: an ONNX path, bytes or ModelProto. Checks every operator now, compiles a shape when first called.
+        """Load a model: an ONNX path, bytes or ModelProto. Checks every operator now, compiles when first called.
 
         `shapes` maps an input to the shapes to compile now: {"data": [(1, 3, 224, 224)]}.
         Raises UnsupportedModel (node, operator, reason), FileNotFoundError, OutOfDeviceMemory.

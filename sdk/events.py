@@ -1,4 +1,4 @@
-"""Events: what every submission returns. Whoever waits reaps; an event can be waited for and awaited any number of times."""
+"""Events: what every submission returns. Whoever waits reaps; waiting and awaiting work any number of times."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from driver_shim.errors import CommandFailed, NpuError
 from driver_shim.protocol.commands import status_slug
 
 if TYPE_CHECKING:
-    from sdk.queues import Batch, Queue
+    from sdk.batch import Batch
+    from sdk.queues import Queue
 
 T = TypeVar("T")
 _log = logging.getLogger("npu")

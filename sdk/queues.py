@@ -25,8 +25,9 @@ from driver_shim import timeouts
 from driver_shim.controller import OpenQueue
 from driver_shim.errors import Closed, CommandFailed, NpuError, QueueFull, Timeout
 from driver_shim.protocol import ring
-from driver_shim.protocol.commands import BARRIER, BINDING, COPY, DESCRIPTOR, EXEC, FILL, NOP, IoOpcode, status_slug
-from sdk.buffers import Buffer, Span
+from driver_shim.protocol.commands import DESCRIPTOR, status_slug
+from sdk.batch import Batch, Recorded
+from sdk.calls import Calls, check_buffer
 from sdk.events import Event, StatusesEvent, T, set_if_waiting
 
 if TYPE_CHECKING:
@@ -36,13 +37,6 @@ MIN_DEPTH, MAX_DEPTH = 2, 4096
 _RING_FACTOR = 2
 """Rings hold this many times the depth, so that neither ring is ever the limit."""
 _SMALLEST_RING = 64
-_NOP, _BARRIER, _COPY, _FILL, _EXEC = (
-    int(o) for o in (IoOpcode.NOP, IoOpcode.BARRIER, IoOpcode.COPY, IoOpcode.FILL, IoOpcode.EXEC)
-)
-
-
-_Recorded = tuple[Event[Any], Any, int, tuple[Any, ...]]
-"""(event, codec, opcode, values) of a command in a batch."""
 
 
 class _Piece:
@@ -60,96 +54,7 @@ class _Piece:
         self.event.fail(error)
 
 
-class _Calls:
-    """The commands, as methods; queues submit them, batches record them."""
-
-    _home: Queue
-    """The queue that the events belong to."""
-
-    def _issue(self, event: Event[T], codec: Any, opcode: int, values: tuple[Any, ...]) -> Event[T]:
-        raise TypeError(f"{type(self).__name__} issues nothing")
-
-    def nop(self) -> Event[None]:
-        """Do nothing; completes when everything before it has."""
-        return self._issue(Event(self._home, "nop"), NOP.codec, _NOP, ())
-
-    def barrier(self) -> Event[None]:
-        """Complete after everything before it in this queue."""
-        return self._issue(Event(self._home, "barrier"), BARRIER.codec, _BARRIER, ())
-
-    def copy(self, destination: Span, source: Span) -> Event[None]:
-        """Copy `source` to `destination` (buffers or contiguous slices) of equal shape and dtype.
-
-        Raises TypeError for anything but our buffers, ValueError when shapes or dtypes differ, Closed when freed.
-        """
-        _check_buffer(destination, "destination")
-        _check_buffer(source, "source")
-        if destination.shape != source.shape or destination.dtype != source.dtype:
-            raise ValueError(
-                f"copy needs equal shapes and dtypes: destination {destination.shape} {destination.dtype},"
-                f" source {source.shape} {source.dtype}"
-            )
-        values = (destination.address, source.address, source.nbytes, int(destination.space), int(source.space))
-        event: Event[None] = Event(self._home, "copy", (destination.root, source.root))
-        return self._issue(event, COPY.codec, _COPY, values)
-
-    def fill(self, destination: Span, value: Any) -> Event[None]:
-        """Set every element of `destination` to `value`, which its dtype must represent exactly.
-
-        Raises TypeError, ValueError, Closed.
-        """
-        _check_buffer(destination, "destination")
-        pattern = exact_pattern(value, destination.dtype)
-        values = (
-            destination.address,
-            destination.nbytes,
-            int(destination.space),
-            len(pattern),
-            int.from_bytes(pattern, "little"),
-        )
-        event: Event[None] = Event(self._home, "fill", (destination.root,))
-        return self._issue(event, FILL.codec, _FILL, values)
-
-    def exec(self, program: int, bindings: Span, workspace: Span, keep: Sequence[Buffer]) -> Event[None]:
-        """Run a loaded program (models call this). `bindings` is a host buffer holding the whole binding table."""
-        event: Event[None] = Event(self._home, "exec", keep)
-        count = bindings.nbytes // BINDING.size
-        return self._issue(event, EXEC.codec, _EXEC, (program, count, bindings.address, workspace.address))
-
-
-def _check_buffer(thing: Any, role: str) -> None:
-    if isinstance(thing, Span):
-        return
-    if isinstance(thing, np.ndarray):
-        raise TypeError(
-            f"{role} is a numpy array, which the device cannot reach; put it into a host buffer:"
-            f" b = dev.host_buffer({thing.shape}, {str(thing.dtype)!r}); b.array[...] = your_array"
-        )
-    raise TypeError(f"{role} must be a buffer of this device or a slice of one, got {type(thing).__name__}")
-
-
-def exact_pattern(value: Any, dtype: np.dtype[Any]) -> bytes:
-    """The bytes of `value` in `dtype`. Raises ValueError unless it is represented exactly, TypeError if no scalar."""
-    if not np.isscalar(value) and not (isinstance(value, np.ndarray) and value.shape == ()):
-        raise TypeError(f"fill takes one number, got {type(value).__name__}")
-    if isinstance(value, (str, bytes)):
-        raise TypeError(f"fill takes one number, got {value!r}")
-    try:
-        with np.errstate(all="ignore"):
-            element = np.asarray(value).astype(dtype)
-            given: Any = np.asarray(value).item()
-            back: Any = element.item()
-    except (OverflowError, ValueError, TypeError) as error:
-        raise ValueError(f"fill: {value!r} is not a value of {dtype} ({error})") from None
-    same = back == given or (
-        isinstance(given, float) and math.isnan(given) and isinstance(back, float) and math.isnan(back)
-    )
-    if not same:
-        raise ValueError(f"fill: {value!r} is not exactly representable in {dtype} (it would become {back!r})")
-    return element.tobytes()
-
-
-class Queue(_Calls):
+class Queue(Calls):
     """An ordered stream of commands. Created by `Device.queue`; thread-safe."""
 
     def __init__(self, device: Device, opened: OpenQueue, depth: int, when_full: str, interrupt: int) -> None:
@@ -175,7 +80,7 @@ class Queue(_Calls):
 
     # --- submitting --------------------------------------------------------------------------------------------
 
-    def _issue(self, event: Event[T], codec: Any, opcode: int, values: tuple[Any, ...]) -> Event[T]:
+    def issue(self, event: Event[T], codec: Any, opcode: int, values: tuple[Any, ...]) -> Event[T]:
         pair = self._pair
         while True:
             with self._lock:
@@ -203,7 +108,7 @@ class Queue(_Calls):
             )
             raise TypeError(f"submit takes a 1-D numpy array of dtype sdk.DESCRIPTOR, got {got}")
         for thing in keep:
-            _check_buffer(thing, "keep")
+            check_buffer(thing, "keep")
         event = StatusesEvent(self, len(descriptors), tuple(span.root for span in keep))
         if self.when_full == "raise":
             with self._lock:
@@ -240,7 +145,7 @@ class Queue(_Calls):
         """Record many calls for one doorbell: `with q.batch() as b: b.copy(...); b.nop()`."""
         return Batch(self)
 
-    def submit_recorded(self, recorded: deque[_Recorded]) -> None:
+    def submit_recorded(self, recorded: deque[Recorded]) -> None:
         """Make a batch's commands visible, with one doorbell where they fit the queue at once; empties `recorded`."""
         if self.when_full == "raise":
             with self._lock:
@@ -397,9 +302,7 @@ class Queue(_Calls):
             hang_up = self.device.transport.hang_up_fd
             if hang_up is not None:
                 poller.register(hang_up, 0)
-            if not poller.poll(interval * 1000):
-                self.device.check_alive()
-            elif hang_up is not None and not self.device.transport.alive():
+            if not poller.poll(interval * 1000) or (hang_up is not None and not self.device.transport.alive()):
                 self.device.check_alive()
         _drain(self._interrupt)
         with self._lock:
@@ -504,11 +407,13 @@ class Queue(_Calls):
         unfinished = CommandFailed(
             "the queue was closed before the command ended", code="queue-closed", device=self.device_address
         )
-        with self._lock:
-            if self._closed is not None:
-                return
-        self.device.forget_queue(self, self._opened)
-        self.fail_all(unfinished, closed)
+        if self._closed is not None:
+            return
+        self.shut(closed)
+        try:
+            self.device.forget_queue(self, self._opened)
+        finally:
+            self.fail_all(unfinished, closed)
 
     @property
     def closed(self) -> bool:
@@ -524,67 +429,6 @@ class Queue(_Calls):
                 self.drain()
         finally:
             self.close()
-
-
-class Batch(_Calls):
-    """Commands recorded for one doorbell. Nothing is visible to the device before the `with` block ends."""
-
-    def __init__(self, queue: Queue) -> None:
-        self._home = queue
-        self._recorded: deque[_Recorded] = deque()
-        self._state = "new"
-
-    def _issue(self, event: Event[T], codec: Any, opcode: int, values: tuple[Any, ...]) -> Event[T]:
-        if self._state != "open":
-            raise ValueError(f"the batch is {self._state}; record inside its with block")
-        event.batch = self
-        self._recorded.append((event, codec, opcode, values))
-        return event
-
-    def conclude(self, event: Event[T]) -> Event[T]:
-        """Record a barrier whose event stands for everything before it."""
-        return self._issue(event, BARRIER.codec, _BARRIER, ())
-
-    @property
-    def open(self) -> bool:
-        """Whether the block has not ended."""
-        return self._state == "open"
-
-    def events(self) -> list[Event[Any]]:
-        """Events of what was recorded so far."""
-        return [event for event, *_ in self._recorded]
-
-    def __len__(self) -> int:
-        return len(self._recorded)
-
-    def __enter__(self) -> Batch:
-        if self._state != "new":
-            raise ValueError("a batch can be used once; make another with q.batch()")
-        self._state = "open"
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        self._state = "submitted" if kind is None else "dropped"
-        if kind is None:
-            try:
-                for event, *_ in self._recorded:
-                    for root in event.kept():
-                        root.base_address()
-                self._home.submit_recorded(self._recorded)
-            except BaseException:
-                self._drop()
-                raise
-        else:
-            self._drop()
-
-    def _drop(self) -> None:
-        dropped = CommandFailed(
-            "the command was recorded in a batch that was dropped",
-            code="batch-dropped",
-            device=self._home.device_address,
-        )
-        for event, *_ in self._recorded:
-            event.drop(dropped)
 
 
 def _resolve(future: asyncio.Future[None], error: NpuError | None) -> None:

@@ -1,0 +1,109 @@
+"""The commands of an I/O queue as methods: checked arguments in, a descriptor's values out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from driver_shim.protocol.commands import BARRIER, BINDING, COPY, EXEC, FILL, NOP, IoOpcode
+from sdk.buffers import Buffer, Span
+from sdk.events import Event, T
+
+if TYPE_CHECKING:
+    from sdk.queues import Queue
+
+_NOP, _BARRIER, _COPY, _FILL, _EXEC = (
+    int(o) for o in (IoOpcode.NOP, IoOpcode.BARRIER, IoOpcode.COPY, IoOpcode.FILL, IoOpcode.EXEC)
+)
+
+
+class Calls:
+    """The commands, as methods; queues submit them, batches record them."""
+
+    _home: Queue
+    """The queue that the events belong to."""
+
+    def issue(self, event: Event[T], codec: Any, opcode: int, values: tuple[Any, ...]) -> Event[T]:
+        raise TypeError(f"{type(self).__name__} issues nothing")
+
+    def nop(self) -> Event[None]:
+        """Do nothing; completes when everything before it has."""
+        return self.issue(Event(self._home, "nop"), NOP.codec, _NOP, ())
+
+    def barrier(self) -> Event[None]:
+        """Complete after everything before it in this queue."""
+        return self.issue(Event(self._home, "barrier"), BARRIER.codec, _BARRIER, ())
+
+    def copy(self, destination: Span, source: Span) -> Event[None]:
+        """Copy `source` to `destination` (buffers or contiguous slices) of equal shape and dtype.
+
+        Raises TypeError for anything but our buffers, ValueError when shapes or dtypes differ, Closed when freed.
+        """
+        check_buffer(destination, "destination")
+        check_buffer(source, "source")
+        if destination.shape != source.shape or destination.dtype != source.dtype:
+            raise ValueError(
+                f"copy needs equal shapes and dtypes: destination {destination.shape} {destination.dtype},"
+                f" source {source.shape} {source.dtype}"
+            )
+        values = (destination.address, source.address, source.nbytes, int(destination.space), int(source.space))
+        event: Event[None] = Event(self._home, "copy", (destination.root, source.root))
+        return self.issue(event, COPY.codec, _COPY, values)
+
+    def fill(self, destination: Span, value: Any) -> Event[None]:
+        """Set every element of `destination` to `value`, which its dtype must represent exactly.
+
+        Raises TypeError, ValueError, Closed.
+        """
+        check_buffer(destination, "destination")
+        pattern = exact_pattern(value, destination.dtype)
+        values = (
+            destination.address,
+            destination.nbytes,
+            int(destination.space),
+            len(pattern),
+            int.from_bytes(pattern, "little"),
+        )
+        event: Event[None] = Event(self._home, "fill", (destination.root,))
+        return self.issue(event, FILL.codec, _FILL, values)
+
+    def exec(self, program: int, bindings: Span, workspace: Span, keep: Sequence[Buffer]) -> Event[None]:
+        """Run a loaded program (models call this). `bindings` is a host buffer holding the whole binding table."""
+        event: Event[None] = Event(self._home, "exec", keep)
+        count = bindings.nbytes // BINDING.size
+        return self.issue(event, EXEC.codec, _EXEC, (program, count, bindings.address, workspace.address))
+
+
+def check_buffer(thing: Any, role: str) -> None:
+    if isinstance(thing, Span):
+        return
+    if isinstance(thing, np.ndarray):
+        raise TypeError(
+            f"{role} is a numpy array, which the device cannot reach; put it into a host buffer:"
+            f" b = dev.host_buffer({thing.shape}, {str(thing.dtype)!r}); b.array[...] = your_array"
+        )
+    raise TypeError(f"{role} must be a buffer of this device or a slice of one, got {type(thing).__name__}")
+
+
+def exact_pattern(value: Any, dtype: np.dtype[Any]) -> bytes:
+    """The bytes of `value` in `dtype`. Raises ValueError unless it is represented exactly, TypeError if no scalar."""
+    if not np.isscalar(value) and not (isinstance(value, np.ndarray) and value.shape == ()):
+        raise TypeError(f"fill takes one number, got {type(value).__name__}")
+    if isinstance(value, (str, bytes)):
+        raise TypeError(f"fill takes one number, got {value!r}")
+    try:
+        with np.errstate(all="ignore"):
+            element = np.asarray(value).astype(dtype)
+            given: Any = np.asarray(value).item()
+            back: Any = element.item()
+    except (OverflowError, ValueError, TypeError) as error:
+        raise ValueError(f"fill: {value!r} is not a value of {dtype} ({error})") from None
+    same = back == given or (
+        isinstance(given, float) and math.isnan(given) and isinstance(back, float) and math.isnan(back)
+    )
+    if not same:
+        raise ValueError(f"fill: {value!r} is not exactly representable in {dtype} (it would become {back!r})")
+    return element.tobytes()

@@ -1,0 +1,31 @@
+"""The contract suite runs unchanged on every transport: tests ask for `rig` (bare function) or `device` (opened)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from sdk import Device
+from tests.support.rigs import RIGS, TRANSPORTS, Rig
+
+
+@pytest.fixture(params=TRANSPORTS)
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    """A function just powered on."""
+    with RIGS[request.param]() as opened:
+        yield opened
+
+
+@pytest.fixture(params=TRANSPORTS, scope="module")
+def shared_device(request: pytest.FixtureRequest) -> Iterator[Device]:
+    """A device shared by the tests of a module."""
+    with RIGS[request.param]() as opened, opened.device() as device:
+        yield device
+
+
+@pytest.fixture
+def device(shared_device: Device) -> Device:
+    """A device just reset."""
+    shared_device.reset()
+    return shared_device

@@ -1,0 +1,61 @@
+"""Devices for tests: in process (deterministic) and a real emulator process over vfio-user, shared by a test worker."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from driver_shim.transport.vfio_user import VfioUserTransport
+
+from driver_shim.protocol.commands import ResetCause
+from driver_shim.transport.base import Transport
+from driver_shim.transport.in_process import InProcessTransport
+from emulator.function import PciFunction, build
+from sdk import Device
+from sdk.private_emulator import PrivateEmulator
+
+TRANSPORTS = ("in-process", "vfio-user")
+TEST_TIMEOUT_S = 30.0
+
+
+@dataclasses.dataclass
+class Rig:
+    """A way to reach a function, before any driver has touched it."""
+
+    transport: Transport
+    function: PciFunction | None
+    """The object itself, in process only."""
+
+    def device(self, timeout: float = TEST_TIMEOUT_S) -> Device:
+        """A driver's device over this transport."""
+        return Device.over(self.transport, timeout=timeout)
+
+
+@contextmanager
+def in_process_rig(kernels: str = "auto") -> Iterator[Rig]:
+    """A function object in this process."""
+    function = build("generic", kernels, in_process=True)
+    transport = InProcessTransport(function, ResetCause.DEVICE_RESET)
+    try:
+        yield Rig(transport, function)
+    finally:
+        transport.close()
+        function.close()
+
+
+@contextmanager
+def process_rig(kernels: str = "auto") -> Iterator[Rig]:
+    """An emulator process of its own."""
+    emulator = PrivateEmulator("generic", kernels)
+    try:
+        transport = VfioUserTransport.from_socket(emulator.socket, address="vfio-user:test", timeout=TEST_TIMEOUT_S)
+        try:
+            yield Rig(transport, None)
+        finally:
+            transport.close()
+    finally:
+        emulator.stop()
+
+
+RIGS = {"in-process": in_process_rig, "vfio-user": process_rig}
