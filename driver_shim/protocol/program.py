@@ -203,9 +203,7 @@ def build(program: Program) -> bytes:
     for direction, group in ((Direction.INPUT, program.inputs), (Direction.OUTPUT, program.outputs)):
         for binding in group:
             text = binding.name.encode()
-            bindings += BINDING.build(
-                tensor=binding.tensor, direction=direction, name=len(names), name_bytes=len(text)
-            )
+            bindings += BINDING.build(tensor=binding.tensor, direction=direction, name=len(names), name_bytes=len(text))
             names += text
     sections = (
         (Section.TENSORS, len(program.tensors), b"".join(map(_build_tensor, program.tensors))),
@@ -346,9 +344,7 @@ def _table(data: memoryview, count: int, entry_bytes: int, limit: int, what: str
     return range(count)
 
 
-def _parse_tensors(
-    data: memoryview, count: int, constants_bytes: int, workspace_bytes: int
-) -> tuple[Tensor, ...]:
+def _parse_tensors(data: memoryview, count: int, constants_bytes: int, workspace_bytes: int) -> tuple[Tensor, ...]:
     tensors = []
     for index in _table(data, count, TENSOR.size, MAX_TENSORS, "tensors"):
         where = f"tensor {index}"

@@ -136,4 +136,5 @@ def _numpy_dtype(kind: WireType) -> np.dtype[Any]:
         return np.dtype(kind.text)
     import ml_dtypes
 
-    return np.dtype(ml_dtypes.bfloat16)
+    bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return bfloat16

@@ -111,7 +111,8 @@ class _Tensors:
         offset = self._constants + entry.offset if constant else self._input_places[tensor]
         if entry.type.dtype is WireType.BOOL:
             # A bool array with other bytes than 0 and 1 behaves unpredictably in numpy.
-            return _array(self._memory, offset, TensorType(WireType.UINT8, entry.type.shape)) != 0
+            raw = _array(self._memory, offset, TensorType(WireType.UINT8, entry.type.shape))
+            return np.not_equal(raw, 0)
         array = _array(self._memory, offset, entry.type)
         if entry.type.dtype is WireType.INT64:
             array = array.copy()

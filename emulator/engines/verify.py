@@ -157,7 +157,9 @@ def _check_dataflow(program: Program) -> None:
             if tensor is None or program.tensors[tensor].storage in (Storage.CONSTANT, Storage.INPUT):
                 continue
             if tensor not in written:
-                raise ProgramRejected(f"command {index} ({command.kind.name}) reads tensor {tensor} before it is written")
+                raise ProgramRejected(
+                    f"command {index} ({command.kind.name}) reads tensor {tensor} before it is written"
+                )
         output = command.outputs[0]
         entry = program.tensors[output]
         if entry.storage in (Storage.CONSTANT, Storage.INPUT):

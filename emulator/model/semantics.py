@@ -313,7 +313,9 @@ def reduced_shape(shape: Sequence[int], axes: Sequence[int], *, keep: bool) -> t
 
 def _kept_or_gone(x: TensorType, axes: Sequence[int], output: TensorType) -> None:
     possible = [reduced_shape(x.shape, axes, keep=keep) for keep in (True, False)]
-    _need(output.shape in possible, f"{x} reduced along {list(axes)} gives {possible[0]} or {possible[1]}, not {output}")
+    _need(
+        output.shape in possible, f"{x} reduced along {list(axes)} gives {possible[0]} or {possible[1]}, not {output}"
+    )
 
 
 def _reduce(attributes: Any, inputs: Types, output: TensorType) -> None:

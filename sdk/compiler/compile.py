@@ -70,7 +70,9 @@ class _Compiler:
             raise unsupported([Problem(None, None, f"{len(entries)} inputs and outputs; at most {MAX_BINDINGS}")])
         for entry in entries:
             if len(entry.name.encode()) > MAX_NAME_BYTES:
-                raise unsupported([Problem(None, None, f"the name {entry.name[:40]!r}… exceeds {MAX_NAME_BYTES} bytes")])
+                raise unsupported(
+                    [Problem(None, None, f"the name {entry.name[:40]!r}… exceeds {MAX_NAME_BYTES} bytes")]
+                )
 
     def _bind(self, name: str, value: Value) -> None:
         value.uses += self._uses[name]

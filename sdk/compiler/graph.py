@@ -124,7 +124,7 @@ class _Reader:
         if len(versions) != 1 or not MIN_OPSET <= versions[0] <= newest:
             self._note(f"opset {versions[0] if versions else 'missing'}; {MIN_OPSET} to {newest} are supported")
             return 0
-        return versions[0]
+        return int(versions[0])
 
     def _define(self, name: str, what: str) -> None:
         if not name:
@@ -188,7 +188,9 @@ class _Reader:
             since = schema.since_version
             attributes = self._attributes(proto, schema, name)
             if not schema.min_input <= len(proto.input) <= schema.max_input:
-                self._note(f"{len(proto.input)} inputs; the operator has {schema.min_input} at least", name, proto.op_type)
+                self._note(
+                    f"{len(proto.input)} inputs; the operator has {schema.min_input} at least", name, proto.op_type
+                )
             if not schema.min_output <= len(proto.output) <= schema.max_output:
                 self._note(f"{len(proto.output)} outputs", name, proto.op_type)
         for read in proto.input:
@@ -225,8 +227,7 @@ class _Reader:
 
     def _attribute(self, attribute: onnx.AttributeProto, name: str, op: str) -> Any:
         if attribute.type == onnx.AttributeProto.TENSOR:
-            array = self._array(attribute.t, f"attribute {attribute.name!r}")
-            return array
+            return self._array(attribute.t, f"attribute {attribute.name!r}")
         try:
             value = onnx.helper.get_attribute_value(attribute)
             return value.decode() if isinstance(value, bytes) else value

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from driver_shim.protocol.layout import FieldError
 from driver_shim.protocol.program import MAX_TENSOR_BYTES, TensorType, make_attributes
-from driver_shim.protocol.program_commands import MAX_RANK, CommandKind
+from driver_shim.protocol.program_commands import ATTRIBUTES, MAX_RANK, CommandKind
 from driver_shim.protocol.types import UnsupportedType, WireType, wire_type_of
 from emulator.model.golden import GOLDEN, KernelFault
 from emulator.model.semantics import SemanticError, check
@@ -73,6 +73,11 @@ class Operation:
     output: Value
     node: str
     """Name of the model's node that it came from."""
+
+
+def fields_of(operation: Operation) -> dict[str, Any]:
+    """An operation's attributes, to emit it anew with."""
+    return {name: operation.attributes[name] for name in ATTRIBUTES[operation.kind].fields}
 
 
 class Builder:

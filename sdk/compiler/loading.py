@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TypeAlias
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -11,7 +12,7 @@ from google.protobuf.message import DecodeError
 from driver_shim.errors import UnsupportedModel
 from sdk.compiler.graph import DECODE_ERRORS
 
-ModelSource = str | os.PathLike[str] | bytes | onnx.ModelProto
+ModelSource: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto"
 
 
 def read_model(source: ModelSource) -> onnx.ModelProto:

@@ -57,7 +57,9 @@ class _Workspace:
         del self._sizes[place]
 
 
-def encode(operations: Sequence[Operation], inputs: Sequence[NamedValue], outputs: Sequence[NamedValue]) -> CompiledProgram:
+def encode(
+    operations: Sequence[Operation], inputs: Sequence[NamedValue], outputs: Sequence[NamedValue]
+) -> CompiledProgram:
     """The program that computes `outputs`, each the result of an operation of its own.
 
     Equal arguments give equal bytes. Raises UnsupportedModel when something does not fit a container.

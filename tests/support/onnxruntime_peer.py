@@ -39,12 +39,10 @@ def run(
     """
     request = io.BytesIO()
     data = model if isinstance(model, bytes) else Path(model).read_bytes()
-    np.savez(
-        request,
-        model=np.frombuffer(data, np.uint8),
-        config=np.frombuffer(json.dumps(dict(session_config or {})).encode(), np.uint8),
-        **{_INPUT + name: array for name, array in inputs.items()},
-    )
+    arrays: dict[str, Any] = {_INPUT + name: array for name, array in inputs.items()}
+    arrays["model"] = np.frombuffer(data, np.uint8)
+    arrays["config"] = np.frombuffer(json.dumps(dict(session_config or {})).encode(), np.uint8)
+    np.savez(request, **arrays)
     done = subprocess.run(
         [sys.executable, __file__],
         input=request.getvalue(),

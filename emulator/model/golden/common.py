@@ -87,7 +87,7 @@ def windows(
     padded = np.pad(x, margins, constant_values=fill)
     for tap in np.ndindex(*kernel):
         starts = [tap[i] * dilations[i] for i in range(rank)]
-        cut = [slice(s, s + (o - 1) * t + 1, t) for s, o, t in zip(starts, output, strides, strict=True)]
+        cut: list[Any] = [slice(s, s + (o - 1) * t + 1, t) for s, o, t in zip(starts, output, strides, strict=True)]
         yield tap, padded[(slice(None), slice(None), *cut)]
 
 
@@ -101,7 +101,8 @@ def grouped_sums(x: Array, w: Array, output: Sequence[int], attributes: Any) -> 
     positions = math.prod(output)
     sums = np.zeros((n, group, m // group, positions), x.dtype)
     for tap, x_tap in windows(x, w.shape[2:], output, attributes, 0):
-        weights = w[(slice(None), slice(None), *tap)].reshape(group, m // group, channels)
+        cut: tuple[Any, ...] = (..., *tap)
+        weights = w[cut].reshape(group, m // group, channels)
         sums += weights @ x_tap.reshape(n, group, channels, positions)
     return sums.reshape(n, m, *output)
 

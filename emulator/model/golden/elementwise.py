@@ -28,7 +28,7 @@ _UNARY: dict[UnaryFunction, Callable[[Array, Any], Array]] = {
     UnaryFunction.RECIPROCAL: lambda x, _: 1 / x,
     UnaryFunction.TANH: lambda x, _: np.tanh(x),
     UnaryFunction.SIGMOID: lambda x, _: sigmoid(x),
-    UnaryFunction.ERF: lambda x, _: _erf(x).astype(np.float32),
+    UnaryFunction.ERF: lambda x, _: np.asarray(_erf(x), np.float32),
     UnaryFunction.RELU: lambda x, _: np.maximum(x, x.dtype.type(0)),
     UnaryFunction.LEAKY_RELU: lambda x, a: np.where(x < 0, np.float32(a.alpha) * x, x),
     UnaryFunction.ELU: lambda x, a: np.where(x < 0, np.float32(a.alpha) * np.expm1(np.minimum(x, 0)), x),
@@ -112,4 +112,5 @@ def _float_to_integer(x: Array, dtype: np.dtype[Any]) -> Array:
             raise KernelFault(Status.VALUE_OUT_OF_RANGE, "a float cast to int64 does not fit 32 bits")
         return whole.astype(np.int64)
     limits = np.iinfo(dtype)
-    return np.clip(np.nan_to_num(whole, nan=0), limits.min, limits.max).astype(dtype)
+    fitting: Array = np.clip(np.nan_to_num(whole, nan=0), limits.min, limits.max)
+    return fitting.astype(dtype)

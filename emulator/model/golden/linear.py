@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 
 from driver_shim.protocol.program_commands import PoolFunction
-from emulator.model.golden.common import Array, activate, along, grouped_sums, is_float, operand, required, widen, windows
+from emulator.model.golden.common import (
+    Array,
+    activate,
+    along,
+    grouped_sums,
+    is_float,
+    operand,
+    required,
+    widen,
+    windows,
+)
 
 
 def matmul(attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:

@@ -12,7 +12,7 @@ from emulator.model.golden.common import Array, is_float, required, widen
 
 _Axes = tuple[int, ...]
 
-_REDUCE: dict[ReduceFunction, Callable[[Array, _Axes], Array]] = {
+_REDUCE: dict[ReduceFunction, Callable[[Array, _Axes], Any]] = {
     ReduceFunction.SUM: lambda x, axes: np.sum(x, axes, dtype=_sum_type(x)),
     ReduceFunction.MEAN: lambda x, axes: np.mean(x, axes, dtype=np.float32),
     ReduceFunction.MAX: lambda x, axes: np.max(x, axes),
@@ -43,7 +43,7 @@ def _sum_type(x: Array) -> type[Any]:
     return np.float32 if is_float(x) else np.int64
 
 
-def _log_sum_exp(x: Array, axes: _Axes) -> Array:
+def _log_sum_exp(x: Array, axes: _Axes) -> Any:
     # The shift keeps exp() in range; an infinite maximum must not become inf - inf.
     peak = np.max(x, axes, keepdims=True)
     shift = np.where(np.isfinite(peak), peak, np.float32(0))
@@ -54,10 +54,7 @@ def argument(attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[
     """ArgMax, ArgMin (opset 13): the first index of the extreme along `axis`, the last with `select_last`."""
     x, axis = widen(required(inputs, 0)), attributes.axis
     find = np.argmax if attributes.function == ArgumentFunction.MAX else np.argmin
-    if attributes.select_last:
-        index = x.shape[axis] - 1 - find(np.flip(x, axis), axis)
-    else:
-        index = find(x, axis)
+    index = x.shape[axis] - 1 - find(np.flip(x, axis), axis) if attributes.select_last else find(x, axis)
     outputs[0][...] = np.reshape(index, outputs[0].shape)
 
 

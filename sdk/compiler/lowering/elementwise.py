@@ -12,7 +12,7 @@ from driver_shim.protocol.program_commands import Activation, BinaryFunction, Co
 from driver_shim.protocol.types import WireType, wire_type
 from emulator.model.semantics import SemanticError, broadcast
 from sdk.compiler.context import Lowering, NodeContext
-from sdk.compiler.ir import Builder, Refused, Value
+from sdk.compiler.ir import Builder, Operation, Refused, Value, fields_of
 
 _COMPARISONS = {
     "Equal": BinaryFunction.EQUAL,
@@ -80,12 +80,15 @@ def binary(builder: Builder, function: BinaryFunction, a: Value, b: Value) -> Va
 def unary(builder: Builder, function: UnaryFunction, x: Value, alpha: float = 0, beta: float = 0) -> Value:
     """A UNARY command, or the product that gave `x` once more with this activation."""
     product = x.producer
-    if function in _FUSED and product is not None and product.kind in _PRODUCTS and x.uses <= 1:
-        if product.attributes.activation == Activation.NONE:
-            fields = {k: v for k, v in product.attributes.items() if not k.startswith("_")}
-            fields.update(activation=_FUSED[function], low=alpha, high=beta)
-            return builder.emit(product.kind, product.inputs, x.dtype, x.shape, **fields)
+    if function in _FUSED and product is not None and x.uses <= 1 and _plain_product(product):
+        fields = {**fields_of(product), "activation": _FUSED[function], "low": alpha, "high": beta}
+        return builder.emit(product.kind, product.inputs, x.dtype, x.shape, **fields)
     return builder.emit(CommandKind.UNARY, [x], x.dtype, x.shape, function=function, alpha=alpha, beta=beta)
+
+
+def _plain_product(made: Operation) -> bool:
+    """Whether an operation is a MATMUL or CONV without activation."""
+    return made.kind in _PRODUCTS and made.attributes.activation == Activation.NONE
 
 
 def _broadcast(*values: Value) -> tuple[int, ...]:
@@ -119,9 +122,9 @@ def _bias(builder: Builder, a: Value, b: Value) -> Value | None:
     """The product before an Add once more with the other addend as its bias, where that is what it is."""
     for product, bias in ((a, b), (b, a)):
         made = product.producer
-        if made is None or made.kind not in _PRODUCTS or product.uses > 1 or bias.constant is None:
+        if made is None or product.uses > 1 or not _plain_product(made) or len(made.inputs) > 2:
             continue
-        if len(made.inputs) > 2 or made.attributes.activation != Activation.NONE or bias.dtype is not product.dtype:
+        if bias.constant is None or bias.dtype is not product.dtype:
             continue
         channel_axis = 1 if made.kind is CommandKind.CONV else len(product.shape) - 1
         channels = product.shape[channel_axis]
@@ -129,7 +132,7 @@ def _bias(builder: Builder, a: Value, b: Value) -> Value | None:
         if aligned != [channels if i == channel_axis else 1 for i in range(len(product.shape))]:
             continue
         vector = builder.reshape(bias, (channels,))
-        fields = {k: v for k, v in made.attributes.items() if not k.startswith("_")}
+        fields = fields_of(made)
         if made.kind is CommandKind.MATMUL:
             fields["beta"] = 1.0
         return builder.emit(made.kind, [*made.inputs, vector], product.dtype, product.shape, **fields)

@@ -12,6 +12,8 @@ from sdk.compiler.context import Lowering, NodeContext, checked_shape
 from sdk.compiler.ir import Builder, Refused, Value
 
 _SPLIT_SIZES_ARE_INPUT_SINCE = 13
+RANGE_LIMIT = 1 << 24
+"""Elements of a Range, which is always folded."""
 
 
 def filled(values: Sequence[int], fill: int = 0) -> list[int]:
@@ -24,10 +26,10 @@ def cut(builder: Builder, x: Value, starts: Sequence[int], steps: Sequence[int],
     if len(x.shape) > MAX_RANK:
         raise Refused(f"{x.type} has rank {len(x.shape)}; at most {MAX_RANK} is possible")
     if x.constant is not None:
+        array = x.constant
         for axis, (start, step, extent) in enumerate(zip(starts, steps, shape, strict=True)):
-            indices = np.arange(extent) * step + start
-            x = builder.constant(np.ascontiguousarray(np.take(x.constant, indices, axis))) if x.constant is not None else x
-        return x
+            array = np.take(array, np.arange(extent) * step + start, axis)
+        return builder.constant(array)
     if tuple(shape) == x.shape and all(step == 1 for step in steps):
         return x
     return builder.emit(CommandKind.SLICE, [x], x.dtype, shape, starts=filled(starts), steps=filled(steps))
@@ -161,15 +163,12 @@ def _constant_of_shape(node: NodeContext) -> Sequence[Value]:
 
 def _range(node: NodeContext) -> Sequence[Value]:
     limits = [node.value(i) for i in range(3)]
-    if any(limit.constant is None or limit.constant.size != 1 for limit in limits):
-        raise Refused("its start, limit and delta must be constants")
-    start, limit, delta = (limit.constant.reshape(()) for limit in limits if limit.constant is not None)
-    if delta == 0 or abs((float(limit) - float(start)) / float(delta)) > _RANGE_LIMIT:
-        raise Refused("its delta is 0 or it has too many elements")
-    return [node.builder.constant(np.arange(start, limit, delta, dtype=limits[0].dtype.dtype))]
+    numbers = [node.constant_float(i, "start, limit or delta") for i in range(3)]
+    start, limit, delta = (0.0 if number is None else number for number in numbers)
+    if delta == 0 or not abs((limit - start) / delta) <= RANGE_LIMIT:
+        raise Refused(f"from {start} to {limit} in steps of {delta}; at most {RANGE_LIMIT} elements are possible")
+    return [node.builder.constant(np.arange(start, limit, delta).astype(limits[0].dtype.dtype))]
 
-
-_RANGE_LIMIT = 1 << 24
 
 LOWERINGS: dict[str, Lowering] = {
     "Transpose": _transpose,

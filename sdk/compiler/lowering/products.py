@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from driver_shim.protocol.program import TensorType
 from driver_shim.protocol.program_commands import MAX_SPATIAL, CommandKind, PoolFunction, ReduceFunction
 from emulator.model.semantics import SemanticError, matmul_shape, window_extent
@@ -170,13 +168,6 @@ def _global_pool(function: ReduceFunction) -> Lowering:
         return [node.builder.emit(CommandKind.REDUCE, [x], x.dtype, shape, function=function, axes=mask)]
 
     return lower
-
-
-def transposed_matrix(node: NodeContext, b: Value, *, transpose: bool) -> Value:
-    """A constant matrix as MATMUL's right operand without its transpose flag."""
-    if not transpose or b.constant is None:
-        return b
-    return node.builder.constant(np.ascontiguousarray(b.constant.T))
 
 
 LOWERINGS: dict[str, Lowering] = {

@@ -95,9 +95,7 @@ def _quantize(node: NodeContext) -> Sequence[Value]:
     if fused is not None:
         return [fused]
     operands = [x, scale, zero]
-    return [
-        node.builder.emit(CommandKind.QUANTIZE, operands, zero.dtype, x.shape, axis=_axis(node, x, scale))
-    ]
+    return [node.builder.emit(CommandKind.QUANTIZE, operands, zero.dtype, x.shape, axis=_axis(node, x, scale))]
 
 
 def _fuse(builder: Builder, x: Value, y_scale: Value, y_zero: Value) -> Value | None:
