@@ -6,6 +6,7 @@ The worker is ours and runs what it is told, so nothing is negotiated. LOAD carr
 from __future__ import annotations
 
 import enum
+import functools
 import struct
 
 from driver_shim.protocol.commands import MAX_BINDINGS
@@ -65,11 +66,13 @@ def unpack_addresses(message: bytes, count: int) -> tuple[int, ...]:
     return struct.unpack_from(f"<{count}Q", message, REQUEST.size)
 
 
+@functools.lru_cache(maxsize=1024)
 def padded(text: str, size: int) -> bytes:
     """UTF-8 of at most `size` bytes, cut at a character; `unpadded` is its inverse."""
     return text.encode()[:size].decode(errors="ignore").encode()
 
 
+@functools.lru_cache(maxsize=1024)
 def unpadded(data: bytes) -> str:
     """The text of a zero-padded field."""
     return data.rstrip(b"\0").decode(errors="replace")
