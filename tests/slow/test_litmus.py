@@ -34,7 +34,15 @@ SIDE_LIMIT_S = 120.0
 """One side gives up when its partner has not arrived for all rounds by then."""
 
 
-def play(fd: int, side: int, fenced: bool) -> None:
+FENCES: dict[str, Callable[[], fences.Fence]] = {
+    "none": lambda: fences.no_instruction,
+    "chosen": lambda: fences.full,
+    "membarrier": lambda: fences.membarrier_fence(fences.machine_type()),
+}
+"""How to get each fence that is played with; made in the process that uses it."""
+
+
+def play(fd: int, side: int, fence_name: str) -> None:
     """One side's rounds. Raises TimeoutError when the other side does not keep up."""
     deadline = time.monotonic() + SIDE_LIMIT_S
     with mmap.mmap(fd, SIZE) as mapping:
@@ -43,7 +51,7 @@ def play(fd: int, side: int, fenced: bool) -> None:
         seen = view[SEEN + side * 4 * ROUNDS : SEEN + (side + 1) * 4 * ROUNDS].cast("I")
         mine, theirs = VALUES // 4 + side * LINE_WORDS, VALUES // 4 + (1 - side) * LINE_WORDS
         arrived, awaited = ARRIVALS // 4 + side * LINE_WORDS, ARRIVALS // 4 + (1 - side) * LINE_WORDS
-        fence = fences.full if fenced else fences.no_instruction
+        fence = FENCES[fence_name]()
         for turn in range(1, ROUNDS + 1):
             words[arrived] = turn
             spins = 0
@@ -63,7 +71,7 @@ def play(fd: int, side: int, fenced: bool) -> None:
             part.release()
 
 
-def overtakings(fenced: bool) -> int:
+def overtakings(fence_name: str) -> int:
     """Rounds in which both sides loaded the value of before the round."""
     fd = os.memfd_create("litmus", os.MFD_CLOEXEC)
     sides: list[subprocess.Popen[bytes]] = []
@@ -71,7 +79,7 @@ def overtakings(fenced: bool) -> int:
         os.ftruncate(fd, SIZE)
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), *sys.path]))}
         for side in (0, 1):
-            command = [sys.executable, __file__, str(fd), str(side), str(int(fenced))]
+            command = [sys.executable, __file__, str(fd), str(side), fence_name]
             sides.append(subprocess.Popen(command, pass_fds=(fd,), env=environment))
         for process in sides:
             assert process.wait(timeout=2 * SIDE_LIMIT_S) == 0
@@ -94,16 +102,17 @@ needs_two_cpus = pytest.mark.skipif(
 @pytest.mark.slow
 @needs_two_cpus
 def test_without_the_fence_loads_may_overtake_stores(record_property: Callable[[str, object], None]) -> None:
-    count = overtakings(fenced=False)
+    count = overtakings("none")
     record_property("overtakings_without_fence", count)
     print(f"without the fence: {count} of {ROUNDS} rounds")
 
 
 @pytest.mark.slow
 @needs_two_cpus
-def test_with_the_fence_no_load_overtakes_a_store() -> None:
-    assert overtakings(fenced=True) == 0
+@pytest.mark.parametrize("fence_name", ["chosen", "membarrier"])
+def test_with_the_fence_no_load_overtakes_a_store(fence_name: str) -> None:
+    assert overtakings(fence_name) == 0
 
 
 if __name__ == "__main__":
-    play(int(sys.argv[1]), int(sys.argv[2]), fenced=sys.argv[3] == "1")
+    play(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

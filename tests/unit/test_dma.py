@@ -264,6 +264,21 @@ def test_limit_below_the_first_arena_is_usable_to_the_last_page(transport: Recor
             memory.allocate(1)
 
 
+def test_large_arenas_ask_for_huge_pages_and_do_without(memory: HostMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, bool]] = []
+
+    def without_huge_pages(size: int, *, huge: bool = False) -> int:
+        asked.append((size, huge))
+        if huge:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return mapping.create_memory_file(size)
+
+    monkeypatch.setattr(dma, "create_memory_file", without_huge_pages)
+    memory.allocate(64)
+    assert memory.allocate(5 * MIB).iova % mapping.HUGE_PAGE_BYTES == 0
+    assert asked == [(2 * MIB, False), (6 * MIB, True), (6 * MIB, False)]
+
+
 @pytest.mark.parametrize("code", [errno.ENOMEM, errno.EMFILE])
 def test_refusal_by_the_system_is_a_limit(memory: HostMemory, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def refuse(size: int, *, huge: bool) -> tuple[int, memoryview]:
