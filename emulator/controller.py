@@ -17,6 +17,7 @@ from driver_shim.protocol.commands import (
     BARRIER,
     BLACK_BOX_ENTRIES,
     NOP,
+    SUBMISSION_BYTES,
     FaultSource,
     IoOpcode,
     Status,
@@ -29,9 +30,13 @@ from emulator.exec_job import ExecJob, Programs
 from emulator.jobs import CommandError, CopyJob, FillJob, Job, Machine, refuse_reserved
 from emulator.model import timing
 from emulator.model.clock import TickClock
-from emulator.queue_pair import QueuePair, QueueState
+from emulator.queue_pair import SQ_TAIL, QueuePair, QueueState
 
 _HEADER = struct.Struct("<BBHI")
+_NOP, _BARRIER, _SUCCESS = int(IoOpcode.NOP), int(IoOpcode.BARRIER), int(Status.SUCCESS)
+"""Plain ints: comparing with an enum member costs three times as much."""
+_BODY = slice(_HEADER.size, SUBMISSION_BYTES)
+_EMPTY_BODY = bytes(SUBMISSION_BYTES - _HEADER.size)
 COMMANDS_PER_SLICE = 64
 """Commands taken one by one from a queue before the next queue has its turn."""
 VECTOR_THRESHOLD = 8
@@ -48,7 +53,6 @@ class Controller:
         errors: ErrorLog,
         programs: Programs,
         raise_vector: Callable[[int], None],
-        bus_master: Callable[[], bool],
         identify: Callable[[], bytes],
         log_page: Callable[[int], bytes],
     ) -> None:
@@ -57,14 +61,16 @@ class Controller:
         self.errors = errors
         self.programs = programs
         self._raise_vector = raise_vector
-        self._bus_master = bus_master
+        self.bus_master = False
+        """Whether DMA is allowed; see `set_bus_master`."""
         self.queues: dict[int, QueuePair] = {}
         self._turns: tuple[QueuePair, ...] = ()
         self.enabled = False
         self.fatal = False
         self.recent_descriptors: deque[tuple[int, bytes]] = deque(maxlen=BLACK_BOX_ENTRIES)
         self.recent_completions: deque[tuple[int, int, int, int, int, int, int]] = deque(maxlen=BLACK_BOX_ENTRIES)
-        self._space_generation = machine.address_space.generation
+        self._space = machine.address_space
+        self._space_generation = self._space.generation
         self._admin = AdminCommands(self, machine, identify, log_page)
         self._nop_ticks = timing.nop_ticks(machine.profile)
         self._barrier_ticks = timing.barrier_ticks(machine.profile)
@@ -90,6 +96,11 @@ class Controller:
         self.programs.clear()
         self._admin.clear()
         self.clock.idle()
+
+    def set_bus_master(self, allowed: bool) -> None:
+        """DMA is allowed or not from now on (PCI COMMAND bit 2)."""
+        self.bus_master = allowed
+        self._stalled_without_dma = False
 
     def add_queue(self, queue: QueuePair) -> None:
         """Start serving a created queue."""
@@ -122,33 +133,30 @@ class Controller:
         """Do a bounded slice of work on every queue; True if anything was done."""
         if not self.enabled or self.fatal:
             return False
-        if not self._bus_master():
+        if not self.bus_master:
             self._note_missing_bus_master()
             return False
-        self._stalled_without_dma = False
-        if self.machine.address_space.generation != self._space_generation:
+        if self._space.generation != self._space_generation:
             self._remap_queues()
         worked = self.programs.collect() if self.programs.running else False
         for queue in self._turns:
-            if queue.job is not None or queue.available():
+            line = queue.host_line
+            if (queue.bell_sq_tail if line is None else line[SQ_TAIL]) != queue.sq_head or queue.job is not None:
                 worked = self._serve(queue) or worked
-        if worked and not self._busy():
+        if worked and not any(queue.job is not None for queue in self._turns):
             self.clock.idle()
         return worked
 
     def arm(self) -> bool:
         """Write event indices, fence, look again: True when nothing is pending and a bell will tell of more."""
-        if not self.enabled or self.fatal or not self._bus_master():
+        if not self.enabled or self.fatal or not self.bus_master:
             return True
-        if self.machine.address_space.generation != self._space_generation:
+        if self._space.generation != self._space_generation:
             return False
         for queue in self.queues.values():
             queue.arm()
         fences.full()
         return not any(queue.has_work() for queue in self.queues.values())
-
-    def _busy(self) -> bool:
-        return any(queue.job is not None for queue in self.queues.values())
 
     def _serve(self, queue: QueuePair) -> bool:
         """Fetch and carry out up to a slice of one queue's commands; True if anything was done."""
@@ -204,12 +212,13 @@ class Controller:
                 activity.admin_commands += 1
                 self._complete(queue, command_id, self._admin.execute(opcode, entry), self._nop_ticks)
                 return True
-            if opcode == IoOpcode.NOP:
-                refuse_reserved(NOP, entry)
+            if opcode == _NOP:
+                if entry[_BODY] != _EMPTY_BODY:
+                    refuse_reserved(NOP, entry)
                 activity.nop_commands += 1
                 self._complete(queue, command_id, 0, self._nop_ticks)
                 return True
-            if opcode == IoOpcode.BARRIER:
+            if opcode == _BARRIER:
                 refuse_reserved(BARRIER, entry)
                 activity.barrier_commands += 1
                 self._complete(queue, command_id, 0, self._barrier_ticks)
@@ -286,7 +295,7 @@ class Controller:
     def _complete(self, queue: QueuePair, command_id: int, result: int, cost: int) -> None:
         start, end = self.clock.schedule(queue.last_end_tick, cost)
         self.machine.activity.busy_ticks += cost
-        self._write_completion(queue, command_id, Status.SUCCESS, result, start, end)
+        self._write_completion(queue, command_id, _SUCCESS, result, start, end)
 
     def _post(self, queue: QueuePair, entry: bytes, status: int, result: int, start: int, end: int) -> None:
         queue.job = None
@@ -353,6 +362,7 @@ class Controller:
                     self._halt(queue, f"its memory was unmapped ({error})")
 
     def _note_missing_bus_master(self) -> None:
+        """Record once, until it is on again, that queues wait for it."""
         if not self._stalled_without_dma and any(queue.bell_sq_tail != queue.sq_head for queue in self.queues.values()):
             self._stalled_without_dma = True
             self._fault(FaultSource.DMA, "queues stand still: bus mastering is off (PCI COMMAND bit 2)")

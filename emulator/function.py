@@ -124,7 +124,6 @@ class PciFunction:
             self.errors,
             self.programs,
             self._raise_vector,
-            lambda: self.config.bus_master,
             self._identify,
             self._log_page,
         )
@@ -141,6 +140,7 @@ class PciFunction:
     def config_write(self, offset: int, data: bytes) -> None:
         """Write configuration space; may reset the function (FLR)."""
         self.config.write(offset, data)
+        self.controller.set_bus_master(self.config.bus_master)
 
     def region_read(self, region: int, offset: int, size: int) -> bytes:
         """Read a region; the caller has checked that the range lies inside it."""
@@ -238,6 +238,7 @@ class PciFunction:
         self.memory.zero()
         self.interrupts.reset()
         self.config.reset()
+        self.controller.set_bus_master(self.config.bus_master)
         self.registers.reset({ResetDomain.FUNCTION, ResetDomain.ENGINE, ResetDomain.CONTEXT})
         self._held_vectors = 0
         self._note_reset(cause)

@@ -23,11 +23,14 @@ from driver_shim.protocol.commands import (
     SUBMISSION_BYTES,
 )
 
-_SQ_TAIL = HOST_LINE.offset_of("sq_tail") // 4
+SQ_TAIL = HOST_LINE.offset_of("sq_tail") // 4
 _CQ_HEAD = HOST_LINE.offset_of("cq_head") // 4
 _INTERRUPT_INDEX = HOST_LINE.offset_of("interrupt_index") // 4
 _SQ_EVENT = DEVICE_LINE.offset_of("sq_event") // 4
 _CQ_EVENT = DEVICE_LINE.offset_of("cq_event") // 4
+
+
+_pack_completion = COMPLETION.codec.pack_into
 
 
 class QueueState(enum.IntEnum):
@@ -98,7 +101,7 @@ class QueuePair:
         mapped = self._resolve()
         self._submissions = mapped.submissions
         self._completions = mapped.completions
-        self._host_line = mapped.host_line
+        self.host_line = mapped.host_line
         self._device_line = mapped.device_line
         words = np.frombuffer(mapped.submissions, dtype="<u8").reshape(self.sq_entries, SUBMISSION_BYTES // 8)
         self._submission_words: NDArray[Any] = words
@@ -107,19 +110,19 @@ class QueuePair:
     @property
     def has_shadows(self) -> bool:
         """Whether pointers come from shadow lines, with event and interrupt indices."""
-        return self._host_line is not None
+        return self.host_line is not None
 
     def sq_tail(self) -> int:
         """The host's submission tail as visible now."""
-        return self._host_line[_SQ_TAIL] if self._host_line is not None else self.bell_sq_tail
+        return self.host_line[SQ_TAIL] if self.host_line is not None else self.bell_sq_tail
 
     def cq_head(self) -> int:
         """The host's completion head as visible now."""
-        return self._host_line[_CQ_HEAD] if self._host_line is not None else self.bell_cq_head
+        return self.host_line[_CQ_HEAD] if self.host_line is not None else self.bell_cq_head
 
     def available(self) -> int:
         """Submitted entries not yet fetched; -1 when the host's tail is impossible."""
-        tail: int = self._host_line[_SQ_TAIL] if self._host_line is not None else self.bell_sq_tail
+        tail: int = self.host_line[SQ_TAIL] if self.host_line is not None else self.bell_sq_tail
         count = (tail - self.sq_head) & ring.INDEX_MASK
         return count if count <= self.sq_entries else -1
 
@@ -146,10 +149,10 @@ class QueuePair:
 
     def complete(self, command_id: int, status: int, result: int, start_tick: int, end_tick: int) -> None:
         """Post one completion: body first, then, after the publish fence, its phase byte."""
-        index = self.cq_tail
-        phase = ring.phase_of(index, self.cq_entries)
-        start = (index & (self.cq_entries - 1)) * COMPLETION_BYTES
-        COMPLETION.codec.pack_into(
+        index, entries = self.cq_tail, self.cq_entries
+        phase = (index // entries & 1) ^ 1  # ring.phase_of, without the call
+        start = (index & (entries - 1)) * COMPLETION_BYTES
+        _pack_completion(
             self._completions, start, self.sq_head, command_id, status, phase ^ 1, result, start_tick, end_tick
         )
         fences.publish()
@@ -187,9 +190,9 @@ class QueuePair:
         old, self.signalled = self.signalled, self.cq_tail
         if old == self.cq_tail:
             return False
-        if self._host_line is None:
+        if self.host_line is None:
             return True
-        return ring.need_event(self._host_line[_INTERRUPT_INDEX], self.cq_tail, old)
+        return ring.need_event(self.host_line[_INTERRUPT_INDEX], self.cq_tail, old)
 
     def arm(self) -> None:
         """Ask the host for a bell at its next submission, and at its next reaping if there is no room."""
