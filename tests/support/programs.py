@@ -1,0 +1,113 @@
+"""Small programs and a way to run them in process, without a device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from driver_shim.protocol.program import (
+    Binding,
+    Command,
+    Program,
+    Storage,
+    Tensor,
+    TensorType,
+    align_up,
+    build,
+    make_attributes,
+)
+from driver_shim.protocol.program_commands import BinaryFunction, CommandKind
+from driver_shim.protocol.types import WireType, wire_type_of
+from emulator.engines import executor
+from emulator.engines.job import KernelRun
+from emulator.engines.verify import verify
+from emulator.model.golden import GOLDEN
+from emulator.model.semantics import check
+
+if TYPE_CHECKING:
+    from sdk.compiler import CompiledProgram
+
+Array = NDArray[Any]
+
+
+def f32(*shape: int) -> TensorType:
+    """A float32 tensor type."""
+    return TensorType(WireType.FLOAT32, shape)
+
+
+def add_twice() -> Program:
+    """y = (x + c) + c, four float32 each: an input, a constant, a workspace tensor, an output."""
+    kind = f32(4)
+    tensors = (
+        Tensor(kind, Storage.INPUT),
+        Tensor(kind, Storage.CONSTANT, 0),
+        Tensor(kind, Storage.WORKSPACE, 64),
+        Tensor(kind, Storage.OUTPUT),
+    )
+    add = make_attributes(CommandKind.BINARY, function=BinaryFunction.ADD)
+    commands = (
+        Command(CommandKind.BINARY, add, (0, 1), (2,)),
+        Command(CommandKind.BINARY, add, (2, 1), (3,)),
+    )
+    constants = np.array([1, 2, 3, 4], "<f4").tobytes()
+    return Program(tensors, commands, (Binding("x", 0),), (Binding("y", 3),), constants, 128)
+
+
+def execute(
+    image: bytes, inputs: Sequence[Array], kernels: str = "golden", constants: bytes | None = None
+) -> tuple[list[Array], Sequence[KernelRun]]:
+    """Verify and run a container over a private memory; `constants` replaces the container's own."""
+    verified = verify(image)
+    memory = bytearray(align_up(verified.constants_bytes))
+    memory[: verified.constants_bytes] = bytes(verified.constants) if constants is None else constants
+    addresses = []
+    for array in inputs:
+        addresses.append(len(memory))
+        memory += array.tobytes().ljust(align_up(array.nbytes), b"\0")
+    scratch = memoryview(bytearray(verified.scratch_bytes))
+    report = executor.execute(
+        executor.load(memoryview(image)),
+        memory=memoryview(memory).toreadonly(),
+        constants_address=0,
+        inputs=addresses,
+        scratch=scratch,
+        kernels=kernels,
+    )
+    outputs = []
+    for binding, (offset, _) in zip(verified.image.outputs, verified.output_places, strict=True):
+        kind = verified.image.tensors[binding.tensor].type
+        outputs.append(np.frombuffer(scratch, kind.dtype.dtype, kind.elements, offset).reshape(kind.shape))
+    return outputs, report
+
+
+def run(compiled: CompiledProgram, inputs: Mapping[str, Array], kernels: str = "golden") -> dict[str, Array]:
+    """Run a compiled model; outputs by name."""
+    outputs, _ = execute(compiled.image, [inputs[info.name] for info in compiled.inputs], kernels)
+    return {info.name: array for info, array in zip(compiled.outputs, outputs, strict=True)}
+
+
+def golden(
+    kind: CommandKind, inputs: Sequence[Array | None], shape: Sequence[int], dtype: Any, **attributes: Any
+) -> Array:
+    """The checked result of one command's golden kernel."""
+    fields = make_attributes(kind, **attributes)
+    types = [TensorType(wire_type_of(a.dtype), a.shape) if a is not None else None for a in inputs]
+    output = np.empty(tuple(shape), dtype)
+    check(kind, fields, types, TensorType(wire_type_of(output.dtype), output.shape))
+    with np.errstate(all="ignore"):
+        GOLDEN[kind](fields, inputs, [output])
+    return output
+
+
+def window(**changes: Sequence[int]) -> dict[str, list[int]]:
+    """Movement attributes of a convolution or pooling: stride 1, no padding, unless changed."""
+    fields = {"strides": [1] * 3, "dilations": [1] * 3, "pads_begin": [0] * 3, "pads_end": [0] * 3}
+    for name, values in changes.items():
+        fields[name] = [*values, *fields[name][len(values) :]]
+    return fields
+
+
+__all__ = ["add_twice", "build", "execute", "f32", "golden", "run", "window"]
