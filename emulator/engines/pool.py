@@ -85,6 +85,8 @@ class EnginePool:
         self._waiting: deque[tuple[EngineJob, _Program]] = deque()
         self._lost: list[JobResult] = []
         """Results of jobs whose worker could not be fed; handed out by the next `poll`."""
+        self._lost_event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        """Readable while there are any."""
         self._ending: list[WorkerProcess] = []
         """Killed workers not yet reaped."""
         self._closed = False
@@ -127,7 +129,7 @@ class EnginePool:
 
     def poll(self) -> list[JobResult]:
         """Collect what finished or died, and feed engines that are free."""
-        results, self._lost = self._lost, []
+        results = self._take_lost()
         for engine in list(self._engines):
             message = engine.process.receive()
             if message is None:
@@ -139,8 +141,6 @@ class EnginePool:
                 if engine.job is not None:
                     results.append(_lost_result(engine.job))
                 self._drop(engine)
-        if self._ending:
-            self._ending = [process for process in self._ending if not process.reap()]
         self._feed()
         return results
 
@@ -153,8 +153,11 @@ class EnginePool:
                 return
 
     def fds(self) -> list[int]:
-        """The workers' sockets: readable for an answer and at a worker's death."""
-        return [engine.process.fd for engine in self._engines]
+        """Descriptors that become readable when a running job ends, also by its worker's death.
+
+        An idle worker's death is noticed, and it is reaped, when the pool is next used.
+        """
+        return [self._lost_event, *(engine.process.fd for engine in self._engines if engine.job is not None)]
 
     def worker_pids(self) -> list[int]:
         """Process ids of the workers that live."""
@@ -163,7 +166,9 @@ class EnginePool:
     def cancel(self, job_id: int) -> None:
         """Drop one job: taken from the line, or its worker is killed and replaced when next needed."""
         self._forget_waiting(lambda job: job.id == job_id)
-        self._lost = [result for result in self._lost if result.job.id != job_id]
+        self._lost = [result for result in self._take_lost() if result.job.id != job_id]
+        if self._lost:
+            os.eventfd_write(self._lost_event, 1)
         for engine in list(self._engines):
             if engine.job is not None and engine.job.id == job_id:
                 self._abandon(engine)
@@ -174,7 +179,7 @@ class EnginePool:
     def cancel_all(self) -> None:
         """Drop every job. Workers that compute are killed; those that are done live on with their programs."""
         self._forget_waiting(lambda job: True)
-        self._lost.clear()
+        self._take_lost()
         for engine in list(self._engines):
             engine.held = None
             if engine.job is not None:
@@ -186,7 +191,7 @@ class EnginePool:
             return
         self._closed = True
         self._forget_waiting(lambda job: True)
-        self._lost.clear()
+        self._take_lost()
         for engine in list(self._engines):
             self._drop(engine)
         for process in self._ending:
@@ -196,11 +201,14 @@ class EnginePool:
         for program in self._programs.values():
             os.close(program.fd)
         self._programs = {}
+        os.close(self._lost_event)
 
     # --- within -----------------------------------------------------------------------------------------------
 
     def _feed(self) -> None:
-        """Hand waiting jobs to free engines."""
+        """Reap workers that have ended and hand waiting jobs to free engines."""
+        if self._ending:
+            self._ending = [process for process in self._ending if not process.reap()]
         while self._waiting:
             job, program = self._waiting[0]
             try:
@@ -210,6 +218,7 @@ class EnginePool:
                 started = self._hand_over(engine, job, program)
             except OSError as error:
                 self._lost.append(_lost_result(job, f"no engine could take the program: {error}"))
+                os.eventfd_write(self._lost_event, 1)
                 started = True
             if started:
                 self._waiting.popleft()
@@ -234,6 +243,13 @@ class EnginePool:
         if program.unloaded:
             process.drop_program(program.number)
         return True
+
+    def _take_lost(self) -> list[JobResult]:
+        """The lost jobs' results, which are no longer announced."""
+        lost, self._lost = self._lost, []
+        if lost:
+            os.eventfd_read(self._lost_event)
+        return lost
 
     def _forget_waiting(self, condition: Callable[[EngineJob], bool]) -> None:
         """Take jobs out of the line."""

@@ -13,14 +13,17 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
-import emulator
 from emulator.engines.job import EngineJob, KernelRun, ProgramImage
 from emulator.engines.messages import KERNEL_RUN, REPLY, REQUEST, Request, pack_addresses, unpadded
 
 _SEALS_FIXED = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _SEALS_GROWING = fcntl.F_SEAL_SHRINK
+_BOOT = (
+    "import os, sys; sys.path[:] = sys.argv.pop(1).split(os.pathsep);"
+    " from emulator.engines.worker import main; main(sys.argv[1:])"
+)
+"""The worker imports what this process would, from where this process would."""
 _THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -54,7 +57,7 @@ class WorkerProcess:
             inherited = (theirs.fileno(), memory_fd, self._scratch_fd)
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "emulator.engines.worker"),
+                    *(sys.executable, "-c", _BOOT, os.pathsep.join(sys.path)),
                     *(str(number) for number in (*inherited, os.getpid())),
                     *(executor, kernels),
                 ],
@@ -180,8 +183,5 @@ class WorkerProcess:
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """The worker's environment: ours, with this package found first and BLAS kept to its threads."""
-    root = str(Path(emulator.__file__).parent.parent)
-    inherited = os.environ.get("PYTHONPATH")
-    path = f"{root}{os.pathsep}{inherited}" if inherited else root
-    return {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(threads)), "PYTHONPATH": path}
+    """The worker's environment: ours, with BLAS kept to its threads."""
+    return {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(threads))}

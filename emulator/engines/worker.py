@@ -13,7 +13,6 @@ import mmap
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any, cast
@@ -126,7 +125,3 @@ def main(arguments: Sequence[str]) -> None:
     executor = cast("Executor", importlib.import_module(executor_name))
     with socket.socket(fileno=channel_fd) as channel:
         EngineWorker(channel, memory_fd, scratch_fd, executor, kernels).serve()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

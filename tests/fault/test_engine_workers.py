@@ -42,6 +42,15 @@ def exists(pid: int) -> bool:
     return os.path.exists(f"/proc/{pid}")
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone or waits to be reaped."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii") as file:
+            return file.read().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
 def open_files() -> set[str]:
     return set(os.listdir("/proc/self/fd"))
 
@@ -74,10 +83,11 @@ def test_an_idle_worker_that_is_killed_is_replaced(pool: EnginePool) -> None:
     pool.release(collect(pool)[0])
     (first,) = pool.worker_pids()
     os.kill(first, signal.SIGKILL)
-    wait_until(lambda: pool.poll() == [] and pool.worker_pids() == [], "the death is noticed")
+    wait_until(lambda: has_ended(first), "the worker has ended")
     pool.start(job(2))
     assert collect(pool)[0].outcome is Outcome.OK
     assert pool.worker_pids() != [first]
+    assert not exists(first)
 
 
 def test_a_reset_does_not_wait_for_a_worker_that_never_ends(pool: EnginePool) -> None:

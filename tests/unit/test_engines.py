@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from emulator.engines.inline import InlineEngines
 from emulator.engines.job import Engines, KernelRun, Outcome
 from emulator.engines.pool import EnginePool, worker_limits
 from tests.support import toy_executor
-from tests.support.engine_jobs import collect, image, job
+from tests.support.engine_jobs import PATIENCE_S, collect, image, job
 
 MEMORY_BYTES = 1 << 20
 
@@ -159,10 +161,29 @@ def test_engine_threads_leave_one_core_to_the_bus(engines: int, cores: int, limi
 def test_nothing_runs_before_the_first_program(memory: DeviceMemory) -> None:
     pool = EnginePool(memory.fd, 2, executor="tests.support.toy_executor")
     try:
-        assert pool.fds() == []
+        assert pool.worker_pids() == []
         assert pool.poll() == []
         pool.load(1, image("nothing"))
-        assert len(pool.fds()) == 1
+        assert len(pool.worker_pids()) == 1
+    finally:
+        pool.close()
+
+
+def test_descriptors_are_readable_only_while_there_is_something_to_collect(memory: DeviceMemory) -> None:
+    pool = EnginePool(memory.fd, 1, executor="tests.support.toy_executor")
+    try:
+        pool.load(1, image("nothing"))
+        pool.load(2, image("nothing", scratch_bytes=1 << 62))
+        for program, outcome in ((1, Outcome.OK), (2, Outcome.ENGINE_LOST)):
+            assert select.select(pool.fds(), [], [], 0)[0] == []
+            pool.start(job(program, program))
+            assert select.select(pool.fds(), [], [], PATIENCE_S)[0] != []
+            (result,) = pool.poll()
+            assert result.outcome is outcome
+            pool.release(result)
+        (worker,) = pool.worker_pids()
+        os.kill(worker, signal.SIGKILL)
+        assert select.select(pool.fds(), [], [], 0)[0] == []
     finally:
         pool.close()
 
