@@ -166,7 +166,9 @@ class HostMemory:
         self._collect_if_idle()
 
     def close(self) -> None:
-        """Take every DMA mapping back at once; idempotent. Pages live until the last view of them dies.
+        """Take every DMA mapping back at once; idempotent. Not for finalisers: it waits for the lock.
+
+        Pages live until the last view of them dies.
 
         In a forked child this does nothing: the mappings are the parent's.
         """

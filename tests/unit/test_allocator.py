@@ -116,7 +116,7 @@ def test_double_free_is_refused() -> None:
 
 @pytest.mark.parametrize(("size", "alignment"), [(-1, 1), (1, 0), (1, 3), (1, -8)])
 def test_bad_requests_are_refused(size: int, alignment: int) -> None:
-    with pytest.raises(ValueError, match="negative|power of two"):
+    with pytest.raises(ValueError, match=r"negative|power of two"):
         RangeAllocator(0, 4096).allocate(size, alignment)
 
 
