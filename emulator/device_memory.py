@@ -7,9 +7,17 @@ its pages out in place, and every mapping of it then reads zeros.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import mmap
 import os
+from collections.abc import Iterator
+
+import numpy as np
+
+PUNCH_BYTES = 128 << 20
+"""How much one `zero` gives back to the system. Giving back takes 0.2 ms a MiB, overwriting about 0.02 ms, and a
+reset, which zeroes everything, must end within 100 ms; so what is beyond this is overwritten and stays resident."""
 
 
 class DeviceMemory:
@@ -37,9 +45,10 @@ class DeviceMemory:
         self._closed = False
 
     def zero(self, offset: int = 0, size: int | None = None) -> None:
-        """Zero a range (everything by default) and give its whole pages back to the system.
+        """Zero a range (everything by default) and give its whole pages back, up to PUNCH_BYTES.
 
-        Mappings and views stay valid. Raises ValueError for a range outside the memory.
+        Costs nothing where nothing was touched. Mappings and views stay valid. Raises ValueError for a range outside
+        the memory.
         """
         length = self.size - offset if size is None else size
         end = offset + length
@@ -48,9 +57,28 @@ class DeviceMemory:
         first_page = min(end, -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE)
         last_page = max(first_page, end // mmap.PAGESIZE * mmap.PAGESIZE)
         self.view[offset:first_page] = bytes(first_page - offset)
-        if last_page > first_page:
-            self._mapping.madvise(mmap.MADV_REMOVE, first_page, last_page - first_page)
+        budget = PUNCH_BYTES
+        for start, stop in self._touched(first_page, last_page):
+            kept = min(stop, start + budget)
+            budget -= kept - start
+            if kept > start:
+                self._mapping.madvise(mmap.MADV_REMOVE, start, kept - start)
+            np.frombuffer(self.view, np.uint8, stop - kept, kept).fill(0)
         self.view[last_page:end] = bytes(end - last_page)
+
+    def _touched(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """The ranges of whole pages within [start, end) that the system holds (lseek(2), SEEK_DATA)."""
+        while start < end:
+            try:
+                start = os.lseek(self.fd, start, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # nothing further on
+                    return
+                raise
+            stop = min(end, os.lseek(self.fd, start, os.SEEK_HOLE))
+            if start < stop:
+                yield start, stop
+            start = stop
 
     @property
     def resident_bytes(self) -> int:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emulator import device_memory
 from emulator.device_memory import DeviceMemory
 
 PAGE = mmap.PAGESIZE
@@ -53,6 +54,20 @@ def test_zeroing_reaches_every_mapping_and_frees_the_pages() -> None:
         assert other[10 * PAGE] == 7
         held.release()
         other.close()
+    finally:
+        memory.close()
+
+
+@pytest.mark.parametrize("budget", [0, PAGE, 5 * PAGE])
+def test_what_is_not_given_back_is_zeroed_all_the_same(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_memory, "PUNCH_BYTES", budget)
+    memory = DeviceMemory(64 * PAGE)
+    try:
+        for first, last in ((0, 2), (10, 14), (63, 64)):
+            memory.view[first * PAGE : last * PAGE] = b"\xff" * ((last - first) * PAGE)
+        memory.zero()
+        assert memory.resident_bytes == 7 * PAGE - budget
+        assert bytes(memory.view) == bytes(64 * PAGE)
     finally:
         memory.close()
 
