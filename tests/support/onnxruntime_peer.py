@@ -1,6 +1,7 @@
 """onnxruntime in a process of its own, so that it is never loaded where the device's answers are computed.
 
     run(model, inputs, session_config) -> {output name: array}
+    run_many([(model, inputs), ...], session_config) -> [{output name: array}, ...]
 
 As a script it reads an .npz request from standard input and writes an .npz answer to standard output.
 """
@@ -12,7 +13,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +21,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 PEER_TIMEOUT_SECONDS = 120
-_INPUT = "input:"
-_OUTPUT = "output:"
+_MESSAGE_CHARACTERS = 2000
+_FATAL_ONLY = 4
+_CONFIG = "config"
 
 
 class PeerError(RuntimeError):
-    """onnxruntime refused the model or the inputs; the message is its own."""
+    """onnxruntime refused a model or its inputs; the message is its own."""
 
 
-def run(
-    model: bytes | str | os.PathLike[str],
-    inputs: Mapping[str, NDArray[Any]],
-    session_config: Mapping[str, str] | None = None,
-) -> dict[str, NDArray[Any]]:
+Model = bytes | str | os.PathLike[str]
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def run(model: Model, inputs: Arrays, session_config: Mapping[str, str] | None = None) -> dict[str, NDArray[Any]]:
     """Run a model (a path or the bytes of a file) on onnxruntime's CPU provider.
 
     `session_config` are session configuration entries. Raises PeerError with onnxruntime's message.
     """
+    return run_many([(model, inputs)], session_config)[0]
+
+
+def run_many(
+    jobs: Sequence[tuple[Model, Arrays]], session_config: Mapping[str, str] | None = None
+) -> list[dict[str, NDArray[Any]]]:
+    """`run` for several models in one process."""
+    arrays: dict[str, Any] = {_CONFIG: np.frombuffer(json.dumps(dict(session_config or {})).encode(), np.uint8)}
+    for index, (model, inputs) in enumerate(jobs):
+        data = model if isinstance(model, bytes) else Path(model).read_bytes()
+        arrays[f"{index}/model"] = np.frombuffer(data, np.uint8)
+        arrays.update({f"{index}/input/{name}": array for name, array in inputs.items()})
     request = io.BytesIO()
-    data = model if isinstance(model, bytes) else Path(model).read_bytes()
-    arrays: dict[str, Any] = {_INPUT + name: array for name, array in inputs.items()}
-    arrays["model"] = np.frombuffer(data, np.uint8)
-    arrays["config"] = np.frombuffer(json.dumps(dict(session_config or {})).encode(), np.uint8)
     np.savez(request, **arrays)
     done = subprocess.run(
         [sys.executable, __file__],
@@ -51,9 +61,13 @@ def run(
         check=False,
     )
     if done.returncode != 0:
-        raise PeerError(done.stderr.decode(errors="replace")[-2000:])
+        raise PeerError(done.stderr.decode(errors="replace")[-_MESSAGE_CHARACTERS:])
     with np.load(io.BytesIO(done.stdout)) as answer:
-        return {name.removeprefix(_OUTPUT): answer[name] for name in answer.files}
+        return [_group(answer, f"{index}/output/") for index in range(len(jobs))]
+
+
+def _group(arrays: Any, prefix: str) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(prefix): arrays[name] for name in arrays.files if name.startswith(prefix)}
 
 
 def _serve() -> None:
@@ -62,14 +76,18 @@ def _serve() -> None:
     request = np.load(io.BytesIO(sys.stdin.buffer.read()))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    for key, value in json.loads(request["config"].tobytes()).items():
+    options.log_severity_level = _FATAL_ONLY
+    for key, value in json.loads(request[_CONFIG].tobytes()).items():
         options.add_session_config_entry(key, value)
-    session = onnxruntime.InferenceSession(request["model"].tobytes(), options, providers=["CPUExecutionProvider"])
-    inputs = {name.removeprefix(_INPUT): request[name] for name in request.files if name.startswith(_INPUT)}
-    results = session.run(None, inputs)
+    results = {}
+    for index in range(sum(name.endswith("/model") for name in request.files)):
+        data = request[f"{index}/model"].tobytes()
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        arrays = session.run(None, _group(request, f"{index}/input/"))
+        for output, array in zip(session.get_outputs(), arrays, strict=True):
+            results[f"{index}/output/{output.name}"] = array
     answer = io.BytesIO()
-    np.savez(answer, **{_OUTPUT + o.name: r for o, r in zip(session.get_outputs(), results, strict=True)})
+    np.savez(answer, **results)
     sys.stdout.buffer.write(answer.getvalue())
 
 
