@@ -44,9 +44,7 @@ def shareable(space: AddressSpace, iova: int, size: int, what: str, *, write: bo
     try:
         return space.view(iova, size, write=write)
     except DmaFault as fault:
-        raise CommandError(
-            Status.NOT_SHAREABLE, f"{what}: {fault}", address=iova, source=FaultSource.DMA
-        ) from fault
+        raise CommandError(Status.NOT_SHAREABLE, f"{what}: {fault}", address=iova, source=FaultSource.DMA) from fault
 
 
 def queue_size(entries: int, what: str) -> None:
@@ -67,7 +65,12 @@ def page_aligned(address: int, what: str) -> None:
 
 
 def open_rings(
-    space: AddressSpace, queue_id: int, bases: tuple[int, int], entries: tuple[int, int], vector: int, shadows: tuple[int, int] | None
+    space: AddressSpace,
+    queue_id: int,
+    bases: tuple[int, int],
+    entries: tuple[int, int],
+    vector: int,
+    shadows: tuple[int, int] | None,
 ) -> QueuePair:
     """Build the device side of a queue pair. Raises CommandError for any wrong address or size."""
     names = (f"submission ring of queue {queue_id}", f"completion ring of queue {queue_id}")

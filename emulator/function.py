@@ -141,6 +141,7 @@ class PciFunction:
         """Write configuration space; may reset the function (FLR)."""
         self.config.write(offset, data)
         self.controller.set_bus_master(self.config.bus_master)
+        self.interrupts.deliver_pending()
 
     def region_read(self, region: int, offset: int, size: int) -> bytes:
         """Read a region; the caller has checked that the range lies inside it."""

@@ -209,9 +209,7 @@ PHASE_OFFSET = COMPLETION.offset_of("phase")
 BINDING = Layout("binding", 16, "address" / u64, "size" / u64)
 
 LINE_BYTES = 64
-HOST_LINE = Layout(
-    "host_line", LINE_BYTES, "sq_tail" / u32, "cq_head" / u32, "interrupt_index" / u32, reserved(52)
-)
+HOST_LINE = Layout("host_line", LINE_BYTES, "sq_tail" / u32, "cq_head" / u32, "interrupt_index" / u32, reserved(52))
 """Shadow doorbells of one queue, written by the host only (a cache line of its own)."""
 DEVICE_LINE = Layout("device_line", LINE_BYTES, "sq_event" / u32, "cq_event" / u32, reserved(56))
 """Event indices of one queue, written by the device only."""

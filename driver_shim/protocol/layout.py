@@ -39,17 +39,17 @@ class FieldSpec(NamedTuple):
     format: str
     """`struct` format without byte order: "B", "16s", "4I"."""
     size: int
-    count: int
+    elements: int
     """1 for a scalar or a byte string, n for an array of n numbers."""
 
     @property
     def bits(self) -> int:
         """Width of one element in bits."""
-        return 8 * self.size // self.count
+        return 8 * self.size // self.elements
 
 
 def reserved(size: int) -> Any:
-    """`size` bytes that must be zero; they have no name and appear in `Layout.reserved_mask`."""
+    """`size` bytes that must be zero; they have no name; `Layout.reserved_clear` checks them."""
     return construct.Padding(size)
 
 
@@ -93,13 +93,13 @@ class Layout:
         specs: list[FieldSpec] = []
         offset = 0
         formats = ["<"]
-        mask = 0
+        gaps: list[slice] = []
         for subcon in self.construct.subcons:
             width = subcon.sizeof()
             spec = _field_of(subcon, offset, name)
             if spec is None:
                 formats.append(f"{width}x")
-                mask |= ((1 << 8 * width) - 1) << 8 * offset
+                gaps.append(slice(offset, offset + width))
             else:
                 specs.append(spec)
                 formats.append(spec.format)
@@ -111,8 +111,7 @@ class Layout:
             raise LayoutError(f"{name}: duplicate field name in {names}")
         self.fields: dict[str, FieldSpec] = {spec.name: spec for spec in specs}
         self.codec = struct.Struct("".join(formats))
-        self.reserved_mask = mask
-        """Integer with ones at every reserved byte of the structure read as a little-endian number."""
+        self._gaps = tuple((gap, bytes(gap.stop - gap.start)) for gap in gaps)
         self.dtype = layout_dtype(size, specs)
 
     def __repr__(self) -> str:
@@ -154,6 +153,10 @@ class Layout:
             self._explain(values)
             raise
 
+    def reserved_clear(self, data: bytes) -> bool:
+        """Whether every reserved byte of an encoded structure is zero."""
+        return all(data[gap] == zeros for gap, zeros in self._gaps)
+
     def unpack_from(self, buffer: Any, offset: int = 0) -> tuple[Any, ...]:
         """Decode into a flat tuple in declaration order; the hot-path twin of `parse`."""
         return self.codec.unpack_from(buffer, offset)
@@ -165,17 +168,17 @@ class Layout:
     def _checked(self, spec: FieldSpec, value: Any) -> Any:
         is_bytes = spec.format.endswith("s")
         if value is None:
-            return bytes(spec.size) if is_bytes else [0] * spec.count if spec.count > 1 else 0
+            return bytes(spec.size) if is_bytes else [0] * spec.elements if spec.elements > 1 else 0
         if is_bytes:
             if not isinstance(value, (bytes, bytearray)) or len(value) > spec.size:
                 raise FieldError(f"{self.name}.{spec.name}: {value!r} does not fit {spec.size} bytes")
             return bytes(value).ljust(spec.size, b"\0")
-        elements = list(value) if spec.count > 1 else [value]
-        if len(elements) != spec.count:
-            raise FieldError(f"{self.name}.{spec.name}: expected {spec.count} values, got {len(elements)}")
+        elements = list(value) if spec.elements > 1 else [value]
+        if len(elements) != spec.elements:
+            raise FieldError(f"{self.name}.{spec.name}: expected {spec.elements} values, got {len(elements)}")
         for element in elements:
             self._check_number(spec, element)
-        return elements if spec.count > 1 else elements[0]
+        return elements if spec.elements > 1 else elements[0]
 
     def _check_number(self, spec: FieldSpec, value: Any) -> None:
         code = spec.format[-1]
@@ -189,10 +192,10 @@ class Layout:
         """Turn a `struct.error` into a FieldError that names the field."""
         flat = iter(values)
         for spec in self.fields.values():
-            taken = [next(flat, None) for _ in range(spec.count)]
+            taken = [next(flat, None) for _ in range(spec.elements)]
             if None in taken:
                 raise FieldError(f"{self.name}.{spec.name}: no value given")
-            self._checked(spec, taken if spec.count > 1 else taken[0])
+            self._checked(spec, taken if spec.elements > 1 else taken[0])
 
 
 def layout_dtype(size: int, specs: list[FieldSpec]) -> np.dtype[Any]:
@@ -212,10 +215,10 @@ def _numpy_code(spec: FieldSpec) -> Any:
     code = spec.format[-1]
     if code == "s":
         return f"V{spec.size}"
-    width = spec.size // spec.count
+    width = spec.size // spec.elements
     kind = "f" if code in "efd" else "i" if code.islower() else "u"
     scalar = f"<{kind}{width}"
-    return (scalar, (spec.count,)) if spec.count > 1 else scalar
+    return (scalar, (spec.elements,)) if spec.elements > 1 else scalar
 
 
 def union_dtype(size: int, layouts: list[Layout]) -> np.dtype[Any]:

@@ -281,7 +281,7 @@ def _entry(layout: Layout, data: memoryview, offset: int, where: str) -> Any:
     record = data[offset : offset + layout.size]
     if len(record) != layout.size:
         raise ProgramError(f"{where}: truncated, {len(record)} of {layout.size} bytes")
-    if layout.reserved_mask & int.from_bytes(record, "little"):
+    if not layout.reserved_clear(bytes(record)):
         raise ProgramError(f"{where}: reserved bytes are not zero")
     return layout.parse(record)
 

@@ -63,7 +63,7 @@ class InProcessTransport(Transport):
     def dma_map(self, fd: int, offset: int, iova: int, size: int) -> None:
         """Give the device a mapping of its own."""
         try:
-            self._open().address_space.map(iova, size, fd=os.dup(fd), offset=offset, readable=True, writable=True)
+            self._open().address_space.map(iova, size, fd=fd, offset=offset, readable=True, writable=True)
         except OSError as error:
             raise HostMemoryLimit(
                 f"mapping {size} bytes at {iova:#x}: {error.strerror}", device=self.address

@@ -222,7 +222,7 @@ class Dispatcher:
         for position, interrupt in enumerate(interrupts):
             fd = fds[position] if fds else None
             if index == IrqIndex.MSIX:
-                self._function.interrupts.connect(interrupt, fd)
+                self._function.interrupts.connect(interrupt, None if fd is None else os.dup(fd))
                 continue
             old = self._error_and_request.pop(index, None)
             if old is not None:

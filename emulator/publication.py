@@ -1,0 +1,56 @@
+"""Says in the runtime folder that a served emulator exists, so that `npuctl list` shows it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from pathlib import Path
+
+from driver_shim.protocol.runtime_folder import (
+    PUBLICATION_SUFFIX,
+    PUBLICATION_VERSION,
+    Publication,
+    process_start_time,
+    runtime_folder,
+)
+
+_logger = logging.getLogger("npu.emulator")
+_FOLDER_MODE = 0o700
+_NAME_DIGITS = 12
+
+
+class PublishedEmulator:
+    """A publication of this process; `withdraw` removes it."""
+
+    def __init__(self, socket_path: Path, profile: str, serial: str, kernels: str, folder: Path | None = None) -> None:
+        """Publish. A folder that cannot be written is no reason not to serve: it is logged."""
+        address = f"vfio-user:{socket_path.resolve()}"
+        name = hashlib.sha256(address.encode()).hexdigest()[:_NAME_DIGITS]
+        self._path: Path | None = (folder or runtime_folder()) / f"{name}{PUBLICATION_SUFFIX}"
+        record = Publication(
+            version=PUBLICATION_VERSION,
+            address=address,
+            pid=os.getpid(),
+            start_time=process_start_time(os.getpid()) or 0,
+            profile=profile,
+            serial=serial,
+            kernels=kernels,
+            since=time.time(),
+        )
+        temporary = self._path.with_suffix(f".{os.getpid()}")
+        try:
+            self._path.parent.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(record), "utf-8")
+            os.replace(temporary, self._path)
+        except OSError as error:
+            _logger.warning("not published in %s: %s", self._path.parent, error.strerror)
+            self._path = None
+
+    def withdraw(self) -> None:
+        """Remove the publication; idempotent."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+            self._path = None

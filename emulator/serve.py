@@ -1,0 +1,111 @@
+"""Runs an emulated device as a process: builds the function, serves it, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from emulator.engines import import_guard
+from emulator.publication import PublishedEmulator
+from emulator.server.function_port import FunctionPort
+from emulator.server.listener import Listener, ListenError
+from emulator.server.vfio_user import Server, StopSignal
+from emulator.state import StateError
+
+_logger = logging.getLogger("npu.emulator")
+
+KERNELS = ("auto", "numpy", "golden")
+EXIT_FINE = 0
+EXIT_FAILED = 1
+LOG_FORMAT = "%(asctime)s %(name)s %(levelname)s %(message)s"
+
+Build = Callable[[], FunctionPort]
+
+
+def serve(
+    build: Build,
+    *,
+    path: Path | None = None,
+    connection_fd: int | None = None,
+    owner_pidfd: int | None = None,
+    ready: Callable[[], None] | None = None,
+) -> None:
+    """Serve the function that `build` returns until SIGTERM or SIGINT, then power it off.
+
+    With `path`, whoever connects to that socket is served, one after the other. With `connection_fd` (one end of a
+    socket pair) only its other end is, and serving ends with it, or with the process of `owner_pidfd`; then SIGINT is
+    left to the owner. Both descriptors are taken over. `ready` is called once clients can connect. Must be called in
+    the main thread. Raises ListenError, and what `build` raises.
+    """
+    with ExitStack() as cleanup:
+        stop = StopSignal()
+        cleanup.callback(stop.close)
+        handled = {signal.SIGTERM: True, signal.SIGINT: connection_fd is None}
+        for number, stops in handled.items():
+            before = signal.signal(number, (lambda *_: stop.set()) if stops else signal.SIG_IGN)
+            cleanup.callback(signal.signal, number, before)
+        if owner_pidfd is not None:
+            os.set_inheritable(owner_pidfd, False)
+            cleanup.callback(os.close, owner_pidfd)
+        client = None if connection_fd is None else socket.socket(fileno=connection_fd)
+        if client is not None:
+            client.set_inheritable(False)
+            cleanup.callback(client.close)
+        listener = None
+        if path is not None:
+            listener = Listener(path)  # first: a socket in use is reported before anything is built
+            cleanup.callback(listener.close)
+        function = build()
+        cleanup.callback(function.close)
+        server = Server(function, stop, listener=listener, client=client, owner_pidfd=owner_pidfd)
+        if ready is not None:
+            ready()
+        server.run()
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; exits with status 2 and a usage message when it is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m emulator", description="Serve an emulated device over vfio-user.")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--socket", type=Path, metavar="PATH", help="listen on this UNIX socket")
+    where.add_argument("--connection-fd", type=int, metavar="N", help="serve this inherited socket alone")
+    parser.add_argument("--owner-pid-fd", type=int, metavar="N", help="end when the process of this pidfd does")
+    parser.add_argument("--profile", default="generic", metavar="NAME", help="the chip to model (default: %(default)s)")
+    parser.add_argument("--kernels", choices=KERNELS, default="auto", help="who computes (default: %(default)s)")
+    parser.add_argument("--state", type=Path, metavar="DIR", help="keep serial number, logs and black box here")
+    parser.add_argument("--log-level", default="WARNING", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve as the command line says; the process's exit status."""
+    chosen = parse_arguments(arguments)
+    logging.basicConfig(format=LOG_FORMAT)
+    logging.getLogger("npu").setLevel(chosen.log_level)
+
+    import_guard.install()
+    publication: list[PublishedEmulator] = []
+
+    def build() -> FunctionPort:
+        from emulator import function  # slow, and not needed to report a socket in use
+
+        built = function.build(chosen.profile, chosen.kernels, chosen.state)
+        if chosen.socket is not None:
+            publication.append(PublishedEmulator(chosen.socket, chosen.profile, built.serial, chosen.kernels))
+        return built
+
+    try:
+        serve(build, path=chosen.socket, connection_fd=chosen.connection_fd, owner_pidfd=chosen.owner_pid_fd)
+    except (ListenError, StateError, OSError, ValueError) as error:
+        _logger.error("%s", error)
+        return EXIT_FAILED
+    finally:
+        for published in publication:
+            published.withdraw()
+    return EXIT_FINE
