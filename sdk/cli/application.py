@@ -1,0 +1,93 @@
+"""The group of all verbs, loaded when they are used, and the outermost error handling."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from sdk.cli.exit_codes import ExitCode
+from sdk.cli.verb import silence_stdout
+from sdk.version import VERSION
+
+VERBS = {
+    "list": ("list_devices", "List the devices of this machine."),
+    "info": ("info", "Show what devices say of themselves."),
+    "regs": ("regs", "Read registers, or write one."),
+    "run": ("run", "Run an ONNX model."),
+    "bench": ("bench", "Measure round trips, commands per second and copies."),
+    "emulate": ("emulate", "Serve an emulated device until interrupted."),
+    "reset": ("reset", "Reset devices."),
+    "demo": ("demo", "Classify files with a trained model and check every answer."),
+}
+"""Verb → (module of this package, one line of help)."""
+
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+class _Verbs(click.Group):
+    """Imports a verb's module only when that verb is used: completion and --help stay quick."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in VERBS:
+            return None
+        module = importlib.import_module(f"sdk.cli.{VERBS[name][0]}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in VERBS.items()])
+
+
+@click.group(
+    cls=_Verbs,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+    epilog='Exit codes: docs/exit-codes.md. Completion: eval "$(_NPUCTL_COMPLETE=bash_source npuctl)".',
+)
+@click.version_option(VERSION, prog_name="npuctl")
+def npuctl() -> None:
+    """See, try and reset NPUs, real or emulated."""
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the tool and return its exit code."""
+    try:
+        _log_to_stderr()
+        result = npuctl.main(
+            args=None if arguments is None else list(arguments), prog_name="npuctl", standalone_mode=False
+        )
+        sys.stdout.flush()
+        return result if isinstance(result, int) else ExitCode.OK
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.UsageError as error:
+        error.show()
+        return ExitCode.USAGE
+    except (click.Abort, KeyboardInterrupt):
+        sys.stderr.write("npuctl: interrupted\n")
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        return silence_stdout()
+    except click.ClickException as error:
+        error.show()
+        return ExitCode.FAILED
+
+
+def _log_to_stderr() -> None:
+    """`NPU_LOG` names the level of what the SDK logs; it goes to stderr."""
+    name = os.environ.get("NPU_LOG", "").lower() or "warning"
+    if name not in _LEVELS:
+        raise click.UsageError(f"NPU_LOG={name!r}: use one of {', '.join(_LEVELS)}")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("npuctl: %(levelname)s: %(message)s"))
+    logger = logging.getLogger("npu")
+    logger.addHandler(handler)
+    logger.setLevel(_LEVELS[name])

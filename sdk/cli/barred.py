@@ -1,0 +1,45 @@
+"""Proof that onnxruntime took no part: it is barred from this process, and absent from the device's processes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+PACKAGE = "onnxruntime"
+
+
+def bar() -> None:
+    """Make importing onnxruntime raise ImportError in this process from now on.
+
+    Raises RuntimeError when it is imported already.
+    """
+    if sys.modules.get(PACKAGE) is not None:
+        raise RuntimeError(f"{PACKAGE} is already imported here; what agrees with it would prove nothing")
+    sys.modules[PACKAGE] = None  # type: ignore[assignment]  # the import system's way to say "never"
+
+
+def holders(root_pid: int) -> tuple[list[int], list[int]]:
+    """(processes looked at, those that have onnxruntime mapped): a process and all its descendants."""
+    seen, holding = [], []
+    waiting = [root_pid]
+    while waiting:
+        pid = waiting.pop()
+        try:
+            maps = Path(f"/proc/{pid}/maps").read_text("utf-8", "replace")
+        except OSError:
+            continue
+        seen.append(pid)
+        if PACKAGE in maps:
+            holding.append(pid)
+        waiting += _children(pid)
+    return seen, holding
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found += [int(text) for text in task.read_text("ascii").split()]
+        except OSError:
+            continue
+    return found

@@ -1,0 +1,158 @@
+"""`npuctl demo`: classify files with magika's trained model on a device, every answer checked against onnxruntime."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from sdk.cli import barred, timeouts
+from sdk.cli.demo_files import expand, own_files, shown
+from sdk.cli.device_selection import device_option, open_for_work
+from sdk.cli.exit_codes import ExitCode, Failure
+from sdk.cli.frame import Frame
+from sdk.cli.magika_peer import FEATURES, INPUT, OUTPUT, REFERENCE
+from sdk.cli.verb import verb
+
+if TYPE_CHECKING:
+    from sdk.cli.peer_process import Message
+    from sdk.device import Device
+    from sdk.logs import Activity
+
+PEER = "sdk.cli.magika_peer"
+BATCH = 16
+"""Files a run of the model; the last run takes what is left."""
+SCORE_TOLERANCE = 1e-4
+"""Largest difference of any score from onnxruntime's."""
+
+
+class Answer(NamedTuple):
+    """What the device says of one file, and what onnxruntime says."""
+
+    path: str
+    label: str
+    score: float
+    reference_label: str
+    largest_difference: float
+
+    @property
+    def agrees(self) -> bool:
+        """Same label, and every score within the tolerance."""
+        return self.label == self.reference_label and self.largest_difference <= SCORE_TOLERANCE
+
+
+@verb("demo", limit_s=timeouts.WORK_S)
+@click.argument("paths", nargs=-1, type=click.Path(exists=True, path_type=Path))
+@device_option
+def command(frame: Frame, paths: tuple[Path, ...], wanted: tuple[str, ...]) -> None:
+    """Classify files (default: this project's own) by content, on the device.
+
+    A trained network of the magika package runs on the device; onnxruntime computes the same in a process of its own.
+    Exit 0 only if all answers agree.
+    """
+    from sdk.cli import peer_process
+
+    barred.bar()
+    files = expand(paths) if paths else own_files()
+    peer = peer_process.ask(PEER, {"paths": [str(path) for path in files]}, {})
+    if not peer.facts["classified"]:
+        _show_skipped(frame, peer)
+        raise Failure("none of the files has enough content for the model")
+    with open_for_work(wanted, frame) as device:
+        before, began = device.activity(), time.perf_counter()
+        scores = classify(device, peer.facts["model"], peer.arrays[FEATURES])
+        wall = time.perf_counter() - began
+        work = _difference(before, device.activity())
+        processes, holding = barred.holders(device.info.pid) if device.info.pid else ([], [])
+        info = device.info
+    answers = _answers(peer, scores)
+    _show(frame, peer, answers)
+    entry = {
+        "address": info.address,
+        "model": peer.facts["model_name"],
+        "files": [{**answer._asdict(), "agrees": answer.agrees} for answer in answers],
+        "skipped": [{"path": path, "reason": reason} for path, reason in peer.facts["skipped"].items()],
+        "reference": f"onnxruntime {peer.facts['onnxruntime']}",
+        "kernels": info.kernels,
+        "wall_seconds": wall,
+        "device_model_seconds": work["busy_ticks"] / info.tick_hz if info.tick_hz else None,
+        "activity": work,
+        "device_processes": len(processes),
+    }
+    frame.add(entry)
+    _show_work(frame, entry)
+    wrong = sum(not answer.agrees for answer in answers)
+    if holding:
+        frame.fail(
+            Failure(f"onnxruntime is loaded in the device's processes {holding}", ExitCode.UNHEALTHY), info.address
+        )
+    if wrong:
+        frame.fail(Failure(f"{wrong} of {len(answers)} answers disagree", ExitCode.UNHEALTHY), info.address)
+    else:
+        frame.say(f"All {len(answers)} answers agree with onnxruntime {peer.facts['onnxruntime']}.")
+
+
+def classify(device: Device, model_path: str, features: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Scores [files, labels] of token rows [files, tokens], `BATCH` files a run, all runs in flight at once."""
+    batches = [features[start : start + BATCH] for start in range(0, len(features), BATCH)]
+    shapes = dict.fromkeys(batch.shape for batch in batches)
+    model = device.load(model_path, shapes={INPUT: list(shapes)})
+    events = [model.submit({INPUT: batch}) for batch in batches]
+    return np.concatenate([event.result()[OUTPUT] for event in events])
+
+
+def _difference(before: Activity, after: Activity) -> dict[str, int]:
+    earlier = dataclasses.asdict(before)
+    return {name: value - earlier[name] for name, value in dataclasses.asdict(after).items()}
+
+
+def _answers(peer: Message, scores: NDArray[np.float32]) -> list[Answer]:
+    labels, reference = peer.facts["labels"], peer.arrays[REFERENCE]
+    differences = np.abs(scores - reference).max(axis=1)
+    best, expected = scores.argmax(axis=1), reference.argmax(axis=1)
+    return [
+        Answer(path, labels[best[row]], float(scores[row, best[row]]), labels[expected[row]], float(differences[row]))
+        for row, path in enumerate(peer.facts["classified"])
+    ]
+
+
+def _show(frame: Frame, peer: Message, answers: list[Answer]) -> None:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("file", overflow="fold")
+    table.add_column("label")
+    table.add_column("score", justify="right")
+    table.add_column("onnxruntime")
+    for answer in answers:
+        verdict = "agrees" if answer.agrees else f"DIFFERS: {answer.reference_label}, {answer.largest_difference:.1e}"
+        table.add_row(shown(answer.path), answer.label, f"{answer.score:.4f}", verdict)
+    frame.console.print(table)
+    _show_skipped(frame, peer)
+
+
+def _show_skipped(frame: Frame, peer: Message) -> None:
+    for path, reason in peer.facts["skipped"].items():
+        frame.say(f"skipped {shown(path)}: {reason}")
+
+
+def _show_work(frame: Frame, entry: dict[str, Any]) -> None:
+    work = entry["activity"]
+    device_seconds = entry["device_model_seconds"]
+    modelled = "" if device_seconds is None else f", {device_seconds * 1e3:.3f} ms (device_model)"
+    frame.say()
+    frame.say(f"{entry['address']}, kernels {entry['kernels']}:")
+    frame.say(
+        f"  {work['commands']} commands ({work['exec_commands']} runs, {work['copy_commands']} copies),"
+        f" {work['program_commands']} program commands, {work['fast_program_commands']} of them on fast kernels"
+    )
+    frame.say(f"  {work['bytes_copied']:,} bytes copied, {work['busy_ticks']:,} busy ticks{modelled}")
+    frame.say(f"  {entry['wall_seconds']:.2f} s (wall), loading and compiling included")
+    if entry["device_processes"]:
+        frame.say(
+            f"  onnxruntime: barred from this process, loaded in none of {entry['device_processes']} of the device"
+        )

@@ -1,0 +1,107 @@
+"""What a verb reports: devices and errors, as text for people or as one JSON document for programs."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from driver_shim.errors import NpuError
+from sdk.cli.exit_codes import ExitCode, exit_code_of
+from sdk.version import VERSION
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SCHEMA_PREFIX = "npuctl"
+SCHEMA_VERSION = 1
+"""Grows when a key is renamed, removed or changes meaning; new keys come without."""
+
+
+class Frame:
+    """One run of one verb. `console` is for people and silent with --json; `finish` prints the document."""
+
+    def __init__(self, verb: str, *, as_json: bool, timeout: float | None) -> None:
+        self.verb = verb
+        self.as_json = as_json
+        self.timeout = timeout
+        """Seconds for the verb as a whole; None when the user named none."""
+        self.devices: list[dict[str, Any]] = []
+        self.errors: list[dict[str, Any]] = []
+        self._codes: list[ExitCode] = []
+        self._console: Console | None = None
+
+    @property
+    def console(self) -> Console:
+        """Where text for people goes: stdout, or nowhere with --json."""
+        if self._console is None:
+            from rich.console import Console
+
+            self._console = Console(quiet=self.as_json, highlight=False, markup=False, emoji=False)
+        return self._console
+
+    def say(self, text: str = "") -> None:
+        """A line for people on stdout."""
+        self.console.print(text, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """A line for people on stderr, with --json too."""
+        sys.stderr.write(f"npuctl: {text}\n")
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Report one device."""
+        self.devices.append(entry)
+
+    def fail(self, error: BaseException, device: str | None = None) -> None:
+        """Report an error of one device (or of the run as a whole) and go on."""
+        code = exit_code_of(error)
+        self._codes.append(code)
+        message = error.message if isinstance(error, NpuError) else str(error) or type(error).__name__
+        address = device or getattr(error, "device", None)
+        remedy = getattr(error, "remedy", None)
+        self.errors.append(
+            {
+                "device": address,
+                "code": getattr(error, "code", None) or code.name.lower().replace("_", "-"),
+                "message": message,
+                "remedy": remedy,
+                "exit_code": int(code),
+            }
+        )
+        where = f"{address}: " if address and address not in message else ""
+        self.note(f"{where}{message}" + (f" ({remedy})" if remedy else ""))
+
+    def exit_code(self) -> ExitCode:
+        """Fine, the one error, or mixed when some devices were reported and others failed."""
+        if not self._codes:
+            return ExitCode.OK
+        if self.devices and any(error["device"] not in self._reported() for error in self.errors):
+            return ExitCode.MIXED
+        return self._codes[0]
+
+    def _reported(self) -> set[str]:
+        return {entry["address"] for entry in self.devices if "address" in entry}
+
+    def document(self) -> dict[str, Any]:
+        """The envelope."""
+        return {
+            "schema": f"{SCHEMA_PREFIX}.{self.verb}",
+            "schema_version": SCHEMA_VERSION,
+            "tool_version": VERSION,
+            "time": now(),
+            "devices": self.devices,
+            "errors": self.errors,
+        }
+
+    def finish(self) -> ExitCode:
+        """Print the document with --json; returns the exit code."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(self.document(), ensure_ascii=False, allow_nan=False) + "\n")
+        sys.stdout.flush()
+        return self.exit_code()
+
+
+def now() -> str:
+    """The time in UTC as RFC 3339 writes it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,137 @@
+"""`npuctl run`: run an ONNX model on a device, and check it against onnxruntime."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from numpy.typing import NDArray
+
+from sdk.cli import timeouts
+from sdk.cli.device_selection import device_option, open_for_work
+from sdk.cli.exit_codes import ExitCode, Failure
+from sdk.cli.frame import Frame
+from sdk.cli.verb import verb
+
+if TYPE_CHECKING:
+    from sdk.device import Device
+
+PEER = "sdk.cli.onnxruntime_peer"
+
+
+@verb("run", limit_s=timeouts.WORK_S)
+@click.argument("model_path", metavar="MODEL.onnx", type=click.Path(exists=True, dir_okay=False))
+@device_option
+@click.option("-i", "--input", "given", multiple=True, metavar="NAME=FILE.npy[:bf16]", help="An input; repeatable.")
+@click.option("-o", "--output", "folder", type=click.Path(path_type=Path, file_okay=False), help="Write outputs here.")
+@click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="Run this often.")
+@click.option("--verify", is_flag=True, help="Compare with onnxruntime; exit 5 beyond the tolerance.")
+def command(
+    frame: Frame,
+    model_path: str,
+    wanted: tuple[str, ...],
+    given: tuple[str, ...],
+    folder: Path | None,
+    repeat: int,
+    verify: bool,
+) -> None:
+    """Run a model. Without -i it gets seeded inputs, and says so."""
+    with open_for_work(wanted, frame) as device:
+        entry, inputs, outputs = _run(frame, device, model_path, given, repeat)
+    frame.add(entry)
+    if folder is not None:
+        from sdk.cli.model_files import write_outputs
+
+        entry["files"] = write_outputs(folder, outputs)
+        frame.say(f"wrote {', '.join(entry['files'])}")
+    if verify:
+        _verify(frame, entry, model_path, inputs, outputs)
+
+
+def _run(
+    frame: Frame, device: Device, model_path: str, given: tuple[str, ...], repeat: int
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    """(report entry, inputs, outputs of the last run)."""
+    from sdk.cli import model_files
+
+    model = device.load(model_path)
+    inputs = model_files.read_inputs(given, model.inputs) if given else model_files.seeded_inputs(model.inputs)
+    if not given and model.inputs:
+        frame.note(f"no input given; using arrays from seed {model_files.SEED}")
+    walls, ticks = [], []
+    for _ in range(repeat):
+        began = time.perf_counter()
+        event = model.submit(inputs)
+        outputs = event.result()
+        walls.append(time.perf_counter() - began)
+        ticks.append((event.end_tick or 0) - (event.start_tick or 0))
+    for name, array in outputs.items():
+        frame.say(f"{name}: {array.dtype.name} {tuple(array.shape)}")
+    hertz = device.info.tick_hz
+    device_seconds = statistics.median(ticks) / hertz if hertz else None
+    frame.say(f"first run {walls[0] * 1e3:.3f} ms (wall), median of {repeat}: {statistics.median(walls) * 1e3:.3f} ms")
+    frame.say(f"{statistics.median(ticks):.0f} ticks (device_model)")
+    entry = {
+        "address": device.address,
+        "model": model_path,
+        "seeded_inputs": not given,
+        "inputs": [_tensor(name, array) for name, array in inputs.items()],
+        "outputs": [_tensor(name, array) for name, array in outputs.items()],
+        "runs": repeat,
+        "wall_first_seconds": walls[0],
+        "wall_median_seconds": statistics.median(walls),
+        "device_model_median_ticks": statistics.median(ticks),
+        "device_model_median_seconds": device_seconds,
+        "kernels": device.info.kernels,
+        "files": [],
+        "verification": None,
+    }
+    return entry, inputs, outputs
+
+
+def _tensor(name: str, array: NDArray[Any]) -> dict[str, Any]:
+    return {"name": name, "shape": list(array.shape), "dtype": array.dtype.name}
+
+
+def _verify(
+    frame: Frame,
+    entry: dict[str, Any],
+    model_path: str,
+    inputs: Mapping[str, NDArray[Any]],
+    outputs: Mapping[str, NDArray[Any]],
+) -> None:
+    """Compare with onnxruntime and add the verdict. Raises Failure beyond the tolerance (exit 5)."""
+    from sdk.cli import agreement, peer_process
+
+    foreign = [name for name, array in inputs.items() if array.dtype.isbuiltin != 1]
+    if foreign:
+        raise Failure(f"--verify: onnxruntime takes no {inputs[foreign[0]].dtype.name} arrays (input {foreign[0]!r})")
+    reference = peer_process.ask(PEER, {"model": model_path}, inputs)
+    compared = [agreement.compare(name, array, reference.arrays[name]) for name, array in outputs.items()]
+    entry["verification"] = {
+        "reference": f"onnxruntime {reference.facts['onnxruntime']}",
+        "agrees": all(one.holds for one in compared),
+        "outputs": [
+            {
+                "name": one.name,
+                "largest_difference": one.largest_difference if one.largest_difference != float("inf") else None,
+                "tolerance": one.tolerance,
+                "agrees": one.holds,
+            }
+            for one in compared
+        ],
+    }
+    for one in compared:
+        verdict = "agrees with" if one.holds else "DIFFERS from"
+        frame.say(
+            f"{one.name}: {verdict} onnxruntime {reference.facts['onnxruntime']},"
+            f" largest difference {one.largest_difference:.3g} (tolerance {one.tolerance:.3g})"
+        )
+    wrong = [one.name for one in compared if not one.holds]
+    if wrong:
+        message = f"outputs beyond the tolerance: {', '.join(wrong)}"
+        frame.fail(Failure(message, ExitCode.UNHEALTHY, slug="validation-failed"), entry["address"])

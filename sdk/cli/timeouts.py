@@ -1,0 +1,19 @@
+"""The tool's time limits, in seconds."""
+
+QUERY_S = 60.0
+"""A query or a reset as a whole, when neither `--timeout` nor `NPU_TIMEOUT` says otherwise."""
+
+WORK_S = 3600.0
+"""A verb whose work is as large as what it was given (run, bench, demo)."""
+
+ABANDON_S = 2.0
+"""After a worker was told to end: a process asleep in the kernel never does, and is left behind."""
+
+OWN_INTERRUPT_S = 1.0
+"""After Ctrl-C, for a worker that the terminal interrupted too to end, before it is sent the signal again."""
+
+INTERRUPT_S = 5.0
+"""After that signal, for the worker to close its device."""
+
+PEER_S = 600.0
+"""A helper process that computes the reference answers."""

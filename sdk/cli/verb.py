@@ -1,0 +1,101 @@
+"""What a verb is: a click command with the options all verbs share, whose body reports through a `Frame`."""
+
+from __future__ import annotations
+
+import functools
+import os
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from sdk.cli import timeouts
+from sdk.cli.exit_codes import ExitCode, Failure, exit_code_of
+from sdk.cli.frame import Frame
+from sdk.cli.supervise import Abandoned, supervise
+
+Body = Callable[..., None]
+
+
+def verb(name: str, *, limit_s: float = timeouts.QUERY_S) -> Callable[[Body], click.Command]:
+    """Make a body `(frame, **options) -> None` a verb with `--json` and `--timeout`.
+
+    The body runs in a process of its own; `limit_s` bounds it when the user names no limit. What it raises becomes an
+    entry of the report's errors and the exit code.
+    """
+
+    def decorate(body: Body) -> click.Command:
+        @functools.wraps(body)
+        def callback(as_json: bool, timeout: float | None, **options: Any) -> int:
+            frame = Frame(name, as_json=as_json, timeout=timeout)
+            bound = timeout if timeout is not None else _environment_limit(limit_s)
+            try:
+                return supervise(lambda: _work(frame, body, options), bound)
+            except Abandoned:
+                hint = "give it longer with --timeout, or look at the device"
+                frame.fail(Failure(f"no answer within {bound:g} s; {hint}", ExitCode.TIMED_OUT, slug="timeout"))
+                return frame.finish()
+
+        shared = [
+            click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout."),
+            click.option(
+                "--timeout",
+                type=click.FloatRange(min=0, min_open=True),
+                metavar="SECONDS",
+                help="Give up after this long, whatever the device does (exit 6).",
+            ),
+        ]
+        function: Any = callback
+        for option in reversed(shared):
+            function = option(function)
+        return click.command(name, context_settings={"help_option_names": ["-h", "--help"]})(function)
+
+    return decorate
+
+
+def _environment_limit(limit_s: float) -> float:
+    from sdk import environment
+
+    if not os.environ.get("NPU_TIMEOUT"):
+        return limit_s
+    try:
+        return environment.timeout_s()
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _work(frame: Frame, body: Body, options: dict[str, Any]) -> int:
+    """In the child: run the body and finish the report."""
+    try:
+        try:
+            body(frame, **options)
+        except click.UsageError as error:
+            error.show()
+            frame.fail(Failure(error.format_message(), ExitCode.USAGE, slug="usage"))
+            frame.finish()
+            return ExitCode.USAGE
+        except BrokenPipeError:
+            raise
+        except KeyboardInterrupt:
+            frame.fail(Failure("interrupted", ExitCode.INTERRUPTED, slug="interrupted"))
+        except Exception as error:  # noqa: BLE001 - the tool's outermost boundary
+            if exit_code_of(error) is ExitCode.INTERNAL:
+                _explain_internal(frame, error)
+            frame.fail(error)
+        return frame.finish()
+    except BrokenPipeError:
+        return silence_stdout()
+
+
+def _explain_internal(frame: Frame, error: BaseException) -> None:
+    if os.environ.get("NPU_LOG", "").lower() == "debug":
+        frame.note("".join(traceback.format_exception(error)).rstrip())
+    else:
+        frame.note(f"internal error ({type(error).__name__}); NPU_LOG=debug shows where")
+
+
+def silence_stdout() -> int:
+    """The reader closed the pipe: nothing more to say, and nothing went wrong."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return ExitCode.OK
