@@ -103,6 +103,27 @@ def test_a_reset_does_not_wait_for_a_worker_that_never_ends(pool: EnginePool) ->
     wait_until(lambda: pool.poll() == [] and not exists(worker), "the killed worker is reaped")
 
 
+def test_a_stopped_worker_is_replaced_by_a_reset_and_ended_by_close(pool: EnginePool) -> None:
+    pool.load(1, image("nothing"))
+    for number in (1, 2):
+        pool.start(job(number))
+        pool.release(collect(pool)[0])
+        (worker,) = pool.worker_pids()
+        os.kill(worker, signal.SIGSTOP)
+        pool.start(job(number + 10))
+        assert pool.poll() == []
+        pool.cancel_all()
+        pool.start(job(number + 20))
+        (result,) = collect(pool)
+        assert result.job.id == number + 20
+        pool.release(result)
+        wait_until(lambda worker=worker: pool.poll() == [] and not exists(worker), "the stopped worker is reaped")
+    os.kill(pool.worker_pids()[0], signal.SIGSTOP)
+    (worker,) = pool.worker_pids()
+    pool.close()
+    assert not exists(worker)
+
+
 def test_cancelling_one_job_lets_the_next_one_run(pool: EnginePool) -> None:
     pool.load(1, image("spin"))
     pool.load(2, image("nothing"))
