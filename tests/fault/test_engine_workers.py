@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import signal
@@ -49,6 +50,11 @@ def has_ended(pid: int) -> bool:
             return file.read().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
         return True
+
+
+def is_reaped(pool: EnginePool, worker: int) -> bool:
+    """Whether an unused pool has taken a worker's exit status."""
+    return pool.poll() == [] and not exists(worker)
 
 
 def open_files() -> set[str]:
@@ -100,7 +106,7 @@ def test_a_reset_does_not_wait_for_a_worker_that_never_ends(pool: EnginePool) ->
     assert pool.worker_pids() == []
     pool.start(job(3, 2))
     assert [result.job.id for result in collect(pool)] == [3]
-    wait_until(lambda: pool.poll() == [] and not exists(worker), "the killed worker is reaped")
+    wait_until(functools.partial(is_reaped, pool, worker), "the killed worker is reaped")
 
 
 def test_a_stopped_worker_is_replaced_by_a_reset_and_ended_by_close(pool: EnginePool) -> None:
@@ -117,7 +123,7 @@ def test_a_stopped_worker_is_replaced_by_a_reset_and_ended_by_close(pool: Engine
         (result,) = collect(pool)
         assert result.job.id == number + 20
         pool.release(result)
-        wait_until(lambda worker=worker: pool.poll() == [] and not exists(worker), "the stopped worker is reaped")
+        wait_until(functools.partial(is_reaped, pool, worker), "the stopped worker is reaped")
     os.kill(pool.worker_pids()[0], signal.SIGSTOP)
     (worker,) = pool.worker_pids()
     pool.close()
