@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 from collections.abc import Callable, Generator, Sequence
@@ -15,6 +14,8 @@ from driver_shim.errors import CommandFailed, NpuError
 from driver_shim.protocol.commands import status_slug
 
 if TYPE_CHECKING:
+    import asyncio
+
     from sdk.batch import Batch
     from sdk.queues import Queue
 
@@ -111,6 +112,8 @@ class Event(Generic[T]):
 
     def __await__(self) -> Generator[Any, None, T]:
         if not self.done():
+            import asyncio  # whoever awaits has it; nobody else should pay for it
+
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._queue.notify(self, future)
             yield from future

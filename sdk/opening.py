@@ -5,19 +5,20 @@ from __future__ import annotations
 import platform
 import sys
 import warnings
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl
-
-from driver_shim.transport.vfio_user import VfioUserTransport
 
 from driver_shim import timeouts
 from driver_shim.discovery import find_cards
 from driver_shim.errors import DeviceLost, DeviceNotFound, NpuError, UnsupportedPlatform
 from driver_shim.transport.base import Transport
+from driver_shim.transport.vfio_user import VfioUserTransport
 from emulator.model.profile import profile_names
 from sdk import environment
 from sdk.errors import EmulatorFallbackWarning
-from sdk.private_emulator import PrivateEmulator
+
+if TYPE_CHECKING:
+    from sdk.private_emulator import PrivateEmulator
 
 KERNELS = ("auto", "numpy", "golden")
 _MACHINES = ("x86_64", "aarch64")
@@ -102,6 +103,8 @@ def _fall_back(strict: bool) -> str:
 
 
 def _open_private(address: EmulatorAddress, timeout_s: float) -> Opened:
+    from sdk.private_emulator import PrivateEmulator  # needs subprocess, which is slow to import
+
     emulator = PrivateEmulator(address.profile, address.kernels)
     name = f"emulator:{address.profile}"
     try:

@@ -7,7 +7,6 @@ waiters told right after. See docs/concurrency.md.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import math
 import os
@@ -31,6 +30,8 @@ from sdk.calls import Calls, check_buffer
 from sdk.events import Event, StatusesEvent, T, set_if_waiting
 
 if TYPE_CHECKING:
+    import asyncio
+
     from sdk.device import Device
 
 MIN_DEPTH, MAX_DEPTH = 2, 4096
