@@ -71,10 +71,8 @@ def _work(frame: Frame, body: Body, options: dict[str, Any]) -> int:
         try:
             body(frame, **options)
         except click.UsageError as error:
-            error.show()
-            frame.fail(Failure(error.format_message(), ExitCode.USAGE, slug="usage"))
-            frame.finish()
-            return ExitCode.USAGE
+            hint = f"{error.format_message()} (npuctl {frame.verb} --help says more)"
+            frame.fail(Failure(hint, ExitCode.USAGE, slug="usage"))
         except BrokenPipeError:
             raise
         except KeyboardInterrupt:
