@@ -83,11 +83,11 @@ class Device:
         try:
             self._controller.bring_up()
             self._connect_interrupts()
+            self._allocator = RangeAllocator(0, self._controller.identity.memory_bytes, DEVICE_ALIGNMENT)
+            self._info = self._describe()
         except BaseException:
             self._release_everything()
             raise
-        self._allocator = RangeAllocator(0, self._controller.identity.memory_bytes, DEVICE_ALIGNMENT)
-        self._info = self._describe()
         self._finalizer = weakref.finalize(
             self, _abandon, self.transport, opened.emulator, self._interrupts, os.getpid()
         )
