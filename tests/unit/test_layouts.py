@@ -85,7 +85,7 @@ def test_offsets_sizes_and_reserved_bytes_tile_the_structure(name: str) -> None:
     for spec in layout.fields.values():
         for at in range(spec.offset, spec.offset + spec.size):
             owner[at] += 1
-        assert layout.offset_of(spec.name) == spec.offset == layout.dtype.fields[spec.name][1]
+        assert layout.offset_of(spec.name) == spec.offset == (layout.dtype.fields or {})[spec.name][1]
     assert layout.reserved_clear(bytes(layout.size))
     for at, count in enumerate(owner):
         one_set = bytes(at) + b"\x80" + bytes(layout.size - at - 1)
