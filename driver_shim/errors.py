@@ -6,7 +6,9 @@ stable kebab-case `.code`. Bad arguments stay plain TypeError/ValueError.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self, TypeVar
+
+_Kind = TypeVar("_Kind", bound="NpuError")
 
 
 class NpuError(Exception):
@@ -39,11 +41,17 @@ class NpuError(Exception):
     def __str__(self) -> str:
         return f"{self.message} ({self.remedy})" if self.remedy else self.message
 
+    def again(self) -> Self:
+        """A copy to raise. Raising one object again and again would chain tracebacks and keep their frames alive."""
+        copy = _rebuild(type(self), self.__dict__.copy(), self.args)
+        copy.__cause__ = self.__cause__
+        return copy
+
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (type(self), self.__dict__.copy(), self.args))
 
 
-def _rebuild(kind: type[NpuError], state: dict[str, Any], args: tuple[Any, ...]) -> NpuError:
+def _rebuild(kind: type[_Kind], state: dict[str, Any], args: tuple[Any, ...]) -> _Kind:
     error = kind.__new__(kind, *args)
     error.args = args
     error.__dict__.update(state)

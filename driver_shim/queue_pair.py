@@ -102,16 +102,18 @@ class HostQueuePair:
     def publish(self) -> None:
         """Make everything put since the last call visible and wake the device if it asked for it."""
         tail = self.sq_tail
-        old, self._published_tail = self._published_tail, tail
+        old = self._published_tail
         fences.publish()
         host, device = self._host, self._device
         if host is None or device is None:
             self._transport.write(BAR2, self._bell, tail, 4)
+            self._published_tail = tail
             return
         host[_SQ_TAIL] = tail
         fences.full()
         if (tail - device[_SQ_EVENT] - 1) & ring.INDEX_MASK < (tail - old) & ring.INDEX_MASK:
             self._transport.write(BAR2, self._bell, tail, 4)
+        self._published_tail = tail  # last: a call that Ctrl-C cuts short must not pass for a bell that was rung
 
     def ready(self) -> bool:
         """Whether a completion waits at the head."""
@@ -153,15 +155,16 @@ class HostQueuePair:
     def publish_head(self) -> None:
         """Tell the device how far completions were reaped, and wake it if it waits for room."""
         old, head = self._published_head, self.cq_head
-        self._published_head = head
         host, device = self._host, self._device
         if host is None or device is None:
             self._transport.write(BAR2, self._head_bell, head, 4)
+            self._published_head = head
             return
         host[_CQ_HEAD] = head
         fences.full()
         if ring.need_event(device[_CQ_EVENT], head, old):
             self._transport.write(BAR2, self._head_bell, head, 4)
+        self._published_head = head  # last, as in publish
 
     def arm_interrupt(self) -> bool:
         """Ask for an interrupt at the next completion; True if none is there yet, i.e. it is safe to sleep."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _log = logging.getLogger("npu")
-_convert_lock = threading.RLock()
 
 
 class _UnseenFailure:
@@ -29,7 +27,7 @@ class _UnseenFailure:
 
     __slots__ = ("error", "seen")
 
-    def __init__(self, error: BaseException) -> None:
+    def __init__(self, error: NpuError) -> None:
         self.error = error
         self.seen = False
 
@@ -82,8 +80,7 @@ class Event(Generic[T]):
         `sdk.Timeout` (the job goes on), `DeviceLost`.
         """
         if not self._done:
-            if self.batch is not None and self.batch.open:
-                raise ValueError("the command is only recorded; leave the batch's with block before waiting for it")
+            self._check_submitted()
             self._queue.wait_until(self.is_done, timeout, self._what)
         self._raise_failure()
         return self
@@ -92,7 +89,7 @@ class Event(Generic[T]):
         """Wait like `wait` and return the command's value (None for nop, copy, fill, barrier)."""
         self.wait(timeout)
         if self._convert is not None:
-            with _convert_lock:
+            with self._queue.convert_lock:
                 convert = self._convert
                 if convert is not None:
                     self._value = convert()
@@ -112,6 +109,7 @@ class Event(Generic[T]):
 
     def __await__(self) -> Generator[Any, None, T]:
         if not self.done():
+            self._check_submitted()
             import asyncio  # whoever awaits has it; nobody else should pay for it
 
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -122,6 +120,10 @@ class Event(Generic[T]):
     def __repr__(self) -> str:
         state = "failed" if self._failure else "done" if self._done else "pending"
         return f"<Event {self._what} {state}>"
+
+    def _check_submitted(self) -> None:
+        if self.batch is not None and self.batch.open:
+            raise ValueError("the command is only recorded; leave the batch's with block before waiting for it")
 
     # --- for the queue -----------------------------------------------------------------------------------------
 
@@ -139,7 +141,7 @@ class Event(Generic[T]):
             self._keep = None
         self._done = True
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: NpuError) -> None:
         """End with an error. Idempotent: the first outcome stays."""
         if not self._done:
             self._failure = _UnseenFailure(error)
@@ -161,7 +163,7 @@ class Event(Generic[T]):
         self.fail(error)
         self.take_failure()
 
-    def take_failure(self) -> BaseException | None:
+    def take_failure(self) -> NpuError | None:
         """The error it ended with, if any; whoever takes it answers for it."""
         if self._failure is None:
             return None
@@ -171,7 +173,7 @@ class Event(Generic[T]):
     def _raise_failure(self) -> None:
         error = self.take_failure()
         if error is not None:
-            raise error.with_traceback(None)
+            raise error.again()
 
 
 class StatusesEvent(Event["NDArray[np.uint8]"]):

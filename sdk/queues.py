@@ -2,7 +2,7 @@
 
 The one rule for threads, asyncio and resets: a queue's lock guards its rings and is held only for work that never
 waits; whoever waits (thread or event loop) also reaps, for everybody; events are settled under the lock and their
-waiters told right after. See docs/concurrency.md.
+waiters told before it is let go. See docs/concurrency.md.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from driver_shim import timeouts
 from driver_shim.controller import OpenQueue
-from driver_shim.errors import Closed, CommandFailed, NpuError, QueueFull, Timeout
+from driver_shim.errors import Closed, CommandFailed, ContractMismatch, DeviceLost, NpuError, QueueFull, Timeout
 from driver_shim.protocol import ring
 from driver_shim.protocol.commands import DESCRIPTOR, status_slug
 from sdk.batch import Batch, Recorded
 from sdk.calls import Calls, check_buffer
 from sdk.events import Event, StatusesEvent, T, set_if_waiting
+from sdk.sleepers import LoopWatch, OwnedDescriptor, Threads
 
 if TYPE_CHECKING:
     import asyncio
@@ -38,6 +39,7 @@ MIN_DEPTH, MAX_DEPTH = 2, 4096
 _RING_FACTOR = 2
 """Rings hold this many times the depth, so that neither ring is ever the limit."""
 _SMALLEST_RING = 64
+_MS_PER_S = 1000
 
 
 class _Piece:
@@ -51,8 +53,11 @@ class _Piece:
     def keeps(self, thing: object) -> bool:
         return self.event.keeps(thing)
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: NpuError) -> None:
         self.event.fail(error)
+
+    def drop(self, error: NpuError) -> None:
+        self.event.drop(error)
 
 
 class Queue(Calls):
@@ -66,15 +71,15 @@ class Queue(Calls):
         self.when_full = when_full
         self._opened = opened
         self._pair = opened.pair
-        self._interrupt = interrupt
+        self._interrupt = OwnedDescriptor(os.dup(interrupt))
         self._lock = threading.Lock()
-        self._settled = threading.Condition(self._lock)
-        self._leader: int | None = None
-        """Thread that sleeps on the interrupt for all waiting threads."""
+        self.convert_lock = threading.Lock()
+        """Held while an event's value is made of what its command left in host memory."""
+        self._threads = Threads()
         self._slots: list[Event[Any] | _Piece | None] = [None] * self._pair.entries
         self._slot_mask = self._pair.entries - 1
         self._futures: list[tuple[Event[Any], asyncio.Future[None], float]] = []
-        self._loops: dict[asyncio.AbstractEventLoop, asyncio.TimerHandle] = {}
+        self._watches: dict[asyncio.AbstractEventLoop, LoopWatch] = {}
         self._closed: NpuError | None = None
         self._ending = False
         """Submissions are refused already, but `fail_all` has yet to say how outstanding commands end."""
@@ -86,7 +91,7 @@ class Queue(Calls):
         while True:
             with self._lock:
                 if self._closed is not None:
-                    raise self._closed
+                    self._refuse()
                 tail = pair.sq_tail
                 if (tail - pair.cq_head) & ring.INDEX_MASK < self.depth or self._reap_locked():
                     self._slots[tail & self._slot_mask] = event
@@ -120,7 +125,7 @@ class Queue(Calls):
         while done < len(descriptors):
             with self._lock:
                 if self._closed is not None:
-                    raise self._closed
+                    self._refuse()
                 self._reap_locked()
                 room = self.depth - self._pair.outstanding()
                 count = min(room, len(descriptors) - done)
@@ -154,7 +159,7 @@ class Queue(Calls):
         while recorded:
             with self._lock:
                 if self._closed is not None:
-                    raise self._closed
+                    self._refuse()
                 self._reap_locked()
                 while recorded and self._pair.outstanding() < self.depth:
                     event, codec, opcode, values = recorded[0]
@@ -168,7 +173,7 @@ class Queue(Calls):
     def _require_room(self, count: int) -> None:
         """Raise QueueFull unless `count` more commands fit now; called with the lock held."""
         if self._closed is not None:
-            raise self._closed
+            self._refuse()
         self._reap_locked()
         if self._pair.outstanding() + count > self.depth:
             raise self._full(count)
@@ -196,39 +201,51 @@ class Queue(Calls):
             self._reap_locked()
 
     def _reap_locked(self) -> bool:
-        """Settle what has completed; True if anything had. Tells waiting threads and loops."""
+        """Settle what has completed; True if anything had. Tells waiting threads and loops.
+
+        While loops wait the interrupt stays armed, whoever reaps: they only sleep on it, and do not look again.
+        """
         pair = self._pair
         if self._closed is not None or not pair.ready():
             return False
-        while pair.ready():
-            slot = pair.cq_head & self._slot_mask
-            owner = self._slots[slot]
-            if isinstance(owner, _Piece):
-                done = (pair.cq_head - owner.first) & ring.INDEX_MASK
-                rows = pair.peek_array(owner.count - done)
-                owner.event.absorb(owner.position + done, rows)
-                pair.advance(len(rows))
-                continue
-            _, _, status, _, _, start, end = pair.peek()
-            if owner is not None:
-                owner.finish(status, start, end)
-                self._slots[slot] = None
-            pair.advance()
-        self._tell_waiters()
-        return True
+        try:
+            while True:
+                while pair.ready():  # cut short at any point, it can be repeated: the head moves last
+                    slot = pair.cq_head & self._slot_mask
+                    owner = self._slots[slot]
+                    if isinstance(owner, _Piece):
+                        self._settle_piece(owner, slot)
+                        continue
+                    _, _, status, _, _, start, end = pair.peek()
+                    if owner is not None:
+                        owner.finish(status, start, end)
+                        self._slots[slot] = None
+                    pair.advance()
+                self._tell_waiters()
+                if not self._futures or pair.arm_interrupt():
+                    return True
+        except ContractMismatch as error:
+            self._end_locked(error, error)
+            return True
+
+    def _settle_piece(self, piece: _Piece, slot: int) -> None:
+        done = (self._pair.cq_head - piece.first) & ring.INDEX_MASK
+        rows = self._pair.peek_array(piece.count - done)
+        piece.event.absorb(piece.position + done, rows)
+        self._slots[slot : slot + len(rows)] = [None] * len(rows)
+        self._pair.advance(len(rows))
 
     def _tell_waiters(self) -> None:
         """After events were settled, with the lock held: wake threads and loops that may wait for them."""
-        if self._leader is not None:
-            self._settled.notify_all()
-            if self._leader != threading.get_ident():
-                os.eventfd_write(self._interrupt, 1)
+        threads = self._threads
+        if threads.leader is not None or threads.followers:
+            threads.wake()
         if self._futures:
             waiting = []
             for entry in self._futures:
                 event, future, _ = entry
                 if event.is_done():
-                    _resolve(future, None)
+                    _resolve(future)
                 elif not future.done():
                     waiting.append(entry)
             self._futures = waiting
@@ -259,13 +276,13 @@ class Queue(Calls):
         progress = self.device.transport.progress
         ready = self._pair.ready
         while True:
-            if ready():
+            if self._closed is None and ready():
                 with self._lock:
                     self._reap_locked()
             if condition():
                 return
-            if self._closed is not None and not self._ending:
-                raise self._closed
+            if self._over:
+                self._refuse()
             now = time.monotonic()
             if now >= deadline:
                 raise self._timed_out(what, limit)
@@ -277,36 +294,45 @@ class Queue(Calls):
     def _sleep(self, condition: Callable[[], bool], patience_s: float) -> None:
         """Block until something was reaped, the patience or one liveness interval ends, whichever is first."""
         interval = min(patience_s, timeouts.LIVENESS_S)
-        me = threading.get_ident()
-        with self._lock:
-            self._reap_locked()
-            if condition() or (self._closed is not None and not self._ending):
-                return
-            if self._leader is not None or self._ending:
-                self._settled.wait(interval)
-                return
-            self._leader = me
+        threads, me = self._threads, threading.get_ident()
+        token: threading.Lock | None = None
         try:
-            self._sleep_as_leader(interval)
-        finally:
             with self._lock:
-                self._leader = None
-                self._settled.notify_all()
+                self._reap_locked()
+                if condition() or self._over:
+                    return
+                if self._ending or threads.leader not in (None, me):
+                    token = threads.follow()
+                else:
+                    threads.leader = me
+            if token is None:
+                self._sleep_as_leader(interval)
+            else:
+                token.acquire(timeout=interval)
+        finally:
+            if threads.leader == me:
+                threads.leader = None
+                threads.wake()
+            if token is not None:
+                threads.leave(token)
 
     def _sleep_as_leader(self, interval: float) -> None:
         with self._lock:
-            armed = self._closed is not None or self._pair.arm_interrupt()
+            armed = self._closed is None and self._pair.arm_interrupt()
         if armed:
-            self.device.transport.progress()
+            transport = self.device.transport
+            transport.progress()
             poller = select.poll()
-            poller.register(self._interrupt, select.POLLIN)
-            hang_up = self.device.transport.hang_up_fd
-            if hang_up is not None:
-                poller.register(hang_up, 0)
-            if not poller.poll(interval * 1000) or (hang_up is not None and not self.device.transport.alive()):
+            poller.register(self._interrupt.number, select.POLLIN)
+            poller.register(self._threads.nudge.number, select.POLLIN)
+            if transport.hang_up_fd is not None:
+                poller.register(transport.hang_up_fd, 0)
+            if not poller.poll(interval * _MS_PER_S) or not transport.alive():
                 self.device.check_alive()
-        _drain(self._interrupt)
+        self._threads.nudge.drain()
         with self._lock:
+            if self._closed is None:  # else the vector may already be another queue's
+                self._interrupt.drain()
             self._reap_locked()
 
     def _timed_out(self, what: str, limit: float) -> Timeout:
@@ -323,20 +349,28 @@ class Queue(Calls):
         """Resolve `future` in its loop when `event` ends, or with Timeout or DeviceLost. Called in that loop."""
         loop = future.get_loop()
         with self._lock:
-            if self._closed is not None and not event.is_done():
-                raise self._closed
+            self._reap_locked()
+            if event.is_done():
+                future.set_result(None)
+                return
+            if self._over:
+                self._refuse()
             self._futures.append((event, future, time.monotonic() + self.device.timeout))
-        if loop not in self._loops:
-            loop.add_reader(self._interrupt, self._on_interrupt)
-            self._loops[loop] = loop.call_later(timeouts.LIVENESS_S, self._look_after, loop)
-        self._arm_for_loops()
+        if loop not in self._watches:
+            watch = self._watches[loop] = LoopWatch(loop, self._interrupt)
+            loop.add_reader(watch.interrupt.number, self._on_interrupt, watch)
+            watch.timer = loop.call_later(timeouts.LIVENESS_S, self._look_after, watch)
+        self._reap_and_arm()
 
-    def _on_interrupt(self) -> None:
-        """The eventfd is readable: runs in a loop that awaits events of this queue."""
-        _drain(self._interrupt)
-        self._arm_for_loops()
+    def _on_interrupt(self, watch: LoopWatch) -> None:
+        """The interrupt came: runs in a loop that awaits events of this queue."""
+        if self._over:
+            self._unwatch(watch)
+            return
+        watch.interrupt.drain()
+        self._reap_and_arm()
 
-    def _arm_for_loops(self) -> None:
+    def _reap_and_arm(self) -> None:
         """Reap until nothing is there, with the interrupt armed for what comes next."""
         self.device.transport.progress()
         with self._lock:
@@ -344,25 +378,35 @@ class Queue(Calls):
             while self._futures and self._closed is None and not self._pair.arm_interrupt():
                 self._reap_locked()
 
-    def _look_after(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _look_after(self, watch: LoopWatch) -> None:
         """Each liveness interval while a loop has futures here: time-outs, liveness, and leaving when idle."""
-        del self._loops[loop]
-        self._arm_for_loops()
         now = time.monotonic()
         with self._lock:
-            mine = [entry for entry in self._futures if entry[1].get_loop() is loop]
+            self._reap_locked()
+            self._tell_waiters()  # also of what an interrupted thread settled and did not tell
+            mine = [entry for entry in self._futures if entry[1].get_loop() is watch.loop]
             late = [entry for entry in mine if now >= entry[2]]
             self._futures = [entry for entry in self._futures if entry not in late]
         for event, future, _ in late:
             set_if_waiting(future, self._timed_out(repr(event), self.device.timeout))
         if len(mine) == len(late):
-            loop.remove_reader(self._interrupt)
+            self._unwatch(watch)
             return
-        self._loops[loop] = loop.call_later(timeouts.LIVENESS_S, self._look_after, loop)
+        watch.timer = watch.loop.call_later(timeouts.LIVENESS_S, self._look_after, watch)
         try:
             self.device.check_alive()
+        except (DeviceLost, Closed):
+            pass  # every queue has been told
         except NpuError as error:
             self.device.lost(error)
+        if self._closed is None:
+            self._reap_and_arm()
+
+    def _unwatch(self, watch: LoopWatch) -> None:
+        """The loop has nothing to wait for here any more; called in it."""
+        if self._watches.get(watch.loop) is watch:
+            del self._watches[watch.loop]
+            watch.leave()
 
     # --- the end -----------------------------------------------------------------------------------------------
 
@@ -374,33 +418,66 @@ class Queue(Calls):
 
     def drain(self, timeout: float | None = None) -> None:
         """Wait until nothing is in flight."""
+        with self._lock:
+            if self._closed is None:
+                self._pair.publish()  # a submission that Ctrl-C cut short may not have been
         self.wait_until(lambda: not self._pair.outstanding(), timeout, "draining the queue")
+
+    @property
+    def _over(self) -> bool:
+        """Whether the queue has ended and said how; while it is ending, what is outstanding has yet to be settled."""
+        return self._closed is not None and not self._ending
+
+    def _refuse(self) -> NoReturn:
+        """Raise what the queue ended with."""
+        if self._closed is None:
+            raise RuntimeError("the queue is open")
+        raise self._closed.again()
 
     def shut(self, closed: NpuError) -> None:
         """Refuse submissions from now on; what is there already is settled first."""
         with self._lock:
             if self._closed is None:
                 self._reap_locked()
+            if self._closed is None:
                 self._closed = closed
                 self._ending = True
 
     def shut_in_child(self, closed: NpuError) -> None:
-        """As `shut`, in a forked child: the lock may be held by a thread that does not exist here."""
+        """In a forked child: everything outstanding ends with `closed`, and the rings, which are not there, stay alone.
+
+        The locks may be held by threads that do not exist here.
+        """
         self._closed = closed
+        self._ending = False
+        self._lock = threading.Lock()
+        self.convert_lock = threading.Lock()
+        self._threads = Threads()
+        self._futures = []
+        self._watches = {}
+        for owner in self._slots:
+            if owner is not None:
+                owner.drop(closed)
+        self._slots = [None] * len(self._slots)
 
     def fail_all(self, error: NpuError, closed: NpuError) -> None:
         """End every outstanding command with `error`; later submissions raise `closed`."""
         with self._lock:
             if self._closed is None:
                 self._reap_locked()
-                self._closed = closed
-            self._ending = False
-            for slot, owner in enumerate(self._slots):
-                if owner is not None:
-                    owner.fail(error)
-                    self._slots[slot] = None
-            self._tell_waiters()
-            self._settled.notify_all()
+            self._end_locked(error, self._closed or closed)
+
+    def _end_locked(self, error: NpuError, closed: NpuError) -> None:
+        self._closed = closed
+        self._ending = False
+        for slot, owner in enumerate(self._slots):
+            if owner is not None:
+                owner.fail(error)
+                self._slots[slot] = None
+        self._tell_waiters()
+        for loop, watch in list(self._watches.items()):
+            with contextlib.suppress(RuntimeError):  # the loop was closed: it watches nothing any more
+                loop.call_soon_threadsafe(self._unwatch, watch)
 
     def close(self) -> None:
         """Delete the queue. Commands still in flight end with CommandFailed; idempotent."""
@@ -432,15 +509,10 @@ class Queue(Calls):
             self.close()
 
 
-def _resolve(future: asyncio.Future[None], error: NpuError | None) -> None:
+def _resolve(future: asyncio.Future[None]) -> None:
     """Settle a future from any thread; a loop that was closed meanwhile has nobody waiting."""
     with contextlib.suppress(RuntimeError):
-        future.get_loop().call_soon_threadsafe(set_if_waiting, future, error)
-
-
-def _drain(eventfd: int) -> None:
-    with contextlib.suppress(BlockingIOError):
-        os.eventfd_read(eventfd)
+        future.get_loop().call_soon_threadsafe(set_if_waiting, future)
 
 
 def _checked_timeout(timeout: float) -> float:
