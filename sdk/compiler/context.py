@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from driver_shim.protocol.program import MAX_DIMENSION
+from driver_shim.protocol.types import UnsupportedType, WireType, wire_type
 from sdk.compiler.graph import GraphNode
 from sdk.compiler.ir import Builder, Refused, Value
 
@@ -55,6 +56,13 @@ class NodeContext:
         if value.constant is None or value.constant.size != 1:
             raise Refused(f"its {what} must be one constant number")
         return float(value.constant.reshape(())[()])
+
+    def wire_type(self, number: int) -> WireType:
+        """The type with an ONNX number. Raises Refused."""
+        try:
+            return wire_type(number)
+        except UnsupportedType as error:
+            raise Refused(str(error)) from None
 
     def axis(self, axis: int, rank: int) -> int:
         """An axis counted from 0. Raises Refused when there is none such."""

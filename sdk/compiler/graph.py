@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 from driver_shim.errors import UnsupportedModel
@@ -84,7 +86,21 @@ def read_graph(model: onnx.ModelProto, handled: frozenset[str]) -> Graph:
 
     `handled` names the operators that can be lowered.
     """
+    check_text(model)
     return _Reader(model, handled).read()
+
+
+def check_text(message: Message) -> None:
+    """Raise UnsupportedModel when a text field is no UTF-8: protobuf hands those out as bytes."""
+    for field, value in message.ListFields():
+        if field.type == FieldDescriptor.TYPE_MESSAGE:
+            for entry in [value] if isinstance(value, Message) else value:
+                check_text(entry)
+        elif field.type == FieldDescriptor.TYPE_STRING:
+            texts = [value] if isinstance(value, (str, bytes)) else value
+            broken = next((text for text in texts if not isinstance(text, str)), None)
+            if broken is not None:
+                raise unsupported([Problem(None, None, f"the {field.name} {broken!r} is no UTF-8 text")])
 
 
 class _Reader:
@@ -253,4 +269,7 @@ def decode_tensor(tensor: onnx.TensorProto) -> NDArray[Any]:
     if min(tensor.dims, default=0) < 0:
         raise ValueError(f"its shape is {list(tensor.dims)}")
     array = onnx.numpy_helper.to_array(tensor)
+    if dtype is WireType.BOOL:
+        # Bytes other than 0 and 1 make a bool array that numpy does not handle consistently.
+        array = array.view(np.uint8) != 0
     return np.ascontiguousarray(array, dtype.dtype).reshape(tuple(tensor.dims))

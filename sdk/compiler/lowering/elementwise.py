@@ -6,10 +6,8 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from driver_shim.protocol.program_commands import Activation, BinaryFunction, CommandKind, UnaryFunction
-from driver_shim.protocol.types import WireType, wire_type
+from driver_shim.protocol.types import WireType
 from emulator.model.semantics import SemanticError, broadcast
 from sdk.compiler.context import Lowering, NodeContext
 from sdk.compiler.ir import Builder, Operation, Refused, Value, fields_of
@@ -191,7 +189,7 @@ def _clip(node: NodeContext) -> Sequence[Value]:
 
 def _cast(node: NodeContext) -> Sequence[Value]:
     x = node.value(0)
-    target = wire_type(node.attribute("to"))
+    target = node.wire_type(node.attribute("to"))
     if target is x.dtype:
         return [x]
     return [node.builder.emit(CommandKind.CAST, [x], target, x.shape)]
@@ -213,8 +211,10 @@ def _dropout(node: NodeContext) -> Sequence[Value]:
     if training is not None and (training.constant is None or training.constant.any()):
         raise Refused("it is in training mode")
     x = node.value(0)
-    mask = [node.builder.constant(np.ones(x.shape, np.bool_))] if node.output_count > 1 else []
-    return [x, *mask]
+    if node.output_count == 1:
+        return [x]
+    kept = node.builder.scalar(True, WireType.BOOL)
+    return [x, node.builder.emit(CommandKind.EXPAND, [kept], WireType.BOOL, x.shape)]
 
 
 def _table(names: dict[str, BinaryFunction], make: Callable[[BinaryFunction], Lowering]) -> dict[str, Lowering]:

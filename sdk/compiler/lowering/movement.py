@@ -12,7 +12,7 @@ from sdk.compiler.context import Lowering, NodeContext, checked_shape
 from sdk.compiler.ir import Builder, Refused, Value
 
 _SPLIT_SIZES_ARE_INPUT_SINCE = 13
-RANGE_LIMIT = 1 << 24
+RANGE_LIMIT = 1 << 20
 """Elements of a Range, which is always folded."""
 
 
@@ -154,10 +154,12 @@ def _expand(node: NodeContext) -> Sequence[Value]:
 
 def _constant_of_shape(node: NodeContext) -> Sequence[Value]:
     shape = checked_shape(node.constant_ints(0, "shape") or [])
-    value = node.builder.constant(np.asarray(node.attribute("value", np.zeros(1, np.float32))).reshape(-1)[:1])
-    scalar = node.builder.reshape(value, ())
+    value = node.attribute("value", np.zeros(1, np.float32))
+    if value.size != 1:
+        raise Refused(f"its value has {value.size} elements, not one")
+    scalar = node.builder.constant(value.reshape(()))
     if 0 in shape:
-        return [node.builder.constant(np.zeros(shape, value.dtype.dtype))]
+        return [node.builder.constant(np.zeros(shape, value.dtype))]
     return [scalar if not shape else node.builder.emit(CommandKind.EXPAND, [scalar], scalar.dtype, shape)]
 
 

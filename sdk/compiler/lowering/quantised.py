@@ -70,13 +70,17 @@ def _zero_point(node: NodeContext, scale: Value, dtype: WireType) -> Value:
     return _scalars(node, (2,))[0]
 
 
-def _check_plain(node: NodeContext) -> None:
+def _output_type(node: NodeContext, default: WireType) -> WireType:
+    """The element type a node asks for. Raises Refused for forms of quantisation that the device does not have."""
     if node.attribute("block_size", 0):
         raise Refused("blocked quantisation is not supported")
+    number = node.attribute("output_dtype", 0)
+    return node.wire_type(number) if number else default
 
 
 def _dequantize(node: NodeContext) -> Sequence[Value]:
-    _check_plain(node)
+    if _output_type(node, WireType.FLOAT32) is not WireType.FLOAT32:
+        raise Refused("only float32 results are supported")
     x = node.value(0)
     (scale,) = _scalars(node, (1,))
     zero = _zero_point(node, scale, x.dtype)
@@ -87,10 +91,9 @@ def _dequantize(node: NodeContext) -> Sequence[Value]:
 
 
 def _quantize(node: NodeContext) -> Sequence[Value]:
-    _check_plain(node)
     x = node.value(0)
     (scale,) = _scalars(node, (1,))
-    zero = _zero_point(node, scale, WireType.UINT8)
+    zero = _zero_point(node, scale, _output_type(node, WireType.UINT8))
     fused = _fuse(node.builder, x, scale, zero)
     if fused is not None:
         return [fused]
