@@ -56,22 +56,19 @@ def _publication(path: Path) -> Publication | None:
         document = json.loads(path.read_text("utf-8"))
         if document["version"] != PUBLICATION_VERSION:
             return None
-        return Publication(**{key: kind(document[key]) for key, kind in _FIELDS.items()})  # type: ignore[typeddict-item]
+        return Publication(
+            version=int(document["version"]),
+            address=str(document["address"]),
+            pid=int(document["pid"]),
+            start_time=int(document["start_time"]),
+            profile=str(document["profile"]),
+            serial=str(document["serial"]),
+            kernels=str(document["kernels"]),
+            since=float(document["since"]),
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         _log.debug("%s is no device publication: %s", path, error)
         return None
-
-
-_FIELDS = {
-    "version": int,
-    "address": str,
-    "pid": int,
-    "start_time": int,
-    "profile": str,
-    "serial": str,
-    "kernels": str,
-    "since": float,
-}
 
 
 def _hex(path: Path) -> int | None:

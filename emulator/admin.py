@@ -141,7 +141,8 @@ class AdminCommands:
 
     def _create_queue(self, entry: bytes) -> int:
         refuse_reserved(CREATE_QUEUE, entry)
-        *_, sq_base, cq_base, sq_entries, cq_entries, queue_id, vector = CREATE_QUEUE.codec.unpack(entry)
+        fields: tuple[int, ...] = CREATE_QUEUE.codec.unpack(entry)
+        *_, sq_base, cq_base, sq_entries, cq_entries, queue_id, vector = fields
         if not 1 <= queue_id <= MAX_IO_QUEUES:
             raise CommandError(Status.INVALID_QUEUE, f"queue {queue_id}; I/O queues are 1 to {MAX_IO_QUEUES}")
         if queue_id in self._controller.queues:
@@ -155,7 +156,7 @@ class AdminCommands:
 
     def _delete_queue(self, entry: bytes) -> int:
         refuse_reserved(DELETE_QUEUE, entry)
-        queue_id = DELETE_QUEUE.codec.unpack(entry)[-1]
+        queue_id: int = DELETE_QUEUE.codec.unpack(entry)[-1]
         if queue_id == ADMIN_QUEUE_ID or queue_id not in self._controller.queues:
             raise CommandError(Status.INVALID_QUEUE, f"queue {queue_id} is no I/O queue that exists")
         self._controller.remove_queue(queue_id)

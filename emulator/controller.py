@@ -191,11 +191,11 @@ class Controller:
                 available -= 1
                 if not self._begin_command(queue, admin):
                     break
-            if queue.state is QueueState.DELETED:
+            if queue.deleted:
                 return True
             room -= 1
             budget -= 1
-        if queue.state is not QueueState.DELETED:
+        if not queue.deleted:
             self._signal(queue)
         return True
 
@@ -225,7 +225,7 @@ class Controller:
                 return True
             queue.job = self._job(opcode, entry)
         except CommandError as error:
-            if queue.state is not QueueState.DELETED:
+            if not queue.deleted:
                 self._fail(queue, entry, error, None)
             return True
         queue.job_entry = entry
@@ -252,13 +252,13 @@ class Controller:
         try:
             result = queue.job.advance()
         except CommandError as error:
-            if queue.state is QueueState.DELETED:  # reset while the command waited for the host's memory
+            if queue.deleted:  # reset while the command waited for the host's memory
                 return True
             self._fail(queue, queue.job_entry, error, queue.job_ticks)
             return True
         if result is None:
             return False
-        if queue.state is QueueState.DELETED:
+        if queue.deleted:
             return True
         start, end = queue.job_ticks
         self._post(queue, queue.job_entry, Status.SUCCESS, result, start, end)

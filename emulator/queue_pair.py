@@ -120,6 +120,11 @@ class QueuePair:
         """The host's completion head as visible now."""
         return self.host_line[_CQ_HEAD] if self.host_line is not None else self.bell_cq_head
 
+    @property
+    def deleted(self) -> bool:
+        """Whether nothing may be written to its rings any more; can change while a command waits for the host."""
+        return self.state is QueueState.DELETED
+
     def available(self) -> int:
         """Submitted entries not yet fetched; -1 when the host's tail is impossible."""
         tail: int = self.host_line[SQ_TAIL] if self.host_line is not None else self.bell_sq_tail

@@ -27,8 +27,9 @@ def as_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     if isinstance(dtype, str) and dtype in ("bfloat16", "bf16"):
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
-    result = np.dtype(dtype)
+        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return bfloat16
+    result: np.dtype[Any] = np.dtype(dtype)
     if result.hasobject or result.itemsize == 0:
         raise TypeError(f"dtype {result} has no fixed memory layout; use a numeric type such as 'int8' or 'float32'")
     return result

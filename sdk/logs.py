@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
 
 from driver_shim.protocol.commands import ACTIVITY_LOG, ERROR_ENTRY, ERROR_LOG_HEADER, FaultSource, status_slug
 
 
-class ErrorLogEntry(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class ErrorLogEntry:
     """One thing that went wrong on the device."""
 
     sequence: int
