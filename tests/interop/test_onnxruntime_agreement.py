@@ -88,7 +88,9 @@ def _constants_section(image: bytes) -> int:
 
 
 CASES = [
-    pytest.param(activation, weights, per_channel, relu, id=f"{activation.__name__}-{per_channel=}-{relu=}-{weights.__name__}")
+    pytest.param(
+        activation, weights, per_channel, relu, id=f"{activation.__name__}-{per_channel=}-{relu=}-{weights.__name__}"
+    )
     for activation, weights in ((np.uint8, np.int8), (np.uint8, np.uint8), (np.int8, np.int8))
     for per_channel in (False, True)
     for relu in (False, True)

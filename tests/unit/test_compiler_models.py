@@ -200,7 +200,13 @@ def test_a_gemm_between_quantisations_takes_its_int32_bias() -> None:
         ],
         {"x": (np.int8, (1, 2))},
         {"y": np.int8},
-        {"s": one, "z": zero, "bs": one * one, "w": np.array([[1, 2], [3, 4]], np.int8), "b": np.array([4, -8], np.int32)},
+        {
+            "s": one,
+            "z": zero,
+            "bs": one * one,
+            "w": np.array([[1, 2], [3, 4]], np.int8),
+            "b": np.array([4, -8], np.int32),
+        },
     )
     compiled = compile_model(net)
     assert kinds(compiled.image) == [CommandKind.QMATMUL]
