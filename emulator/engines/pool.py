@@ -24,6 +24,9 @@ _logger = logging.getLogger("npu.emulator.engines")
 
 EXECUTOR = "emulator.engines.executor"
 
+KEPT_SCRATCH_BYTES = 64 << 20
+"""A reset also ends idle workers that have used more scratch than this: starting one anew costs 0.15 s, once."""
+
 
 @dataclasses.dataclass(slots=True)
 class _Program:
@@ -96,14 +99,14 @@ class EnginePool:
     def load(self, handle: int, image: ProgramImage) -> None:
         """Keep the program in a sealed file and warm up a worker with it.
 
-        Raises ValueError when the handle is taken, OSError when the system refuses a file or process.
+        Raises ValueError when the handle is taken, OSError when the system refuses a file.
         """
         if handle in self._programs:
             raise ValueError(f"program handle {handle} is loaded already")
         program = _Program(next(self._numbers), image, sealed_file(image.data, "npu-program"))
         self._programs[handle] = program
         try:
-            engine = self._find_engine()
+            engine = self._find_engine(program.number)
         except OSError as error:
             _logger.warning("cannot start an engine worker yet: %s", error)
             return
@@ -177,12 +180,14 @@ class EnginePool:
         self._feed()
 
     def cancel_all(self) -> None:
-        """Drop every job. Workers that compute are killed; those that are done live on with their programs."""
+        """Drop every job. Workers that compute are killed; idle ones live on unless they hold much memory."""
         self._forget_waiting(lambda job: True)
         self._take_lost()
         for engine in list(self._engines):
             engine.held = None
-            if engine.job is not None:
+            if engine.process.scratch_bytes > KEPT_SCRATCH_BYTES:
+                self._drop(engine)
+            elif engine.job is not None:
                 self._abandon(engine)
 
     def close(self) -> None:
@@ -212,7 +217,7 @@ class EnginePool:
         while self._waiting:
             job, program = self._waiting[0]
             try:
-                engine = self._find_engine()
+                engine = self._find_engine(program.number)
                 if engine is None:
                     return
                 started = self._hand_over(engine, job, program)
@@ -231,7 +236,7 @@ class EnginePool:
         Raises OSError when scratch cannot grow, or when even a new worker is no use.
         """
         process = engine.process
-        fresh = not process.knows_programs
+        fresh = not process.used
         if not (
             process.send_program(program.number, program.fd) and process.send_job(job, program.number, program.image)
         ):
@@ -260,11 +265,11 @@ class EnginePool:
                 program.close_if_unused()
         self._waiting = kept
 
-    def _find_engine(self) -> _Engine | None:
-        """A free engine, started if there may be one more; None when all are taken."""
-        for engine in self._engines:
-            if engine.free:
-                return engine
+    def _find_engine(self, number: int) -> _Engine | None:
+        """A free engine, rather one that has the program; started if there may be one more; None when all are taken."""
+        free = [engine for engine in self._engines if engine.free]
+        if free:
+            return next((engine for engine in free if engine.process.knows(number)), free[0])
         if len(self._engines) == self._workers:
             return None
         process = WorkerProcess(self._memory_fd, self._executor, self.kernels, self._threads)

@@ -79,9 +79,18 @@ class WorkerProcess:
         """Of those, the ones it has yet to be told to drop."""
 
     @property
-    def knows_programs(self) -> bool:
-        """Whether it was ever sent a program that it still holds."""
+    def used(self) -> bool:
+        """Whether it holds a program."""
         return bool(self._known)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Size of its scratch."""
+        return len(self._scratch)
+
+    def knows(self, number: int) -> bool:
+        """Whether it holds this program."""
+        return number in self._known
 
     def send_program(self, number: int, fd: int) -> bool:
         """Make sure the worker has the program; False if it takes no messages."""

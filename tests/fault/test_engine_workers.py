@@ -130,6 +130,20 @@ def test_a_stopped_worker_is_replaced_by_a_reset_and_ended_by_close(pool: Engine
     assert not exists(worker)
 
 
+def test_a_reset_gives_back_the_memory_of_large_programs(pool: EnginePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emulator.engines.pool.KEPT_SCRATCH_BYTES", 1 << 16)
+    pool.load(1, image("nothing", scratch_bytes=1 << 12))
+    pool.load(2, image("nothing", scratch_bytes=1 << 20))
+    for program, kept in ((1, True), (2, False)):
+        pool.start(job(program, program))
+        pool.release(collect(pool)[0])
+        workers = pool.worker_pids()
+        pool.cancel_all()
+        assert (pool.worker_pids() == workers) is kept
+    pool.start(job(3))
+    assert collect(pool)[0].outcome is Outcome.OK
+
+
 def test_cancelling_one_job_lets_the_next_one_run(pool: EnginePool) -> None:
     pool.load(1, image("spin"))
     pool.load(2, image("nothing"))
