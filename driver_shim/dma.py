@@ -159,11 +159,13 @@ class HostMemory:
         self._collect_if_idle()
 
     def abandon(self, block: HostBlock) -> None:
-        """Give a block back as soon as no array lies over it any more. For finalisers: never raises, never waits."""
-        if self._closed or os.getpid() != self._creator:
-            return
-        self._abandoned.append(block)
-        self._collect_if_idle()
+        """Note that a block may be given back once no array lies over it; the next `allocate` or `free` does it.
+
+        For finalisers, which run anywhere, also within a transport's lock: never raises, never waits, asks nothing of
+        the device.
+        """
+        if not self._closed and os.getpid() == self._creator:
+            self._abandoned.append(block)
 
     def close(self) -> None:
         """Take every DMA mapping back at once; idempotent. Not for finalisers: it waits for the lock.

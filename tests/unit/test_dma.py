@@ -227,6 +227,21 @@ def test_abandoned_block_is_freed_once_its_array_is_gone(memory: HostMemory) -> 
     assert memory.used_bytes == 0
 
 
+def test_abandoning_asks_nothing_of_the_device(
+    memory: HostMemory, transport: RecordingTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finaliser may run while this thread holds the transport's lock: an unmap there would wait for ever."""
+    memory.allocate(64)
+    block = memory.allocate(FIRST_ARENA_BYTES * 2)
+    unmap = transport.dma_unmap
+    calls: list[int] = []
+    monkeypatch.setattr(transport, "dma_unmap", lambda iova, size: (calls.append(iova), unmap(iova, size)))
+    memory.abandon(block)
+    assert calls == []
+    memory.free(memory.allocate(64))
+    assert calls == [block.iova]
+
+
 def test_finaliser_inside_allocate_does_not_deadlock(memory: HostMemory, monkeypatch: pytest.MonkeyPatch) -> None:
     """A collection may run at any byte code, also while the lock is held."""
     block, other = memory.allocate(64), memory.allocate(64)
