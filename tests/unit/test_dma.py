@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from driver_shim import dma, mapping
-from driver_shim.dma import HostMemory
+from driver_shim.dma import FIRST_ARENA_BYTES, HostMemory
 from driver_shim.errors import BufferInUse, Closed, DeviceLost, HostMemoryLimit
 from driver_shim.transport.base import RegionInfo, Transport
 
