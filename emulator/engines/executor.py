@@ -112,7 +112,7 @@ class _Tensors:
         if entry.type.dtype is WireType.BOOL:
             # A bool array with other bytes than 0 and 1 behaves unpredictably in numpy.
             raw = _array(self._memory, offset, TensorType(WireType.UINT8, entry.type.shape))
-            return np.not_equal(raw, 0)
+            return np.asarray(np.not_equal(raw, 0))
         array = _array(self._memory, offset, entry.type)
         if entry.type.dtype is WireType.INT64:
             array = array.copy()

@@ -1,0 +1,153 @@
+"""Programs whose commands and tensors were altered with care: well-formed, and maybe nonsense.
+
+Whatever `verify` accepts must run to its end or to a fault that its data explain; a kernel lets nothing else out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+import onnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from driver_shim.protocol.commands import Status
+from driver_shim.protocol.layout import FieldError
+from driver_shim.protocol.program import Command, Program, Tensor, TensorType, build, make_attributes, parse
+from driver_shim.protocol.program_commands import ATTRIBUTES, CommandKind
+from driver_shim.protocol.types import WireType
+from emulator.engines.job import ProgramFault
+from emulator.engines.verify import DeviceLimits, ProgramRejected, verify
+from sdk.compiler import compile_model
+from tests.support.models import model, node, quantised_net, storage_net
+from tests.support.programs import execute
+
+F32 = np.float32
+LIMITS = DeviceLimits(memory_bytes=1 << 24, effort=1 << 30)
+DATA_FAULTS = {Status.VALUE_OUT_OF_RANGE, Status.INDEX_OUT_OF_RANGE, Status.DIVISION_BY_ZERO}
+
+
+def mixed_net() -> onnx.ModelProto:
+    """Kinds of commands that the other nets lack."""
+    window = {"kernel_shape": [3, 2], "pads": [1, 0, 1, 1], "strides": [2, 1]}
+    nodes = [
+        node("Conv", ["x", "w"], ["c"], group=2, pads=[1, 1, 1, 1], dilations=[1, 2]),
+        node("MaxPool", ["c"], ["m"], ceil_mode=1, **window),
+        node("AveragePool", ["c"], ["a"], ceil_mode=1, **window),
+        node("Concat", ["m", "a"], ["k"], axis=1),
+        node("Transpose", ["k"], ["t"], perm=[0, 2, 3, 1]),
+        node("Slice", ["t", "starts", "ends", "axes", "steps"], ["s"]),
+        node("Pad", ["s", "pads", "fill"], ["p"]),
+        node("Pad", ["p", "pads"], ["q"], mode="reflect"),
+        node("Softmax", ["q"], ["y"], axis=3),
+        node("ReduceMean", ["y"], ["r"], axes=[1, 2], keepdims=0),
+        node("Expand", ["r", "wide"], ["e"]),
+        node("QuantizeLinear", ["e", "scale", "zero"], ["z"], axis=2),
+        node("Div", ["i", "j"], ["d"]),
+    ]
+    initializers: dict[str, Any] = {
+        "w": np.linspace(-1, 1, 4 * 1 * 3 * 3, dtype=F32).reshape(4, 1, 3, 3),
+        "starts": np.array([4, 0]),
+        "ends": np.array([-10, 3]),
+        "axes": np.array([1, 2]),
+        "steps": np.array([-1, 1]),
+        "pads": np.array([0, 1, 1, 0, 0, 0, 1, 0]),
+        "fill": np.array(0.5, F32),
+        "wide": np.array([3, 2, 8]),
+        "scale": np.linspace(0.1, 1, 8, dtype=F32),
+        "zero": np.zeros(8, np.int8),
+    }
+    inputs = {"x": (F32, (2, 2, 7, 6)), "i": (np.int32, (3,)), "j": (np.int32, (3,))}
+    initializers["pads"][5] = 1
+    return model(nodes, inputs, {"y": F32, "z": np.int8, "d": np.int32}, initializers, opset=13)
+
+
+@functools.cache
+def programs() -> tuple[Program, ...]:
+    """Between them, every kind of command but the plainest."""
+    nets = [
+        compile_model(storage_net(), {"ids": (2, 4), "mask": (2, 4)}),
+        compile_model(quantised_net(1, np.int8, form="qdq", per_channel=True, relu=True)[0]),
+        compile_model(quantised_net(2, np.uint8, form="operator", per_channel=False, relu=True)[0]),
+        compile_model(mixed_net()),
+    ]
+    return tuple(dataclasses.replace(p, constants=bytes(p.constants)) for p in (parse(n.image) for n in nets))
+
+
+NUMBERS = st.one_of(
+    st.integers(0, 9), st.sampled_from([-1, -2, 127, 128, 255, 256, 65535, (1 << 31) - 1, -(1 << 31), (1 << 32) - 1])
+)
+EXTENTS = st.one_of(st.integers(1, 9), st.sampled_from([64, 1000, 1 << 20, (1 << 31) - 1]))
+
+
+def altered_command(draw: Any, program: Program) -> Program:
+    at = draw(st.integers(0, len(program.commands) - 1))
+    command = program.commands[at]
+    what = draw(st.sampled_from(["kind", "operand", "field"]))
+    inputs, kind = list(command.inputs), command.kind
+    fields = {name: command.attributes[name] for name in ATTRIBUTES[kind].fields}
+    if what == "operand":
+        inputs[draw(st.integers(0, len(inputs) - 1))] = draw(st.integers(0, len(program.tensors) - 1))
+    elif what == "kind":
+        kind = draw(st.sampled_from(CommandKind))
+        fields = {}
+    if fields and what == "field":
+        name = draw(st.sampled_from(sorted(fields)))
+        if isinstance(fields[name], list):
+            fields[name] = list(fields[name])
+            fields[name][draw(st.integers(0, len(fields[name]) - 1))] = draw(NUMBERS)
+        else:
+            fields[name] = draw(NUMBERS)
+    changed = Command(kind, make_attributes(kind, **fields), tuple(inputs), command.outputs)
+    return dataclasses.replace(program, commands=(*program.commands[:at], changed, *program.commands[at + 1 :]))
+
+
+def altered_tensor(draw: Any, program: Program) -> Program:
+    at = draw(st.integers(0, len(program.tensors) - 1))
+    tensor = program.tensors[at]
+    dtype, shape, offset = tensor.type.dtype, list(tensor.type.shape), tensor.offset
+    what = draw(st.sampled_from(["dtype", "extent", "rank", "offset"]))
+    if what == "dtype":
+        dtype = draw(st.sampled_from(WireType))
+    elif what == "extent" and shape:
+        shape[draw(st.integers(0, len(shape) - 1))] = draw(EXTENTS)
+    elif what == "rank":
+        shape = draw(st.lists(EXTENTS, max_size=8))
+    else:
+        offset = 64 * draw(st.integers(0, 40)) if offset else 0
+    changed = Tensor(TensorType(dtype, tuple(shape)), tensor.storage, offset)
+    return dataclasses.replace(program, tensors=(*program.tensors[:at], changed, *program.tensors[at + 1 :]))
+
+
+@settings(deadline=None, max_examples=500)
+@given(st.data())
+def test_what_is_accepted_runs(data: st.DataObject) -> None:
+    program = data.draw(st.sampled_from(programs()))
+    for _ in range(data.draw(st.integers(1, 4))):
+        alter = data.draw(st.sampled_from([altered_command, altered_tensor]))
+        try:
+            program = alter(data.draw, program)
+        except FieldError:
+            return
+    try:
+        image = build(program)
+        verified = verify(image, device_limits=LIMITS)
+    except (FieldError, ProgramRejected):
+        return
+    fill = data.draw(st.integers(0, 255))
+    inputs = [np.full(size, fill, np.uint8) for size in verified.input_sizes]
+    for kernels in ("golden", "numpy"):
+        try:
+            execute(image, inputs, kernels)
+        except ProgramFault as fault:
+            assert fault.status in DATA_FAULTS, fault.message
+
+
+def test_the_unaltered_programs_are_accepted_and_varied() -> None:
+    kinds = {command.kind for program in programs() for command in program.commands}
+    assert set(CommandKind) - kinds <= {CommandKind.MATMUL, CommandKind.DEQUANTIZE, CommandKind.UNARY}
+    for program in programs():
+        assert verify(build(program), device_limits=LIMITS).command_count == len(program.commands)
