@@ -36,9 +36,7 @@ class Frame:
     def console(self) -> Console:
         """Where text for people goes: stdout, or nowhere with --json."""
         if self._console is None:
-            from rich.console import Console
-
-            self._console = Console(quiet=self.as_json, highlight=False, markup=False, emoji=False)
+            self._console = _open_console(self.as_json)
         return self._console
 
     def say(self, text: str = "") -> None:
@@ -105,3 +103,15 @@ class Frame:
 def now() -> str:
     """The time in UTC as RFC 3339 writes it."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _open_console(quiet: bool) -> Console:
+    from rich.console import Console
+
+    class PipeConsole(Console):
+        """Leaves a closed pipe to the tool, where rich would end it with exit status 1."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return PipeConsole(quiet=quiet, highlight=False, markup=False, emoji=False)

@@ -57,11 +57,16 @@ def _run(
 ) -> tuple[dict[str, Any], dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
     """(report entry, inputs, outputs of the last run)."""
     from sdk.cli import model_files
+    from sdk.compiler import model_signature, read_model
 
-    model = device.load(model_path)
-    inputs = model_files.read_inputs(given, model.inputs) if given else model_files.seeded_inputs(model.inputs)
-    if not given and model.inputs:
+    proto = read_model(model_path)
+    infos = model_signature(proto).inputs
+    inputs = model_files.read_inputs(given, infos) if given else model_files.seeded_inputs(infos)
+    if not given and infos:
         frame.note(f"no input given; using arrays from seed {model_files.SEED}")
+    began = time.perf_counter()
+    model = device.load(proto, shapes={name: [array.shape] for name, array in inputs.items()})
+    load_seconds = time.perf_counter() - began
     walls, ticks = [], []
     for _ in range(repeat):
         began = time.perf_counter()
@@ -73,8 +78,9 @@ def _run(
         frame.say(f"{name}: {array.dtype.name} {tuple(array.shape)}")
     hertz = device.info.tick_hz
     device_seconds = statistics.median(ticks) / hertz if hertz else None
-    frame.say(f"first run {walls[0] * 1e3:.3f} ms (wall), median of {repeat}: {statistics.median(walls) * 1e3:.3f} ms")
-    frame.say(f"{statistics.median(ticks):.0f} ticks (device_model)")
+    first, median = walls[0] * 1e3, statistics.median(walls) * 1e3
+    frame.say(f"loaded in {load_seconds:.3f} s, first run {first:.3f} ms, median of {repeat} {median:.3f} ms (wall)")
+    frame.say(f"{statistics.median(ticks):,.0f} ticks (device_model), kernels {device.info.kernels}")
     entry = {
         "address": device.address,
         "model": model_path,
@@ -82,6 +88,7 @@ def _run(
         "inputs": [_tensor(name, array) for name, array in inputs.items()],
         "outputs": [_tensor(name, array) for name, array in outputs.items()],
         "runs": repeat,
+        "wall_load_seconds": load_seconds,
         "wall_first_seconds": walls[0],
         "wall_median_seconds": statistics.median(walls),
         "device_model_median_ticks": statistics.median(ticks),

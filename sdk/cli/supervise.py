@@ -33,6 +33,8 @@ def supervise(work: Callable[[], int], timeout_s: float) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     parent = os.pidfd_open(os.getpid())
+    # a KeyboardInterrupt inside fork's own hooks would be swallowed: hold it back until somebody can act on it
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     child = os.fork()
     if child == 0:
         _run_child(work, parent)
@@ -40,6 +42,7 @@ def supervise(work: Callable[[], int], timeout_s: float) -> int:
     pidfd = os.pidfd_open(child)
     previous = {number: signal.signal(number, lambda n, _: _signal(pidfd, n)) for number in _FORWARDED}
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         if not _ended(pidfd, timeout_s):
             _kill(pidfd)
             raise Abandoned
@@ -50,7 +53,8 @@ def supervise(work: Callable[[], int], timeout_s: float) -> int:
         if not _ended(pidfd, timeouts.INTERRUPT_S):
             _kill(pidfd)
             raise
-        return _status(child)
+        os.waitpid(child, 0)
+        return ExitCode.INTERRUPTED
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -61,6 +65,7 @@ def _run_child(work: Callable[[], int], parent: int) -> None:
     """The child's whole life. Never returns: what the parent has on its stack is not ours to unwind."""
     status = int(ExitCode.INTERNAL)
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         _end_with(parent)
         status = work()
     except KeyboardInterrupt:

@@ -1,0 +1,90 @@
+"""npuctl as a process, and emulators that it serves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from referencing import Registry, Resource
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMAS = ROOT / "sdk" / "cli" / "schemas"
+PATIENCE_S = 120.0
+POLL_S = 0.02
+_OURS = "NPU_"
+
+
+def environment(runtime_folder: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment without our variables, publishing in a folder of the test's own."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
+    return {**kept, "NPU_RUNTIME_DIR": str(runtime_folder), "PYTHONPATH": str(ROOT), **(extra or {})}
+
+
+class Npuctl:
+    """Runs the tool with one runtime folder."""
+
+    def __init__(self, runtime_folder: Path) -> None:
+        self.runtime_folder = runtime_folder
+
+    def __call__(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run to the end, nothing on stdin."""
+        return subprocess.run(
+            [sys.executable, "-m", "sdk.cli", *arguments],
+            env=environment(self.runtime_folder, variables),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+
+    def document(self, verb: str, *arguments: str, code: int = 0, **variables: str) -> dict[str, Any]:
+        """Run with --json, check exit code and schema, return the document."""
+        done = self(verb, *arguments, "--json", **variables)
+        assert done.returncode == code, done.stderr
+        found: dict[str, Any] = json.loads(done.stdout)
+        validator(verb).validate(found)
+        assert found["schema"] == f"npuctl.{verb}"
+        return found
+
+    @contextmanager
+    def served(self, socket: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+        """An emulator that `npuctl emulate` serves on `socket`."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sdk.cli", "emulate", "--socket", str(socket), *arguments],
+            env=environment(self.runtime_folder),
+            stdin=subprocess.DEVNULL,
+        )
+        try:
+            deadline = time.monotonic() + PATIENCE_S
+            while not list(self.runtime_folder.glob("*.json")) or not socket.exists():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise AssertionError(f"npuctl emulate did not come up (exit code {process.poll()})")
+                time.sleep(POLL_S)
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def validator(verb: str) -> Draft202012Validator:
+    """Validates a verb's documents by the schemas that the package ships."""
+    documents = [json.loads(path.read_text("utf-8")) for path in SCHEMAS.glob("*.json")]
+    registry: Any = Registry().with_resources(
+        (document["$id"], Resource.from_contents(document)) for document in documents
+    )
+    schema = next(document for document in documents if document["$id"] == f"npuctl:{verb}.json")
+    Draft202012Validator.check_schema(schema)
+    return Draft202012Validator(schema, registry=registry)
