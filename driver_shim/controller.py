@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from driver_shim import timeouts
 from driver_shim.dma import HostBlock, HostMemory
-from driver_shim.errors import CommandFailed, ContractMismatch, DeviceLost, Timeout
+from driver_shim.errors import CommandFailed, ContractMismatch, DeviceLost, NpuError, Timeout
 from driver_shim.protocol import commands, config_space
 from driver_shim.protocol.commands import AdminOpcode
 from driver_shim.protocol.layout import Layout
@@ -25,6 +25,8 @@ from driver_shim.transport.base import Transport
 ADMIN_ENTRIES = 64
 _MILLISECONDS_PER_READY_UNIT = 100
 _LOG_CHUNK_BYTES = 65536
+_ADMIN_BLOCKS = 2
+"""The rings of the admin queue are the first of the kept blocks."""
 
 
 class Limits(NamedTuple):
@@ -50,7 +52,8 @@ class Controller:
         self.memory = memory
         self.registers = Registers(transport)
         self.timeout_s = timeout_s
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._giving_up = False
         self._admin: HostQueuePair | None = None
         self._blocks: list[HostBlock] = []
         self._shadows: tuple[HostBlock, HostBlock] | None = None
@@ -144,7 +147,7 @@ class Controller:
             submissions = self._allocate(ADMIN_ENTRIES * commands.SUBMISSION_BYTES)
             completions = self._allocate(ADMIN_ENTRIES * commands.COMPLETION_BYTES)
             self._blocks = [submissions, completions]
-        submissions, completions = self._blocks[:2]
+        submissions, completions = self._blocks[:_ADMIN_BLOCKS]
         submissions.view[:] = bytes(len(submissions.view))
         completions.view[:] = bytes(len(completions.view))
         self._admin = HostQueuePair(self.transport, commands.ADMIN_QUEUE_ID, submissions.view, completions.view, None)
@@ -164,7 +167,9 @@ class Controller:
             queue = self._admin
             if queue is None:
                 raise DeviceLost(f"{self.transport.address} is not enabled", device=self.transport.address)
-            while queue.outstanding():  # left behind by a wait that was given up
+            if queue.outstanding():  # left behind by a wait that was given up, perhaps before its bell
+                queue.publish()
+            while queue.outstanding():
                 self._take(queue, opcode)
             queue.put(layout.codec, int(opcode), *layout.codec.unpack(entry)[4:])
             queue.publish()
@@ -192,6 +197,13 @@ class Controller:
         now = time.monotonic()
         deadline, next_look = now + self.timeout_s, now + timeouts.LIVENESS_S
         while not queue.ready():
+            if self._giving_up:
+                raise CommandFailed(
+                    f"{self.transport.address} was reset or closed before {opcode.name.lower()} ended",
+                    device=self.transport.address,
+                    subsystem="admin",
+                    code="device-reset",
+                )
             self.transport.progress()
             now = time.monotonic()
             if now > next_look:
@@ -271,8 +283,15 @@ class Controller:
                 queue=queue_id,
                 vector=queue_id,
             )
+        except CommandFailed as error:
+            if error.status:
+                self._release(queue_id, blocks)
+            else:
+                self._blocks += blocks  # it may yet be created
+            raise
         except BaseException:
-            self._release(queue_id, blocks)
+            with contextlib.suppress(NpuError):
+                self._delete(queue_id, blocks)
             raise
         # Slices of the views: a thread that still looks at the rings keeps them mapped after the blocks are given back.
         rings = (blocks[0].view[:], blocks[1].view[:])
@@ -281,11 +300,27 @@ class Controller:
 
     def delete_queue(self, queue: OpenQueue) -> None:
         """Delete a queue on the device and free its rings; what it was carrying out is discarded."""
-        queue_id = queue.pair.queue_id
+        try:
+            self._delete(queue.pair.queue_id, list(queue.blocks))
+        except NpuError:
+            raise
+        except BaseException:  # Ctrl-C half way: go all the way, so that the queue is not lost
+            with contextlib.suppress(NpuError):
+                self._delete(queue.pair.queue_id, list(queue.blocks))
+            raise
+
+    def _delete(self, queue_id: int, blocks: list[HostBlock]) -> None:
+        """Delete a queue if there is one. Its memory is kept when the device may still use it: until the next reset."""
         try:
             self.admin(commands.DELETE_QUEUE, AdminOpcode.DELETE_QUEUE, queue=queue_id)
-        finally:
-            self._release(queue_id, list(queue.blocks))
+        except CommandFailed as error:
+            if not error.status:
+                self._blocks += blocks
+                raise
+        except NpuError:
+            self._blocks += blocks
+            raise
+        self._release(queue_id, blocks)
 
     def _release(self, queue_id: int, blocks: list[HostBlock]) -> None:
         with self._lock:
@@ -330,8 +365,11 @@ class Controller:
         block = self.memory.allocate(size)
         try:
             yield block
-        except CommandFailed:
-            self.memory.free(block)
+        except CommandFailed as error:
+            if error.status:
+                self.memory.free(block)
+            else:
+                self._blocks.append(block)
             raise
         except BaseException:
             self._blocks.append(block)
@@ -341,12 +379,20 @@ class Controller:
 
     # --- reset and end -----------------------------------------------------------------------------------------
 
+    def give_up(self) -> None:
+        """A reset or the end is coming: whoever waits for an admin command gets CommandFailed instead of its end."""
+        self._giving_up = True
+
     def reset(self) -> None:
         """Reset the function and bring it up again; queues and programs are gone."""
         with self._lock:
+            self._giving_up = False
             self._queue_ids = set()
             self.transport.reset()
-        self.bring_up()
+            self.bring_up()
+            kept, self._blocks = self._blocks[_ADMIN_BLOCKS:], self._blocks[:_ADMIN_BLOCKS]
+            for block in kept:
+                self.memory.abandon(block)
 
     def shut_down(self) -> None:
         """Disable the controller so that the device knows that its client left in order."""

@@ -29,8 +29,10 @@ def as_dtype(dtype: DTypeLike) -> np.dtype[Any]:
 
         bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
         return bfloat16
+    if dtype is None:
+        raise TypeError("dtype is missing; name one, such as 'int8' or 'float32'")
     result: np.dtype[Any] = np.dtype(dtype)
-    if result.hasobject or result.itemsize == 0:
+    if result.hasobject or result.itemsize == 0 or result.subdtype is not None:
         raise TypeError(f"dtype {result} has no fixed memory layout; use a numeric type such as 'int8' or 'float32'")
     return result
 
@@ -144,9 +146,24 @@ class Buffer(Span):
         """The device behind it is gone or was reset."""
         self._address = None
 
-    def _refuse_if_in_use(self) -> None:
+    def _claim(self) -> bool:
+        """Take the address away so that no further command can use the buffer; False if that was done before.
+
+        Raises BufferInUse (and the buffer stays) while a command in flight uses it.
+        """
+        address = self._address
+        if address is None:
+            return False
+        self._address = None
         if self.device.uses(self):
-            raise BufferInUse(f"a command in flight uses this {self!r}", remedy="wait for its event, then free it")
+            self._address = address
+            raise BufferInUse(
+                f"a command in flight uses this {self!r}",
+                device=self.device.address,
+                subsystem="memory",
+                remedy="wait for its event, then free it",
+            )
+        return True
 
 
 class HostBuffer(Buffer):
@@ -168,11 +185,19 @@ class HostBuffer(Buffer):
 
     def free(self) -> None:
         """Give the memory back now. Raises BufferInUse while a command or a view of `array` uses it. Idempotent."""
-        if self._address is None:
+        address = self._address
+        if not self._claim():
             return
-        self._refuse_if_in_use()
-        self.device.memory.free(self._block)
-        self._address = None
+        try:
+            self.device.memory.free(self._block)
+        except BufferInUse as error:
+            self._address = address
+            raise BufferInUse(
+                f"an array or another view of this {self!r} is alive",
+                device=self.device.address,
+                subsystem="memory",
+                remedy="delete what came from .array, numpy or DLPack, then free it",
+            ) from error
         self._finalizer.detach()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
@@ -211,8 +236,5 @@ class DeviceBuffer(Buffer):
 
     def free(self) -> None:
         """Give the memory back now. Raises BufferInUse while a command in flight uses it. Idempotent."""
-        if self._address is None:
-            return
-        self._refuse_if_in_use()
-        self._address = None
-        self._finalizer()
+        if self._claim():
+            self._finalizer()

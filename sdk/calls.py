@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from driver_shim.protocol.commands import BARRIER, BINDING, COPY, EXEC, FILL, NOP, IoOpcode
+from driver_shim.protocol.commands import BARRIER, BINDING, COPY, EXEC, FILL, NOP, PATTERN_SIZES, IoOpcode
 from sdk.buffers import Buffer, Span
 from sdk.events import Event, T
 
@@ -42,8 +41,8 @@ class Calls:
 
         Raises TypeError for anything but our buffers, ValueError when shapes or dtypes differ, Closed when freed.
         """
-        check_buffer(destination, "destination")
-        check_buffer(source, "source")
+        check_buffer(destination, "destination", self._home)
+        check_buffer(source, "source", self._home)
         if destination.shape != source.shape or destination.dtype != source.dtype:
             raise ValueError(
                 f"copy needs equal shapes and dtypes: destination {destination.shape} {destination.dtype},"
@@ -58,7 +57,7 @@ class Calls:
 
         Raises TypeError, ValueError, Closed.
         """
-        check_buffer(destination, "destination")
+        check_buffer(destination, "destination", self._home)
         pattern = exact_pattern(value, destination.dtype)
         values = (
             destination.address,
@@ -77,8 +76,14 @@ class Calls:
         return self.issue(event, EXEC.codec, _EXEC, (program, count, bindings.address, workspace.address))
 
 
-def check_buffer(thing: Any, role: str) -> None:
+def check_buffer(thing: Any, role: str, queue: Queue) -> None:
+    """Raise TypeError unless it is a buffer or a slice of one, ValueError unless it is of the queue's device."""
     if isinstance(thing, Span):
+        if thing.root.device is not queue.device:
+            raise ValueError(
+                f"{role} is a buffer of {thing.root.device!r}, the queue is one of {queue.device!r};"
+                " devices do not share memory: copy through numpy arrays"
+            )
         return
     if isinstance(thing, np.ndarray):
         raise TypeError(
@@ -90,20 +95,35 @@ def check_buffer(thing: Any, role: str) -> None:
 
 def exact_pattern(value: Any, dtype: np.dtype[Any]) -> bytes:
     """The bytes of `value` in `dtype`. Raises ValueError unless it is represented exactly, TypeError if no scalar."""
-    if not np.isscalar(value) and not (isinstance(value, np.ndarray) and value.shape == ()):
-        raise TypeError(f"fill takes one number, got {type(value).__name__}")
-    if isinstance(value, (str, bytes)):
-        raise TypeError(f"fill takes one number, got {value!r}")
+    if isinstance(value, (str, bytes)) or not (
+        np.isscalar(value) or (isinstance(value, np.ndarray) and not value.ndim)
+    ):
+        raise TypeError(f"fill takes one number, got {type(value).__name__} {value!r}")
+    if dtype.itemsize not in PATTERN_SIZES:
+        raise TypeError(
+            f"fill works on elements of {', '.join(map(str, PATTERN_SIZES))} bytes, {dtype} has {dtype.itemsize};"
+            " copy from a host buffer instead"
+        )
     try:
         with np.errstate(all="ignore"):
-            element = np.asarray(value).astype(dtype)
             given: Any = np.asarray(value).item()
+            element = np.asarray(_without_zero_part(given, dtype)).astype(dtype)
             back: Any = element.item()
     except (OverflowError, ValueError, TypeError) as error:
         raise ValueError(f"fill: {value!r} is not a value of {dtype} ({error})") from None
-    same = back == given or (
-        isinstance(given, float) and math.isnan(given) and isinstance(back, float) and math.isnan(back)
-    )
-    if not same:
+    if not _same(given, back):
         raise ValueError(f"fill: {value!r} is not exactly representable in {dtype} (it would become {back!r})")
     return element.tobytes()
+
+
+def _without_zero_part(given: Any, dtype: np.dtype[Any]) -> Any:
+    """A complex number without imaginary part as a real one, for a real dtype."""
+    return given.real if isinstance(given, complex) and not given.imag and dtype.kind != "c" else given
+
+
+def _same(given: Any, back: Any) -> bool:
+    """Equal, where a NaN equals a NaN."""
+    if isinstance(given, complex) or isinstance(back, complex):
+        given, back = complex(given), complex(back)
+        return _same(given.real, back.real) and _same(given.imag, back.imag)
+    return bool(given == back) or bool(given != given and back != back)

@@ -28,6 +28,7 @@ from sdk.queues import MAX_DEPTH, MIN_DEPTH, Queue, ring_entries
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from sdk.model.runs import LoadedProgram
     from sdk.model.session import Model
 
 _open_devices: weakref.WeakSet[Device] = weakref.WeakSet()
@@ -52,17 +53,18 @@ class Device:
         if address is not None and not isinstance(address, str):
             raise TypeError(f"device address must be a string, got {type(address).__name__}")
         self._timeout = _checked_timeout(timeout)
-        self._start(open_address(address, strict, self._timeout))
+        memory_limit = environment.host_memory_bytes()
+        self._start(open_address(address, strict, self._timeout), memory_limit)
 
     @classmethod
     def over(cls, transport: Transport, *, timeout: float | None = None) -> Device:
         """A device over a transport that is already open (tests and tools)."""
         self = cls.__new__(cls)
         self._timeout = _checked_timeout(timeout)
-        self._start(Opened(transport, None))
+        self._start(Opened(transport, None), environment.host_memory_bytes())
         return self
 
-    def _start(self, opened: Opened) -> None:
+    def _start(self, opened: Opened, memory_limit: int | None) -> None:
         self._opened = opened
         self.transport = opened.transport
         self.address = opened.transport.address
@@ -78,7 +80,9 @@ class Device:
         self._interrupts: list[int] = []
         self._released: deque[tuple[int, int]] = deque()
         """Device addresses that finalisers gave back, with the reset they belong to."""
-        self.memory = HostMemory(self.transport, environment.host_memory_bytes())
+        self._unloaded: deque[tuple[Queue | None, list[LoadedProgram], int]] = deque()
+        """What models that were let go left on the device, with the reset they belong to."""
+        self.memory = HostMemory(self.transport, memory_limit)
         self._controller = Controller(self.transport, self.memory, self._timeout)
         try:
             self._controller.bring_up()
@@ -162,7 +166,9 @@ class Device:
         extents, kind = as_shape(shape), as_dtype(dtype)
         size = math.prod(extents) * kind.itemsize
         buffer = HostBuffer(self, extents, kind, self.memory.allocate(size, alignment=DEVICE_ALIGNMENT))
-        self._host_buffers.add(buffer)
+        with self._lock:
+            self._check_open()
+            self._host_buffers.add(buffer)
         return buffer
 
     def buffer(self, shape: Any, dtype: DTypeLike) -> DeviceBuffer:
@@ -174,13 +180,14 @@ class Device:
         extents, kind = as_shape(shape), as_dtype(dtype)
         size = math.prod(extents) * kind.itemsize
         with self._lock:
+            self._check_open()
             self._reclaim()
             try:
                 address = self._allocator.allocate(size, DEVICE_ALIGNMENT)
             except OutOfSpace as space:
                 raise self._out_of_memory(space) from None
-        buffer = DeviceBuffer(self, extents, kind, address)
-        self._buffers.add(buffer)
+            buffer = DeviceBuffer(self, extents, kind, address)
+            self._buffers.add(buffer)
         return buffer
 
     def _out_of_memory(self, space: OutOfSpace) -> OutOfDeviceMemory:
@@ -202,6 +209,8 @@ class Device:
 
     def _reclaim(self) -> None:
         """Take back what finalisers released; called with the lock held."""
+        for _ in range(len(self._unloaded)):
+            self._unload(*self._unloaded.popleft())
         while self._released:
             address, reset_count = self._released.popleft()
             if reset_count == self.reset_count:
@@ -224,6 +233,8 @@ class Device:
         if when_full not in ("wait", "raise"):
             raise ValueError(f'when_full must be "wait" or "raise", got {when_full!r}')
         with self._lock:
+            self._check_open()
+            self._reclaim()
             entries = ring_entries(depth)
             opened = self._controller.create_queue(entries, entries)
             queue = Queue(self, opened, depth, when_full, self._interrupts[opened.pair.queue_id])
@@ -247,30 +258,62 @@ class Device:
         from sdk.model.session import Model
 
         self._check_open()
-        loaded = Model(self, model, shapes)
-        self._models.add(loaded)
+        loaded = Model(self, model)
+        with self._lock:
+            self._check_open()
+            self._reclaim()
+            self._models.add(loaded)
+        try:
+            loaded.compile_for(shapes or {})
+        except BaseException:
+            loaded.close()
+            raise
         return loaded
 
-    def load_program(self, image: bytes, constants: int) -> int:
-        """Load a compiled container with its constants at a device address; returns its handle. Models call this."""
-        self._check_open()
-        return self._controller.load_program(image, constants)
+    def load_program(self, image: bytes, constants: DeviceBuffer) -> int:
+        """Load a compiled container, its constants into a buffer; returns its handle. Models call this."""
+        with self._lock:
+            self._check_open()
+            return self._controller.load_program(image, constants.address)
 
-    def unload_program(self, handle: int) -> None:
-        """Forget a loaded program."""
-        if self._closed is None:
-            self._controller.unload_program(handle)
+    def unload_program(self, handle: int, reset_count: int) -> None:
+        """Forget a program, unless a reset (they are counted) did so already."""
+        with self._lock:
+            if self._closed is None and reset_count == self.reset_count:
+                self._controller.unload_program(handle)
+
+    def abandon_programs(self, queue: Queue | None, programs: list[LoadedProgram], reset_count: int) -> None:
+        """A model was let go: unload it by and by. Runs inside a finaliser, so it only notes it."""
+        self._unloaded.append((queue, programs, reset_count))
+
+    def _unload(self, queue: Queue | None, programs: list[LoadedProgram], reset_count: int) -> None:
+        """Unload what a model left, once its last run has ended; called with the lock held."""
+        if reset_count != self.reset_count:
+            return
+        if queue is not None:
+            if not queue.idle():
+                self._unloaded.append((queue, programs, reset_count))
+                return
+            queue.close()
+        for program in programs:
+            program.unload()
 
     # --- life cycle --------------------------------------------------------------------------------------------
 
     def check_alive(self) -> None:
         """Raise DeviceLost (and mark the device lost) unless it answers."""
+        self._check_open()
         try:
-            self._check_open()
             self._controller.check_alive()
-        except DeviceLost as error:
-            self.lost(error)
-            raise
+        except DeviceLost:
+            # A reset has it not ready for a moment, and holds the lock: once it has ended the device tells the truth.
+            with self._lock:
+                self._check_open()
+                try:
+                    self._controller.check_alive()
+                except DeviceLost as error:
+                    self.lost(error)
+                    raise
 
     def lost(self, error: NpuError) -> None:
         """The device is gone: everything outstanding ends with `error`."""
@@ -290,14 +333,18 @@ class Device:
         failed = CommandFailed(
             "the device was reset before the command ended", code="device-reset", device=self.address
         )
+        self._controller.give_up()
         with self._lock:
+            self._check_open()
             self.reset_count += 1
             queues, self._queues = self._queues, []
             for queue in queues:
                 queue.shut(gone)
             try:
-                self._controller.reset()
-                self._connect_interrupts()
+                self._reset_controller()
+            except DeviceLost as error:
+                self.lost(error)
+                raise
             finally:
                 for queue in queues:
                     queue.fail_all(failed, gone)
@@ -306,30 +353,46 @@ class Device:
                 for model in list(self._models):
                     model.invalidate(gone)
                 self._released.clear()
+                self._unloaded.clear()
                 self._allocator = RangeAllocator(0, self._controller.identity.memory_bytes, DEVICE_ALIGNMENT)
+
+    def _reset_controller(self) -> None:
+        try:
+            self._controller.reset()
+        except NpuError:
+            raise
+        except BaseException:  # Ctrl-C half way: go all the way, so that the device can be used
+            self._controller.reset()
+            self._connect_interrupts()
+            raise
+        self._connect_interrupts()
 
     def close(self) -> None:
         """Let the device go; a private emulator ends. Outstanding commands end with CommandFailed. Idempotent."""
+        if not self._finalizer.alive:
+            return
+        self._controller.give_up()
         with self._lock:
-            if self._closed is None:
-                self._closed = Closed("the device is closed", device=self.address, remedy="open it again")
             if not self._finalizer.alive:
                 return
-            self._finalizer.detach()
+            if self._closed is None:
+                self._closed = Closed("the device is closed", device=self.address, remedy="open it again")
             closed = self._closed
             unfinished = CommandFailed(
                 "the device was closed before the command ended", code="device-closed", device=self.address
             )
-            queues, self._queues = self._queues, []
+            queues = list(self._queues)
             for queue in queues:
                 queue.shut(closed)
             self._release_everything()
             for queue in queues:
                 queue.fail_all(unfinished, closed)
+            self._queues = []
             for model in list(self._models):
                 model.invalidate(closed)
             for buffer in [*self._buffers, *self._host_buffers]:
                 buffer.invalidate()
+            self._finalizer.detach()  # last: what Ctrl-C cuts short, the next call or the end of the process completes
 
     def _release_everything(self) -> None:
         try:
@@ -361,17 +424,23 @@ class Device:
 
     def _check_open(self) -> None:
         if self._closed is not None:
-            raise self._closed
+            raise self._closed.again()
 
     def abandon_in_child(self) -> None:
-        """In a forked child: everything is Closed, and nothing here touches the device."""
+        """In a forked child: everything is Closed, and nothing here touches the device.
+
+        Locks may be held by threads that do not exist here.
+        """
         gone = Closed(
             "the device belongs to the parent process", device=self.address, remedy="open a device after forking"
         )
         self._closed = gone
         self._finalizer.detach()
+        self._lock = threading.RLock()
         for queue in self._queues:
             queue.shut_in_child(gone)
+        for model in list(self._models):
+            model.abandon_in_child(gone)
         for buffer in [*self._buffers, *self._host_buffers]:
             buffer.invalidate()
 

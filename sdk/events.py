@@ -158,6 +158,14 @@ class Event(Generic[T]):
         """Buffers that the command uses, while it is in flight."""
         return self._keep or ()
 
+    def check_kept(self) -> None:
+        """Raise Closed if a buffer of the command was freed. Called with the queue's lock held, right before it counts
+
+        as in flight: from then on `free` refuses, so no command ever runs on memory that was given back.
+        """
+        for root in self._keep or ():
+            root.base_address()
+
     def drop(self, error: NpuError) -> None:
         """The command will never be submitted."""
         self.fail(error)

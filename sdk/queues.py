@@ -26,6 +26,7 @@ from driver_shim.errors import Closed, CommandFailed, ContractMismatch, DeviceLo
 from driver_shim.protocol import ring
 from driver_shim.protocol.commands import DESCRIPTOR, status_slug
 from sdk.batch import Batch, Recorded
+from sdk.buffers import Span
 from sdk.calls import Calls, check_buffer
 from sdk.events import Event, StatusesEvent, T, set_if_waiting
 from sdk.sleepers import LoopWatch, OwnedDescriptor, Threads
@@ -94,13 +95,15 @@ class Queue(Calls):
                     self._refuse()
                 tail = pair.sq_tail
                 if (tail - pair.cq_head) & ring.INDEX_MASK < self.depth or self._reap_locked():
+                    if event.kept():
+                        event.check_kept()
                     self._slots[tail & self._slot_mask] = event
                     pair.put(codec, opcode, *values)
                     pair.publish()
                     return event
             self._await_room(1)
 
-    def submit(self, descriptors: NDArray[Any], keep: Sequence[Any] = ()) -> Event[NDArray[np.uint8]]:
+    def submit(self, descriptors: NDArray[Any], keep: Span | Sequence[Span] = ()) -> Event[NDArray[np.uint8]]:
         """Submit a 1-D array of raw `sdk.DESCRIPTOR` entries; command ids are set here.
 
         Returns one event of statuses (uint8, one a descriptor); its error is `CommandFailed` naming the first bad
@@ -113,16 +116,17 @@ class Queue(Calls):
                 else type(descriptors).__name__
             )
             raise TypeError(f"submit takes a 1-D numpy array of dtype sdk.DESCRIPTOR, got {got}")
-        for thing in keep:
-            check_buffer(thing, "keep")
-        event = StatusesEvent(self, len(descriptors), tuple(span.root for span in keep))
+        kept = (keep,) if isinstance(keep, Span) else tuple(keep)
+        for thing in kept:
+            check_buffer(thing, "keep", self)
+        event = StatusesEvent(self, len(descriptors), tuple(span.root for span in kept))
         if self.when_full == "raise":
             with self._lock:
                 self._require_room(len(descriptors))
                 self._put_piece(event, descriptors, 0, len(descriptors))
             return event
         done = 0
-        while done < len(descriptors):
+        while True:
             with self._lock:
                 if self._closed is not None:
                     self._refuse()
@@ -130,14 +134,16 @@ class Queue(Calls):
                 room = self.depth - self._pair.outstanding()
                 count = min(room, len(descriptors) - done)
                 # half a queue at a time keeps both sides busy: small pieces cost a turn of both loops each
-                if count > 0 and (count == len(descriptors) - done or count >= self.depth // 2):
+                if count == len(descriptors) - done or count >= self.depth // 2:
                     self._put_piece(event, descriptors[done : done + count], done, count)
                     done += count
+                    if done == len(descriptors):
+                        return event
                     continue
-            self._await_room(min(self.depth // 2 or 1, len(descriptors) - done))
-        return event
+            self._await_room(min(self.depth // 2, len(descriptors) - done))
 
     def _put_piece(self, event: StatusesEvent, descriptors: NDArray[Any], position: int, count: int) -> None:
+        event.check_kept()
         if not count:
             return
         piece = _Piece(event, self._pair.sq_tail, position, count)
@@ -163,6 +169,7 @@ class Queue(Calls):
                 self._reap_locked()
                 while recorded and self._pair.outstanding() < self.depth:
                     event, codec, opcode, values = recorded[0]
+                    event.check_kept()
                     self._slots[self._pair.sq_tail & self._slot_mask] = event
                     self._pair.put(codec, opcode, *values)
                     recorded.popleft()
@@ -415,6 +422,12 @@ class Queue(Calls):
         with self._lock:
             self._reap_locked()
             return any(owner is not None and owner.keeps(buffer) for owner in self._slots)
+
+    def idle(self) -> bool:
+        """Whether nothing is in flight. Never blocks."""
+        with self._lock:
+            self._reap_locked()
+            return self._closed is not None or not self._pair.outstanding()
 
     def drain(self, timeout: float | None = None) -> None:
         """Wait until nothing is in flight."""

@@ -63,9 +63,10 @@ class LoadedProgram:
 
     def __init__(self, device: Device, program: CompiledProgram) -> None:
         self.program = program
+        self._reset_count = device.reset_count
         self.constants = device.buffer(program.constants_bytes, "uint8")
         """Weights in device memory, laid out as the container's constants section."""
-        self.handle = device.load_program(program.image, self.constants.address)
+        self.handle = device.load_program(program.image, self.constants)
         self._device = device
         self._lock = threading.Lock()
         self._idle: list[RunBuffers] = []
@@ -103,4 +104,4 @@ class LoadedProgram:
 
     def unload(self) -> None:
         """Take it off the device."""
-        self._device.unload_program(self.handle)
+        self._device.unload_program(self.handle, self._reset_count)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from driver_shim.errors import NpuError
+from driver_shim.errors import Closed, NpuError
 from sdk.buffers import HostBuffer
 from sdk.compiler import TensorInfo, compile_model, model_signature, read_model
 from sdk.events import Event
@@ -27,19 +28,33 @@ _log = logging.getLogger("npu")
 QUEUE_DEPTH = 256
 
 
-class Model:
-    """A loaded network. Call it with arrays, by name or in the order of `inputs`. Thread-safe."""
+class _Parts:
+    """What a model has on the device. Outlives it in its finaliser."""
 
-    def __init__(self, device: Device, source: Any, shapes: Mapping[str, Sequence[Sequence[int]]] | None) -> None:
+    def __init__(self) -> None:
+        self.loaded: dict[ShapeKey, LoadedProgram] = {}
+        self.queue: Queue | None = None
+
+
+class Model:
+    """A loaded network. Call it with arrays, by name or in the order of `inputs`. Thread-safe.
+
+    Locks are taken in the order model, device; a reset holds the device's and therefore never takes a model's.
+    """
+
+    def __init__(self, device: Device, source: Any) -> None:
         """Use `Device.load`."""
         self._device = device
         self._proto = read_model(source)
         self._signature = model_signature(self._proto)
         self._lock = threading.Lock()
-        self._loaded: dict[ShapeKey, LoadedProgram] = {}
-        self._queue: Queue | None = None
+        self._parts = _Parts()
         self._closed: NpuError | None = None
-        for key in _requested_shapes(self.inputs, shapes or {}):
+        weakref.finalize(self, _abandon, device, self._parts, device.reset_count).atexit = False
+
+    def compile_for(self, shapes: Mapping[str, Sequence[Sequence[int]]]) -> None:
+        """Compile and load for input shapes that are known beforehand."""
+        for key in _requested_shapes(self.inputs, shapes):
             self._program(key, expected=True)
 
     @property
@@ -73,30 +88,29 @@ class Model:
 
     def programs(self) -> dict[ShapeKey, LoadedProgram]:
         """The compiled programs on the device, by the shapes of their inputs."""
-        with self._lock:
-            return dict(self._loaded)
+        return dict(self._parts.loaded)
 
     def close(self) -> None:
-        """Take the model off the device; idempotent."""
+        """Take the model off the device; runs in flight end with CommandFailed. Idempotent."""
         with self._lock:
-            if self._closed is not None:
-                return
-            loaded, queue = self._loaded, self._queue
-            self._forget(_model_closed(self._device.address))
-        if queue is not None:
-            queue.close()
-        for program in loaded.values():
+            parts, self._parts = self._parts, _Parts()
+            if self._closed is None:
+                self._closed = Closed("the model is closed", device=self._device.address, remedy="load it again")
+        if parts.queue is not None:
+            parts.queue.close()
+        for program in parts.loaded.values():
             program.unload()
 
     def invalidate(self, error: NpuError) -> None:
-        """The device was reset or closed."""
-        with self._lock:
-            self._forget(error)
+        """The device was reset or closed, and holds nothing of the model any more."""
+        if self._closed is None:
+            self._closed = error
+        self._parts = _Parts()
 
-    def _forget(self, error: NpuError) -> None:
-        self._closed = self._closed or error
-        self._loaded = {}
-        self._queue = None
+    def abandon_in_child(self, error: NpuError) -> None:
+        """In a forked child; the lock may be held by a thread that does not exist here."""
+        self._lock = threading.Lock()
+        self.invalidate(error)
 
     def __repr__(self) -> str:
         return f"<Model {', '.join(map(str, self.inputs))} -> {', '.join(map(str, self.outputs))}>"
@@ -120,15 +134,21 @@ class Model:
 
     # --- programs ----------------------------------------------------------------------------------------------
 
+    def _check_open(self) -> None:
+        if self._closed is not None:
+            raise self._closed.again()
+
     def _program(self, key: ShapeKey, *, expected: bool = False) -> LoadedProgram:
         """The program for these input shapes, compiled and loaded if there is none yet."""
         with self._lock:
-            if self._closed is not None:
-                raise self._closed
-            program = self._loaded.get(key)
+            self._check_open()
+            program = self._parts.loaded.get(key)
             if program is None:
                 program = self._compile(key, expected)
-                self._loaded[key] = program
+                if self._closed is not None:  # a reset came meanwhile
+                    program.unload()
+                    self._check_open()
+                self._parts.loaded[key] = program
             return program
 
     def _compile(self, key: ShapeKey, expected: bool) -> LoadedProgram:
@@ -146,17 +166,21 @@ class Model:
 
     def _open_queue(self) -> Queue:
         with self._lock:
-            if self._closed is not None:
-                raise self._closed
-            if self._queue is None:
-                self._queue = self._device.queue(depth=QUEUE_DEPTH)
-            return self._queue
+            self._check_open()
+            queue = self._parts.queue
+            if queue is None:
+                queue = self._device.queue(depth=QUEUE_DEPTH)
+                if self._closed is not None:
+                    queue.close()
+                    self._check_open()
+                self._parts.queue = queue
+            return queue
 
 
-def _model_closed(address: str) -> NpuError:
-    from driver_shim.errors import Closed
-
-    return Closed("the model is closed", device=address, remedy="load it again")
+def _abandon(device: Device, parts: _Parts, reset_count: int) -> None:
+    """A model was let go."""
+    if parts.loaded or parts.queue is not None:
+        device.abandon_programs(parts.queue, list(parts.loaded.values()), reset_count)
 
 
 def _checked(info: TensorInfo, value: Any) -> NDArray[Any]:
@@ -170,9 +194,8 @@ def _checked(info: TensorInfo, value: Any) -> NDArray[Any]:
         )
     array = np.asarray(array)
     if array.dtype != dtype:
-        raise TypeError(
-            f"input {info.name!r}: expected {dtype.name}, got {array.dtype.name}; use x.astype({dtype.name!r})"
-        )
+        got = array.dtype.name if array.dtype.name != dtype.name else f"{dtype.name} of foreign byte order"
+        raise TypeError(f"input {info.name!r}: expected {dtype.name}, got {got}; use x.astype({dtype.name!r})")
     fits = len(array.shape) == len(info.shape) and all(
         not isinstance(wanted, int) or wanted == got for wanted, got in zip(info.shape, array.shape, strict=True)
     )
@@ -198,6 +221,10 @@ def _show(shape: Sequence[Any]) -> str:
 
 def _requested_shapes(inputs: Sequence[TensorInfo], shapes: Mapping[str, Sequence[Sequence[int]]]) -> list[ShapeKey]:
     """The combinations to compile at load: the i-th shape of every input together. Raises TypeError, ValueError."""
+    if not isinstance(shapes, Mapping) or not all(
+        isinstance(listed, Sequence) and not isinstance(listed, str) for listed in shapes.values()
+    ):
+        raise TypeError(f'shapes takes lists of shapes by input: {{"{inputs[0].name}": [(1, 3, 224, 224)]}}')
     if not shapes:
         return []
     names = [info.name for info in inputs]
@@ -215,7 +242,7 @@ def _requested_shapes(inputs: Sequence[TensorInfo], shapes: Mapping[str, Sequenc
             if listed is None and not all(isinstance(extent, int) for extent in info.shape):
                 raise ValueError(f"shapes must name input {info.name!r} too: its shape {_show(info.shape)} is symbolic")
             chosen = info.shape if listed is None else listed[index]
-            if isinstance(chosen, int):
+            if not isinstance(chosen, Sequence) or isinstance(chosen, str):
                 raise TypeError(f'shapes takes lists of shapes: {{"{info.name}": [(1, 3, 224, 224)]}}')
             key.append(_checked_shape(info, tuple(chosen)))
         keys.append(tuple(key))
