@@ -66,6 +66,7 @@ class RegisterBlock:
         if register is None:
             return 0
         if size == register.size:
+            self._latched_read.pop(register.name, None)
             return self._readable(register)
         if offset == register.offset:
             value = self._readable(register)
@@ -85,6 +86,8 @@ class RegisterBlock:
                 return
             low = self._latched_write.pop(register.name, self._values[register.name] & 0xFFFF_FFFF)
             value = value << 32 | low
+        else:
+            self._latched_write.pop(register.name, None)
         if value & ~register.declared_mask:
             self._report(offset, f"write of {value:#x} sets reserved bits of {register.name}")
             return

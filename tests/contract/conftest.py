@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from sdk import Device
+from tests.support.bus_client import BusClient
 from tests.support.rigs import RIGS, TRANSPORTS, Rig
 
 
@@ -29,3 +30,19 @@ def device(shared_device: Device) -> Device:
     """A device just reset."""
     shared_device.reset()
     return shared_device
+
+
+@pytest.fixture(params=TRANSPORTS, scope="session")
+def shared_rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    """A function shared by all tests of a worker that use it bare; `bus` resets it between them."""
+    with RIGS[request.param]() as opened:
+        yield opened
+
+
+@pytest.fixture
+def bus(shared_rig: Rig) -> Iterator[BusClient]:
+    """A client of a function that is as after power-on, but for what survives resets."""
+    shared_rig.transport.reset()
+    client = BusClient(shared_rig.transport)
+    yield client
+    client.close()

@@ -6,11 +6,10 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from driver_shim.transport.vfio_user import VfioUserTransport
-
 from driver_shim.protocol.commands import ResetCause
 from driver_shim.transport.base import Transport
 from driver_shim.transport.in_process import InProcessTransport
+from driver_shim.transport.vfio_user import VfioUserTransport
 from emulator.function import PciFunction, build
 from sdk import Device
 from sdk.private_emulator import PrivateEmulator
@@ -26,6 +25,8 @@ class Rig:
     transport: Transport
     function: PciFunction | None
     """The object itself, in process only."""
+    pid: int | None = None
+    """The emulator's process, where it has one."""
 
     def device(self, timeout: float = TEST_TIMEOUT_S) -> Device:
         """A driver's device over this transport."""
@@ -51,7 +52,7 @@ def process_rig(kernels: str = "auto") -> Iterator[Rig]:
     try:
         transport = VfioUserTransport.from_socket(emulator.socket, address="vfio-user:test", timeout=TEST_TIMEOUT_S)
         try:
-            yield Rig(transport, None)
+            yield Rig(transport, None, emulator.pid)
         finally:
             transport.close()
     finally:
