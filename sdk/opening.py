@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 
 from driver_shim import timeouts
 from driver_shim.discovery import find_cards
-from driver_shim.errors import DeviceLost, DeviceNotFound, NpuError, UnsupportedPlatform
+from driver_shim.errors import DeviceLost, DeviceNotFound, NpuError, Timeout, UnsupportedPlatform
 from driver_shim.transport.base import Transport
 from driver_shim.transport.vfio_user import VfioUserTransport
 from emulator.model.profile import profile_names
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from sdk.private_emulator import PrivateEmulator
 
 KERNELS = ("auto", "numpy", "golden")
+_warned = False
+"""Whether this process was told that it uses an emulator for want of a card."""
 _MACHINES = ("x86_64", "aarch64")
 _FORMS = '"emulator", "emulator:PROFILE?kernels=auto|numpy|golden" or "vfio-user:SOCKET-PATH"'
 
@@ -94,11 +96,14 @@ def _fall_back(strict: bool) -> str:
             "no card is on the bus, and strict mode forbids falling back to an emulator",
             remedy='plug a card in, or name an emulator: sdk.Device("emulator")',
         )
-    warnings.warn(
-        'no card is on the bus; using a private emulator (name it to silence this: sdk.Device("emulator"))',
-        EmulatorFallbackWarning,
-        stacklevel=4,
-    )
+    global _warned
+    if not _warned:
+        warnings.warn(
+            'no card is on the bus; using a private emulator (name it to silence this: sdk.Device("emulator"))',
+            EmulatorFallbackWarning,
+            stacklevel=4,
+        )
+        _warned = True
     return "emulator"
 
 
@@ -112,15 +117,29 @@ def _open_private(address: EmulatorAddress, timeout_s: float) -> Opened:
             emulator.socket, address=name, timeout=min(timeout_s, timeouts.EMULATOR_START_S)
         )
     except NpuError as error:
-        emulator.stop()
         code = emulator.exit_code()
-        raise DeviceLost(
-            f"the private emulator did not come up (exit code {code}): {error.message}",
-            device=name,
-            subsystem="emulator",
-            remedy="what it printed on stderr says why",
-        ) from error
+        emulator.stop()
+        raise _not_up(name, code, timeout_s, error) from error
     except BaseException:
         emulator.stop()
         raise
     return Opened(transport, emulator)
+
+
+def _not_up(name: str, exit_code: int | None, timeout_s: float, error: NpuError) -> NpuError:
+    """Why a private emulator could not be used: `exit_code` is None when it was still running."""
+    if exit_code is None and timeout_s < timeouts.EMULATOR_START_S:
+        return Timeout(
+            f"the private emulator did not come up within {timeout_s:g} s",
+            device=name,
+            subsystem="emulator",
+            cause=error.message,
+            remedy="give Device(timeout=) or NPU_TIMEOUT more seconds",
+        )
+    return DeviceLost(
+        f"the private emulator did not come up (exit code {exit_code}): {error.message}",
+        device=name,
+        subsystem="emulator",
+        cause=error.message,
+        remedy="what it printed on stderr says why",
+    )
