@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 
 from driver_shim.protocol import commands
+from driver_shim.protocol.command_statuses import STATUSES
 from driver_shim.protocol.layout import Layout
 from driver_shim.protocol.registers import CONTRACT_MAJOR, CONTRACT_MINOR, FROZEN_BYTES, REGISTERS
 
@@ -69,6 +70,13 @@ def _lines() -> Iterator[str]:
     yield "|---|---|"
     for status in commands.Status:
         yield f"| {int(status):#04x} | `{status.slug}` |"
+    yield ""
+    yield "## Which command completes with which status"
+    yield ""
+    yield "| command | statuses |"
+    yield "|---|---|"
+    for opcode, statuses in STATUSES.items():
+        yield f"| {int(opcode):#04x} `{opcode.name.lower()}` | {', '.join(f'`{status.slug}`' for status in statuses)} |"
 
 
 def _command_layouts() -> list[Layout]:
