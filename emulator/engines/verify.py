@@ -18,10 +18,11 @@ from driver_shim.protocol.program import (
     Storage,
     TensorType,
     align_up,
-    parse,
 )
 from driver_shim.protocol.program_commands import CommandKind
-from emulator.model.semantics import SemanticError, check
+from driver_shim.protocol.program_parsing import parse
+from emulator.model.semantics import check
+from emulator.model.shapes import SemanticError
 from emulator.model.work import work_of
 
 TAP_EFFORT = 1 << 15

@@ -6,14 +6,12 @@ command's kernel never meets shapes it does not expect. Data-dependent trouble i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from driver_shim.protocol.program import MAX_DIMENSION, TensorType
 from driver_shim.protocol.program_commands import (
     MAX_RANK,
-    MAX_SPATIAL,
     Activation,
     ArgumentFunction,
     BinaryFunction,
@@ -24,18 +22,9 @@ from driver_shim.protocol.program_commands import (
     UnaryFunction,
 )
 from driver_shim.protocol.types import FLOATS, INTEGERS, QUANTISED, WireType
+from emulator.model.shapes import SemanticError, broadcast, matmul_shape, need, reduced_shape, window_shape
 
 Types = Sequence[TensorType | None]
-
-MAX_WINDOW_TAPS = 1 << 14
-"""Elements under one window of a convolution or pooling."""
-MAX_PADDED_ELEMENTS = 1 << 30
-"""Elements of the data of a convolution or pooling with its padding."""
-
-
-class SemanticError(ValueError):
-    """A command's operands or attributes do not go together; the message says which and why."""
-
 
 _BOOLEAN_BINARY = {BinaryFunction.AND, BinaryFunction.OR, BinaryFunction.XOR}
 _COMPARISONS = {
@@ -62,11 +51,6 @@ def _flags(attributes: Any) -> list[int]:
     return [attributes[name] for name in names if name in attributes]
 
 
-def _need(condition: bool, text: str) -> None:
-    if not condition:
-        raise SemanticError(text)
-
-
 def _given(inputs: Types, position: int) -> TensorType:
     given = inputs[position]
     if given is None:
@@ -87,81 +71,27 @@ def _function(kind: type[Any], value: int) -> Any:
 
 def _is(output: TensorType, dtype: WireType, shape: Sequence[int]) -> None:
     wanted = TensorType(dtype, tuple(shape))
-    _need(output == wanted, f"the output is {output}, must be {wanted}")
+    need(output == wanted, f"the output is {output}, must be {wanted}")
 
 
 def _same_type(inputs: Types, output: TensorType, allowed: frozenset[WireType] | None = None) -> WireType:
     """All operands and the output of one type, out of `allowed`; returns it."""
     found = {t.dtype for t in inputs if t is not None} | {output.dtype}
-    _need(len(found) == 1, f"operands of different types: {', '.join(sorted(t.text for t in found))}")
+    need(len(found) == 1, f"operands of different types: {', '.join(sorted(t.text for t in found))}")
     dtype = output.dtype
-    _need(allowed is None or dtype in allowed, f"{dtype.text} operands are not possible here")
+    need(allowed is None or dtype in allowed, f"{dtype.text} operands are not possible here")
     return dtype
 
 
-def broadcast(*shapes: Sequence[int]) -> tuple[int, ...]:
-    """The shape that multidirectional broadcasting (ONNX Broadcasting.md) gives. Raises SemanticError."""
-    rank = max(map(len, shapes))
-    result = []
-    for extents in zip(*([1] * (rank - len(shape)) + list(shape) for shape in shapes), strict=True):
-        wide = {extent for extent in extents if extent != 1}
-        _need(len(wide) <= 1, f"shapes {', '.join(str(list(shape)) for shape in shapes)} do not broadcast")
-        result.append(wide.pop() if wide else 1)
-    return tuple(result)
-
-
 def _axis(axis: int, rank: int) -> int:
-    _need(axis < rank, f"axis {axis} of rank {rank}")
+    need(axis < rank, f"axis {axis} of rank {rank}")
     return axis
 
 
-def matmul_shape(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
-    """The shape of a product of two stacks of matrices. Raises SemanticError."""
-    _need(len(a) >= 2 and len(b) >= 2, f"matrices of shape {list(a)} and {list(b)}; rank 2 at least")
-    _need(a[-1] == b[-2], f"inner dimensions of {list(a)} and {list(b)} differ")
-    return (*broadcast(a[:-2], b[:-2]), a[-2], b[-1])
-
-
-def window_extent(size: int, kernel: int, stride: int, dilation: int, pads: tuple[int, int], *, ceil: bool) -> int:
-    """Positions of a window along one dimension (ONNX Conv and MaxPool); the last begins inside the data."""
-    _need(stride > 0 and dilation > 0 and kernel > 0, "kernel, strides and dilations are at least 1")
-    free = size + sum(pads) - (kernel - 1) * dilation - 1
-    _need(free >= 0, f"a window of {(kernel - 1) * dilation + 1} over {size + sum(pads)} elements")
-    extent = (-(-free // stride) if ceil else free // stride) + 1
-    if ceil and (extent - 1) * stride >= size + pads[0]:
-        extent -= 1
-    return extent
-
-
-def window_shape(x: TensorType, kernel: Sequence[int], attributes: Any, *, ceil: bool = False) -> tuple[int, ...]:
-    """Spatial shape of a convolution's or pooling's output. Raises SemanticError."""
-    rank = len(x.shape) - 2
-    _need(1 <= rank <= MAX_SPATIAL, f"{rank} spatial dimensions; 1 to {MAX_SPATIAL} are possible")
-    _need(len(kernel) == rank, f"a kernel of rank {len(kernel)} for {rank} spatial dimensions")
-    _need(math.prod(kernel) <= MAX_WINDOW_TAPS, f"a window of {math.prod(kernel)} elements; at most {MAX_WINDOW_TAPS}")
-    padded = math.prod(x.shape[:2])
-    extents = []
-    for i in range(rank):
-        pads = (attributes.pads_begin[i], attributes.pads_end[i])
-        extents.append(
-            window_extent(x.shape[2 + i], kernel[i], attributes.strides[i], attributes.dilations[i], pads, ceil=ceil)
-        )
-        padded *= x.shape[2 + i] + sum(pads) + attributes.strides[i]
-    _need(padded <= MAX_PADDED_ELEMENTS, f"padded to {padded} elements; at most {MAX_PADDED_ELEMENTS}")
-    unused = range(rank, MAX_SPATIAL)
-    neutral = all(
-        (attributes.strides[i], attributes.dilations[i], attributes.pads_begin[i], attributes.pads_end[i])
-        == (1, 1, 0, 0)
-        for i in unused
-    )
-    _need(neutral, "unused spatial dimensions must have stride 1, dilation 1, padding 0")
-    return tuple(extents)
-
-
 def _conv_output(attributes: Any, x: TensorType, w: TensorType) -> tuple[int, ...]:
-    _need(len(w.shape) == len(x.shape) >= 3, f"weights {w} for data {x}")
+    need(len(w.shape) == len(x.shape) >= 3, f"weights {w} for data {x}")
     group, outputs = attributes.group, w.shape[0]
-    _need(
+    need(
         group > 0 and x.shape[1] == w.shape[1] * group and outputs % group == 0,
         f"weights {w} in {group} groups for data {x}",
     )
@@ -182,11 +112,11 @@ def _matmul(attributes: Any, inputs: Types, output: TensorType) -> None:
         b[-2:] = reversed(b[-2:])
     shape = matmul_shape(a, b)
     _is(output, dtype, shape)
-    _need(bias is None or broadcast(bias.shape, shape) == shape, f"bias {bias} does not broadcast to {output}")
+    need(bias is None or broadcast(bias.shape, shape) == shape, f"bias {bias} does not broadcast to {output}")
 
 
 def _bias(bias: TensorType | None, channels: int) -> None:
-    _need(bias is None or bias.shape == (channels,), f"bias {bias} for {channels} channels")
+    need(bias is None or bias.shape == (channels,), f"bias {bias} for {channels} channels")
 
 
 def _conv(attributes: Any, inputs: Types, output: TensorType) -> None:
@@ -204,26 +134,26 @@ def _pool(attributes: Any, inputs: Types, output: TensorType) -> None:
     rank = len(x.shape) - 2
     kernel = tuple(attributes.kernel[:rank]) if rank > 0 else ()
     shape = window_shape(x, kernel, attributes, ceil=bool(attributes.ceil_mode))
-    _need(all(k == 1 for k in attributes.kernel[rank:]), "unused spatial dimensions must have kernel 1")
+    need(all(k == 1 for k in attributes.kernel[rank:]), "unused spatial dimensions must have kernel 1")
     for i in range(rank):
         reach = (kernel[i] - 1) * attributes.dilations[i] + 1
         pads = max(attributes.pads_begin[i], attributes.pads_end[i])
-        _need(pads < reach, f"padding {pads} with a window of {reach}: a window would see only padding")
+        need(pads < reach, f"padding {pads} with a window of {reach}: a window would see only padding")
     _is(output, x.dtype, (*x.shape[:2], *shape))
 
 
 def _scalar(tensor: TensorType, dtype: WireType, what: str) -> None:
-    _need(tensor.dtype is dtype and tensor.elements == 1, f"{what} is {tensor}, must be one {dtype.text}")
+    need(tensor.dtype is dtype and tensor.elements == 1, f"{what} is {tensor}, must be one {dtype.text}")
 
 
 def _vector(tensor: TensorType, dtype: WireType, length: int, what: str) -> None:
     good = tensor.dtype is dtype and len(tensor.shape) <= 1 and tensor.elements in (1, length)
-    _need(good, f"{what} is {tensor}, must be one or {length} of {dtype.text}")
+    need(good, f"{what} is {tensor}, must be one or {length} of {dtype.text}")
 
 
 def _quantised_operands(inputs: Types, output: TensorType, channels: int) -> None:
     x, w, x_scale, x_zero, w_scale, w_zero, y_scale, y_zero = (_given(inputs, i) for i in range(8))
-    _need(x.dtype in QUANTISED and w.dtype in QUANTISED and output.dtype in QUANTISED, "operands must be int8 or uint8")
+    need(x.dtype in QUANTISED and w.dtype in QUANTISED and output.dtype in QUANTISED, "operands must be int8 or uint8")
     _scalar(x_scale, WireType.FLOAT32, "x_scale")
     _scalar(y_scale, WireType.FLOAT32, "y_scale")
     _scalar(x_zero, x.dtype, "x_zero_point")
@@ -232,7 +162,7 @@ def _quantised_operands(inputs: Types, output: TensorType, channels: int) -> Non
     _vector(w_zero, w.dtype, channels, "w_zero_point")
     bias = _optional(inputs, 8)
     _bias(bias, channels)
-    _need(bias is None or bias.dtype is WireType.INT32, f"bias is {bias}, must be int32")
+    need(bias is None or bias.dtype is WireType.INT32, f"bias is {bias}, must be int32")
 
 
 def _qmatmul(attributes: Any, inputs: Types, output: TensorType) -> None:
@@ -257,14 +187,14 @@ def _scales(attributes: Any, x: TensorType, scale: TensorType, zero: TensorType 
 
 def _quantize(attributes: Any, inputs: Types, output: TensorType) -> None:
     x = _given(inputs, 0)
-    _need(x.dtype is WireType.FLOAT32 and output.dtype in QUANTISED, f"{x} to {output}: float32 to int8 or uint8")
+    need(x.dtype is WireType.FLOAT32 and output.dtype in QUANTISED, f"{x} to {output}: float32 to int8 or uint8")
     _scales(attributes, x, _given(inputs, 1), _given(inputs, 2), output.dtype)
     _is(output, output.dtype, x.shape)
 
 
 def _dequantize(attributes: Any, inputs: Types, output: TensorType) -> None:
     x = _given(inputs, 0)
-    _need(x.dtype in QUANTISED | {WireType.INT32}, f"{x}: only int8, uint8 and int32 can be dequantised")
+    need(x.dtype in QUANTISED | {WireType.INT32}, f"{x}: only int8, uint8 and int32 can be dequantised")
     _scales(attributes, x, _given(inputs, 1), _optional(inputs, 2), x.dtype)
     _is(output, WireType.FLOAT32, x.shape)
 
@@ -281,7 +211,7 @@ def _unary(attributes: Any, inputs: Types, output: TensorType) -> None:
 def _binary(attributes: Any, inputs: Types, output: TensorType) -> None:
     function = _function(BinaryFunction, attributes.function)
     a, b = _given(inputs, 0), _given(inputs, 1)
-    _need(a.dtype is b.dtype, f"operands of different types: {a}, {b}")
+    need(a.dtype is b.dtype, f"operands of different types: {a}, {b}")
     if function in _BOOLEAN_BINARY:
         good, result = a.dtype is WireType.BOOL, WireType.BOOL
     elif function in _COMPARISONS:
@@ -290,13 +220,13 @@ def _binary(attributes: Any, inputs: Types, output: TensorType) -> None:
         good, result = a.dtype.is_float, a.dtype
     else:
         good, result = a.dtype is not WireType.BOOL, a.dtype
-    _need(good, f"{function.name.lower()} of {a.dtype.text} is not possible")
+    need(good, f"{function.name.lower()} of {a.dtype.text} is not possible")
     _is(output, result, broadcast(a.shape, b.shape))
 
 
 def _where(attributes: Any, inputs: Types, output: TensorType) -> None:
     condition, x, y = (_given(inputs, i) for i in range(3))
-    _need(condition.dtype is WireType.BOOL, f"the condition is {condition}, must be bool")
+    need(condition.dtype is WireType.BOOL, f"the condition is {condition}, must be bool")
     _is(output, _same_type((x, y), output), broadcast(condition.shape, x.shape, y.shape))
 
 
@@ -304,33 +234,24 @@ def _cast(attributes: Any, inputs: Types, output: TensorType) -> None:
     _is(output, output.dtype, _given(inputs, 0).shape)
 
 
-def reduced_shape(shape: Sequence[int], axes: Sequence[int], *, keep: bool) -> tuple[int, ...]:
-    """`shape` after a reduction of `axes`."""
-    if keep:
-        return tuple(1 if i in axes else extent for i, extent in enumerate(shape))
-    return tuple(extent for i, extent in enumerate(shape) if i not in axes)
-
-
 def _kept_or_gone(x: TensorType, axes: Sequence[int], output: TensorType) -> None:
     possible = [reduced_shape(x.shape, axes, keep=keep) for keep in (True, False)]
-    _need(
-        output.shape in possible, f"{x} reduced along {list(axes)} gives {possible[0]} or {possible[1]}, not {output}"
-    )
+    need(output.shape in possible, f"{x} reduced along {list(axes)} gives {possible[0]} or {possible[1]}, not {output}")
 
 
 def _reduce(attributes: Any, inputs: Types, output: TensorType) -> None:
     function = _function(ReduceFunction, attributes.function)
     x = _given(inputs, 0)
     _same_type(inputs, output, FLOATS | INTEGERS if function in _INTEGER_REDUCE else FLOATS)
-    _need(attributes.axes >> len(x.shape) == 0, f"axes mask {attributes.axes:#x} for rank {len(x.shape)}")
+    need(attributes.axes >> len(x.shape) == 0, f"axes mask {attributes.axes:#x} for rank {len(x.shape)}")
     _kept_or_gone(x, [i for i in range(MAX_RANK) if attributes.axes >> i & 1], output)
 
 
 def _argument(attributes: Any, inputs: Types, output: TensorType) -> None:
     _function(ArgumentFunction, attributes.function)
     x = _given(inputs, 0)
-    _need(x.dtype is not WireType.BOOL, "bool operands are not possible here")
-    _need(output.dtype is WireType.INT64, f"the output is {output}, must be int64")
+    need(x.dtype is not WireType.BOOL, "bool operands are not possible here")
+    need(output.dtype is WireType.INT64, f"the output is {output}, must be int64")
     _kept_or_gone(x, [_axis(attributes.axis, len(x.shape))], output)
 
 
@@ -342,14 +263,14 @@ def _softmax(attributes: Any, inputs: Types, output: TensorType) -> None:
 
 def _copy(attributes: Any, inputs: Types, output: TensorType) -> None:
     x = _given(inputs, 0)
-    _need(x.dtype is output.dtype and x.elements == output.elements, f"{x} cannot be reshaped to {output}")
+    need(x.dtype is output.dtype and x.elements == output.elements, f"{x} cannot be reshaped to {output}")
 
 
 def _transpose(attributes: Any, inputs: Types, output: TensorType) -> None:
     x = _given(inputs, 0)
     permutation = list(attributes.permutation)
     rank = len(x.shape)
-    _need(
+    need(
         sorted(permutation[:rank]) == list(range(rank)) and not any(permutation[rank:]),
         f"{permutation} is no permutation of rank {rank}",
     )
@@ -359,15 +280,15 @@ def _transpose(attributes: Any, inputs: Types, output: TensorType) -> None:
 def _slice(attributes: Any, inputs: Types, output: TensorType) -> None:
     x = _given(inputs, 0)
     rank = len(x.shape)
-    _need(len(output.shape) == rank and output.dtype is x.dtype, f"a slice of {x} cannot be {output}")
+    need(len(output.shape) == rank and output.dtype is x.dtype, f"a slice of {x} cannot be {output}")
     for i in range(rank):
         start, step = attributes.starts[i], attributes.steps[i]
         last = start + (output.shape[i] - 1) * step
-        _need(
+        need(
             step != 0 and 0 <= start < x.shape[i] and 0 <= last < x.shape[i],
             f"dimension {i} of {x}: {output.shape[i]} elements from {start} in steps of {step}",
         )
-    _need(not any((*attributes.starts[rank:], *attributes.steps[rank:])), "unused dimensions must be zero")
+    need(not any((*attributes.starts[rank:], *attributes.steps[rank:])), "unused dimensions must be zero")
 
 
 def _concat(attributes: Any, inputs: Types, output: TensorType) -> None:
@@ -379,15 +300,15 @@ def _concat(attributes: Any, inputs: Types, output: TensorType) -> None:
     for part in (_given(inputs, i) for i in range(len(inputs))):
         rest = [extent for i, extent in enumerate(part.shape) if i != axis]
         same = len(part.shape) == len(shape) and rest == [e for i, e in enumerate(shape) if i != axis]
-        _need(same, f"{part} cannot be concatenated with {first} along {axis}")
+        need(same, f"{part} cannot be concatenated with {first} along {axis}")
         shape[axis] += part.shape[axis]
-    _need(shape[axis] <= MAX_DIMENSION, f"dimension {axis} becomes {shape[axis]}")
+    need(shape[axis] <= MAX_DIMENSION, f"dimension {axis} becomes {shape[axis]}")
     _is(output, dtype, shape)
 
 
 def _gather(attributes: Any, inputs: Types, output: TensorType) -> None:
     data, indices = _given(inputs, 0), _given(inputs, 1)
-    _need(indices.dtype in (WireType.INT32, WireType.INT64), f"indices are {indices}, must be int32 or int64")
+    need(indices.dtype in (WireType.INT32, WireType.INT64), f"indices are {indices}, must be int32 or int64")
     axis = _axis(attributes.axis, len(data.shape))
     _is(output, data.dtype, (*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :]))
 
@@ -395,14 +316,14 @@ def _gather(attributes: Any, inputs: Types, output: TensorType) -> None:
 def _pad(attributes: Any, inputs: Types, output: TensorType) -> None:
     x, value = _given(inputs, 0), _optional(inputs, 1)
     mode = _function(PadMode, attributes.mode)
-    _need(value is None or (value.dtype is x.dtype and value.elements == 1), f"the value is {value}, data {x}")
-    _need(len(output.shape) == len(x.shape) and output.dtype is x.dtype, f"{x} cannot be padded to {output}")
+    need(value is None or (value.dtype is x.dtype and value.elements == 1), f"the value is {value}, data {x}")
+    need(len(output.shape) == len(x.shape) and output.dtype is x.dtype, f"{x} cannot be padded to {output}")
     for i, (extent, wanted) in enumerate(zip(x.shape, output.shape, strict=True)):
         begin = attributes.begins[i]
         end = wanted - extent - begin
-        _need(end >= 0, f"dimension {i}: {begin} and {extent} elements in {wanted}")
-        _need(mode is not PadMode.REFLECT or max(begin, end) < extent, f"dimension {i}: cannot reflect {begin}, {end}")
-    _need(not any(attributes.begins[len(x.shape) :]), "unused dimensions must be zero")
+        need(end >= 0, f"dimension {i}: {begin} and {extent} elements in {wanted}")
+        need(mode is not PadMode.REFLECT or max(begin, end) < extent, f"dimension {i}: cannot reflect {begin}, {end}")
+    need(not any(attributes.begins[len(x.shape) :]), "unused dimensions must be zero")
 
 
 def _expand(attributes: Any, inputs: Types, output: TensorType) -> None:

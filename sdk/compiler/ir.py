@@ -18,7 +18,8 @@ from driver_shim.protocol.program import MAX_TENSOR_BYTES, TensorType, make_attr
 from driver_shim.protocol.program_commands import ATTRIBUTES, MAX_RANK, CommandKind
 from driver_shim.protocol.types import UnsupportedType, WireType, wire_type_of
 from emulator.model.golden import GOLDEN, KernelFault
-from emulator.model.semantics import SemanticError, check
+from emulator.model.semantics import check
+from emulator.model.shapes import SemanticError
 
 Array = NDArray[Any]
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from driver_shim.protocol.commands import Status
 from driver_shim.protocol.layout import FieldError
-from driver_shim.protocol.program import Command, Program, Tensor, TensorType, build, make_attributes, parse
+from driver_shim.protocol.program import Command, Program, Tensor, TensorType, build, make_attributes
 from driver_shim.protocol.program_commands import ATTRIBUTES, CommandKind
+from driver_shim.protocol.program_parsing import parse
 from driver_shim.protocol.types import WireType
 from emulator.engines.job import ProgramFault
 from emulator.engines.verify import DeviceLimits, ProgramRejected, verify

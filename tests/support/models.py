@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,14 +110,14 @@ def quantised_net(
         "x_zero": whole(activation, 1)[0],
         "w": w,
         "w_scale": scale(0.005, 0.05, *([filters] if per_channel else [])),
-        "w_zero": np.zeros(filters, weights) if per_channel else np.zeros((), weights),
+        "w_zero": np.zeros(filters, weights) if per_channel else _one_zero_point(whole, weights),
         "c_scale": scale(0.5, 5),
         "c_zero": whole(activation, 1)[0],
         "bias": rng.integers(-9000, 9000, filters).astype(np.int32),
         "shape": np.array([batch, inner], np.int64),
         "m": whole(weights, inner, columns),
         "m_scale": scale(0.005, 0.05, *([columns] if per_channel else [])),
-        "m_zero": np.zeros(columns, weights) if per_channel else np.zeros((), weights),
+        "m_zero": np.zeros(columns, weights) if per_channel else _one_zero_point(whole, weights),
         "y_scale": scale(0.5, 20),
         "y_zero": whole(activation, 1)[0],
     }
@@ -129,6 +129,11 @@ def quantised_net(
         initializers["b_zero"] = np.zeros(initializers["b_scale"].shape, np.int32)
         nodes = _qdq_nodes(moves, relu, per_channel)
     return model(nodes, {"x": (activation, x.shape)}, {"y": activation}, initializers, opset=13), x
+
+
+def _one_zero_point(whole: Callable[..., Array], weights: Any) -> Array:
+    """Signed weights are symmetric by convention, unsigned ones are not."""
+    return np.zeros((), weights) if weights is np.int8 else whole(weights, 1)[0]
 
 
 def _operator_nodes(moves: dict[str, Any], relu: bool) -> list[onnx.NodeProto]:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from driver_shim.protocol.program import ALIGNMENT, Storage, parse
+from driver_shim.protocol.program import ALIGNMENT, Storage
 from driver_shim.protocol.program_commands import Activation, CommandKind
+from driver_shim.protocol.program_parsing import parse
 from sdk.compiler import TensorInfo, compile_model, model_signature
 from tests.support.models import model, node, quantised_net, storage_net
 from tests.support.programs import execute, run
@@ -297,6 +298,12 @@ def test_operators(nodes: list[Any], x: list[float], expected: list[float]) -> N
     net = model([node(op, i, o, **a) for op, i, o, a in nodes], {"x": (F32, (len(x),))}, {"y": F32}, initializers)
     compiled = compile_model(net)
     assert run(compiled, {"x": np.array(x, F32)})["y"].tolist() == expected
+
+
+def test_bools_from_outside_may_be_any_byte() -> None:
+    net = model([node("Not", ["x"], ["y"])], {"x": (np.bool_, (4,))}, {"y": np.bool_})
+    (y,), _ = execute(compile_model(net).image, [np.array([0, 1, 2, 255], np.uint8)])
+    assert y.view(np.uint8).tolist() == [1, 0, 0, 0]
 
 
 @pytest.mark.parametrize("name", ["fast", "golden"])

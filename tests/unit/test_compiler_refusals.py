@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +216,7 @@ def test_a_name_too_long_for_a_program_is_refused() -> None:
 
 def one(
     op: str,
-    inputs: dict[str, tuple[Any, tuple[int, ...]]],
+    inputs: Mapping[str, tuple[Any, tuple[int, ...]]],
     initializers: dict[str, Any] | None = None,
     opset: int = 17,
     **attributes: Any,
@@ -226,7 +226,7 @@ def one(
     return model([node(op, operands, ["y"], **attributes)], inputs, {"y": F32}, initializers, opset)
 
 
-X23 = {"x": (F32, (2, 3))}
+X23: dict[str, tuple[Any, tuple[int, ...]]] = {"x": (F32, (2, 3))}
 CONCRETE: list[tuple[onnx.ModelProto, str]] = [
     (one("MatMul", {"a": (F32, (2, 3)), "b": (F32, (2, 3))}), "inner dimensions"),
     (one("Add", {"a": (F32, (2, 3)), "b": (F32, (2, 2))}), "do not broadcast"),
@@ -300,7 +300,7 @@ def test_sources_of_models(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_model(tmp_path / "none.onnx")
     with pytest.raises(TypeError, match="not int"):
-        read_model(5)  # type: ignore[arg-type]
+        read_model(5)
     for junk in (b"", b"\xff\xff\xff", b"hello, this is no model"):
         with pytest.raises(UnsupportedModel, match="no ONNX model"):
             read_model(junk)

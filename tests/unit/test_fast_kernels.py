@@ -27,7 +27,7 @@ from driver_shim.protocol.program_commands import (
 from emulator.engines.fast import columns, quantised
 from emulator.engines.kernels import table
 from emulator.model.golden import GOLDEN
-from emulator.model.semantics import window_extent
+from emulator.model.shapes import window_extent
 
 Array = NDArray[Any]
 FLOATS = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}

@@ -20,7 +20,7 @@ from driver_shim.protocol.program_commands import (
 )
 from driver_shim.protocol.types import WireType
 from emulator.model.golden import KernelFault
-from emulator.model.semantics import SemanticError
+from emulator.model.shapes import SemanticError
 from tests.support.programs import golden
 
 F32 = np.float32

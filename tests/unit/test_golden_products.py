@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 
 from driver_shim.protocol.program_commands import Activation, CommandKind, PoolFunction
 from driver_shim.protocol.types import WireType
-from emulator.model.semantics import SemanticError, window_extent
+from emulator.model.shapes import SemanticError, window_extent
 from tests.support.programs import golden, window
 
 F32 = np.float32
@@ -113,7 +113,7 @@ def test_conv_as_the_reference(
     ends: list[int],
 ) -> None:
     data, weights, bias = random(*x), random(*w, seed=1), random(w[0], seed=2)
-    moves = {"strides": strides, "dilations": dilations}
+    moves: dict[str, Any] = {"strides": strides, "dilations": dilations}
     expected = reference("Conv", [data, weights, bias], group=group, pads=[*begins, *ends], **moves)
     result = golden(
         CommandKind.CONV,

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from driver_shim.protocol.program_commands import CommandKind
-from emulator.model.semantics import SemanticError
+from emulator.model.shapes import SemanticError
 from tests.support.programs import golden, window
 
 F32 = np.float32
@@ -80,7 +80,7 @@ def test_the_accumulator_is_exact_beyond_float32() -> None:
     one, zero = np.ones((), F32), np.zeros((), np.int8)
     for y_zero in (-1, 0):
         bias = np.array([-40000 * 127 * 127], np.int32)
-        operands = [x, w, one, zero, one, zero, one, np.asarray(y_zero, np.int8), bias]
+        operands: list[Any] = [x, w, one, zero, one, zero, one, np.asarray(y_zero, np.int8), bias]
         assert golden(CommandKind.QMATMUL, operands, (1, 1), np.int8).tolist() == [[1 + y_zero]]
 
 
@@ -88,7 +88,7 @@ def test_padding_of_a_quantised_convolution_is_real_zero() -> None:
     x = np.array([[[9]]], np.uint8)
     w = np.ones((1, 1, 3), np.int8)
     one, none = np.ones((), F32), np.zeros((), np.int8)
-    operands = [x, w, one, np.asarray(5, np.uint8), one, none, one, np.asarray(100, np.uint8)]
+    operands: list[Any] = [x, w, one, np.asarray(5, np.uint8), one, none, one, np.asarray(100, np.uint8)]
     result = golden(CommandKind.QCONV, operands, (1, 1, 3), np.uint8, group=1, **window(pads_begin=[2], pads_end=[2]))
     assert result.tolist() == [[[104, 104, 104]]]
 

@@ -21,10 +21,10 @@ from driver_shim.protocol.program import (
     Tensor,
     build,
     make_attributes,
-    parse,
     seal,
 )
 from driver_shim.protocol.program_commands import ATTRIBUTES, OPERANDS, BinaryFunction, CommandKind
+from driver_shim.protocol.program_parsing import parse
 from emulator.engines.job import ProgramFault
 from emulator.engines.verify import DeviceLimits, ProgramRejected, verify
 from emulator.model.golden import GOLDEN

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from driver_shim.protocol.program_commands import Activation, BinaryFunction, CommandKind, UnaryFunction
 from driver_shim.protocol.types import WireType
-from emulator.model.semantics import SemanticError, broadcast
+from emulator.model.shapes import SemanticError, broadcast
 from sdk.compiler.context import Lowering, NodeContext
 from sdk.compiler.ir import Builder, Operation, Refused, Value, fields_of
 

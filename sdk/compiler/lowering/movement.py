@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from driver_shim.protocol.program_commands import MAX_RANK, CommandKind, PadMode
-from emulator.model.semantics import SemanticError, broadcast
+from emulator.model.shapes import SemanticError, broadcast
 from sdk.compiler.context import Lowering, NodeContext, checked_shape
 from sdk.compiler.ir import Builder, Refused, Value
 

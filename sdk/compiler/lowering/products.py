@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from driver_shim.protocol.program import TensorType
 from driver_shim.protocol.program_commands import MAX_SPATIAL, CommandKind, PoolFunction, ReduceFunction
-from emulator.model.semantics import SemanticError, matmul_shape, window_extent
+from emulator.model.shapes import SemanticError, matmul_shape, window_extent
 from sdk.compiler.context import Lowering, NodeContext
 from sdk.compiler.ir import Refused, Value
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from driver_shim.protocol.program_commands import Activation, CommandKind, UnaryFunction
 from driver_shim.protocol.types import WireType
-from emulator.model.semantics import SemanticError, matmul_shape
+from emulator.model.shapes import SemanticError, matmul_shape
 from sdk.compiler.context import Lowering, NodeContext
 from sdk.compiler.ir import Array, Builder, Operation, Quantised, Refused, Value
 from sdk.compiler.lowering.products import conv_fields

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from driver_shim.protocol.program_commands import ArgumentFunction, CommandKind, ReduceFunction
 from driver_shim.protocol.types import WireType
-from emulator.model.semantics import reduced_shape
+from emulator.model.shapes import reduced_shape
 from sdk.compiler.context import Lowering, NodeContext
 from sdk.compiler.ir import Value
 
