@@ -1,0 +1,62 @@
+"""Round trips and descriptors per second between two processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import sdk
+from benchmarks.figures import MEGA, MICRO, Figure
+from sdk.cli.measurements import Spread, array_per_s, round_trip, singles_per_s
+
+ROUND_TRIP_P50_S, ROUND_TRIP_P99_S = 8 * MICRO, 15 * MICRO
+ONE_CORE_P50_S = 200 * MICRO
+SHARE_OF_POCL = 0.25
+SINGLES_PER_S, ARRAY_PER_S = 0.25 * MEGA, 5 * MEGA
+ONE_CORE_ROUNDS = 2_000
+ONE_CORE_TIMEOUT_S = 300
+
+
+def figures(device: sdk.Device, peer: Spread | None) -> list[Figure]:
+    """All figures of this topic; `peer` is PoCL's empty kernel."""
+    trip = round_trip(device)
+    found = [
+        Figure(
+            "nop round trip, p50", trip.p50, "µs", peer and "PoCL", peer.p50 if peer else None, budget=ROUND_TRIP_P50_S
+        ),
+        Figure(
+            "nop round trip, p99", trip.p99, "µs", peer and "PoCL", peer.p99 if peer else None, budget=ROUND_TRIP_P99_S
+        ),
+    ]
+    if peer:
+        found.append(Figure("nop round trip, p50 over PoCL's", trip.p50 / peer.p50, "×", budget=SHARE_OF_POCL))
+    return [
+        *found,
+        Figure("nop round trip on one core, p50", _on_one_core(), "µs", budget=ONE_CORE_P50_S),
+        Figure("commands one by one", singles_per_s(device), "M/s", budget=SINGLES_PER_S, at_least=True),
+        Figure("commands in arrays", array_per_s(device), "M/s", budget=ARRAY_PER_S, at_least=True),
+    ]
+
+
+def _on_one_core() -> float:
+    """The median in a process that, with its emulator, may use one core only."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.queues"],
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=ONE_CORE_TIMEOUT_S,
+    )
+    return float(json.loads(done.stdout)["p50_seconds"])
+
+
+def main() -> None:
+    """The one-core process: pin, measure, print JSON."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    with sdk.Device("emulator") as device:
+        sys.stdout.write(json.dumps(round_trip(device, ONE_CORE_ROUNDS).entry()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Runs all benchmarks, prints a table and writes JSON: `python -m benchmarks.run [--output FILE]`."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+import sdk
+from benchmarks import copying, idling, pocl, queues, startup
+from benchmarks.figures import Figure
+from sdk.cli.frame import now
+from sdk.version import VERSION
+
+
+@click.command()
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write JSON here.")
+def main(output: Path | None) -> None:
+    """Measure, print, write."""
+    console = Console(highlight=False)
+    peer, missing = pocl.probe()
+    console.print(peer or f"PoCL is left out: {missing} (make bench installs the wheels)", soft_wrap=True)
+    found: list[Figure] = [*startup.figures()]
+    peer_trip = pocl.round_trip() if peer else None
+    peer_copies = pocl.copies(tuple(copying.SHARE_OF_MEMCPY)) if peer else {}
+    with sdk.Device("emulator") as device:
+        found += idling.figures(device)
+        found += queues.figures(device, peer_trip)
+        found += copying.figures(device, peer_copies)
+    table = Table("what", "ours", "peer", "budget", "", box=None, pad_edge=False)
+    for figure in found:
+        table.add_row(*figure.row())
+    console.print(table)
+    if output:
+        document = {
+            "time": now(),
+            "version": VERSION,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "processors": len(os.sched_getaffinity(0)),
+            "pocl": peer,
+            "figures": [figure.entry() for figure in found],
+        }
+        output.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
