@@ -1,0 +1,127 @@
+"""npuctl runs models and checks them against onnxruntime, which never enters the tool's or the device's processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from tests.support.npuctl import Npuctl
+
+
+@pytest.fixture
+def npuctl(tmp_path: Path) -> Npuctl:
+    return Npuctl(tmp_path)
+
+
+def save_product(path: Path, kind: int = TensorProto.FLOAT) -> Path:
+    """y = x · w, 2 × 3 times 3 × 2."""
+    weight = helper.make_tensor("w", kind, [3, 2], [1, 2, 3, 4, 5, 6])
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y/out"])],
+        "product",
+        [helper.make_tensor_value_info("x", kind, [2, 3])],
+        [helper.make_tensor_value_info("y/out", kind, [2, 2])],
+        [weight],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_a_model_runs_on_given_inputs_and_its_outputs_are_written(npuctl: Npuctl, tmp_path: Path) -> None:
+    model = save_product(tmp_path / "product.onnx")
+    np.save(tmp_path / "x.npy", np.array([[1, 0, 0], [0, 1, 1]], np.float32))
+    arguments = ["-i", f"x={tmp_path / 'x.npy'}", "-o", str(tmp_path / "out"), "--verify"]
+    (device,) = npuctl.document("run", str(model), *arguments)["devices"]
+    assert device["seeded_inputs"] is False
+    assert device["verification"]["agrees"] is True
+    assert np.load(tmp_path / "out" / "y_out.npy").tolist() == [[1, 2], [8, 10]]
+    dtypes = json.loads((tmp_path / "out" / "dtypes.json").read_text())
+    assert dtypes == {"y_out.npy": {"output": "y/out", "dtype": "float32"}}
+
+
+def test_without_inputs_it_says_that_it_makes_seeded_ones(npuctl: Npuctl, tmp_path: Path) -> None:
+    done = npuctl("run", str(save_product(tmp_path / "product.onnx")), "--verify", "--repeat", "3")
+    assert done.returncode == 0, done.stderr
+    assert "no input given; using arrays from seed 1" in done.stderr
+    assert "largest difference" in done.stdout
+
+
+def test_bfloat16_inputs_and_outputs_travel_as_uint16(npuctl: Npuctl, tmp_path: Path) -> None:
+    model = save_product(tmp_path / "product.onnx", TensorProto.BFLOAT16)
+    x = np.array([[1, 0, 0], [0, 1, 1]], ml_dtypes.bfloat16)
+    np.save(tmp_path / "x.npy", x.view(np.uint16))
+    done = npuctl("run", str(model), "-i", f"x={tmp_path / 'x.npy'}:bf16", "-o", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    raw = np.load(tmp_path / "out" / "y_out.npy")
+    assert raw.view(ml_dtypes.bfloat16).astype(np.float32).tolist() == [[1, 2], [8, 10]]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "code"),
+    [
+        (["-i", "x"], 2),
+        (["-i", "z=a.npy"], 2),
+        (["-i", "x=missing.npy"], 1),
+    ],
+)
+def test_wrong_inputs_are_refused(npuctl: Npuctl, tmp_path: Path, inputs: list[str], code: int) -> None:
+    done = npuctl("run", str(save_product(tmp_path / "product.onnx")), *inputs)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_file_that_is_no_model_fails_with_1(npuctl: Npuctl, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.onnx"
+    bad.write_bytes(b"\xff" * 64)
+    document = npuctl.document("run", str(bad), code=1)
+    assert document["errors"][0]["code"] == "unsupported-model"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A few files of different kinds, some of which no model is asked about."""
+    where = tmp_path / "files"
+    (where / ".hidden").mkdir(parents=True)
+    (where / ".hidden" / "config.py").write_text("import os\n" * 20)
+    (where / "program.py").write_text("import sys\n\n\ndef main() -> None:\n    print(sys.argv)\n" * 4)
+    (where / "page.html").write_text("<!DOCTYPE html><html><head><title>a</title></head><body><p>b</p></body></html>")
+    (where / "table.csv").write_text("name,size\n" + "".join(f"row{n},{n * n}\n" for n in range(40)))
+    (where / "random.bin").write_bytes(np.random.default_rng(5).bytes(5000))
+    (where / "empty").write_bytes(b"")
+    (where / "short").write_bytes(b"abc")
+    return where
+
+
+@pytest.mark.parametrize("kernels", ["auto", "golden"])
+def test_the_demo_classifies_files_and_every_answer_agrees(npuctl: Npuctl, folder: Path, kernels: str) -> None:
+    (device,) = npuctl.document("demo", str(folder), "-d", f"emulator:generic?kernels={kernels}")["devices"]
+    labels = {Path(file["path"]).name: file["label"] for file in device["files"]}
+    assert set(labels) == {"program.py", "page.html", "table.csv", "random.bin"}
+    assert (labels["program.py"], labels["page.html"], labels["table.csv"]) == ("python", "html", "csv")
+    assert all(file["agrees"] and file["largest_difference"] <= 1e-4 for file in device["files"])
+    assert {Path(one["path"]).name: one["reason"] for one in device["skipped"]} == {
+        "empty": "empty",
+        "short": "too little content (txt)",
+    }
+    assert device["activity"]["exec_commands"] == 1
+    assert device["device_processes"] >= 2
+
+
+def test_the_demo_prints_a_table_and_what_the_device_did(npuctl: Npuctl, folder: Path) -> None:
+    done = npuctl("demo", str(folder))
+    assert done.returncode == 0, done.stderr
+    assert "agrees" in done.stdout
+    assert "busy ticks" in done.stdout
+    assert "All 4 answers agree" in done.stdout
+
+
+def test_a_demo_of_nothing_fails(npuctl: Npuctl, folder: Path) -> None:
+    done = npuctl("demo", str(folder / "empty"))
+    assert done.returncode == 1
+    assert "none of the files" in done.stderr
