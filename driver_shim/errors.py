@@ -52,8 +52,7 @@ class NpuError(Exception):
 
 
 def _rebuild(kind: type[_Kind], state: dict[str, Any], args: tuple[Any, ...]) -> _Kind:
-    error = kind.__new__(kind, *args)
-    error.args = args
+    error = kind(*args)
     error.__dict__.update(state)
     return error
 
@@ -112,7 +111,7 @@ class QueueFull(NpuError, BlockingIOError):
 
     code = "queue-full"
 
-    def __init__(self, message: str, *, depth: int, **details: Any) -> None:
+    def __init__(self, message: str, *, depth: int = 0, **details: Any) -> None:
         super().__init__(message, **details)
         self.depth = depth
 

@@ -117,8 +117,12 @@ def exact_pattern(value: Any, dtype: np.dtype[Any]) -> bytes:
 
 
 def _without_zero_part(given: Any, dtype: np.dtype[Any]) -> Any:
-    """A complex number without imaginary part as a real one, for a real dtype."""
-    return given.real if isinstance(given, complex) and not given.imag and dtype.kind != "c" else given
+    """A complex number without imaginary part as a real one, for a real dtype. Raises ValueError if it has one."""
+    if not isinstance(given, complex) or dtype.kind == "c":
+        return given
+    if given.imag:
+        raise ValueError("it has an imaginary part")
+    return given.real
 
 
 def _same(given: Any, back: Any) -> bool:

@@ -51,6 +51,6 @@ def host_memory_bytes() -> int | None:
     text = value.strip().lower().removesuffix("ib").removesuffix("b")
     unit = text[-1:] if text[-1:] in _UNITS else ""
     digits = text.removesuffix(unit) if unit else text
-    if not digits.isdigit() or not int(digits):
+    if not digits.isdecimal() or not int(digits):
         raise ValueError(f"NPU_HOST_MEMORY={value!r}: give bytes, e.g. 512M or 4G")
     return int(digits) * _UNITS[unit]
