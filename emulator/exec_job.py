@@ -75,7 +75,10 @@ class Programs:
         _aligned(constants, "constants")
         device_range(self._machine, constants, program.constants_bytes, "program constants")
         handle = next(self._handles)
-        self._engines.load(handle, _engine_image(image, program))
+        try:
+            self._engines.load(handle, _engine_image(image, program))
+        except OSError as error:
+            raise CommandError(Status.PROGRAM_LIMIT, f"the engines cannot take it: {error.strerror}") from error
         self._machine.memory.view[constants : constants + program.constants_bytes] = program.constants
         self._loaded[handle] = LoadedProgram(
             handle,
