@@ -306,6 +306,7 @@ def test_refusal_by_the_system_is_a_limit(memory: HostMemory, monkeypatch: pytes
 
 
 def test_impossible_size_is_a_limit_and_leaks_nothing(memory: HostMemory, transport: RecordingTransport) -> None:
+    gc.collect()  # what earlier tests left goes now, not between the two counts
     before = descriptors(), mappings()
     with pytest.raises(HostMemoryLimit):
         memory.allocate(1 << 60)
@@ -315,6 +316,7 @@ def test_impossible_size_is_a_limit_and_leaks_nothing(memory: HostMemory, transp
 
 
 def test_refused_mapping_leaves_nothing_behind(memory: HostMemory, transport: RecordingTransport) -> None:
+    gc.collect()  # what earlier tests left goes now, not between the two counts
     before = descriptors(), mappings()
     transport.refusal = DeviceLost("gone")
     with pytest.raises(DeviceLost):
@@ -336,6 +338,7 @@ def test_narrow_bus_address_ranges_are_kept_to() -> None:
 
 
 def test_close_unmaps_at_once_and_pages_live_with_their_views(transport: RecordingTransport) -> None:
+    gc.collect()  # what earlier tests left goes now, not between the two counts
     before = descriptors(), mappings()
     memory = HostMemory(transport)
     block = memory.allocate(64)
@@ -393,6 +396,7 @@ def test_forked_child_is_refused_and_harms_nothing(memory: HostMemory, transport
 
 
 def test_no_descriptor_stays_open_for_an_arena(memory: HostMemory) -> None:
+    gc.collect()  # what earlier tests left goes now, not between the two counts
     before = descriptors()
     memory.allocate(64)
     # The recording transport's own mapping holds one, as mmap.mmap does.
