@@ -87,7 +87,7 @@ def convolutions(draw: st.DrawFn) -> dict[str, Any]:
     rank = draw(st.integers(1, 3))
     group = draw(st.sampled_from([1, 1, 2, 3]))
     depthwise = draw(st.booleans())
-    per_group = 1 if depthwise else draw(st.integers(1, 5))
+    per_group = 1 if depthwise else draw(st.integers(0, 5))
     outputs = group * draw(st.integers(1, 4))
     window = [
         (
@@ -103,7 +103,7 @@ def convolutions(draw: st.DrawFn) -> dict[str, Any]:
     assume(all(e + b + a >= (k - 1) * d + 1 for e, k, _, d, b, a in window))
     fill = 3 - rank
     return {
-        "x": (draw(st.integers(1, 3)), group * per_group, *(w[0] for w in window)),
+        "x": (draw(st.integers(0, 3)), group * per_group, *(w[0] for w in window)),
         "w": (outputs, per_group, *(w[1] for w in window)),
         "y": tuple(window_extent(e, k, s, d, (b, a), ceil=False) for e, k, s, d, b, a in window),
         "attributes": {
@@ -138,7 +138,7 @@ def test_conv(
 @st.composite
 def products(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shapes of two stacks of matrices that can be multiplied."""
-    m, k, n = (draw(st.integers(1, 20)) for _ in range(3))
+    m, k, n = (draw(st.integers(0, 20)) for _ in range(3))
     stacks = draw(
         st.sampled_from(
             [((), ()), ((3,), ()), ((), (3,)), ((3,), (3,)), ((2, 1), (3,)), ((1, 4), (2, 1)), ((2, 3), ())]

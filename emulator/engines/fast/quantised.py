@@ -57,8 +57,10 @@ def _chunk(inputs: Sequence[Array | None]) -> int:
 
 
 def _largest(values: Array, zero_point: Array) -> int:
-    """Largest magnitude of integer − zero_point."""
+    """Largest magnitude of integer − zero_point (there are no zero points where there are no channels)."""
     limits = np.iinfo(values.dtype)
+    if not zero_point.size:
+        return 1
     return max(limits.max - int(zero_point.min()), int(zero_point.max()) - limits.min)
 
 
