@@ -24,7 +24,7 @@ def figures(device: sdk.Device, peer: Mapping[int, float]) -> list[Figure]:
             ),
             Figure(f"copy {mebibytes} MiB to host", one.bytes / one.to_host, "GB/s", "memcpy", one.bytes / one.memcpy),
             Figure(
-                f"copy {mebibytes} MiB to device over memcpy",
+                f"copy {mebibytes} MiB over memcpy",
                 one.memcpy / one.to_device,
                 "×",
                 budget=SHARE_OF_MEMCPY[mebibytes],

@@ -27,13 +27,13 @@ def figures(device: sdk.Device) -> list[Figure]:
     idle = _idle_share(device)
     quiet = _reads(device)
     busy = _reads_while_computing(device)
-    found = [] if idle is None else [Figure("idle emulator, share of a core", idle, "%", budget=IDLE_SHARE)]
+    found = [] if idle is None else [Figure("idle emulator", idle, "%", budget=IDLE_SHARE)]
     return [
         *found,
-        Figure("register read, idle, p50", quiet.p50, "µs"),
-        Figure("register read, idle, p99", quiet.p99, "µs"),
-        Figure("register read, engine busy, p50", busy.p50, "µs"),
-        Figure("register read, engine busy, p99", busy.p99, "µs", budget=BUSY_READ_P99_S),
+        Figure("register, idle, p50", quiet.p50, "µs"),
+        Figure("register, idle, p99", quiet.p99, "µs"),
+        Figure("register, busy, p50", busy.p50, "µs"),
+        Figure("register, busy, p99", busy.p99, "µs", budget=BUSY_READ_P99_S),
     ]
 
 

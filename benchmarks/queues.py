@@ -24,17 +24,17 @@ def figures(device: sdk.Device, peer: Spread | None) -> list[Figure]:
     trip = round_trip(device)
     found = [
         Figure(
-            "nop round trip, p50", trip.p50, "µs", peer and "PoCL", peer.p50 if peer else None, budget=ROUND_TRIP_P50_S
+            "round trip, p50", trip.p50, "µs", peer and "PoCL", peer.p50 if peer else None, budget=ROUND_TRIP_P50_S
         ),
         Figure(
-            "nop round trip, p99", trip.p99, "µs", peer and "PoCL", peer.p99 if peer else None, budget=ROUND_TRIP_P99_S
+            "round trip, p99", trip.p99, "µs", peer and "PoCL", peer.p99 if peer else None, budget=ROUND_TRIP_P99_S
         ),
     ]
     if peer:
-        found.append(Figure("nop round trip, p50 over PoCL's", trip.p50 / peer.p50, "×", budget=SHARE_OF_POCL))
+        found.append(Figure("round trip over PoCL, p50", trip.p50 / peer.p50, "×", budget=SHARE_OF_POCL))
     return [
         *found,
-        Figure("nop round trip on one core, p50", _on_one_core(), "µs", budget=ONE_CORE_P50_S),
+        Figure("round trip, one core, p50", _on_one_core(), "µs", budget=ONE_CORE_P50_S),
         Figure("commands one by one", singles_per_s(device), "M/s", budget=SINGLES_PER_S, at_least=True),
         Figure("commands in arrays", array_per_s(device), "M/s", budget=ARRAY_PER_S, at_least=True),
     ]

@@ -93,12 +93,14 @@ class Model:
     def close(self) -> None:
         """Take the model off the device; runs in flight end with CommandFailed. Idempotent."""
         with self._lock:
-            parts, self._parts = self._parts, _Parts()
+            parts = self._parts
+            loaded, queue = parts.loaded, parts.queue
+            parts.loaded, parts.queue = {}, None  # emptied, not replaced: the finaliser knows this object
             if self._closed is None:
                 self._closed = Closed("the model is closed", device=self._device.address, remedy="load it again")
-        if parts.queue is not None:
-            parts.queue.close()
-        for program in parts.loaded.values():
+        if queue is not None:
+            queue.close()
+        for program in loaded.values():
             program.unload()
 
     def invalidate(self, error: NpuError) -> None:
