@@ -52,7 +52,7 @@ from emulator.exec_job import MAX_PROGRAM_BYTES, MAX_PROGRAMS, Programs
 from emulator.jobs import Activity, CommandError, Machine
 from emulator.model.clock import TickClock
 from emulator.model.profile import Profile, load_profile
-from emulator.state import KeptState, StateFolder
+from emulator.state import KeptState, StateFolder, new_serial
 
 BAR0, BAR2, BAR4, CONFIG_REGION = 0, 2, 4, 7
 VECTORS = MAX_IO_QUEUES + 1
@@ -85,10 +85,10 @@ class PciFunction:
         wall_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         """Power on. What `open_engines` gives runs programs on the device's memory and is closed with the function."""
-        kept = state.load() if state else KeptState("", {})
+        kept = state.load() if state else KeptState(new_serial(), {})
         self.profile = profile
         self.kernels = kernels
-        self.serial = kept.serial or f"EMU-{profile.name.upper()}"
+        self.serial = kept.serial
         self._state = state
         self.clock = TickClock(profile.tick_hz, wall_ns)
         self._snapshot = (0, 0)
