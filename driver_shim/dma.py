@@ -24,6 +24,7 @@ from driver_shim.transport.base import Transport
 
 FIRST_ARENA_BYTES = 2 << 20
 LARGEST_STEP_BYTES = 64 << 20
+_LARGEST_FILE_BYTES = (1 << 63) - HUGE_PAGE_BYTES
 DEFAULT_ALIGNMENT = 64
 """A cache line: no two allocations share one."""
 
@@ -32,6 +33,7 @@ _SCARCE = {
     errno.ENOSPC: "free some buffers, or raise the memory limit of this process or container",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "raise the limit of open files (sysctl fs.file-max)",
+    errno.EFBIG: "ask for less: no file can be as large",
 }
 """What to do when the operating system refuses memory, by error number."""
 
@@ -243,6 +245,8 @@ class HostMemory:
         return arena, arena.space.allocate(size, alignment)
 
     def _grow(self, size: int) -> _Arena:
+        if size > _LARGEST_FILE_BYTES:
+            raise HostMemoryLimit(f"{size} bytes of host memory: no process can have as much", remedy="ask for less")
         least = max(-(-size // PAGE_BYTES), 1) * PAGE_BYTES
         wanted = self._step
         if least >= self._step:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import weakref
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,11 +60,19 @@ class Span:
     """A contiguous piece of a buffer: what copies and fills work on. Slicing it gives a smaller one."""
 
     def __init__(self, root: Buffer, offset: int, shape: tuple[int, ...]) -> None:
-        self.root = root
+        self._root = root
+        self._describe(offset, shape, root.dtype)
+
+    def _describe(self, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.offset = offset
         self.shape = shape
-        self.dtype: np.dtype[Any] = root.dtype
-        self.nbytes = math.prod(shape) * root.dtype.itemsize
+        self.dtype = dtype
+        self.nbytes = math.prod(shape) * dtype.itemsize
+
+    @property
+    def root(self) -> Buffer:
+        """The buffer that this is a piece of (a buffer is its own)."""
+        return self._root
 
     @property
     def address(self) -> int:
@@ -89,6 +98,9 @@ class Span:
         if not self.shape:
             raise TypeError("a buffer without dimensions has no length")
         return self.shape[0]
+
+    def __iter__(self) -> Iterator[Span]:
+        return (self[index] for index in range(len(self)))
 
     def __getitem__(self, key: Any) -> Span:
         """A contiguous slice `b[i:j]` along the first dimension, or one row `b[i]`."""
@@ -118,9 +130,13 @@ class Buffer(Span):
 
     def __init__(self, device: Device, shape: tuple[int, ...], dtype: np.dtype[Any], address: int) -> None:
         self.device = device
-        self.dtype: np.dtype[Any] = dtype
         self._address: int | None = address
-        super().__init__(self, 0, shape)
+        self._describe(0, shape, dtype)
+
+    @property
+    def root(self) -> Buffer:
+        """Itself. Not an attribute: a buffer that referred to itself would not go when it is let go."""
+        return self
 
     @property
     def space(self) -> Space:

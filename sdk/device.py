@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import threading
@@ -181,14 +182,23 @@ class Device:
         size = math.prod(extents) * kind.itemsize
         with self._lock:
             self._check_open()
-            self._reclaim()
             try:
-                address = self._allocator.allocate(size, DEVICE_ALIGNMENT)
+                address = self._allocate(size)
             except OutOfSpace as space:
                 raise self._out_of_memory(space) from None
             buffer = DeviceBuffer(self, extents, kind, address)
             self._buffers.add(buffer)
         return buffer
+
+    def _allocate(self, size: int) -> int:
+        """Device memory; called with the lock held. Raises OutOfSpace."""
+        self._reclaim()
+        try:
+            return self._allocator.allocate(size, DEVICE_ALIGNMENT)
+        except OutOfSpace:
+            gc.collect()  # buffers and models that were let go may still hang in cycles
+            self._reclaim()
+            return self._allocator.allocate(size, DEVICE_ALIGNMENT)
 
     def _out_of_memory(self, space: OutOfSpace) -> OutOfDeviceMemory:
         fragmented = space.free >= space.requested

@@ -93,7 +93,7 @@ def test_host_memory_limit_takes_bytes_and_units(clean: pytest.MonkeyPatch, text
 @pytest.mark.parametrize("text", ["0", "-1", "lots", "1.5G", "G", "1 2", "0x10", "²"])
 def test_unreadable_host_memory_limits_are_refused(clean: pytest.MonkeyPatch, text: str) -> None:
     clean.setenv("NPU_HOST_MEMORY", text)
-    with pytest.raises(ValueError, match="NPU_HOST_MEMORY.*512M"):
+    with pytest.raises(ValueError, match=r"NPU_HOST_MEMORY.*512M"):
         environment.host_memory_bytes()
 
 
