@@ -60,6 +60,7 @@ def command(frame: Frame, paths: tuple[Path, ...], wanted: tuple[str, ...]) -> N
 
     barred.bar()
     files = expand(paths) if paths else own_files()
+    peer_process.require("magika", extra="demo")
     peer = peer_process.ask(PEER, {"paths": [str(path) for path in files]}, {})
     if not peer.facts["classified"]:
         _show_skipped(frame, peer)
@@ -84,6 +85,7 @@ def command(frame: Frame, paths: tuple[Path, ...], wanted: tuple[str, ...]) -> N
         "device_model_seconds": work["busy_ticks"] / info.tick_hz if info.tick_hz else None,
         "activity": work,
         "device_processes": len(processes),
+        "device_processes_with_onnxruntime": len(holding),
     }
     frame.add(entry)
     _show_work(frame, entry)
@@ -152,7 +154,6 @@ def _show_work(frame: Frame, entry: dict[str, Any]) -> None:
     )
     frame.say(f"  {work['bytes_copied']:,} bytes copied, {work['busy_ticks']:,} busy ticks{modelled}")
     frame.say(f"  {entry['wall_seconds']:.2f} s (wall), loading and compiling included")
-    if entry["device_processes"]:
-        frame.say(
-            f"  onnxruntime: barred from this process, loaded in none of {entry['device_processes']} of the device"
-        )
+    if entry["device_processes"] and not entry["device_processes_with_onnxruntime"]:
+        count = entry["device_processes"]
+        frame.say(f"  onnxruntime is barred from this process and loaded in none of the device's {count} processes")

@@ -6,6 +6,7 @@ with its name in the JSON.
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import subprocess
@@ -47,6 +48,12 @@ class Message(NamedTuple):
             facts = json.loads(archive[_FACTS].tobytes())
             arrays = {name.removeprefix(_ARRAY): archive[name] for name in archive.files if name.startswith(_ARRAY)}
         return cls(facts, arrays)
+
+
+def require(package: str, *, extra: str) -> None:
+    """Raise Failure that names the extra to install unless the package is there."""
+    if importlib.util.find_spec(package) is None:
+        raise Failure(f"{package} is not installed; pip install 'npu-sdk[{extra}]' brings it")
 
 
 def ask(module: str, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Message:

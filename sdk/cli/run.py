@@ -117,6 +117,7 @@ def _verify(
     foreign = [name for name, array in inputs.items() if array.dtype.isbuiltin != 1]
     if foreign:
         raise Failure(f"--verify: onnxruntime takes no {inputs[foreign[0]].dtype.name} arrays (input {foreign[0]!r})")
+    peer_process.require("onnxruntime", extra="models")
     reference = peer_process.ask(PEER, {"model": model_path}, inputs)
     compared = [agreement.compare(name, array, reference.arrays[name]) for name, array in outputs.items()]
     entry["verification"] = {
