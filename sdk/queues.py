@@ -99,7 +99,11 @@ class Queue(Calls):
                         event.check_kept()
                     self._slots[tail & self._slot_mask] = event
                     pair.put(codec, opcode, *values)
-                    pair.publish()
+                    try:
+                        pair.publish()
+                    except NpuError as error:
+                        event.drop(error)  # this call reports the loss; nobody else has the event
+                        raise
                     return event
             self._await_room(1)
 
