@@ -11,7 +11,7 @@ import click
 
 from driver_shim.errors import DeviceNotFound
 from sdk import environment
-from sdk.cli.exit_codes import Failure
+from sdk.cli.exit_codes import ExitCode, Failure
 from sdk.info import DeviceInfo, list_devices
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sdk.device import Device
 
 ALL = "all"
-_SCHEMES = ("pci:", "vfio-user:", "sysfs:", "usb:")
+_SOCKET = "vfio-user:"
 
 
 def device_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,6 +61,18 @@ def confirm(question: str, yes: bool) -> None:
         raise Failure("nothing was changed")
 
 
+def open_named(address: str) -> Device:
+    """Open the device at an address. Raises as `sdk.Device`; Failure (usage) for an address it cannot open."""
+    import sdk
+
+    try:
+        return sdk.Device(address)
+    except ValueError as error:
+        if isinstance(error, sdk.NpuError):
+            raise
+        raise Failure(str(error), ExitCode.USAGE, slug="usage") from error
+
+
 def open_for_work(wanted: Sequence[str], frame: Frame) -> Device:
     """The one device a verb computes on; may start a private emulator. Says which it is. Raises as `sdk.Device`."""
     import sdk
@@ -68,13 +80,15 @@ def open_for_work(wanted: Sequence[str], frame: Frame) -> Device:
     if len(wanted) > 1 or ALL in wanted:
         raise click.UsageError("this verb works on one device; name one with -d")
     address = wanted[0] if wanted else None
-    if address is not None and not address.startswith(("emulator", *_SCHEMES)):
+    if address is not None and not address.startswith(("emulator", _SOCKET)):
         address = _named(address, list_devices()).address
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sdk.EmulatorFallbackWarning)  # the line below says it
         try:
             device = sdk.Device(address)
         except ValueError as error:
+            if isinstance(error, sdk.NpuError):
+                raise
             raise click.UsageError(str(error)) from error
     private = device.info.emulated and device.info.pid is not None
     frame.note(f"using {device.info.name} at {device.address}" + (", started for this run" if private else ""))
@@ -92,7 +106,7 @@ def _named(name: str, there: Sequence[DeviceInfo]) -> DeviceInfo:
             return device
     if name.startswith("emulator"):
         raise click.UsageError(f"{name!r}: only run, bench and demo start an emulator; serve one with npuctl emulate")
-    if name.startswith(_SCHEMES):
+    if name.startswith(_SOCKET):  # served elsewhere, or published in a folder that we do not look into
         return DeviceInfo(name="NPU", address=name)
     known = ", ".join(device.address for device in there) or "none"
     raise DeviceNotFound(f"no device has the address or serial {name!r}; there are: {known}")

@@ -8,7 +8,8 @@ import click
 from rich.table import Table
 
 from driver_shim.errors import DeviceBusy
-from sdk.cli.device_selection import device_option, queried
+from sdk.cli.device_selection import device_option, open_named, queried
+from sdk.cli.exit_codes import Failure
 from sdk.cli.frame import Frame
 from sdk.cli.list_devices import facts
 from sdk.cli.verb import verb
@@ -27,7 +28,7 @@ def command(frame: Frame, wanted: tuple[str, ...], no_open: bool) -> None:
     for device in queried(wanted):
         try:
             entry = _entry(device, no_open)
-        except NpuError as error:
+        except (NpuError, Failure) as error:
             frame.fail(error, device.address)
             continue
         frame.add(entry)
@@ -38,10 +39,8 @@ def _entry(device: DeviceInfo, no_open: bool) -> dict[str, Any]:
     closed = {**facts(device), "opened": False, "opened_with_reset": False, "errors_logged": None}
     if no_open or not device.address.startswith("vfio-user:"):
         return closed
-    import sdk
-
     try:
-        with sdk.Device(device.address) as opened:
+        with open_named(device.address) as opened:
             entry = {**facts(opened.info), "pid": device.pid, "opened": True, "opened_with_reset": True}
             return {**entry, "errors_logged": len(opened.errors())}
     except DeviceBusy:

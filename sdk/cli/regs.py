@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -11,8 +9,8 @@ from rich.table import Table
 
 from driver_shim.protocol.register_kinds import Access, Register
 from driver_shim.protocol.registers import REGISTERS
-from driver_shim.registers import Registers
-from sdk.cli.device_selection import changed, device_option, queried
+from sdk.cli.device_selection import changed, device_option, open_named, queried
+from sdk.cli.exit_codes import Failure
 from sdk.cli.frame import Frame
 from sdk.cli.verb import verb
 from sdk.errors import NpuError
@@ -38,7 +36,7 @@ def command(frame: Frame, registers: tuple[str, ...], wanted: tuple[str, ...], u
     for device in changed(wanted) if writes else queried(wanted):
         try:
             _one_device(frame, device, names, writes)
-        except NpuError as error:
+        except (NpuError, Failure) as error:
             frame.fail(error, device.address)
 
 
@@ -78,7 +76,8 @@ def _value(register: Register, text: str) -> int:
 
 
 def _one_device(frame: Frame, device: DeviceInfo, shown: list[Register], writes: dict[str, int]) -> None:
-    with _registers(device) as access:
+    with open_named(device.address) as opened:
+        access = opened.registers
         for name, value in writes.items():
             access[name].write_value(value)
         entries = [_entry(register, access[register.name].read()) for register in shown]
@@ -89,14 +88,6 @@ def _one_device(frame: Frame, device: DeviceInfo, shown: list[Register], writes:
         fields = " ".join(f"{name}={value}" for name, value in entry["fields"].items())
         table.add_row(entry["offset"], entry["name"], entry["value"], fields)
     frame.console.print(table)
-
-
-@contextlib.contextmanager
-def _registers(device: DeviceInfo) -> Iterator[Registers]:
-    import sdk
-
-    with sdk.Device(device.address) as opened:
-        yield opened.registers
 
 
 def _entry(register: Register, value: int) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import time
 
 import click
 
-from sdk.cli.device_selection import changed, confirm, device_option
+from sdk.cli.device_selection import changed, confirm, device_option, open_named
+from sdk.cli.exit_codes import Failure
 from sdk.cli.frame import Frame
 from sdk.cli.verb import verb
 from sdk.errors import NpuError
@@ -19,15 +20,13 @@ def command(frame: Frame, wanted: tuple[str, ...], yes: bool) -> None:
     """Reset devices. A device that somebody uses is left alone (exit 1)."""
     devices = changed(wanted)
     confirm(f"Reset {', '.join(device.address for device in devices)}?", yes)
-    import sdk
-
     for device in devices:
         try:
-            with sdk.Device(device.address) as opened:
+            with open_named(device.address) as opened:
                 began = time.monotonic()
                 opened.reset()
                 seconds = time.monotonic() - began
-        except NpuError as error:
+        except (NpuError, Failure) as error:
             frame.fail(error, device.address)
             continue
         frame.add({"address": device.address, "opened_with_reset": True, "wall_reset_seconds": seconds})
