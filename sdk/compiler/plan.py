@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -155,9 +156,10 @@ class _Table:
                 subsystem="compiler",
             )
         data = np.ascontiguousarray(value.constant).tobytes()
-        place = self._places.get(data)
+        digest = hashlib.sha256(data).digest()
+        place = self._places.get(digest)
         if place is None:
-            place = self._places[data] = align_up(len(self.constants))
+            place = self._places[digest] = align_up(len(self.constants))
             self.constants += bytes(place - len(self.constants)) + data
         return self._add(value, Storage.CONSTANT, place)
 

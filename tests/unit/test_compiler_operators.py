@@ -1,0 +1,202 @@
+"""Each operator, in the forms it had over the opsets, against onnx's own reference evaluator."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+
+from sdk.compiler import compile_model
+from sdk.compiler.lowering import LOWERINGS
+from tests.support.models import model, node
+from tests.support.programs import run
+
+F32 = np.float32
+NEWEST = onnx.defs.onnx_opset_version()
+IR_VERSION = 10
+
+
+class Case(NamedTuple):
+    """One node: operands by value ("c:" prefixed names are initialisers), attributes, opsets, number of outputs."""
+
+    op: str
+    operands: dict[str, Any]
+    attributes: dict[str, Any] = {}  # noqa: RUF012  (never changed)
+    opsets: tuple[int, ...] = (13, 18, NEWEST)
+    outputs: int = 1
+
+
+def real(*shape: int, seed: int = 0) -> NDArray[Any]:
+    return np.random.default_rng(seed).normal(size=shape).astype(F32)
+
+
+def ints(*values: Any) -> NDArray[Any]:
+    return np.array(values, np.int64)
+
+
+OLD, NEW = (11,), (13, 18, NEWEST)
+BEFORE_18 = (11, 13)
+SINCE_18 = (18, NEWEST)
+ALL = (11, 13, 18, NEWEST)
+X = real(2, 3, 4)
+BOOLS = np.array([[True, False], [False, True]])
+
+CASES = [
+    *(
+        Case(op, {"x": X})
+        for op in ("Abs", "Neg", "Sign", "Floor", "Ceil", "Round", "Exp", "Tanh", "Sigmoid", "Erf", "Relu")
+    ),
+    *(Case(op, {"x": X}) for op in ("Softplus", "Sin", "Cos", "Reciprocal", "Identity")),
+    *(Case(op, {"x": np.abs(X) + 1}) for op in ("Log", "Sqrt")),
+    Case("LeakyRelu", {"x": X}),
+    Case("LeakyRelu", {"x": X}, {"alpha": 0.3}),
+    Case("Elu", {"x": X}),
+    Case("Elu", {"x": X}, {"alpha": 0.3}),
+    Case("HardSigmoid", {"x": X}),
+    Case("HardSigmoid", {"x": X}, {"alpha": 0.3, "beta": 0.1}),
+    Case("Not", {"x": BOOLS}, opsets=ALL),
+    *(Case(op, {"a": X, "b": real(3, 1, seed=1)}) for op in ("Add", "Sub", "Mul", "Div")),
+    *(Case(op, {"a": X, "b": real(4, seed=1)}) for op in ("Less", "Greater", "Equal")),
+    *(Case(op, {"a": X, "b": X.copy()}) for op in ("LessOrEqual", "GreaterOrEqual")),
+    *(Case(op, {"a": BOOLS, "b": BOOLS.T.copy()}, opsets=ALL) for op in ("And", "Or", "Xor")),
+    *(Case(op, {"a": X, "b": real(4, seed=1), "c": real(3, 1, seed=2)}) for op in ("Max", "Min", "Sum", "Mean")),
+    Case("Pow", {"a": np.abs(X), "b": np.array(2, F32)}),
+    Case("Pow", {"a": X, "c:b": ints(3)}),
+    Case("Clip", {"x": X, "c:l": np.array(-0.5, F32), "c:h": np.array(0.5, F32)}, opsets=ALL),
+    Case("Clip", {"x": X, "l": np.array(-0.5, F32)}, opsets=ALL),
+    Case("Clip", {"x": np.arange(6, dtype=np.int32), "c:l": np.array(2, np.int32)}, opsets=(12, *NEW)),
+    Case("Cast", {"x": X * 9}, {"to": 6}),
+    Case("Cast", {"x": X}, {"to": 10}),
+    Case("Cast", {"x": BOOLS}, {"to": 1}),
+    Case("Where", {"c": BOOLS, "x": real(2, 2), "y": real(1, 2)}, opsets=(16, NEWEST)),
+    Case("Dropout", {"x": X}),
+    Case("MatMul", {"a": X, "b": real(4, 5)}),
+    Case("MatMul", {"a": real(4), "b": real(4, 5)}),
+    Case("MatMul", {"a": X, "b": real(4)}),
+    Case("MatMul", {"a": real(4), "b": real(4, seed=1)}),
+    Case("MatMul", {"a": real(4), "b": real(2, 4, 3)}),
+    Case("Gemm", {"a": real(3, 2), "b": real(4, 3)}, {"transA": 1, "transB": 1}),
+    Case("Gemm", {"a": real(2, 3), "b": real(3, 4), "c": real(2, 1)}, {"alpha": 0.5, "beta": 2.0}),
+    Case("Conv", {"x": real(1, 2, 6, 5), "w": real(4, 1, 3, 3), "b": real(4)}, {"group": 2, "pads": [1, 0, 2, 1]}),
+    Case("Conv", {"x": real(1, 2, 6, 5), "w": real(4, 2, 2, 3)}, {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
+    Case("Conv", {"x": real(1, 2, 6, 5), "w": real(4, 2, 2, 2)}, {"auto_pad": "SAME_LOWER"}),
+    Case("Conv", {"x": real(1, 2, 9), "w": real(4, 2, 3)}, {"auto_pad": "VALID", "dilations": [2]}),
+    Case("MaxPool", {"x": real(1, 2, 6, 5)}, {"kernel_shape": [2, 3], "strides": [2, 1]}),
+    Case(
+        "AveragePool", {"x": real(1, 2, 6, 5)}, {"kernel_shape": [2, 3], "pads": [1, 1, 0, 1], "count_include_pad": 1}
+    ),
+    Case("GlobalMaxPool", {"x": real(2, 3, 4, 5)}),
+    Case("GlobalAveragePool", {"x": real(2, 3, 4, 5)}),
+    *(Case(op, {"x": X}, {"axes": [-1], "keepdims": 0}, BEFORE_18) for op in ("ReduceMean", "ReduceMax", "ReduceMin")),
+    *(
+        Case(op, {"x": X, "c:a": ints(0, -1)}, {}, SINCE_18)
+        for op in ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceL1")
+    ),
+    *(Case(op, {"x": X}, {"keepdims": 0}, SINCE_18) for op in ("ReduceL2", "ReduceSumSquare", "ReduceLogSumExp")),
+    Case("ReduceSum", {"x": X}, {"axes": [1]}, OLD),
+    Case("ReduceSum", {"x": X, "c:a": ints(1)}),
+    Case("ReduceSum", {"x": X}, {"noop_with_empty_axes": 1}),
+    Case("ReduceSum", {"x": X}),
+    Case("ArgMax", {"x": X}, {"axis": 1}),
+    Case("ArgMin", {"x": X}, {"axis": -1, "keepdims": 0}),
+    Case("Softmax", {"x": X}, {"axis": 1}),
+    Case("Softmax", {"x": X}),
+    Case("LogSoftmax", {"x": X}, {"axis": -1}, ALL),
+    Case("Reshape", {"x": X, "c:s": ints(0, -1)}),
+    Case("Reshape", {"x": X, "c:s": ints(24)}),
+    Case("Flatten", {"x": X}),
+    Case("Flatten", {"x": X}, {"axis": -1}),
+    Case("Flatten", {"x": X}, {"axis": 0}),
+    Case("Squeeze", {"x": real(1, 2, 1)}, {"axes": [-1]}, OLD),
+    Case("Squeeze", {"x": real(1, 2, 1), "c:a": ints(0)}),
+    Case("Squeeze", {"x": real(1, 2, 1)}, {}, ALL),
+    Case("Unsqueeze", {"x": X}, {"axes": [0, -1]}, OLD),
+    Case("Unsqueeze", {"x": X, "c:a": ints(1, -1)}),
+    Case("Transpose", {"x": X}),
+    Case("Transpose", {"x": X}, {"perm": [1, 0, 2]}),
+    Case("Slice", {"x": X, "c:s": ints(-1, 1), "c:e": ints(-9, 9), "c:a": ints(2, 1), "c:t": ints(-2, 1)}, {}, ALL),
+    Case("Split", {"x": X}, {"axis": 2, "split": [1, 3]}, OLD, 2),
+    Case("Split", {"x": X, "c:s": ints(1, 2)}, {"axis": 1}, NEW, 2),
+    Case("Split", {"x": real(7)}, {"num_outputs": 3}, SINCE_18, 3),
+    Case("Split", {"x": X}, {"axis": 0}, (11, 13), 2),
+    Case("Concat", {"a": X, "b": X}, {"axis": -1}),
+    Case("Gather", {"x": X, "c:i": ints([0, -1])}, {"axis": 2}),
+    Case("Pad", {"x": X, "c:p": ints(0, 1, 1, 2, 0, 1)}),
+    Case("Pad", {"x": X, "c:p": ints(0, 2, 1, 0, 0, 3)}, {"mode": "reflect"}),
+    Case("Pad", {"x": X, "c:p": ints(0, 2, 1, 0, 0, 3)}, {"mode": "edge"}),
+    Case("Pad", {"x": X, "c:p": ints(1, 1), "c:v": np.array(7, F32), "c:a": ints(-1)}, {}, SINCE_18),
+    Case("Expand", {"x": real(3, 1), "c:s": ints(2, 1, 4)}),
+    Case("Expand", {"x": real(3, 1), "c:s": ints(1)}),
+    Case("QuantizeLinear", {"x": X * 50, "c:s": np.array(0.7, F32), "c:z": np.array(3, np.int8)}),
+    Case(
+        "QuantizeLinear",
+        {"x": X * 50, "c:s": np.array([0.7, 1, 2], F32), "c:z": ints(1, 2, 3).astype(np.uint8)},
+        {"axis": 1},
+    ),
+    Case(
+        "DequantizeLinear",
+        {"x": np.arange(6, dtype=np.uint8), "c:s": np.array(0.7, F32), "c:z": np.array(3, np.uint8)},
+        opsets=(19, NEWEST),
+    ),
+]
+
+FOLDED_ALWAYS = {"Shape", "Size", "Constant", "ConstantOfShape", "Range"}
+ELSEWHERE = {"QLinearConv", "QLinearMatMul"}
+"""Compared with onnxruntime, whose arithmetic is the reference."""
+
+
+def identify(case: Case) -> str:
+    return f"{case.op}-{case.attributes}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=identify)
+def test_operator_as_the_reference(case: Case) -> None:
+    for opset in case.opsets:
+        compare(case, opset)
+
+
+def compare(case: Case, opset: int) -> None:
+    names = [name.removeprefix("c:") + "_in" for name in case.operands]
+    outputs = [f"y{i}" for i in range(case.outputs)]
+    arrays = {name: np.asarray(a) for name, a in zip(names, case.operands.values(), strict=True)}
+    constant = {name for name, given in zip(names, case.operands, strict=True) if given.startswith("c:")}
+    attributes = dict(case.attributes)
+    graph = onnx.helper.make_graph(
+        [node(case.op, names, outputs, **attributes)],
+        "operator",
+        [
+            onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+            for n, a in arrays.items()
+            if n not in constant
+        ],
+        [],
+        [onnx.numpy_helper.from_array(a, n) for n, a in arrays.items() if n in constant],
+    )
+    net = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=IR_VERSION)
+    graph = net.graph
+    graph.output.extend(onnx.helper.make_tensor_value_info(n, 1, None) for n in outputs)
+    inputs = {n: a for n, a in arrays.items() if n not in constant}
+    expected = ReferenceEvaluator(net).run(None, inputs)
+    for declared, array in zip(graph.output, expected, strict=True):
+        declared.type.tensor_type.elem_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    results = run(compile_model(net), inputs)
+    for name, array in zip(outputs, expected, strict=True):
+        assert (results[name].dtype, results[name].shape) == (array.dtype, array.shape), f"opset {opset}"
+        np.testing.assert_allclose(results[name], array, rtol=1e-5, atol=1e-6, err_msg=f"opset {opset}")
+
+
+@pytest.mark.parametrize(("axis", "rows"), [(0, (1, 24)), (1, (2, 12)), (2, (6, 4))])
+def test_softmax_before_opset_13_works_on_a_matrix(axis: int, rows: tuple[int, int]) -> None:
+    # The reference evaluator knows only the later meaning.
+    net = model([node("Softmax", ["x"], ["y"], axis=axis)], {"x": (F32, X.shape)}, {"y": F32}, opset=11)
+    powers = np.exp(X.reshape(rows))
+    expected = (powers / powers.sum(1, keepdims=True)).reshape(X.shape)
+    np.testing.assert_allclose(run(compile_model(net), {"x": X})["y"], expected, rtol=1e-5)
+
+
+def test_every_operator_is_compared_somewhere() -> None:
+    assert {case.op for case in CASES} | FOLDED_ALWAYS | ELSEWHERE == set(LOWERINGS)
