@@ -18,7 +18,7 @@ from driver_shim.protocol.registers import CQ_HEAD_DOORBELL, DOORBELL_PAGE_BYTES
 from driver_shim.registers import Registers
 from driver_shim.transport.base import BAR2, Transport
 
-PATIENCE_S = 30.0
+PATIENCE_S = 20.0
 MEMORY_BYTES = 4 << 20
 MEMORY_IOVA = 0x1_0000_0000
 UNMAPPED_IOVA = 0xDEAD_0000_0000
@@ -45,6 +45,8 @@ class RawQueue:
             at = queue_id * c.LINE_BYTES
             self.host_line = client.at(lines[0] + at, c.LINE_BYTES).cast("I")
             self.device_line = client.at(lines[1] + at, c.LINE_BYTES).cast("I")
+            for at in range(3):  # what a queue of this number left there before
+                self.host_line[at] = self.device_line[at] = 0
         self.tail = self.head = 0
         self.opcodes: list[int] = []
 
