@@ -30,7 +30,7 @@ _SQ_EVENT = DEVICE_LINE.offset_of("sq_event") // 4
 _CQ_EVENT = DEVICE_LINE.offset_of("cq_event") // 4
 
 
-_pack_completion = COMPLETION.codec.pack_into
+_pack_completion = COMPLETION.codec.pack
 
 
 class QueueState(enum.IntEnum):
@@ -157,8 +157,9 @@ class QueuePair:
         index, entries = self.cq_tail, self.cq_entries
         phase = (index // entries & 1) ^ 1  # ring.phase_of, without the call
         start = (index & (entries - 1)) * COMPLETION_BYTES
-        _pack_completion(
-            self._completions, start, self.sq_head, command_id, status, phase ^ 1, result, start_tick, end_tick
+        # Not `pack_into`: it zeroes the entry first, and in every other round a zero phase makes it valid at once.
+        self._completions[start : start + COMPLETION_BYTES] = _pack_completion(
+            self.sq_head, command_id, status, phase ^ 1, result, start_tick, end_tick
         )
         fences.publish()
         self._completions[start + PHASE_OFFSET] = phase
