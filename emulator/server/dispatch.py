@@ -233,13 +233,17 @@ class Dispatcher:
     def _act(self, index: int, action: int, interrupts: list[int]) -> None:
         if action != IrqSet.ACTION_TRIGGER and index != IrqIndex.MSIX:
             raise _invalid(f"DEVICE_SET_IRQS: interrupts of type {index} cannot be masked")
+        vectors = self._function.interrupts
+        acts = {
+            IrqSet.ACTION_TRIGGER: vectors.trigger,
+            IrqSet.ACTION_MASK: vectors.mask,
+            IrqSet.ACTION_UNMASK: vectors.unmask,
+        }
         for interrupt in interrupts:
-            if index != IrqIndex.MSIX:
-                _signal(self._error_and_request.get(index))
-            elif action == IrqSet.ACTION_TRIGGER:
-                self._function.interrupts.trigger(interrupt)
+            if index == IrqIndex.MSIX:
+                acts[IrqSet(action)](interrupt)
             else:
-                self._function.interrupts.hold(interrupt, action == IrqSet.ACTION_MASK)
+                _signal(self._error_and_request.get(index))
 
     # --- regions and reset -------------------------------------------------------------------------------------
 

@@ -40,14 +40,17 @@ class InterruptPort(Protocol):
     def count(self) -> int:
         """Number of vectors."""
 
-    def connect(self, vector: int, fd: int | None) -> None:
-        """Signal a duplicate of eventfd `fd` on `vector` from now on; None disconnects."""
+    def connect(self, vector: int, eventfd: int | None) -> None:
+        """Signal `eventfd`, which is taken over, on `vector` from now on; None disconnects. Raises OSError."""
 
     def trigger(self, vector: int) -> None:
         """Raise a vector as the device itself would."""
 
-    def hold(self, vector: int, held: bool) -> None:
-        """Keep a vector back (it stays pending), or let it through again."""
+    def mask(self, vector: int) -> None:
+        """Hold a vector back: triggered, it stays pending."""
+
+    def unmask(self, vector: int) -> None:
+        """Let a vector through again; it fires if it is pending."""
 
 
 class FunctionPort(Protocol):
