@@ -65,7 +65,6 @@ class Queue(Calls):
     """An ordered stream of commands. Created by `Device.queue`; thread-safe."""
 
     def __init__(self, device: Device, opened: OpenQueue, depth: int, when_full: str, interrupt: int) -> None:
-        self._home = self
         self.device = device
         self.device_address = device.address
         self.depth = depth
@@ -84,6 +83,10 @@ class Queue(Calls):
         self._closed: NpuError | None = None
         self._ending = False
         """Submissions are refused already, but `fail_all` has yet to say how outstanding commands end."""
+
+    @property
+    def _home(self) -> Queue:  # not an attribute: a queue that referred to itself would not go when it is let go
+        return self
 
     # --- submitting --------------------------------------------------------------------------------------------
 
@@ -162,24 +165,33 @@ class Queue(Calls):
         return Batch(self)
 
     def submit_recorded(self, recorded: deque[Recorded]) -> None:
-        """Make a batch's commands visible, with one doorbell where they fit the queue at once; empties `recorded`."""
+        """Make a batch's commands visible; empties `recorded`.
+
+        A batch that fits the queue's depth goes in whole, with one doorbell and nobody's command in between.
+        """
         if self.when_full == "raise":
             with self._lock:
                 self._require_room(len(recorded))
         while recorded:
+            wanted = min(self.depth, len(recorded))
             with self._lock:
                 if self._closed is not None:
                     self._refuse()
                 self._reap_locked()
-                while recorded and self._pair.outstanding() < self.depth:
-                    event, codec, opcode, values = recorded[0]
-                    event.check_kept()
-                    self._slots[self._pair.sq_tail & self._slot_mask] = event
-                    self._pair.put(codec, opcode, *values)
-                    recorded.popleft()
-                self._pair.publish()
-            if recorded:
-                self._await_room(min(self.depth // 2 or 1, len(recorded)))
+                if self._pair.outstanding() + wanted <= self.depth:
+                    self._put_recorded(recorded, wanted)
+                    continue
+            self._await_room(wanted)
+
+    def _put_recorded(self, recorded: deque[Recorded], count: int) -> None:
+        """Submit the first `count` commands of a batch with one doorbell; called with the lock held."""
+        for _ in range(count):
+            event, codec, opcode, values = recorded[0]
+            event.check_kept()
+            self._slots[self._pair.sq_tail & self._slot_mask] = event
+            self._pair.put(codec, opcode, *values)
+            recorded.popleft()
+        self._pair.publish()
 
     def _require_room(self, count: int) -> None:
         """Raise QueueFull unless `count` more commands fit now; called with the lock held."""

@@ -1,4 +1,4 @@
-"""One loaded program and the buffers of its runs: staging in host memory, operands and workspace in device memory."""
+"""One loaded program: operands and workspace in device memory, staging in host memory for each run in flight."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from driver_shim.protocol.commands import BINDING
-from sdk.buffers import DeviceBuffer, HostBuffer
+from sdk.buffers import HostBuffer
 from sdk.compiler import CompiledProgram
 from sdk.events import Event
 from sdk.queues import Queue
@@ -37,67 +37,71 @@ class RunEvent(Event[Outputs]):
         super().finish(status, self.earlier[0].start_tick or start_tick, end_tick)
 
 
-class RunBuffers:
-    """What one run in flight needs; reused by the next one."""
+class Staging:
+    """Host memory of one run in flight; reused by a later one."""
 
     def __init__(self, device: Device, program: CompiledProgram) -> None:
-        self.host_inputs = [device.host_buffer(t.shape, t.dtype) for t in program.inputs]
-        self.host_outputs = [device.host_buffer(t.shape, t.dtype) for t in program.outputs]
-        self.device_inputs = [device.buffer(t.shape, t.dtype) for t in program.inputs]
-        self.device_outputs = [device.buffer(t.shape, t.dtype) for t in program.outputs]
-        self.workspace: DeviceBuffer = device.buffer(program.workspace_bytes, "uint8")
-        bound = self.device_inputs + self.device_outputs
-        self.bindings: HostBuffer = device.host_buffer(len(bound) * BINDING.size, "uint8")
-        table = BINDING.view(self.bindings.array, count=len(bound))
-        table["address"] = [buffer.address for buffer in bound]
-        table["size"] = [buffer.nbytes for buffer in bound]
-
-    def all(self) -> list[Any]:
-        """Every buffer, to be kept while the run is in flight."""
-        device = [*self.device_inputs, *self.device_outputs, self.workspace, self.bindings]
-        return [*self.host_inputs, *self.host_outputs, *device]
+        self.inputs = [device.host_buffer(t.shape, t.dtype) for t in program.inputs]
+        self.outputs = [device.host_buffer(t.shape, t.dtype) for t in program.outputs]
 
 
 class LoadedProgram:
-    """A compiled program on the device."""
+    """A compiled program on the device, with its operands.
+
+    All runs go through one queue, which is in order, so they share operands and workspace in device memory: the next
+    run's inputs are copied in after this one's outputs were copied out.
+    """
 
     def __init__(self, device: Device, program: CompiledProgram) -> None:
         self.program = program
+        self._device = device
         self._reset_count = device.reset_count
         self.constants = device.buffer(program.constants_bytes, "uint8")
         """Weights in device memory, laid out as the container's constants section."""
-        self.handle = device.load_program(program.image, self.constants)
-        self._device = device
+        self._inputs = [device.buffer(t.shape, t.dtype) for t in program.inputs]
+        self._outputs = [device.buffer(t.shape, t.dtype) for t in program.outputs]
+        self._workspace = device.buffer(program.workspace_bytes, "uint8")
+        self._bindings = self._binding_table(device)
+        self._operands = (*self._inputs, *self._outputs, self._workspace, self._bindings, self.constants)
         self._lock = threading.Lock()
-        self._idle: list[RunBuffers] = []
+        self._idle: list[Staging] = []
+        self.handle = device.load_program(program.image, self.constants)
 
     def start(self, queue: Queue, arrays: list[NDArray[Any]]) -> Event[Outputs]:
         """Submit one run: inputs in, exec, outputs back. The arrays were checked and may be reused on return."""
         with self._lock:
-            buffers = self._idle.pop() if self._idle else None
-        if buffers is None:
-            buffers = RunBuffers(self._device, self.program)
-        for staging, array in zip(buffers.host_inputs, arrays, strict=True):
-            np.copyto(staging.array, array)
+            staging = self._idle.pop() if self._idle else None
+        if staging is None:
+            staging = Staging(self._device, self.program)
+        for host, array in zip(staging.inputs, arrays, strict=True):
+            np.copyto(host.array, array)
         with queue.batch() as batch:
-            for to, source in zip(buffers.device_inputs, buffers.host_inputs, strict=True):
-                batch.copy(to, source)
-            batch.exec(self.handle, buffers.bindings, buffers.workspace, buffers.all())
-            for to_host, result in zip(buffers.host_outputs, buffers.device_outputs, strict=True):
-                batch.copy(to_host, result)
-            event = RunEvent(queue, "model run", buffers.all(), self._outputs_of(buffers))
+            for operand, host in zip(self._inputs, staging.inputs, strict=True):
+                batch.copy(operand, host)
+            batch.exec(self.handle, self._bindings, self._workspace, self._operands)
+            for host, operand in zip(staging.outputs, self._outputs, strict=True):
+                batch.copy(host, operand)
+            event = RunEvent(queue, "model run", staging.outputs, self._outputs_of(staging))
             event.earlier = batch.events()
             batch.conclude(event)
         return event
 
-    def _outputs_of(self, buffers: RunBuffers) -> Callable[[], Outputs]:
+    def _binding_table(self, device: Device) -> HostBuffer:
+        """Addresses and sizes of inputs and outputs, as exec reads them."""
+        operands = self._inputs + self._outputs
+        bindings = device.host_buffer(len(operands) * BINDING.size, "uint8")
+        table = BINDING.view(bindings.array, count=len(operands))
+        table["address"] = [operand.address for operand in operands]
+        table["size"] = [operand.nbytes for operand in operands]
+        return bindings
+
+    def _outputs_of(self, staging: Staging) -> Callable[[], Outputs]:
         def convert() -> Outputs:
             outputs = {
-                info.name: staging.array.copy()
-                for info, staging in zip(self.program.outputs, buffers.host_outputs, strict=True)
+                info.name: host.array.copy() for info, host in zip(self.program.outputs, staging.outputs, strict=True)
             }
             with self._lock:
-                self._idle.append(buffers)
+                self._idle.append(staging)
             return outputs
 
         return convert

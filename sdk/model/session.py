@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from driver_shim.errors import Closed, NpuError
+from driver_shim.protocol.commands import MAX_BINDINGS
 from sdk.buffers import HostBuffer
 from sdk.compiler import TensorInfo, compile_model, model_signature, read_model
 from sdk.events import Event
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 ShapeKey = tuple[Shape, ...]
 _log = logging.getLogger("npu")
-QUEUE_DEPTH = 256
+QUEUE_DEPTH = 2 * MAX_BINDINGS
+"""More than the commands of one run, so that each run goes into the queue whole."""
 
 
 class _Parts:
