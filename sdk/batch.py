@@ -21,9 +21,13 @@ class Batch(Calls):
     """Commands recorded for one doorbell. Nothing is visible to the device before the `with` block ends."""
 
     def __init__(self, queue: Queue) -> None:
-        self._home = queue
+        self._queue = queue
         self._recorded: deque[Recorded] = deque()
         self._state = "new"
+
+    @property
+    def _home(self) -> Queue:
+        return self._queue
 
     def issue(self, event: Event[T], codec: Any, opcode: int, values: tuple[Any, ...]) -> Event[T]:
         if self._state != "open":

@@ -22,8 +22,10 @@ _NOP, _BARRIER, _COPY, _FILL, _EXEC = (
 class Calls:
     """The commands, as methods; queues submit them, batches record them."""
 
-    _home: Queue
-    """The queue that the events belong to."""
+    @property
+    def _home(self) -> Queue:
+        """The queue that the events belong to."""
+        raise TypeError(f"{type(self).__name__} has no queue")
 
     def issue(self, event: Event[T], codec: Any, opcode: int, values: tuple[Any, ...]) -> Event[T]:
         raise TypeError(f"{type(self).__name__} issues nothing")
