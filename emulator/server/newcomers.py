@@ -40,13 +40,17 @@ class Newcomers:
     def __contains__(self, fd: int) -> bool:
         return fd in self._waiting
 
-    def add(self, sock: socket.socket, patience_s: float = timeouts.NEGOTIATION_S) -> None:
-        """Wait for this connection's VERSION message; closes it at once when too many wait already."""
+    def add(self, sock: socket.socket, patience_s: float | None = None) -> None:
+        """Wait for this connection's VERSION message, NEGOTIATION_S if nothing else is said.
+
+        Closes it at once when too many wait already.
+        """
         if len(self._waiting) >= MAX_NEWCOMERS:
             sock.close()
             return
         connection = Connection(sock)
-        self._waiting[connection.fileno()] = (connection, time.monotonic() + patience_s)
+        limit_s = timeouts.NEGOTIATION_S if patience_s is None else patience_s
+        self._waiting[connection.fileno()] = (connection, time.monotonic() + limit_s)
         self._poller.register(connection, select.POLLIN)
 
     def next_deadline(self) -> float | None:
