@@ -38,7 +38,11 @@ def serve() -> None:
     config = magika._model_config
     classified, skipped, rows = [], {}, []
     for path in asked.facts["paths"]:
-        result, features = magika._get_result_or_features_from_path(Path(path))
+        try:
+            result, features = magika._get_result_or_features_from_path(Path(path))
+        except OSError as error:  # files of /proc, for one, cannot be read from their end
+            skipped[path] = f"cannot be read ({error.strerror})"
+            continue
         if features is None:
             skipped[path] = _skip_reason(result)
             continue

@@ -95,6 +95,7 @@ def folder(tmp_path: Path) -> Path:
     (where / "random.bin").write_bytes(np.random.default_rng(5).bytes(5000))
     (where / "empty").write_bytes(b"")
     (where / "short").write_bytes(b"abc")
+    (where / "mounts").symlink_to("/proc/self/mounts")  # cannot be read from its end
     return where
 
 
@@ -108,6 +109,7 @@ def test_the_demo_classifies_files_and_every_answer_agrees(npuctl: Npuctl, folde
     assert {Path(one["path"]).name: one["reason"] for one in device["skipped"]} == {
         "empty": "empty",
         "short": "too little content (txt)",
+        "mounts": "cannot be read (Invalid argument)",
     }
     assert device["activity"]["exec_commands"] == 1
     assert device["device_processes"] >= 2
