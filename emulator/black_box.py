@@ -8,7 +8,9 @@ from driver_shim.protocol.commands import (
     BLACK_BOX,
     BLACK_BOX_COMPLETION,
     BLACK_BOX_DESCRIPTOR,
+    BLACK_BOX_QUEUE,
     COMPLETION,
+    ERROR_ENTRY,
     PHASE_OFFSET,
     ResetCause,
 )
@@ -45,6 +47,20 @@ def encode_black_box(
         error_count=len(errors),
     )
     return b"".join((header, registers, *queue_parts, *descriptor_parts, *completion_parts, *errors))
+
+
+def check_page(page: bytes) -> None:
+    """Raise ValueError unless `page` is as long as its header says that its parts are."""
+    header = BLACK_BOX.parse(page[: BLACK_BOX.size])
+    parts = (
+        header.register_bytes,
+        header.queue_count * BLACK_BOX_QUEUE.size,
+        header.descriptor_count * BLACK_BOX_DESCRIPTOR.size,
+        header.completion_count * BLACK_BOX_COMPLETION.size,
+        header.error_count * ERROR_ENTRY.size,
+    )
+    if len(page) != BLACK_BOX.size + sum(parts):
+        raise ValueError(f"a black box of {len(page)} bytes whose parts have {BLACK_BOX.size + sum(parts)}")
 
 
 def _completion(queue: int, head: int, command_id: int, status: int, result: int, start: int, end: int) -> bytes:

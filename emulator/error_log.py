@@ -100,16 +100,25 @@ class ErrorLog:
         return header + b"".join(entries)
 
     def restore(self, page: bytes) -> None:
-        """Take over a page that an earlier process of the same device saved. Raises FieldError if it is not one."""
-        header = ERROR_LOG_HEADER.parse(page[: ERROR_LOG_HEADER.size])
-        body = page[ERROR_LOG_HEADER.size :]
-        for index in reversed(range(header.entries)):
-            entry = ERROR_ENTRY.parse(body[index * ERROR_ENTRY.size : (index + 1) * ERROR_ENTRY.size])
-            self._records.append(
-                ErrorRecord(
-                    source=FaultSource(entry.source),
-                    message=entry.message.rstrip(b"\0").decode("utf-8", "replace"),
-                    **{name: entry[name] for name in ERROR_ENTRY.fields if name not in ("source", "message")},
-                )
-            )
-        self.total = header.total
+        """Take over a page that an earlier process of the same device saved. Raises ValueError if it is not one."""
+        self.total, records = decode_page(page)
+        self._records.extend(records)
+
+
+def decode_page(page: bytes) -> tuple[int, list[ErrorRecord]]:
+    """Total and records, oldest first, of an ERRORS page. Raises ValueError for bytes that are none."""
+    header = ERROR_LOG_HEADER.parse(page[: ERROR_LOG_HEADER.size])
+    size = ERROR_LOG_HEADER.size + header.entries * ERROR_ENTRY.size
+    if header.entries > ERROR_LOG_ENTRIES or len(page) != size:
+        raise ValueError(f"an error log of {header.entries} entries in {len(page)} bytes")
+    starts = range(ERROR_LOG_HEADER.size, size, ERROR_ENTRY.size)
+    return header.total, [_decode(page[start : start + ERROR_ENTRY.size]) for start in reversed(starts)]
+
+
+def _decode(data: bytes) -> ErrorRecord:
+    entry = ERROR_ENTRY.parse(data)
+    return ErrorRecord(
+        source=FaultSource(entry.source),
+        message=entry.message.rstrip(b"\0").decode("utf-8", "replace"),
+        **{name: entry[name] for name in ERROR_ENTRY.fields if name not in ("source", "message")},
+    )

@@ -7,6 +7,7 @@ and leave a record in the error log. Whoever serves it calls `step` while there 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -52,7 +53,9 @@ from emulator.exec_job import MAX_PROGRAM_BYTES, MAX_PROGRAMS, Programs
 from emulator.jobs import Activity, CommandError, Machine
 from emulator.model.clock import TickClock
 from emulator.model.profile import Profile, load_profile
-from emulator.state import KeptState, StateFolder, new_serial
+from emulator.state import KeptState, StateError, StateFolder, new_serial
+
+_logger = logging.getLogger("npu.emulator")
 
 BAR0, BAR2, BAR4, CONFIG_REGION = 0, 2, 4, 7
 VECTORS = MAX_IO_QUEUES + 1
@@ -269,7 +272,10 @@ class PciFunction:
         """Write what outlives this process to the state folder, if there is one."""
         if self._state:
             counters = dataclasses.asdict(self.activity)
-            self._state.save(KeptState(self.serial, counters, self.errors.page(), self.black_box))
+            try:
+                self._state.save(KeptState(self.serial, counters, self.errors.page(), self.black_box))
+            except StateError as error:  # a full disk must not take the device from its clients
+                _logger.warning("nothing was kept: %s", error)
 
     # --- register behaviour ------------------------------------------------------------------------------------
 
@@ -440,4 +446,9 @@ def build(profile_name: str, kernels: str, state: Path | None = None, *, in_proc
             return InlineEngines(memory.view, executor, kernels)
         return EnginePool(memory.fd, profile.engines, kernels)
 
-    return PciFunction(profile, open_engines, kernels, folder)
+    try:
+        return PciFunction(profile, open_engines, kernels, folder)
+    except BaseException:
+        if folder:
+            folder.close()
+        raise

@@ -10,14 +10,20 @@ import fcntl
 import json
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from driver_shim.protocol.commands import IDENTIFY_DATA
+from emulator.black_box import check_page
+from emulator.error_log import decode_page
 
 STATE_VERSION = 1
 _SUMMARY = "device.json"
 _ERRORS = "errors.bin"
 _BLACK_BOX = "black_box.bin"
 _LOCK = "lock"
+_LARGEST_COUNTER = (1 << 64) - 1
 
 
 class StateError(Exception):
@@ -32,6 +38,15 @@ class KeptState:
     counters: dict[str, int]
     errors: bytes | None = None
     black_box: bytes | None = None
+
+
+def _check_summary(serial: str, counters: dict[str, int]) -> None:
+    """Raise ValueError for what the device could not show to a host."""
+    if not 0 < len(serial.encode()) <= IDENTIFY_DATA.fields["serial"].size:
+        raise ValueError(f"serial number {serial!r}")
+    for name, value in counters.items():
+        if not 0 <= value <= _LARGEST_COUNTER:
+            raise ValueError(f"counter {name} is {value}")
 
 
 def new_serial() -> str:
@@ -70,9 +85,10 @@ class StateFolder:
                 )
             serial = str(document["serial"])
             counters = {str(name): int(value) for name, value in document["counters"].items()}
+            _check_summary(serial, counters)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StateError(f"{summary} is damaged ({error}); remove the folder to begin anew") from error
-        return KeptState(serial, counters, self._read(_ERRORS), self._read(_BLACK_BOX))
+            raise self._damaged(_SUMMARY, error) from error
+        return KeptState(serial, counters, self._read(_ERRORS, decode_page), self._read(_BLACK_BOX, check_page))
 
     def save(self, state: KeptState) -> None:
         """Replace what is kept. Raises StateError when the folder cannot be written."""
@@ -92,9 +108,20 @@ class StateFolder:
             os.close(self._lock)
             self._lock = -1
 
-    def _read(self, name: str) -> bytes | None:
+    def _read(self, name: str, check: Callable[[bytes], object]) -> bytes | None:
+        """A file's bytes, which `check` accepts; None when there is no file. Raises StateError."""
         path = self.path / name
-        return path.read_bytes() if path.exists() else None
+        if not path.exists():
+            return None
+        data = path.read_bytes()
+        try:
+            check(data)
+        except ValueError as error:
+            raise self._damaged(name, error) from error
+        return data
+
+    def _damaged(self, name: str, error: Exception) -> StateError:
+        return StateError(f"{self.path / name} is damaged ({error}); remove the folder to begin anew, or name another")
 
     def _replace(self, name: str, data: bytes) -> None:
         temporary = self.path / f"{name}.new"

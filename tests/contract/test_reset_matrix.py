@@ -47,7 +47,11 @@ MATRIX = {
     "client lost": "cleared, reset, kept, reset, deleted, unloaded, zeroed, dropped, dropped, kept, saved, go on",
     "power-on": "cleared, reset, reset, reset, deleted, unloaded, zeroed, dropped, dropped, emptied, emptied, restart",
 }
-CELLS = {(row, column): word for row, words in MATRIX.items() for column, word in zip(COLUMNS, words.split(", "))}
+CELLS = {
+    (row, column): word
+    for row, words in MATRIX.items()
+    for column, word in zip(COLUMNS, words.split(", "), strict=True)
+}
 CAUSES = {
     "queue delete": ResetCause.CONTROLLER_DISABLE,  # of the preparation: deleting a queue is no reset
     "controller disable": ResetCause.CONTROLLER_DISABLE,
@@ -153,7 +157,7 @@ class Subject:
         }[box.present, box.cause]
         done = bus.admin(c.UNLOAD_PROGRAM, AdminOpcode.UNLOAD_PROGRAM, program=self.program).status
         seen["programs"] = {Status.SUCCESS: "kept", Status.INVALID_PROGRAM: "unloaded"}[done]
-        there = tuple(self._exists(queue_id) for queue_id in (1, 2))
+        there = (self._exists(1), self._exists(2))
         seen["queues"] = {(True, True): "kept", (False, True): "that one deleted", (False, False): "deleted"}[there]
         return seen
 

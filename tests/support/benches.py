@@ -43,7 +43,7 @@ class Bench(Protocol):
 class InProcessBench:
     """A function object."""
 
-    pid = None
+    pid: int | None = None
 
     def __init__(self, state: Path | None = None) -> None:
         self._state = state
