@@ -167,6 +167,7 @@ class Controller:
             queue = self._admin
             if queue is None:
                 raise DeviceLost(f"{self.transport.address} is not enabled", device=self.transport.address)
+            self._check_going_on(opcode)
             if queue.outstanding():  # left behind by a wait that was given up, perhaps before its bell
                 queue.publish()
             while queue.outstanding():
@@ -197,13 +198,7 @@ class Controller:
         now = time.monotonic()
         deadline, next_look = now + self.timeout_s, now + timeouts.LIVENESS_S
         while not queue.ready():
-            if self._giving_up:
-                raise CommandFailed(
-                    f"{self.transport.address} was reset or closed before {opcode.name.lower()} ended",
-                    device=self.transport.address,
-                    subsystem="admin",
-                    code="device-reset",
-                )
+            self._check_going_on(opcode)
             self.transport.progress()
             now = time.monotonic()
             if now > next_look:
@@ -216,6 +211,16 @@ class Controller:
                     subsystem="admin",
                     remedy="reset the device",
                 )
+
+    def _check_going_on(self, opcode: AdminOpcode) -> None:
+        """Raise CommandFailed (with status 0) if a reset or the end is coming."""
+        if self._giving_up:
+            raise CommandFailed(
+                f"{self.transport.address} was reset or closed before {opcode.name.lower()} ended",
+                device=self.transport.address,
+                subsystem="admin",
+                code="device-reset",
+            )
 
     def check_alive(self) -> None:
         """Raise DeviceLost unless the device answers and its controller runs."""
@@ -252,6 +257,7 @@ class Controller:
 
     def create_queue(self, entries: int, completion_entries: int) -> OpenQueue:
         """An I/O queue pair with its own interrupt vector. Raises CommandFailed when all queues are taken."""
+        self._check_going_on(AdminOpcode.CREATE_QUEUE)
         with self._lock:
             free = (i for i in range(1, self.limits.io_queues + 1) if i not in self._queue_ids)
             queue_id = next(free, None)
