@@ -6,7 +6,7 @@ DEFAULT_S = 60.0
 LIVENESS_S = 0.25
 """A blocked wait looks at least this often whether the device still lives."""
 
-SPIN_S = 50e-6
+SPIN_S = 200e-6
 """A wait polls this long before it blocks: an interrupt through an eventfd costs about as much."""
 
 READY_S = 5.0

@@ -162,14 +162,14 @@ class Controller:
         """Fetch and carry out up to a slice of one queue's commands; True if anything was done."""
         if queue.state is not QueueState.RUNNING:
             return False
-        if queue.job is not None and not queue.job.runnable:
+        job = queue.job
+        if job is not None and not job.runnable:
             return False
-        room = queue.room()
-        available = queue.available()
+        available, room = queue.window()
         if room < 0 or available < 0:
             self._halt(queue, "a pointer left the range that the ring allows")
             return True
-        if queue.job is None and (not room or not available):
+        if not room or (job is None and not available):
             return False
         self.clock.begin()
         budget = COMMANDS_PER_SLICE
@@ -294,12 +294,10 @@ class Controller:
 
     def _complete(self, queue: QueuePair, command_id: int, result: int, cost: int) -> None:
         start, end = self.clock.schedule(queue.last_end_tick, cost)
-        self.machine.activity.busy_ticks += cost
         self._write_completion(queue, command_id, _SUCCESS, result, start, end)
 
     def _post(self, queue: QueuePair, entry: bytes, status: int, result: int, start: int, end: int) -> None:
         queue.job = None
-        self.machine.activity.busy_ticks += end - start
         self._write_completion(queue, _HEADER.unpack_from(entry)[2], status, result, start, end)
 
     def _write_completion(
@@ -308,7 +306,9 @@ class Controller:
         queue.complete(command_id, status, result, start, end)
         self.clock.complete(end)
         self.recent_completions.append((queue.queue_id, queue.sq_head, command_id, status, result, start, end))
-        self.machine.activity.commands += 1
+        activity = self.machine.activity
+        activity.commands += 1
+        activity.busy_ticks += end - start
 
     def _fail(self, queue: QueuePair, entry: bytes, error: CommandError, ticks: tuple[int, int] | None) -> None:
         """Complete a command with its error status and write it to the error log."""

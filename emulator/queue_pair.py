@@ -6,6 +6,7 @@ Pure ring work over memory views; fetching policy is in `controller.py`, what co
 from __future__ import annotations
 
 import enum
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,8 @@ _SQ_EVENT = DEVICE_LINE.offset_of("sq_event") // 4
 _CQ_EVENT = DEVICE_LINE.offset_of("cq_event") // 4
 
 
+_copy_entry = struct.Struct(f"{SUBMISSION_BYTES}s").unpack_from
+"""Half the price of slicing the view."""
 _pack_completion = COMPLETION.codec.pack
 
 
@@ -125,22 +128,22 @@ class QueuePair:
         """Whether nothing may be written to its rings any more; can change while a command waits for the host."""
         return self.state is QueueState.DELETED
 
-    def available(self) -> int:
-        """Submitted entries not yet fetched; -1 when the host's tail is impossible."""
-        tail: int = self.host_line[SQ_TAIL] if self.host_line is not None else self.bell_sq_tail
-        count = (tail - self.sq_head) & ring.INDEX_MASK
-        return count if count <= self.sq_entries else -1
-
-    def room(self) -> int:
-        """Completions that fit now; -1 when the host's completion head is impossible."""
-        used = (self.cq_tail - self.cq_head()) & ring.INDEX_MASK
-        return self.cq_entries - used if used <= self.cq_entries else -1
+    def window(self) -> tuple[int, int]:
+        """(submitted entries not yet fetched, completions that fit); negative when the host's pointer is impossible."""
+        line = self.host_line
+        if line is None:
+            tail, head = self.bell_sq_tail, self.bell_cq_head
+        else:
+            tail, head = line[SQ_TAIL], line[_CQ_HEAD]
+        available = (tail - self.sq_head) & ring.INDEX_MASK
+        room = self.cq_entries - ((self.cq_tail - head) & ring.INDEX_MASK)
+        return (available if available <= self.sq_entries else -1), room
 
     def fetch(self) -> bytes:
         """A private copy of the next entry (the host may scribble on the ring meanwhile); advances the head."""
-        start = (self.sq_head & (self.sq_entries - 1)) * SUBMISSION_BYTES
-        entry = bytes(self._submissions[start : start + SUBMISSION_BYTES])
-        self.sq_head = (self.sq_head + 1) & ring.INDEX_MASK
+        head = self.sq_head
+        entry: bytes = _copy_entry(self._submissions, (head & (self.sq_entries - 1)) * SUBMISSION_BYTES)[0]
+        self.sq_head = (head + 1) & ring.INDEX_MASK
         return entry
 
     def peek_words(self, count: int) -> NDArray[Any]:
@@ -210,9 +213,10 @@ class QueuePair:
         """Whether a step would move this queue: used after `arm` and the full fence."""
         if self.state is not QueueState.RUNNING:
             return False
+        available, room = self.window()
         if self.job is not None:
-            return bool(self.job.runnable)
-        return self.available() != 0 and self.room() != 0
+            return bool(self.job.runnable) and room != 0
+        return available != 0 and room != 0
 
     def describe(self) -> bytes:
         """BLACK_BOX_QUEUE bytes of the present state."""

@@ -25,6 +25,7 @@ from driver_shim.controller import OpenQueue
 from driver_shim.errors import Closed, CommandFailed, ContractMismatch, DeviceLost, NpuError, QueueFull, Timeout
 from driver_shim.protocol import ring
 from driver_shim.protocol.commands import DESCRIPTOR, status_slug
+from driver_shim.spinning import Spinner
 from sdk.batch import Batch, Recorded
 from sdk.buffers import Span
 from sdk.calls import Calls, check_buffer
@@ -80,6 +81,7 @@ class Queue(Calls):
         self._slot_mask = self._pair.entries - 1
         self._futures: list[tuple[Event[Any], asyncio.Future[None], float]] = []
         self._watches: dict[asyncio.AbstractEventLoop, LoopWatch] = {}
+        self._spinner = Spinner(device.transport.progress)
         self._closed: NpuError | None = None
         self._ending = False
         """Submissions are refused already, but `fail_all` has yet to say how outstanding commands end."""
@@ -296,7 +298,7 @@ class Queue(Calls):
         now = time.monotonic()
         deadline = now + limit
         spin_until = now + (timeouts.SPIN_S if self.device.may_spin else 0.0)
-        progress = self.device.transport.progress
+        turn = self._spinner.turn
         ready = self._pair.ready
         while True:
             if self._closed is None and ready():
@@ -306,11 +308,11 @@ class Queue(Calls):
                 return
             if self._over:
                 self._refuse()
-            now = time.monotonic()
+            previous, now = now, time.monotonic()
             if now >= deadline:
                 raise self._timed_out(what, limit)
             if now < spin_until:
-                progress()
+                turn(previous, now)
             else:
                 self._sleep(condition, deadline - now)
 
