@@ -46,13 +46,7 @@ class ErrorRecord:
 
     def same_cause(self, other: ErrorRecord) -> bool:
         """Whether `other` reports the same misuse at the same place."""
-        return (self.source, self.address, self.status, self.queue, self.message) == (
-            other.source,
-            other.address,
-            other.status,
-            other.queue,
-            other.message,
-        )
+        return _cause(self) == _cause(other)
 
     def encode(self) -> bytes:
         """The entry as ERROR_ENTRY bytes; a long message is cut."""
@@ -61,6 +55,10 @@ class ErrorRecord:
         values["source"] = int(self.source)
         values["count"] = min(self.count, 0xFFFF_FFFF)
         return ERROR_ENTRY.build(**values)
+
+
+def _cause(record: ErrorRecord) -> tuple[object, ...]:
+    return (record.source, record.address, record.status, record.opcode, record.queue, record.message)
 
 
 class ErrorLog:
