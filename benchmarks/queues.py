@@ -23,12 +23,8 @@ def figures(device: sdk.Device, peer: Spread | None) -> list[Figure]:
     """All figures of this topic; `peer` is PoCL's empty kernel."""
     trip = round_trip(device)
     found = [
-        Figure(
-            "round trip, p50", trip.p50, "µs", peer and "PoCL", peer.p50 if peer else None, budget=ROUND_TRIP_P50_S
-        ),
-        Figure(
-            "round trip, p99", trip.p99, "µs", peer and "PoCL", peer.p99 if peer else None, budget=ROUND_TRIP_P99_S
-        ),
+        Figure("round trip, p50", trip.p50, "µs", peer and "PoCL", peer.p50 if peer else None, budget=ROUND_TRIP_P50_S),
+        Figure("round trip, p99", trip.p99, "µs", peer and "PoCL", peer.p99 if peer else None, budget=ROUND_TRIP_P99_S),
     ]
     if peer:
         found.append(Figure("round trip over PoCL, p50", trip.p50 / peer.p50, "×", budget=SHARE_OF_POCL))

@@ -17,8 +17,8 @@ class Spinner:
     """Yields the CPU between looks, and moves away from the device when both have come to share one CPU.
 
     Two processes that only yield to each other can stay on one CPU for seconds while another is idle (round trips of
-    14 µs in place of 5.5, measured on two cores). A scheduler chooses anew when a thread wakes up, so after some crowded
-    turns this one naps once. Where that does not help, because all CPUs are busy, naps become rare.
+    14 µs in place of 5.5, measured on two cores). A scheduler chooses anew when a thread wakes up, so after some
+    crowded turns this one naps once. Where that does not help, because all CPUs are busy, naps become rare.
     """
 
     def __init__(self, progress: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""A function object in this very process: deterministic, for tests. It is handed the object and imports nothing of it."""
+"""A function object in this very process: deterministic, for tests. It is handed the object, and imports none."""
 
 from __future__ import annotations
 

@@ -235,7 +235,12 @@ def test_abandoning_asks_nothing_of_the_device(
     block = memory.allocate(FIRST_ARENA_BYTES * 2)
     unmap = transport.dma_unmap
     calls: list[int] = []
-    monkeypatch.setattr(transport, "dma_unmap", lambda iova, size: (calls.append(iova), unmap(iova, size)))
+
+    def recording(iova: int, size: int) -> None:
+        calls.append(iova)
+        unmap(iova, size)
+
+    monkeypatch.setattr(transport, "dma_unmap", recording)
     memory.abandon(block)
     assert calls == []
     memory.free(memory.allocate(64))
