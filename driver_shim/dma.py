@@ -273,7 +273,12 @@ class HostMemory:
             bus, iova = self._take_bus_addresses(size)
             try:
                 self._transport.dma_map(fd, 0, iova, size)
-            except BaseException:
+            except (NpuError, ValueError):
+                bus.free(iova)
+                raise
+            except BaseException:  # Ctrl-C: the device may have mapped it
+                with contextlib.suppress(NpuError, OSError, ValueError):
+                    self._transport.dma_unmap(iova, size)
                 bus.free(iova)
                 raise
         finally:
