@@ -29,7 +29,7 @@ from emulator.error_log import ErrorLog, ErrorRecord
 from emulator.exec_job import ExecJob, Programs
 from emulator.jobs import CommandError, CopyJob, FillJob, Job, Machine, refuse_reserved
 from emulator.model import timing
-from emulator.model.clock import TickClock
+from emulator.model.clock import LAST_TICK, TickClock
 from emulator.queue_pair import SQ_TAIL, QueuePair, QueueState
 
 _HEADER = struct.Struct("<BBHI")
@@ -285,7 +285,7 @@ class Controller:
         for row in words[first_kept:count]:
             self.recent_descriptors.append((queue.queue_id, row.tobytes()))
         for kept in range(first_kept, count):
-            tick = start + kept * self._nop_ticks
+            tick = min(start + kept * self._nop_ticks, LAST_TICK - self._nop_ticks)
             head = (queue.sq_head - count + 1 + kept) & 0xFFFF_FFFF
             self.recent_completions.append((queue.queue_id, head, int(ids[kept]), 0, 0, tick, tick + self._nop_ticks))
         return count

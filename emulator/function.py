@@ -60,6 +60,8 @@ _logger = logging.getLogger("npu.emulator")
 BAR0, BAR2, BAR4, CONFIG_REGION = 0, 2, 4, 7
 VECTORS = MAX_IO_QUEUES + 1
 CONFIG_BYTES = 4096
+LAST_COUNT = (1 << 64) - 1
+"""Counters are 64 bits on the bus; there they stop."""
 _VECTOR_MASK = (1 << VECTORS) - 1
 
 
@@ -271,9 +273,8 @@ class PciFunction:
     def save_state(self) -> None:
         """Write what outlives this process to the state folder, if there is one."""
         if self._state:
-            counters = dataclasses.asdict(self.activity)
             try:
-                self._state.save(KeptState(self.serial, counters, self.errors.page(), self.black_box))
+                self._state.save(KeptState(self.serial, self._counts(), self.errors.page(), self.black_box))
             except StateError as error:  # a full disk must not take the device from its clients
                 _logger.warning("nothing was kept: %s", error)
 
@@ -376,10 +377,15 @@ class PciFunction:
         if value & 1:
             self._snapshot = self.clock.snapshot()
 
+    def _counts(self) -> dict[str, int]:
+        """The activity counters as they fit the bus."""
+        return {name: min(value, LAST_COUNT) for name, value in dataclasses.asdict(self.activity).items()}
+
     def _take_counters(self, value: int) -> None:
         if value & 1:
             done = self.activity
-            self._counters = (done.commands, done.bytes_copied + done.bytes_filled, done.busy_ticks)
+            moved = done.bytes_copied + done.bytes_filled
+            self._counters = (min(done.commands, LAST_COUNT), min(moved, LAST_COUNT), min(done.busy_ticks, LAST_COUNT))
 
     # --- records -----------------------------------------------------------------------------------------------
 
@@ -408,7 +414,7 @@ class PciFunction:
         if page == LogPage.ERRORS:
             return self.errors.page()
         if page == LogPage.ACTIVITY:
-            return ACTIVITY_LOG.build(**dataclasses.asdict(self.activity))
+            return ACTIVITY_LOG.build(**self._counts())
         return self.black_box
 
     def _save_black_box(self, cause: ResetCause) -> None:

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 
 _NS_PER_S = 1_000_000_000
+LAST_TICK = (1 << 64) - 1
+"""Ticks are 64 bits on the bus; there they stop, so that a host which schedules aeons of work breaks nothing."""
 
 
 class TickClock:
@@ -55,8 +57,8 @@ class TickClock:
 
         `start_at_least` is the end of what it must follow: the work before it in its queue, the last of its engine.
         """
-        start = max(self._ticks, start_at_least)
-        end = start + cost
+        start = min(max(self._ticks, start_at_least), LAST_TICK)
+        end = min(start + cost, LAST_TICK)
         self._horizon = max(self._horizon, end)
         return start, end
 
@@ -80,4 +82,4 @@ class TickClock:
 
     def _idle_now(self, wall: int) -> int:
         """The tick at wall time `wall`, while idle."""
-        return self._ticks + max(0, wall - self._idle_since_ns) * self._tick_hz // _NS_PER_S
+        return min(self._ticks + max(0, wall - self._idle_since_ns) * self._tick_hz // _NS_PER_S, LAST_TICK)
