@@ -7,7 +7,8 @@ LIVENESS_S = 0.25
 """A blocked wait looks at least this often whether the device still lives."""
 
 SPIN_S = 200e-6
-"""A wait polls this long before it blocks: an interrupt through an eventfd costs about as much."""
+"""A wait polls this long before it blocks: as long as a copy of 4 MiB takes. To wake up through an eventfd costs 10 to
+60 µs, a quarter of that copy and more."""
 
 READY_S = 5.0
 """Controller enable/disable handshake; the device states its own limit, this is the floor."""

@@ -124,6 +124,7 @@ def _is_host(space: int, what: str) -> bool:
 class CopyJob:
     """copy: any of host and device to any; overlapping ranges behave like memmove."""
 
+    __slots__ = ("_backwards", "_done", "_from", "_from_host", "_machine", "_size", "_to", "_to_host", "cost")
     runnable = True
 
     def __init__(self, machine: Machine, entry: bytes) -> None:

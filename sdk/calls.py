@@ -50,7 +50,7 @@ class Calls:
                 f"copy needs equal shapes and dtypes: destination {destination.shape} {destination.dtype},"
                 f" source {source.shape} {source.dtype}"
             )
-        values = (destination.address, source.address, source.nbytes, int(destination.space), int(source.space))
+        values = (destination.address, source.address, source.nbytes, destination.space, source.space)
         event: Event[None] = Event(self._home, "copy", (destination.root, source.root))
         return self.issue(event, COPY.codec, _COPY, values)
 
@@ -64,7 +64,7 @@ class Calls:
         values = (
             destination.address,
             destination.nbytes,
-            int(destination.space),
+            destination.space,
             len(pattern),
             int.from_bytes(pattern, "little"),
         )
