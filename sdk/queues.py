@@ -450,6 +450,8 @@ class Queue(Calls):
     def drain(self, timeout: float | None = None) -> None:
         """Wait until nothing is in flight."""
         with self._lock:
+            if self._over:
+                self._refuse()
             if self._closed is None:
                 self._pair.publish()  # a submission that Ctrl-C cut short may not have been
         self.wait_until(lambda: not self._pair.outstanding(), timeout, "draining the queue")

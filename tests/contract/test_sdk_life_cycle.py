@@ -320,6 +320,7 @@ def _in_child(device: sdk.Device, queue: sdk.Queue, host: sdk.HostBuffer, pendin
     calls: list[Callable[[], object]] = [
         queue.nop,
         queue.barrier,
+        queue.drain,
         lambda: queue.fill(host, 1),
         lambda: queue.submit(np.zeros(1, sdk.DESCRIPTOR)),
         pending.wait,
