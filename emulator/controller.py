@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from driver_shim.protocol import fences
+from driver_shim.protocol import fences, ring
 from driver_shim.protocol.commands import (
     ADMIN_QUEUE_ID,
     BARRIER,
@@ -363,7 +363,9 @@ class Controller:
 
     def _note_missing_bus_master(self) -> None:
         """Record once, until it is on again, that queues wait for it."""
-        if not self._stalled_without_dma and any(queue.bell_sq_tail != queue.sq_head for queue in self.queues.values()):
+        # A bell behind the head is an old one, of a queue whose tail has since moved in its shadow line.
+        rung = any(0 < ring.occupied(q.bell_sq_tail, q.sq_head) <= q.sq_entries for q in self.queues.values())
+        if rung and not self._stalled_without_dma:
             self._stalled_without_dma = True
             self._fault(FaultSource.DMA, "queues stand still: bus mastering is off (PCI COMMAND bit 2)")
 

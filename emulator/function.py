@@ -247,6 +247,7 @@ class PciFunction:
         self.controller.set_bus_master(self.config.bus_master)
         self.registers.reset({ResetDomain.FUNCTION, ResetDomain.ENGINE, ResetDomain.CONTEXT})
         self._held_vectors = 0
+        self._config_error = False
         self._note_reset(cause)
 
     def client_lost(self) -> None:

@@ -64,11 +64,14 @@ class Transport(abc.ABC):
 
     @abc.abstractmethod
     def dma_map(self, fd: int, offset: int, iova: int, size: int) -> None:
-        """Let the device reach `size` bytes of file `fd` at bus address `iova`. Raises HostMemoryLimit."""
+        """Let the device reach `size` bytes of file `fd` at bus address `iova`.
+
+        Raises HostMemoryLimit, ValueError for a range that is wrong or taken.
+        """
 
     @abc.abstractmethod
     def dma_unmap(self, iova: int, size: int) -> None:
-        """Take a mapping back, exactly as it was made."""
+        """Take a mapping back, exactly as it was made. Raises ValueError when there is none like it."""
 
     @abc.abstractmethod
     def iova_ranges(self) -> tuple[tuple[int, int], ...]:

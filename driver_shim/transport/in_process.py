@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from driver_shim.transport.base import RegionInfo, Transport
 
 _CONFIG_BYTES = 4096
 _IOVA_LAST = (1 << 64) - 1
+_OUT_OF_MEMORY = (errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE)
 
 
 class InProcessTransport(Transport):
@@ -65,13 +67,17 @@ class InProcessTransport(Transport):
         try:
             self._open().address_space.map(iova, size, fd=fd, offset=offset, readable=True, writable=True)
         except OSError as error:
-            raise HostMemoryLimit(
-                f"mapping {size} bytes at {iova:#x}: {error.strerror}", device=self.address
-            ) from error
+            what = f"{self.address}: mapping {size} bytes at {iova:#x}: {error.strerror}"
+            if error.errno in _OUT_OF_MEMORY:
+                raise HostMemoryLimit(what, device=self.address, remedy="free host buffers") from error
+            raise ValueError(what) from error
 
     def dma_unmap(self, iova: int, size: int) -> None:
         """Take it back."""
-        self._open().address_space.unmap(iova, size)
+        try:
+            self._open().address_space.unmap(iova, size)
+        except OSError as error:
+            raise ValueError(f"{self.address}: {size} bytes at {iova:#x} are not mapped") from error
 
     def iova_ranges(self) -> tuple[tuple[int, int], ...]:
         """Everything."""
