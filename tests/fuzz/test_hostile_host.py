@@ -6,6 +6,7 @@ import contextlib
 import os
 from typing import Any
 
+import pytest
 from hypothesis import strategies as st
 
 from driver_shim.mapping import create_memory_file
@@ -13,6 +14,7 @@ from driver_shim.protocol import commands as c
 from driver_shim.protocol.registers import BAR0_BYTES, MSIX_PBA_OFFSET, MSIX_TABLE_OFFSET, REGISTERS
 from driver_shim.transport.base import BAR0, BAR2, BAR4
 from emulator.address_space import DmaFault
+from emulator.controller import Controller
 from emulator.function import CONFIG_REGION
 from tests.fuzz.device import ADDRESSES, Subject, entries, fuzzed, subject
 from tests.support.bus_client import BOTH, MEMORY_IOVA, PAGE_BYTES
@@ -253,3 +255,10 @@ def test_pointers(pointers: list[tuple[int, int, int, bool]]) -> None:
         if halted or controller.fatal:
             assert device.function.errors.fault_bits & REGISTERS["fault_status"].fields["queue"].mask
         device.serves_on()
+
+
+def test_a_planted_bug_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that does not halt a queue whose pointers are wrong is at work for ever: the search sees that."""
+    monkeypatch.setattr(Controller, "_halt", lambda *_: None)
+    with pytest.raises(pytest.fail.Exception, match="still at work"):
+        test_pointers(slow=False)
