@@ -81,11 +81,12 @@ def test_any_bytes_decode_alike_and_encode_back_but_for_reserved_ones(name: str,
 @by_name
 def test_offsets_sizes_and_reserved_bytes_tile_the_structure(name: str) -> None:
     layout = LAYOUTS[name]
+    places: Any = layout.dtype.fields
     owner = [0] * layout.size
     for spec in layout.fields.values():
         for at in range(spec.offset, spec.offset + spec.size):
             owner[at] += 1
-        assert layout.offset_of(spec.name) == spec.offset == (layout.dtype.fields or {})[spec.name][1]
+        assert layout.offset_of(spec.name) == spec.offset == places[spec.name][1]
     assert layout.reserved_clear(bytes(layout.size))
     for at, count in enumerate(owner):
         one_set = bytes(at) + b"\x80" + bytes(layout.size - at - 1)
