@@ -119,6 +119,8 @@ def _open_private(address: EmulatorAddress, timeout_s: float) -> Opened:
     except NpuError as error:
         code = emulator.exit_code()
         emulator.stop()
+        if code is None:  # 0: it was running, and ended because we hung up; else it was just failing
+            code = emulator.exit_code() or None
         raise _not_up(name, code, timeout_s, error) from error
     except BaseException:
         emulator.stop()

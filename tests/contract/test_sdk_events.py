@@ -225,7 +225,8 @@ def test_cancelling_a_task_does_not_stop_the_job(emulated: sdk.Device) -> None:
 
     async def main() -> None:
         with emulated.queue() as queue:
-            event = queue.fill(there, 7)
+            for _ in range(80):  # long enough to be under way still when the task is cancelled
+                event = queue.fill(there, 7)
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(_awaited(event), 0.001)
             task = asyncio.ensure_future(_awaited(event))
