@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from driver_shim import spinning
 from driver_shim.spinning import CROWDED_TURN_S, CROWDED_TURNS, Spinner
 
 QUICK_S, SLOW_S = CROWDED_TURN_S / 4, CROWDED_TURN_S * 4
@@ -16,7 +15,7 @@ class Bench:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.yields = self.naps = 0
         self.spinner = Spinner(self._progress)
-        monkeypatch.setattr(spinning.time, "sleep", self._sleep)
+        monkeypatch.setattr("driver_shim.spinning.time.sleep", self._sleep)
 
     def _progress(self) -> None:
         self.yields += 1
