@@ -40,8 +40,12 @@ class RangeAllocator:
         self.start = start
         self.size = size - size % granule
         self.granule = granule
-        self.free_bytes = self.size
         self._taken: dict[int, int] = {}
+        self._forget_holes()
+        self._add_hole(self.start, self.size)
+
+    def _forget_holes(self) -> None:
+        self.free_bytes = self.size
         self._holes: dict[int, int] = {}
         """Size of the hole at each address."""
         self._hole_ends: dict[int, int] = {}
@@ -50,7 +54,22 @@ class RangeAllocator:
         """Addresses of the holes in each bin, oldest first."""
         self._filled = 0
         """Bit n is set while bin n has a hole."""
-        self._add_hole(self.start, self.size)
+        self._changing = False
+        """Set while the holes change: still set at the next call, Ctrl-C cut the last one short."""
+
+    def _mend(self) -> None:
+        """Work the holes out anew from what is taken, after a call that was cut short."""
+        self._forget_holes()
+        self._changing = True
+        at = self.start
+        for address, size in sorted(self._taken.items()):
+            if address > at:
+                self._add_hole(at, address - at)
+            self.free_bytes -= size
+            at = address + size
+        if at < self.start + self.size:
+            self._add_hole(at, self.start + self.size - at)
+        self._changing = False
 
     @property
     def allocations(self) -> int:
@@ -79,9 +98,12 @@ class RangeAllocator:
             raise ValueError(f"alignment {alignment} is not a power of two")
         alignment = max(alignment, self.granule)
         taken = max(_round_up(size, self.granule), self.granule)
+        if self._changing:
+            self._mend()
         hole = self._find(taken, alignment)
         if hole is None:
             raise OutOfSpace(taken, self.free_bytes, self.largest_hole)
+        self._changing = True
         hole_size = self._remove_hole(hole)
         address = _round_up(hole, alignment)
         if address > hole:
@@ -90,13 +112,18 @@ class RangeAllocator:
             self._add_hole(address + taken, tail)
         self._taken[address] = taken
         self.free_bytes -= taken
+        self._changing = False
         return address
 
     def free(self, address: int) -> None:
         """Give the allocation at `address` back. Raises ValueError where none begins (also when freed twice)."""
-        size = self._taken.pop(address, None)
+        if self._changing:
+            self._mend()
+        size = self._taken.get(address)
         if size is None:
             raise ValueError(f"no allocation begins at {address:#x} (freed twice?)")
+        self._changing = True
+        del self._taken[address]
         self.free_bytes += size
         end = address + size
         if end in self._holes:
@@ -106,6 +133,7 @@ class RangeAllocator:
             self._remove_hole(before)
             address = before
         self._add_hole(address, end - address)
+        self._changing = False
 
     def _find(self, size: int, alignment: int) -> int | None:
         """Address of a hole that holds `size` bytes at this alignment."""
