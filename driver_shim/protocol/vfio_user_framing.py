@@ -22,6 +22,11 @@ class Message(NamedTuple):
     fds: list[int]
 
     @property
+    def is_command(self) -> bool:
+        """Whether it asks for something; what is neither this nor a reply has a type that the protocol lacks."""
+        return self.flags & TYPE_MASK == 0
+
+    @property
     def is_reply(self) -> bool:
         """Whether it answers an earlier command."""
         return self.flags & TYPE_MASK == _REPLY

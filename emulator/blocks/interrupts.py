@@ -40,7 +40,7 @@ class Interrupts:
         """Signal `vector` through `eventfd` from now on, or not at all; the one before is closed.
 
         The descriptor is taken over also when this raises: OSError(EINVAL) for a vector that does not exist or a
-        descriptor that is no eventfd. It is made non-blocking. A pending vector fires at once.
+        descriptor that is no eventfd. A pending vector fires at once.
         """
         if eventfd is not None:
             try:
@@ -128,7 +128,6 @@ class Interrupts:
         kind = os.readlink(f"/proc/self/fd/{eventfd}")
         if kind != _EVENTFD:
             raise OSError(errno.EINVAL, f"an interrupt needs an eventfd, got {kind}")
-        os.set_blocking(eventfd, False)
 
     def _deliver_if_pending(self, vector: int) -> None:
         bit = 1 << vector
@@ -139,6 +138,7 @@ class Interrupts:
 
 
 def _signal(eventfd: int) -> None:
+    os.set_blocking(eventfd, False)  # the client shares the flag, and may have cleared it to have us wait
     # A full counter is readable, so its reader wakes without this signal too.
     with contextlib.suppress(BlockingIOError):
         os.eventfd_write(eventfd, 1)

@@ -86,7 +86,9 @@ class Dispatcher:
         payload, fds = _DONE
         try:
             handler = self._handlers.get(message.command)
-            if handler is None:
+            if not message.is_command:
+                _logger.debug("ignored: a reply that nobody waits for, command %d", message.command)
+            elif handler is None:
                 number = errno.ENOTSUP
             elif message.fds and message.command not in self._fds_taken:
                 number = errno.EINVAL

@@ -37,6 +37,8 @@ from tests.support.bus_server import (
 
 PAGE = 4096
 REMOTE_IOVA = 0x10000
+FLAGS_OFFSET = 8
+"""Of a message's header; the low four bits are its type."""
 
 
 @pytest.fixture
@@ -565,3 +567,15 @@ def test_other_files_and_impossible_paths_are_refused(tmp_path: Path) -> None:
             Listener(path)
     assert (tmp_path / "file").read_text() == "precious"
     assert open_files() == before
+
+
+@pytest.mark.parametrize("kind", range(1, 16))
+def test_messages_that_are_no_commands_change_nothing(function: SmallFunction, client: RawClient, kind: int) -> None:
+    client.ask(Command.REGION_WRITE, access(0, 0, 4, b"kept"))
+    write = bytearray(encode_command(77, Command.REGION_WRITE, access(0, 0, 4, b"lost")))
+    reset = bytearray(encode_command(78, Command.DEVICE_RESET))
+    for message in (write, reset):
+        message[FLAGS_OFFSET] = kind
+        client.send_bytes(bytes(message))
+    assert client.read(0, 0, 4) == b"kept"
+    assert function.resets == []

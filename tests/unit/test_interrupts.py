@@ -66,6 +66,14 @@ def test_connected_vector_is_signalled(setup: Setup) -> None:
     assert setup.interrupts.pba_read(0, 8) == bytes(8)
 
 
+def test_a_full_counter_never_blocks_the_device_even_when_the_client_asks_for_it(setup: Setup) -> None:
+    reader = setup.connect(5)
+    os.eventfd_write(reader, FULL_COUNTER)
+    os.set_blocking(reader, True)  # the client shares the description, and so its flags
+    setup.interrupts.trigger(5)
+    assert os.eventfd_read(reader) == FULL_COUNTER
+
+
 def test_masked_vector_fires_once_when_unmasked(setup: Setup) -> None:
     reader = setup.connect(9)
     setup.interrupts.mask(9)
