@@ -389,6 +389,10 @@ class Controller:
         """A reset or the end is coming: whoever waits for an admin command gets CommandFailed instead of its end."""
         self._giving_up = True
 
+    def carry_on(self) -> None:
+        """The reset has ended, or was given up itself: admin commands are waited for again."""
+        self._giving_up = False
+
     def reset(self) -> None:
         """Reset the function and bring it up again; queues and programs are gone."""
         with self._lock:

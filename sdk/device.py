@@ -343,28 +343,35 @@ class Device:
         failed = CommandFailed(
             "the device was reset before the command ended", code="device-reset", device=self.address
         )
-        self._controller.give_up()
-        with self._lock:
-            self._check_open()
+        try:
+            self._controller.give_up()
+            with self._lock:
+                self._check_open()
+                self._reset_locked(failed, gone)
+        finally:
+            self._controller.carry_on()
+
+    def _reset_locked(self, failed: CommandFailed, gone: Closed) -> None:
+        queues = self._queues
+        try:
             self.reset_count += 1
-            queues, self._queues = self._queues, []
+            self._queues = []
             for queue in queues:
                 queue.shut(gone)
-            try:
-                self._reset_controller()
-            except DeviceLost as error:
-                self.lost(error)
-                raise
-            finally:
-                for queue in queues:
-                    queue.fail_all(failed, gone)
-                for buffer in list(self._buffers):
-                    buffer.invalidate()
-                for model in list(self._models):
-                    model.invalidate(gone)
-                self._released.clear()
-                self._unloaded.clear()
-                self._allocator = RangeAllocator(0, self._controller.identity.memory_bytes, DEVICE_ALIGNMENT)
+            self._reset_controller()
+        except DeviceLost as error:
+            self.lost(error)
+            raise
+        finally:
+            for queue in queues:
+                queue.fail_all(failed, gone)
+            for buffer in list(self._buffers):
+                buffer.invalidate()
+            for model in list(self._models):
+                model.invalidate(gone)
+            self._released.clear()
+            self._unloaded.clear()
+            self._allocator = RangeAllocator(0, self._controller.identity.memory_bytes, DEVICE_ALIGNMENT)
 
     def _reset_controller(self) -> None:
         try:
