@@ -18,6 +18,9 @@ EAGER_POLL_S = 50e-6
 DMA_REPLY_S = 1.0
 """The host's answer to DMA_READ or DMA_WRITE; then the command fails instead of the device."""
 
+ASIDE_POLL_S = 50e-3
+"""While it waits for such an answer the server looks at other sockets, and for its own end, this often."""
+
 NEGOTIATION_S = 5.0
 """From a connection to its VERSION message; the sender may be starved on a loaded machine."""
 

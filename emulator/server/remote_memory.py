@@ -25,14 +25,25 @@ _WRITE_REPLY_BYTES = 12
 class MessageMemory:
     """The memory of one client, reached through its connection."""
 
-    def __init__(self, connection: Connection, serve: Callable[[Message], None], max_transfer: int) -> None:
-        """`serve` carries out a command of the client; `max_transfer` is what the client takes in one message."""
+    def __init__(
+        self,
+        connection: Connection,
+        serve: Callable[[Message], None],
+        max_transfer: int,
+        look_aside: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`serve` carries out a command of the client; `max_transfer` is what the client takes in one message.
+
+        `look_aside` is called often while the client's answer is awaited, to serve others; True ends all waiting.
+        """
         self._connection = connection
         self._serve = serve
         self._max_transfer = max(1, min(max_transfer, MAX_TRANSFER_BYTES))
         self._last_id = 0
+        self._look_aside = look_aside
         self._waiting = False
         self._aborted = False
+        self._ended = False
         self.barred = False
         """Set while a message is handled: asking the client from there would have it wait for itself."""
 
@@ -58,6 +69,11 @@ class MessageMemory:
             ):
                 raise DmaFault(iova + start, len(part), "the host's answer does not fit the question")
 
+    @property
+    def waiting(self) -> bool:
+        """Whether a transfer waits for the client's answer."""
+        return self._waiting
+
     def abort(self) -> None:
         """Fail the transfer under way, if there is one."""
         self._aborted = self._waiting
@@ -65,6 +81,8 @@ class MessageMemory:
     def _ask(self, command: Command, iova: int, size: int, data: bytes | memoryview) -> bytes:
         if self.barred or self._waiting:
             raise DmaFault(iova, size, "host memory without a file cannot be reached while a message is handled")
+        if self._ended:
+            raise DmaFault(iova, size, "the device is being switched off")
         self._last_id = self._last_id % _MAX_ID + 1
         self._waiting, self._aborted = True, False
         try:
@@ -96,10 +114,13 @@ class MessageMemory:
                 raise DmaFault(iova, size, "the function was reset")
             if reply is not None:
                 return reply
+            self._ended = self._look_aside()
+            if self._ended:
+                raise DmaFault(iova, size, "the device is being switched off")
             left = deadline - time.monotonic()
             if left <= 0:
                 raise DmaFault(iova, size, f"the host did not answer within {timeouts.DMA_REPLY_S:g} s")
             poller.register(self._connection, select.POLLIN | (select.POLLOUT if self._connection.backlog_bytes else 0))
-            poller.poll(math.ceil(left * 1000))
+            poller.poll(math.ceil(min(left, timeouts.ASIDE_POLL_S) * 1000))
             self._connection.flush()
             self._connection.receive()

@@ -136,6 +136,17 @@ class Server:
             for fd, event in events:
                 if fd == client_fd:
                     self._serve_client(event)
+        self._serve_others(events)
+        return True
+
+    def _look_aside(self) -> bool:
+        """Serve everyone but the client, while a step waits for its answer; True when serving must end."""
+        events = self._poller.poll(0)
+        self._newcomers.expire()
+        self._serve_others(events)
+        return self._stopped
+
+    def _serve_others(self, events: list[tuple[int, int]]) -> None:
         for fd, _ in events:
             if fd == self._stop_fd or fd == self._owner_pidfd:
                 self._stopped = True
@@ -143,7 +154,6 @@ class Server:
                 self._serve_newcomer(fd)
             elif self._listener is not None and fd == self._listener.socket.fileno():
                 self._accept(self._listener.socket)
-        return True
 
     def _watch(self, wake_fds: list[int]) -> None:
         for fd in self._wake_fds:
@@ -235,7 +245,7 @@ class Server:
             return
         connection, message = heard
         close_all(message.fds)
-        if self._client is not None:
+        if self._memory is not None and not self._memory.waiting:
             self._serve_client(select.POLLIN)  # it may have hung up since the sockets were looked at
         if self._client is not None:
             _logger.info("a second client was turned away")
@@ -255,7 +265,7 @@ class Server:
             self._stopped = self._stopped or self._private
             return
         self._client = connection
-        self._memory = MessageMemory(connection, self._serve, capabilities.max_data_xfer_size)
+        self._memory = MessageMemory(connection, self._serve, capabilities.max_data_xfer_size, self._look_aside)
         self._function.address_space.remote = self._memory
         _logger.info("a client is connected")
         self._serve_client(0)  # messages may have come with the VERSION

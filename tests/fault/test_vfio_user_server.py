@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -480,6 +481,31 @@ def test_a_client_that_never_answers_costs_the_command_not_the_device(
     assert isinstance(fault, DmaFault) and "did not answer" in fault.reason
     client.send_bytes(encode_reply(question, Command.DMA_READ, vu.DMA_ACCESS.pack(REMOTE_IOVA, 4) + b"late"))
     assert client.read(0, 0, 1) == b"!"
+
+
+def test_a_second_client_is_turned_away_while_the_first_owes_an_answer(
+    path: Path, client: RawClient, reading: Job
+) -> None:
+    question = asked(client, Command.DMA_READ)
+    with RawClient.connect(path) as second:
+        assert second.negotiate().error == errno.EBUSY
+    client.send_bytes(encode_reply(question, Command.DMA_READ, vu.DMA_ACCESS.pack(REMOTE_IOVA, 4) + b"data"))
+    assert reading.outcome() == b"data"
+
+
+def test_stopping_ends_the_wait_and_every_transfer_after_it(
+    monkeypatch: pytest.MonkeyPatch, function: SmallFunction, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(timeouts, "DMA_REPLY_S", PATIENCE_S * 10)
+    path = tmp_path / "stopped.sock"
+    with contextlib.ExitStack() as client_end:
+        with serving(function, path):
+            client = client_end.enter_context(RawClient.connect(path))
+            client.negotiate()
+            job = Job(function, client, lambda: function.address_space.read(REMOTE_IOVA, 4))
+            asked(client, Command.DMA_READ)
+        fault = job.outcome()
+    assert isinstance(fault, DmaFault) and "switched off" in fault.reason
 
 
 def test_a_reset_ends_the_wait(client: RawClient, reading: Job) -> None:
