@@ -42,6 +42,18 @@ class _Verbs(click.Group):
         command: click.Command = module.command
         return command
 
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, with the verbs that a misspelt one may have meant."""
+        if args and args[0] not in VERBS and not args[0].startswith("-") and not context.resilient_parsing:
+            import difflib
+
+            close = difflib.get_close_matches(args[0], VERBS, n=3)
+            hint = f"; did you mean {', '.join(close)}?" if close else f"; there are: {', '.join(VERBS)}"
+            raise click.UsageError(f"no verb {args[0]!r}{hint}", context)
+        return super().resolve_command(context, args)
+
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in VERBS.items()])
@@ -50,7 +62,7 @@ class _Verbs(click.Group):
 @click.group(
     cls=_Verbs,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
-    epilog='Exit codes: docs/exit-codes.md. Completion: eval "$(_NPUCTL_COMPLETE=bash_source npuctl)".',
+    epilog='Exit codes: docs/exit-codes.md. Completion:\n\neval "$(_NPUCTL_COMPLETE=bash_source npuctl)"',
 )
 @click.version_option(VERSION, prog_name="npuctl")
 def npuctl() -> None:

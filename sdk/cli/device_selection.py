@@ -38,7 +38,8 @@ def queried(wanted: Sequence[str]) -> list[DeviceInfo]:
             raise DeviceNotFound(
                 "there is no device on this machine", remedy="serve one: npuctl emulate --socket PATH, then -d"
             )
-        return there
+        others = [_named(name, there) for name in dict.fromkeys(named) if name != ALL]
+        return there + [device for device in others if device not in there]
     return [_named(name, there) for name in dict.fromkeys(named)]
 
 

@@ -26,6 +26,8 @@ def command(socket_path: Path, profile: str | None, kernels: str, state: Path | 
 
     One client at a time; `npuctl list` shows the device, and -d vfio-user:SOCKET uses it.
     """
+    if not socket_path.name:
+        raise click.UsageError("--socket: name a path to serve on, e.g. /tmp/npu0.sock")
     chosen = profile or environment.profile()
     if chosen not in profile_names():
         raise click.UsageError(f"unknown profile {chosen!r}; there are: {', '.join(profile_names())}")

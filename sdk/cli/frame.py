@@ -74,7 +74,8 @@ class Frame:
         """Fine, the one error, or mixed when some devices were reported and others failed."""
         if not self._codes:
             return ExitCode.OK
-        if self.devices and any(error["device"] not in self._reported() for error in self.errors):
+        named = {error["device"] for error in self.errors if error["device"] is not None}
+        if self.devices and named - self._reported():
             return ExitCode.MIXED
         return self._codes[0]
 

@@ -35,7 +35,9 @@ def read_inputs(given: Sequence[str], inputs: Sequence[TensorInfo]) -> dict[str,
             raise click.UsageError(f"-i {text}: write NAME=FILE.npy, or NAME=FILE.npy:bf16")
         if name not in names:
             raise click.UsageError(f"-i {text}: no such input; the model takes {', '.join(map(str, inputs))}")
-        arrays[name] = _read(path)
+        if name in arrays:
+            raise click.UsageError(f"-i {text}: the input {name!r} has a file already")
+        arrays[name] = _fitting(_read(path), path, inputs[names.index(name)])
     missing = [str(info) for info in inputs if info.name not in arrays]
     if missing:
         raise click.UsageError(f"inputs without a file: {', '.join(missing)}; give each with -i, or none at all")
@@ -46,14 +48,33 @@ def _read(path: str) -> NDArray[Any]:
     as_bfloat16 = path.endswith(BFLOAT16_SUFFIX)
     path = path.removesuffix(BFLOAT16_SUFFIX)
     try:
-        array: NDArray[Any] = np.load(path, allow_pickle=False)
+        array: Any = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise Failure(f"{path}: cannot be read as an .npy array: {error}") from error
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise Failure(f"{path}: is an .npz archive of arrays; give one .npy array")
     if not as_bfloat16:
         return array
     if array.dtype.itemsize != np.dtype(np.uint16).itemsize:
         raise Failure(f"{path}: bfloat16 elements have 2 bytes, {array.dtype} has {array.dtype.itemsize}")
-    return array.view(as_dtype("bfloat16"))
+    converted: NDArray[Any] = array.view(as_dtype("bfloat16"))
+    return converted
+
+
+def _fitting(array: NDArray[Any], path: str, info: TensorInfo) -> NDArray[Any]:
+    """The array, if the model's input may have its type and shape; else Failure."""
+    expected = as_dtype(info.dtype)
+    if array.dtype != expected:
+        hint = f"; say {path}{BFLOAT16_SUFFIX}" if expected.name == "bfloat16" and array.dtype.itemsize == 2 else ""
+        raise Failure(f"{path}: input {info.name!r} is {info.dtype}; the file holds {array.dtype.str}{hint}")
+    fits = len(array.shape) == len(info.shape) and all(
+        extent == wanted if isinstance(wanted, int) else extent > 0
+        for extent, wanted in zip(array.shape, info.shape, strict=True)
+    )
+    if not fits:
+        raise Failure(f"{path}: the model takes {info}; the file's shape is {array.shape}")
+    return array
 
 
 def seeded_inputs(inputs: Sequence[TensorInfo]) -> dict[str, NDArray[Any]]:

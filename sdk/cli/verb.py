@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import traceback
 from collections.abc import Callable
@@ -29,6 +30,8 @@ def verb(name: str, *, limit_s: float = timeouts.QUERY_S) -> Callable[[Body], cl
         @functools.wraps(body)
         def callback(as_json: bool, timeout: float | None, **options: Any) -> int:
             frame = Frame(name, as_json=as_json, timeout=timeout)
+            if timeout is not None and math.isnan(timeout):
+                raise click.UsageError("--timeout nan: give seconds, e.g. 30 or inf")
             bound = timeout if timeout is not None else _environment_limit(limit_s)
             try:
                 return supervise(lambda: _work(frame, body, options), bound)

@@ -58,6 +58,7 @@ def test_an_unknown_device_is_named_with_what_there_is(served: tuple[Npuctl, str
     assert done.returncode == 3
     assert "'nobody'" in done.stderr
     assert address in done.stderr
+    assert tool("list", "-d", "all", "-d", "nobody").returncode == 3
 
 
 @pytest.mark.parametrize(
@@ -66,6 +67,8 @@ def test_an_unknown_device_is_named_with_what_there_is(served: tuple[Npuctl, str
         ("unknown",),
         ("list", "--nonsense"),
         ("list", "--timeout", "0"),
+        ("list", "--timeout", "nan"),
+        ("emulate", "--socket", ""),
         ("info", "-d", "emulator"),
         ("regs", "no_such_register"),
         ("regs", "control=1"),
@@ -93,6 +96,10 @@ def test_help_fits_80_columns_and_names_every_verb(npuctl: Npuctl) -> None:
     for verb in ("list", "info", "regs", "run", "bench", "emulate", "reset", "demo"):
         assert f"\n  {verb} " in done.stdout
         assert npuctl(verb, "--help").returncode == 0
+
+
+def test_a_misspelt_verb_is_answered_with_what_was_meant(npuctl: Npuctl) -> None:
+    assert "did you mean list?" in npuctl("lst").stderr
 
 
 def test_a_wrong_log_level_is_a_usage_error(npuctl: Npuctl) -> None:

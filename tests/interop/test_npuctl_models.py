@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from tests.support.npuctl import Npuctl
@@ -74,6 +76,39 @@ def test_wrong_inputs_are_refused(npuctl: Npuctl, tmp_path: Path, inputs: list[s
     done = npuctl("run", str(save_product(tmp_path / "product.onnx")), *inputs)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((2, 3), np.float64),
+        np.zeros((2, 4), np.float32),
+        np.zeros((2, 3), ">f4"),
+        np.zeros((0, 3), np.float32),
+        np.float32(1),
+    ],
+)
+def test_an_array_that_does_not_fit_is_named_and_is_no_internal_error(
+    npuctl: Npuctl, tmp_path: Path, wrong: NDArray[Any]
+) -> None:
+    np.save(tmp_path / "x.npy", wrong)
+    done = npuctl("run", str(save_product(tmp_path / "product.onnx")), "-i", f"x={tmp_path / 'x.npy'}")
+    assert done.returncode == 1, done.stderr
+    assert "x.npy" in done.stderr
+    assert "internal" not in done.stderr
+
+
+def test_an_archive_is_no_input(npuctl: Npuctl, tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=np.zeros((2, 3), np.float32))
+    done = npuctl("run", str(save_product(tmp_path / "product.onnx")), "-i", f"x={tmp_path / 'x.npz'}")
+    assert done.returncode == 1, done.stderr
+    assert "archive" in done.stderr
+
+
+def test_outputs_that_cannot_be_written_fail_with_1(npuctl: Npuctl, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    model = save_product(tmp_path / "product.onnx")
+    assert npuctl("run", str(model), "-o", str(tmp_path / "file" / "out")).returncode == 1
 
 
 def test_a_file_that_is_no_model_fails_with_1(npuctl: Npuctl, tmp_path: Path) -> None:
