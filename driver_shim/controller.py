@@ -17,7 +17,7 @@ from driver_shim.errors import CommandFailed, ContractMismatch, DeviceLost, NpuE
 from driver_shim.protocol import commands, config_space
 from driver_shim.protocol.commands import AdminOpcode
 from driver_shim.protocol.layout import Layout
-from driver_shim.protocol.registers import CONTRACT_MAJOR, Feature
+from driver_shim.protocol.registers import ALL_FEATURES, CONTRACT_MAJOR, Feature
 from driver_shim.queue_pair import HostQueuePair
 from driver_shim.registers import Registers
 from driver_shim.transport.base import Transport
@@ -98,7 +98,7 @@ class Controller:
         caps = self.registers.capabilities.fields()
         sizes = (1 << caps["submission_bytes_log2"], 1 << caps["completion_bytes_log2"])
         ours = (commands.SUBMISSION_BYTES, commands.COMPLETION_BYTES)
-        features = Feature(self.registers.features.read() & int(Feature(7)))
+        features = Feature(self.registers.features.read() & int(ALL_FEATURES))
         if sizes != ours or Feature.SHADOW_DOORBELLS not in features:
             raise ContractMismatch(
                 f"{self.transport.address} has queue entries of {sizes[0]} and {sizes[1]} bytes and features"

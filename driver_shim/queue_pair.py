@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from driver_shim.errors import ContractMismatch
 from driver_shim.protocol import fences, ring
 from driver_shim.protocol.commands import (
+    COMMAND_ID_MASK,
     COMPLETION,
     COMPLETION_BYTES,
     DESCRIPTOR,
@@ -22,8 +23,8 @@ from driver_shim.protocol.commands import (
     PHASE_OFFSET,
     SUBMISSION_BYTES,
 )
-from driver_shim.protocol.registers import CQ_HEAD_DOORBELL, DOORBELL_PAGE_BYTES, SQ_TAIL_DOORBELL
-from driver_shim.transport.base import BAR2, Transport
+from driver_shim.protocol.registers import BAR2, CQ_HEAD_DOORBELL, DOORBELL_PAGE_BYTES, SQ_TAIL_DOORBELL
+from driver_shim.transport.base import Transport
 
 _SQ_TAIL = HOST_LINE.offset_of("sq_tail") // 4
 _CQ_HEAD = HOST_LINE.offset_of("cq_head") // 4
@@ -74,22 +75,24 @@ class HostQueuePair:
         """Commands submitted and not yet reaped."""
         return (self.sq_tail - self.cq_head) & ring.INDEX_MASK
 
-    def slot(self, index: int) -> int:
-        """Position of a submission index in the ring."""
-        return index & (self.entries - 1)
-
     def put(self, codec: Any, opcode: int, *values: Any) -> None:
         """Write one entry at the tail with a precompiled codec; flags and context are zero. Not yet visible."""
         tail = self.sq_tail
         codec.pack_into(
-            self._submissions, (tail & (self.entries - 1)) * SUBMISSION_BYTES, opcode, 0, tail & 0xFFFF, 0, *values
+            self._submissions,
+            (tail & (self.entries - 1)) * SUBMISSION_BYTES,
+            opcode,
+            0,
+            tail & COMMAND_ID_MASK,
+            0,
+            *values,
         )
         self.sq_tail = (tail + 1) & ring.INDEX_MASK
 
     def put_array(self, descriptors: NDArray[Any]) -> None:
         """Write consecutive entries at the tail and give them their command ids. Not yet visible."""
         count = len(descriptors)
-        ids = (self.sq_tail + np.arange(count, dtype=np.int64)) & 0xFFFF
+        ids = (self.sq_tail + np.arange(count, dtype=np.int64)) & COMMAND_ID_MASK
         first, second = ring.contiguous(self.sq_tail, count, self.entries)
         split = first.stop - first.start
         self._slots[first] = descriptors[:split]
@@ -128,7 +131,7 @@ class HostQueuePair:
         fields: Completion = COMPLETION.codec.unpack_from(
             self._completions, (head & (self.completion_entries - 1)) * COMPLETION_BYTES
         )
-        if fields[1] != head & 0xFFFF or head == self.sq_tail:
+        if fields[1] != head & COMMAND_ID_MASK or head == self.sq_tail:
             raise self._out_of_order(fields[1])
         return fields
 
@@ -140,7 +143,7 @@ class HostQueuePair:
         count = len(valid) if valid.all() else int(valid.argmin())
         fences.consume()
         rows = self._rows[slots.start : slots.start + count].copy()
-        due = (head + np.arange(count, dtype=np.int64)) & 0xFFFF
+        due = (head + np.arange(count, dtype=np.int64)) & COMMAND_ID_MASK
         if not np.array_equal(rows["command_id"], due):
             wrong = int(np.argmax(rows["command_id"] != due))
             raise self._out_of_order(int(rows["command_id"][wrong]))
@@ -174,8 +177,9 @@ class HostQueuePair:
         return not self.ready()
 
     def _out_of_order(self, command_id: int) -> ContractMismatch:
+        due = self.cq_head & COMMAND_ID_MASK
         return ContractMismatch(
-            f"queue {self.queue_id}: completion of command {command_id:#06x}, due was {self.cq_head & 0xFFFF:#06x}",
+            f"queue {self.queue_id}: completion of command {command_id:#06x}, due was {due:#06x}",
             device=self._transport.address,
             subsystem="queue",
             remedy="the device broke the order of completions; reset it",

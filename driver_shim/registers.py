@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from driver_shim.errors import DeviceLost
 from driver_shim.protocol.register_kinds import Register
-from driver_shim.protocol.registers import ALL_ONES_32, IDENTITY, REGISTERS
-from driver_shim.transport.base import BAR0, Transport
+from driver_shim.protocol.registers import ALL_ONES_32, BAR0, IDENTITY, REGISTERS
+from driver_shim.transport.base import Transport
 
 
 class RegisterAccess:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
@@ -252,17 +252,23 @@ class Controller:
         try:
             result = queue.job.advance()
         except CommandError as error:
-            if queue.deleted:  # reset while the command waited for the host's memory
+            if self._gone(queue):
                 return True
             self._fail(queue, queue.job_entry, error, queue.job_ticks)
             return True
         if result is None:
             return False
-        if queue.deleted:
+        if self._gone(queue):
             return True
         start, end = queue.job_ticks
         self._post(queue, queue.job_entry, Status.SUCCESS, result, start, end)
         return True
+
+    def _gone(self, queue: QueuePair) -> bool:
+        """Whether a command lost its queue while it waited for the host's memory: by a reset, or by an unmapping."""
+        if self._space.generation != self._space_generation:
+            self._remap_queues()
+        return queue.state is not QueueState.RUNNING
 
     def _take_nops(self, queue: QueuePair, limit: int) -> int:
         """Complete a run of nops at the head of the queue in one go; returns how many."""
@@ -371,10 +377,6 @@ class Controller:
 
     def _fault(self, source: FaultSource, message: str, *, queue: int = 0, status: int = 0) -> None:
         self.errors.record(ErrorRecord(source, message, queue=queue, status=status))
-
-    def halted_queues(self) -> Iterator[int]:
-        """Ids of the queues that stand still."""
-        return (queue_id for queue_id, queue in self.queues.items() if queue.state is QueueState.HALTED)
 
 
 def _bad_header(flags: int, context: int) -> CommandError:

@@ -145,6 +145,7 @@ class Programs:
         """Unload everything and drop running jobs without waiting for them."""
         self._generation += 1
         self._waiting.clear()
+        self._engine_free = [0] * len(self._engine_free)
         self._engines.cancel_all()
         for handle in self._loaded:
             self._engines.unload(handle)
@@ -165,7 +166,6 @@ class ExecJob:
         self._inputs, self._outputs = addresses[:inputs], addresses[inputs:]
         _aligned(workspace, "workspace")
         device_range(machine, workspace, self._program.workspace_bytes, "workspace")
-        self._handle = handle
         self.cost = self._program.ticks
         self.runnable = True
         self.result: JobResult | None = None

@@ -25,7 +25,10 @@ from driver_shim.protocol.commands import (
 )
 from driver_shim.protocol.register_kinds import ResetDomain
 from driver_shim.protocol.registers import (
+    BAR0,
     BAR0_BYTES,
+    BAR2,
+    BAR4,
     CONTRACT_MAJOR,
     CONTRACT_MINOR,
     CQ_HEAD_DOORBELL,
@@ -34,14 +37,14 @@ from driver_shim.protocol.registers import (
     MSIX_TABLE_OFFSET,
     REGISTERS,
     SQ_TAIL_DOORBELL,
-    Post,
 )
 from emulator.address_space import AddressSpace
 from emulator.admin import open_rings
 from emulator.black_box import EMPTY, encode_black_box
+from emulator.blocks.behaviours import Snapshots, behaviours, bus_counts
 from emulator.blocks.config_space import ConfigSpace
 from emulator.blocks.interrupts import Interrupts
-from emulator.blocks.registers import CONSTANT, STORAGE, Behaviour, RegisterBlock
+from emulator.blocks.registers import RegisterBlock
 from emulator.controller import Controller
 from emulator.device_memory import DeviceMemory
 from emulator.engines import executor
@@ -57,12 +60,10 @@ from emulator.state import KeptState, StateError, StateFolder, new_serial
 
 _logger = logging.getLogger("npu.emulator")
 
-BAR0, BAR2, BAR4, CONFIG_REGION = 0, 2, 4, 7
+CONFIG_REGION = 7
+"""VFIO's number of configuration space."""
 VECTORS = MAX_IO_QUEUES + 1
 CONFIG_BYTES = 4096
-LAST_COUNT = (1 << 64) - 1
-"""Counters are 64 bits on the bus; there they stop."""
-_VECTOR_MASK = (1 << VECTORS) - 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -96,9 +97,9 @@ class PciFunction:
         self.serial = kept.serial
         self._state = state
         self.clock = TickClock(profile.tick_hz, wall_ns)
-        self._snapshot = (0, 0)
         self.errors = ErrorLog(self.clock.snapshot)
         self.activity = Activity(**{k: v for k, v in kept.counters.items() if k in ACTIVITY_LOG.fields})
+        self.snapshots = Snapshots(self.clock, self.activity)
         if kept.errors:
             self.errors.restore(kept.errors)
         self.black_box = kept.black_box or EMPTY
@@ -133,8 +134,8 @@ class PciFunction:
             self._log_page,
         )
         self._held_vectors = 0
-        self._counters = (0, 0, 0)
-        self.registers = RegisterBlock(REGISTERS, self._behaviours(), self._register_fault)
+        self._config_error = False
+        self.registers = RegisterBlock(REGISTERS, behaviours(self), self._register_fault)
 
     # --- configuration space and regions -----------------------------------------------------------------------
 
@@ -275,50 +276,14 @@ class PciFunction:
         """Write what outlives this process to the state folder, if there is one."""
         if self._state:
             try:
-                self._state.save(KeptState(self.serial, self._counts(), self.errors.page(), self.black_box))
+                self._state.save(KeptState(self.serial, bus_counts(self.activity), self.errors.page(), self.black_box))
             except StateError as error:  # a full disk must not take the device from its clients
                 _logger.warning("nothing was kept: %s", error)
 
     # --- register behaviour ------------------------------------------------------------------------------------
 
-    def _behaviours(self) -> dict[str, Behaviour]:
-        """One entry a register; a register without one is a programming error."""
-        return {
-            "identity": CONSTANT,
-            "contract": CONSTANT,
-            "features": CONSTANT,
-            "revision": CONSTANT,
-            "capabilities": CONSTANT,
-            "control": Behaviour(write=self._write_control),
-            "status": Behaviour(read=self._read_status),
-            "boot_progress": Behaviour(read=lambda: int(Post.ABSENT)),
-            "reset_cause": Behaviour(
-                read=lambda: REGISTERS["reset_cause"].encode(
-                    cause=int(self.reset_cause), count=self.activity.resets & 0xFF_FFFF
-                )
-            ),
-            "admin_queue_size": STORAGE,
-            "admin_submission_base": STORAGE,
-            "admin_completion_base": STORAGE,
-            "interrupt_status": STORAGE,
-            "interrupt_mask": Behaviour(write=self._write_interrupt_mask),
-            "fault_status": Behaviour(read=lambda: self.errors.fault_bits, write=self._clear_faults),
-            "fault_count": Behaviour(read=lambda: self.errors.total & 0xFFFF_FFFF),
-            "fault_address": Behaviour(read=lambda: self.errors.fault_address),
-            "device_memory_bytes": Behaviour(read=lambda: self.memory.size),
-            "tick_hertz": Behaviour(read=lambda: self.profile.tick_hz),
-            "clock_snapshot": Behaviour(write=self._take_clocks),
-            "tick_snapshot": Behaviour(read=lambda: self._snapshot[0]),
-            "wall_snapshot": Behaviour(read=lambda: self._snapshot[1]),
-            "scratch": STORAGE,
-            "scratch_wide": STORAGE,
-            "counter_snapshot": Behaviour(write=self._take_counters),
-            "commands_completed": Behaviour(read=lambda: self._counters[0]),
-            "bytes_moved": Behaviour(read=lambda: self._counters[1]),
-            "busy_ticks": Behaviour(read=lambda: self._counters[2]),
-        }
-
-    def _read_status(self) -> int:
+    def read_status(self) -> int:
+        """The status register."""
         return REGISTERS["status"].encode(
             ready=int(self.controller.enabled),
             fatal=int(self.controller.fatal),
@@ -326,10 +291,9 @@ class PciFunction:
             bus_master=int(self.config.bus_master),
         )
 
-    _config_error = False
-
-    def _write_control(self, value: int) -> None:
-        enable = bool(value & 1)
+    def write_control(self, value: int) -> None:
+        """A write to the control register: enable or disable the controller."""
+        enable = bool(REGISTERS["control"].extract(value, "enable"))
         if enable and not self.controller.enabled:
             self._enable()
         elif not enable:
@@ -342,8 +306,8 @@ class PciFunction:
     def _enable(self) -> None:
         """Open the admin queue; a wrong one leaves the controller disabled with status.config_error."""
         self._config_error = True
-        size = self.registers.value("admin_queue_size")
-        entries = (size & 0xFFFF, size >> 16)
+        size = REGISTERS["admin_queue_size"].decode(self.registers.value("admin_queue_size"))
+        entries = (size["submission_entries"], size["completion_entries"])
         bases = (self.registers.value("admin_submission_base"), self.registers.value("admin_completion_base"))
         if not self.config.bus_master:
             self._fault(FaultSource.DMA, bases[0], "enable refused: bus mastering is off (PCI COMMAND bit 2)")
@@ -356,7 +320,8 @@ class PciFunction:
         self._config_error = False
         self.controller.enable(queue)
 
-    def _write_interrupt_mask(self, mask: int) -> None:
+    def write_interrupt_mask(self, mask: int) -> None:
+        """A write to the interrupt mask: vectors held back so far are delivered when it lets them."""
         released = self._held_vectors & ~mask
         self._held_vectors &= mask
         for vector in range(VECTORS):
@@ -370,23 +335,6 @@ class PciFunction:
             self._held_vectors |= bit
         else:
             self.interrupts.trigger(vector)
-
-    def _clear_faults(self, value: int) -> None:
-        self.errors.fault_bits &= ~value
-
-    def _take_clocks(self, value: int) -> None:
-        if value & 1:
-            self._snapshot = self.clock.snapshot()
-
-    def _counts(self) -> dict[str, int]:
-        """The activity counters as they fit the bus."""
-        return {name: min(value, LAST_COUNT) for name, value in dataclasses.asdict(self.activity).items()}
-
-    def _take_counters(self, value: int) -> None:
-        if value & 1:
-            done = self.activity
-            moved = done.bytes_copied + done.bytes_filled
-            self._counters = (min(done.commands, LAST_COUNT), min(moved, LAST_COUNT), min(done.busy_ticks, LAST_COUNT))
 
     # --- records -----------------------------------------------------------------------------------------------
 
@@ -415,7 +363,7 @@ class PciFunction:
         if page == LogPage.ERRORS:
             return self.errors.page()
         if page == LogPage.ACTIVITY:
-            return ACTIVITY_LOG.build(**self._counts())
+            return ACTIVITY_LOG.build(**bus_counts(self.activity))
         return self.black_box
 
     def _save_black_box(self, cause: ResetCause) -> None:

@@ -187,12 +187,11 @@ class Event(Generic[T]):
 class StatusesEvent(Event["NDArray[np.uint8]"]):
     """Outcome of an array of descriptors: one status byte each, in order."""
 
-    __slots__ = ("_remaining", "_statuses")
+    __slots__ = ("_statuses",)
 
     def __init__(self, queue: Queue, count: int, keep: Any) -> None:
         super().__init__(queue, f"submit of {count} descriptors", keep)
         self._statuses = np.zeros(count, np.uint8)
-        self._remaining = count
         self._value = self._statuses
         if count == 0:
             self._done = True

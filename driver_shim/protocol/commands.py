@@ -13,6 +13,8 @@ from driver_shim.protocol.layout import Layout, raw, reserved, u8, u16, u32, u64
 SUBMISSION_BYTES = 64
 COMPLETION_BYTES = 32
 ADMIN_QUEUE_ID = 0
+COMMAND_ID_MASK = 0xFFFF
+"""Command ids are 16 bits: the low ones of the submission index."""
 
 MIN_QUEUE_ENTRIES = 2
 MAX_QUEUE_ENTRIES = 8192

@@ -153,11 +153,6 @@ class Layout:
             self._explain(values)
             raise
 
-    @property
-    def reserved_mask(self) -> int:
-        """Ones at every reserved byte of the structure read as a little-endian integer."""
-        return sum(((1 << 8 * len(zeros)) - 1) << 8 * gap.start for gap, zeros in self._gaps)
-
     def reserved_clear(self, data: bytes) -> bool:
         """Whether every reserved byte of an encoded structure is zero."""
         return all(data[gap] == zeros for gap, zeros in self._gaps)

@@ -15,6 +15,8 @@ CONTRACT_MINOR = 1
 IDENTITY = 0x5550_4E31
 """Value of the identity register: "1NPU" read as little-endian ASCII."""
 
+BAR0, BAR2, BAR4 = 0, 2, 4
+"""Registers, doorbells, and the aperture on device memory."""
 BAR0_BYTES = 0x1_0000
 MSIX_TABLE_OFFSET = 0x8000
 MSIX_PBA_OFFSET = 0xC000
@@ -34,6 +36,9 @@ class Feature(enum.IntFlag):
     SHADOW_DOORBELLS = 1 << 0
     APERTURE = 1 << 1
     BLACK_BOX = 1 << 2
+
+
+ALL_FEATURES = ~Feature(0)
 
 
 class Post(enum.IntEnum):
@@ -67,7 +72,7 @@ REGISTERS = RegisterMap(
         0x008,
         8,
         "Optional parts that the device has.",
-        Field("bits", 0, 64, RO, "One bit a feature, see Feature.", int(Feature(7))),
+        Field("bits", 0, 64, RO, "One bit a feature, see Feature.", int(ALL_FEATURES)),
         domain=COLD,
     ),
     Register(

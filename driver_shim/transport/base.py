@@ -9,8 +9,6 @@ import abc
 import dataclasses
 from collections.abc import Sequence
 
-BAR0, BAR2, BAR4 = 0, 2, 4
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RegionInfo:

@@ -82,7 +82,8 @@ class Server:
         """Whether the client has left replies unread, so that we wait for it to make room."""
         self._wake_fds: list[int] = []
         self._stopped = False
-        self._spare_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._spare_fd = -1
+        self._reserve_spare()
         self._poller.register(stop.fd, select.POLLIN)
         if listener is not None:
             self._poller.register(listener.socket, select.POLLIN)
@@ -229,12 +230,12 @@ class Server:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 return  # the peer is gone again
             # No descriptor is left: take the spare one to turn the peer away, else the loop would spin on it.
-            os.close(self._spare_fd)
+            self._give_spare_up()
             try:
                 listening.accept()[0].close()
             except OSError:
                 _logger.warning("a connection could not be accepted: %s", error.strerror)
-            self._spare_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            self._reserve_spare()
             return
         self._newcomers.add(sock)
 
@@ -273,4 +274,16 @@ class Server:
     def _close(self) -> None:
         self._lose_client()
         self._newcomers.close()
-        os.close(self._spare_fd)
+        self._give_spare_up()
+
+    def _reserve_spare(self) -> None:
+        """Keep a descriptor in hand; where the whole system has none left, do without."""
+        try:
+            self._spare_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._spare_fd = -1
+
+    def _give_spare_up(self) -> None:
+        if self._spare_fd >= 0:
+            os.close(self._spare_fd)
+            self._spare_fd = -1

@@ -16,4 +16,4 @@ INTERRUPT_S = 5.0
 """After that signal, for the worker to close its device."""
 
 PEER_S = 600.0
-"""A helper process that computes the reference answers."""
+"""A process that computes the reference answers."""

@@ -17,8 +17,8 @@ import pytest
 from driver_shim.protocol import commands as c
 from driver_shim.protocol.commands import AdminOpcode, FaultSource, LogPage, ResetCause, Status
 from driver_shim.protocol.config_space import DEVICE_CONTROL_INITIATE_FLR
-from driver_shim.protocol.registers import REGISTERS
-from driver_shim.transport.base import BAR4, Transport
+from driver_shim.protocol.registers import BAR4, REGISTERS
+from driver_shim.transport.base import Transport
 from emulator.function import build
 from emulator.state import StateError
 from tests.contract.test_reset_matrix import DEVICE_CONTROL

@@ -8,7 +8,7 @@ import pytest
 
 from driver_shim.protocol import commands as c
 from driver_shim.protocol.commands import AdminOpcode, FaultSource, Status
-from driver_shim.transport.base import BAR2
+from driver_shim.protocol.registers import BAR2
 from tests.support.bus_client import MEMORY_IOVA, BusClient, RawQueue, text
 
 both_kinds = pytest.mark.parametrize("shadows", [False, True], ids=["doorbells", "shadows"])

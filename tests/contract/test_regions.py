@@ -16,8 +16,7 @@ from driver_shim.protocol.config_space import (
     D3_HOT,
     POWER_MANAGEMENT,
 )
-from driver_shim.protocol.registers import BAR0_BYTES, IDENTITY
-from driver_shim.transport.base import BAR0, BAR2, BAR4
+from driver_shim.protocol.registers import BAR0, BAR0_BYTES, BAR2, BAR4, IDENTITY
 from driver_shim.transport.in_process import InProcessTransport
 from emulator.engines import executor
 from emulator.engines.inline import InlineEngines

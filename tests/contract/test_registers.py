@@ -8,8 +8,7 @@ import pytest
 
 from driver_shim.protocol.commands import FaultSource
 from driver_shim.protocol.register_kinds import Access, Register
-from driver_shim.protocol.registers import BAR0_BYTES, MSIX_PBA_OFFSET, MSIX_TABLE_OFFSET, REGISTERS
-from driver_shim.transport.base import BAR0
+from driver_shim.protocol.registers import BAR0, BAR0_BYTES, MSIX_PBA_OFFSET, MSIX_TABLE_OFFSET, REGISTERS
 from tests.support.bus_client import BusClient, text
 from tests.support.coverage import CaseTable
 

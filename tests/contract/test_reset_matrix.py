@@ -16,8 +16,7 @@ from driver_shim.protocol.config_space import (
     DEVICE_CONTROL_INITIATE_FLR,
     EXPRESS,
 )
-from driver_shim.protocol.registers import MSIX_TABLE_OFFSET
-from driver_shim.transport.base import BAR0, BAR4
+from driver_shim.protocol.registers import BAR0, BAR4, MSIX_TABLE_OFFSET
 from tests.support.benches import Bench, bench
 from tests.support.bus_client import BOTH, MEMORY_BYTES, MEMORY_IOVA, BusClient, fired
 from tests.support.programs import add_twice, build

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from driver_shim.mapping import create_memory_file
 from driver_shim.protocol import commands as c
-from driver_shim.protocol.registers import BAR0_BYTES, MSIX_PBA_OFFSET, MSIX_TABLE_OFFSET, REGISTERS
-from driver_shim.transport.base import BAR0, BAR2, BAR4
+from driver_shim.protocol.registers import BAR0, BAR0_BYTES, BAR2, BAR4, MSIX_PBA_OFFSET, MSIX_TABLE_OFFSET, REGISTERS
 from emulator.address_space import DmaFault
 from emulator.controller import Controller
 from emulator.function import CONFIG_REGION
+from emulator.queue_pair import QueueState
 from tests.fuzz.device import ADDRESSES, Subject, entries, fuzzed, subject
 from tests.support.bus_client import BOTH, MEMORY_IOVA, PAGE_BYTES
 
@@ -251,7 +251,7 @@ def test_pointers(pointers: list[tuple[int, int, int, bool]]) -> None:
             device.function.step()
         device.steps()
         controller = device.function.controller
-        halted = list(controller.halted_queues())
+        halted = [key for key, queue in controller.queues.items() if queue.state is QueueState.HALTED]
         if halted or controller.fatal:
             assert device.function.errors.fault_bits & REGISTERS["fault_status"].fields["queue"].mask
         device.serves_on()

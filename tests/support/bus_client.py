@@ -14,9 +14,9 @@ from driver_shim.protocol import commands as c
 from driver_shim.protocol import fences, ring
 from driver_shim.protocol.config_space import COMMAND_BUS_MASTER, COMMAND_MEMORY, COMMAND_OFFSET
 from driver_shim.protocol.layout import Layout
-from driver_shim.protocol.registers import CQ_HEAD_DOORBELL, DOORBELL_PAGE_BYTES, SQ_TAIL_DOORBELL
+from driver_shim.protocol.registers import BAR2, CQ_HEAD_DOORBELL, DOORBELL_PAGE_BYTES, SQ_TAIL_DOORBELL
 from driver_shim.registers import Registers
-from driver_shim.transport.base import BAR2, Transport
+from driver_shim.transport.base import Transport
 
 PATIENCE_S = 20.0
 MEMORY_BYTES = 4 << 20

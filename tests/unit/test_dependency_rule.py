@@ -22,6 +22,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 """Package → the packages of ours that it may import. The longest package that holds a module rules it."""
 
 
+COMPOSITION_ROOT = "sdk.opening"
+"""The only module of the SDK that names concrete transports; the others know the interface."""
+TRANSPORTS = "driver_shim.transport"
+
+
 def within(module: str, package: str) -> bool:
     return module == package or module.startswith(package + ".")
 
@@ -49,11 +54,13 @@ def imported_modules(source: str, module: str, is_package: bool) -> set[str]:
 def violations(source: str, module: str, is_package: bool = False) -> list[str]:
     """Imports of ours in `source` that the rule forbids to `module`."""
     allowed = ALLOWED[ruling_package(module)]
+    concrete = module != COMPOSITION_ROOT and within(module, "sdk")
     ours = (name for name in imported_modules(source, module, is_package) if name.partition(".")[0] in OURS)
     return sorted(
         f"{module} imports {name}; it may import only {', '.join(allowed)}"
         for name in ours
         if not any(within(name, package) for package in allowed)
+        or (concrete and within(name, TRANSPORTS) and not within(name, f"{TRANSPORTS}.base"))
     )
 
 
@@ -95,6 +102,7 @@ def test_every_package_is_looked_at() -> None:
         ("sdk.device", "from firmware_tools import image"),
         ("firmware_tools.image", "from sdk.device import Device"),
         ("sdk.queues", "from tests.support import anything"),
+        ("sdk.device", "from driver_shim.transport.vfio_user import VfioUserTransport"),
     ],
 )
 def test_a_planted_violation_is_found(module: str, source: str) -> None:
@@ -108,6 +116,8 @@ def test_a_planted_violation_is_found(module: str, source: str) -> None:
         ("driver_shim.dma", "from . import errors"),
         ("emulator.function", "from driver_shim.protocol import registers\nfrom emulator.model import clock"),
         ("sdk.opening", "from emulator.model.profile import profile_names"),
+        ("sdk.opening", "from driver_shim.transport.vfio_user import VfioUserTransport"),
+        ("sdk.device", "from driver_shim.transport.base import Transport"),
         ("sdk.cli.firmware", "from firmware_tools import image"),
     ],
 )

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from driver_shim.errors import ContractMismatch
 from driver_shim.protocol import ring
 from driver_shim.protocol.commands import COMPLETION, COMPLETION_BYTES, DESCRIPTOR, LINE_BYTES, NOP, SUBMISSION_BYTES
+from driver_shim.protocol.registers import BAR2
 from driver_shim.queue_pair import HostQueuePair
-from driver_shim.transport.base import BAR2, Transport
+from driver_shim.transport.base import Transport
 from emulator.queue_pair import Mapped, QueuePair
 
 QUEUE_ID = 3

@@ -1,6 +1,6 @@
 """Copy an array to the device and back.
 
-$ python examples/copy.py
+$ python examples/move_arrays.py
 """
 
 import numpy as np
@@ -18,4 +18,4 @@ with sdk.Device("emulator") as dev:
         done = q.copy(back, w)
         done.wait(timeout=10)
     assert (back.array[2:] == x.array[2:]).all() and (back.array[:2] == 7).all()
-    print(f"{dev.info.name}: copied {back.nbytes} bytes in {done.end_tick - done.start_tick} ticks")
+    print(f"{dev.info.name}: copied {back.nbytes} bytes, ticks {done.start_tick} to {done.end_tick}")
