@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 import sdk
 from benchmarks.figures import MILLI, Figure
-from sdk.cli.measurements import Spread, timed_rounds
+from sdk.cli.measurements import Spread, timed_rounds, warm_up
 
 SETTLE_S, IDLE_S = 1.0, 5.0
 IDLE_SHARE = 0.01
@@ -56,7 +56,8 @@ def _processor_seconds(pid: int) -> float:
 
 
 def _reads(device: sdk.Device) -> Spread:
-    return Spread.of(timed_rounds(device.registers.identity.read, READS, WARM_UP_READS))
+    warm_up(device.registers.identity.read)
+    return Spread.of(timed_rounds(device.registers.identity.read, READS))
 
 
 def _reads_while_computing(device: sdk.Device) -> Spread:
@@ -65,9 +66,9 @@ def _reads_while_computing(device: sdk.Device) -> Spread:
     x = np.ones((BUSY_EXTENT, BUSY_EXTENT), np.float32)
     model(x)
     running = [model.submit(x) for _ in range(BUSY_RUNS)]
-    samples = timed_rounds(device.registers.identity.read, 1, 0)
+    samples = timed_rounds(device.registers.identity.read, 1)
     while not running[-1].done():
-        samples += timed_rounds(device.registers.identity.read, 1, 0)
+        samples += timed_rounds(device.registers.identity.read, 1)
     for event in running:
         event.result()
     model.close()

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from sdk.cli.measurements import MEBIBYTE, Spread, timed_rounds
+from sdk.cli.measurements import MEBIBYTE, Spread, timed_rounds, warm_up
 
 ROUNDS = 5_000
-WARM_UP_ROUNDS = 500
 COPY_ROUNDS = 15
 _EMPTY_KERNEL = "__kernel void empty(void) {}"
 
@@ -24,7 +23,11 @@ def _open() -> tuple[Any, Any, str]:
     import pyopencl
 
     refusals = []
-    for platform in pyopencl.get_platforms():
+    try:
+        platforms = pyopencl.get_platforms()
+    except pyopencl.Error as error:
+        raise LookupError(f"no OpenCL platform is installed ({error})") from error
+    for platform in platforms:
         if "Portable Computing Language" in platform.name:
             context = pyopencl.Context(platform.get_devices())
             try:
@@ -46,7 +49,8 @@ def round_trip() -> Spread:
     def once() -> None:
         pyopencl.enqueue_nd_range_kernel(queue, kernel, (1,), None).wait()
 
-    return Spread.of(timed_rounds(once, ROUNDS, WARM_UP_ROUNDS))
+    warm_up(once)
+    return Spread.of(timed_rounds(once, ROUNDS))
 
 
 def copies(mebibytes: Sequence[int]) -> dict[int, float]:
@@ -59,7 +63,8 @@ def copies(mebibytes: Sequence[int]) -> dict[int, float]:
         source = np.ones(size * MEBIBYTE, np.uint8)
         target = pyopencl.Buffer(queue.context, pyopencl.mem_flags.READ_WRITE, source.nbytes)
         once = _copy(queue, target, source)
-        results[source.nbytes] = statistics.median(timed_rounds(once, COPY_ROUNDS, 2))
+        warm_up(once)
+        results[source.nbytes] = statistics.median(timed_rounds(once, COPY_ROUNDS))
         target.release()
     return results
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 import sdk
-from benchmarks import copying, idling, pocl, queues, startup
+from benchmarks import copying, engines, idling, pocl, queues, startup
 from benchmarks.figures import Figure
 from sdk.cli.frame import now
 from sdk.version import VERSION
@@ -32,6 +32,7 @@ def main(output: Path | None) -> None:
         found += idling.figures(device)
         found += queues.figures(device, peer_trip)
         found += copying.figures(device, peer_copies)
+    found += engines.figures()
     table = Table("what", "ours", "peer", "budget", "", box=None, pad_edge=False)
     for figure in found:
         table.add_row(*figure.row())

@@ -101,7 +101,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return built
 
     try:
-        serve(build, path=chosen.socket, connection_fd=chosen.connection_fd, owner_pidfd=chosen.owner_pid_fd)
+        serve(
+            build,
+            path=chosen.socket,
+            connection_fd=chosen.connection_fd,
+            owner_pidfd=chosen.owner_pid_fd,
+            ready=lambda: _announce(chosen),
+        )
     except (ListenError, StateError, OSError, ValueError) as error:
         _logger.error("%s", error)
         return EXIT_FAILED
@@ -109,3 +115,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for published in publication:
             published.withdraw()
     return EXIT_FINE
+
+
+def _announce(chosen: argparse.Namespace) -> None:
+    """Tell whoever reads the log where clients can connect."""
+    if chosen.socket is not None:
+        _logger.info("serving %s as vfio-user:%s; stop with Ctrl-C or SIGTERM", chosen.profile, chosen.socket.resolve())

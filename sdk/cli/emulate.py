@@ -31,7 +31,7 @@ def command(socket_path: Path, profile: str | None, kernels: str, state: Path | 
     chosen = profile or environment.profile()
     if chosen not in profile_names():
         raise click.UsageError(f"unknown profile {chosen!r}; there are: {', '.join(profile_names())}")
-    arguments = ["--socket", os.fspath(socket_path), "--profile", chosen, "--kernels", kernels]
+    arguments = ["--socket", os.fspath(socket_path), "--profile", chosen, "--kernels", kernels, "--log-level", "INFO"]
     if state is not None:
         arguments += ["--state", os.fspath(state)]
     command_line, environ = module_command("emulator", *arguments)

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from sdk.device import Device
 
-WARM_UP_ROUNDS = 500
+WARM_UP_S = 0.3
+"""Until then both processes have found a CPU each, and the pages and caches are warm."""
 ROUND_TRIPS = 10_000
 SINGLE_DESCRIPTORS = 100_000
 ARRAY_ROUNDS = 100
@@ -50,10 +51,16 @@ class Spread(NamedTuple):
         }
 
 
-def timed_rounds(action: Callable[[], object], rounds: int, warm_up: int) -> list[float]:
-    """Seconds of each of `rounds` calls, after `warm_up` uncounted ones."""
-    for _ in range(warm_up):
+def warm_up(action: Callable[[], object], seconds: float = WARM_UP_S) -> None:
+    """Repeat `action` for so long, at least once."""
+    until = time.monotonic() + seconds
+    action()
+    while time.monotonic() < until:
         action()
+
+
+def timed_rounds(action: Callable[[], object], rounds: int) -> list[float]:
+    """Seconds of each of `rounds` calls."""
     clock = time.perf_counter_ns
     nanoseconds = []
     for _ in range(rounds):
@@ -66,15 +73,14 @@ def timed_rounds(action: Callable[[], object], rounds: int, warm_up: int) -> lis
 def round_trip(device: Device, rounds: int = ROUND_TRIPS) -> Spread:
     """Submit a nop and wait for it, one at a time."""
     with device.queue() as queue:
-        return Spread.of(timed_rounds(lambda: queue.nop().wait(), rounds, min(rounds, WARM_UP_ROUNDS)))
+        warm_up(lambda: queue.nop().wait())
+        return Spread.of(timed_rounds(lambda: queue.nop().wait(), rounds))
 
 
 def singles_per_s(device: Device, count: int = SINGLE_DESCRIPTORS) -> float:
     """nops per second, one call each, many in flight."""
     with device.queue(depth=DEPTH) as queue:
-        for _ in range(WARM_UP_ROUNDS):
-            queue.nop()
-        queue.barrier().wait()
+        warm_up(lambda: queue.nop().wait())
         began = time.perf_counter()
         for _ in range(count):
             queue.nop()
@@ -88,8 +94,7 @@ def array_per_s(device: Device, rounds: int = ARRAY_ROUNDS) -> float:
 
     descriptors = np.zeros(ARRAY_DESCRIPTORS, sdk.DESCRIPTOR)  # all zero is a nop
     with device.queue(depth=DEPTH) as queue:
-        for _ in range(min(rounds, 10)):
-            queue.submit(descriptors).wait()
+        warm_up(lambda: queue.submit(descriptors).wait())
         began = time.perf_counter()
         for _ in range(rounds):
             last = queue.submit(descriptors)
@@ -123,10 +128,10 @@ def copies(device: Device, mebibytes: Sequence[int] = COPY_MEBIBYTES, rounds: in
                 lambda t=target, s=source: np.copyto(t, s),
             )
             for action in actions:
-                action()
+                warm_up(action)
             for _ in range(rounds):  # interleaved, so that a slow moment of the machine meets all three
                 for series, action in zip(samples, actions, strict=True):
-                    series += timed_rounds(action, 1, 0)
+                    series += timed_rounds(action, 1)
             to_device, to_host, memcpy = (statistics.median(series) for series in samples)
             results.append(CopyTimes(count, to_device, to_host, memcpy))
             memory.free()
