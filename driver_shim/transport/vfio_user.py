@@ -17,9 +17,11 @@ from driver_shim import timeouts
 from driver_shim.errors import (
     ContractMismatch,
     DeviceBusy,
+    DeviceLost,
     DeviceNotFound,
     HostMemoryLimit,
     PermissionDenied,
+    Timeout,
 )
 from driver_shim.protocol.vfio_user import (
     DEVICE_INFO,
@@ -103,7 +105,7 @@ class VfioUserTransport(Transport):
     def connect(cls, path: str | os.PathLike[str], timeout: float = timeouts.MESSAGE_S) -> VfioUserTransport:
         """Connect to the socket at `path`; `timeout` seconds bound the connection and, again, its first reply.
 
-        Raises DeviceNotFound, PermissionDenied, DeviceBusy (another client is being served), DeviceLost,
+        Raises DeviceNotFound, PermissionDenied, DeviceBusy (another client is being served), Timeout, DeviceLost,
         ContractMismatch.
         """
         address = PREFIX + os.fspath(path)
@@ -126,7 +128,7 @@ class VfioUserTransport(Transport):
     ) -> VfioUserTransport:
         """Talk over a connected socket, which is taken over; its server may take `timeout` seconds to start.
 
-        Raises DeviceBusy, DeviceLost, ContractMismatch.
+        Raises DeviceBusy, Timeout (it does not answer), DeviceLost, ContractMismatch.
         """
         return cls(Channel(sock, address), timeout)
 
@@ -135,6 +137,16 @@ class VfioUserTransport(Transport):
     def _negotiate(self) -> Capabilities:
         try:
             payload, _ = self._channel.request(Command.VERSION, encode_version(MAJOR, MINOR, OURS))
+        except DeviceLost as lost:
+            if not self._channel.silent:
+                raise
+            raise Timeout(
+                f"{self.address}: {lost.cause}",
+                device=self.address,
+                subsystem="vfio-user",
+                cause=lost.cause,
+                remedy="what serves it is stopped or overloaded: look at that process, or restart it",
+            ) from lost
         except Refused as refused:
             if refused.errno == errno.EBUSY:
                 raise DeviceBusy(

@@ -70,6 +70,8 @@ class Channel:
         self._last_id = 0
         self._under_way = 0
         """Id of the request that waits for its reply; not 0 between requests if one was interrupted."""
+        self.silent = False
+        """Whether the connection was given up because the server did not answer in time."""
         self._given_up: set[int] = set()
         self._outgoing = memoryview(bytearray(_ACCESS_BYTES + _WIDEST_REGISTER))
         self._read_request = self._outgoing[:_ACCESS_BYTES]
@@ -307,6 +309,7 @@ class Channel:
     # --- the end -----------------------------------------------------------------------------------------------
 
     def _silence(self, command: Command) -> str:
+        self.silent = True
         return f"it did not answer {command.name} within {self._limit_ns / _NS_PER_S:g} s"
 
     def _lose(self, what: str) -> DeviceLost | Closed:

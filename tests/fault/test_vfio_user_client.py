@@ -25,6 +25,7 @@ from driver_shim.errors import (
     HostMemoryLimit,
     NpuError,
     PermissionDenied,
+    Timeout,
 )
 from driver_shim.protocol import vfio_user as vu
 from driver_shim.protocol.vfio_user import Command
@@ -260,6 +261,17 @@ def test_a_server_that_talks_without_answering_is_lost_after_the_limit(
     with pytest.raises(DeviceLost, match="did not answer"):
         transport.read(0, 0, 4)
     transport.close()
+
+
+def test_a_server_that_is_silent_from_the_start_is_a_time_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A stopped emulator accepts connections and says nothing: nothing was lost that there had been."""
+    monkeypatch.setattr(timeouts, "MESSAGE_S", 0.1)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "silent.sock"))
+        listening.listen()
+        with pytest.raises(Timeout, match="did not answer VERSION") as caught:
+            VfioUserTransport.connect(tmp_path / "silent.sock", timeout=0.1)
+    assert caught.value.remedy
 
 
 def test_commands_of_the_server_are_declined_and_the_reply_still_found(start: Callable[..., FakeServer]) -> None:
