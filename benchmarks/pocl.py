@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import statistics
+import subprocess
+import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +15,7 @@ from sdk.cli.measurements import MEBIBYTE, Spread, timed_rounds, warm_up
 
 ROUNDS = 5_000
 COPY_ROUNDS = 15
+TIMEOUT_S = 300
 _EMPTY_KERNEL = "__kernel void empty(void) {}"
 
 
@@ -75,9 +79,43 @@ def _copy(queue: Any, target: Any, source: Any) -> Any:
     return lambda: pyopencl.enqueue_copy(queue, target, source).wait()
 
 
-def probe() -> tuple[str | None, str | None]:
-    """(version of the PoCL that can be measured, None), or (None, why there is none)."""
+class Peer(NamedTuple):
+    """What PoCL measured."""
+
+    version: str
+    trip: Spread
+    copies: dict[int, float]
+    """Size in bytes → median seconds."""
+
+
+def measure(mebibytes: Sequence[int]) -> tuple[Peer | None, str]:
+    """(PoCL's figures, "") or (None, why there are none).
+
+    In a process of its own: PoCL's threads would slow whatever else is measured in theirs.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.pocl", *map(str, mebibytes)],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    if done.returncode:
+        return None, (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    found = json.loads(done.stdout)
+    copied = {int(size): seconds for size, seconds in found["copies"].items()}
+    return Peer(found["version"], Spread(*found["trip"]), copied), ""
+
+
+def main() -> None:
+    """The process: measure, print JSON."""
     try:
-        return _open()[2], None
+        version = _open()[2]
     except (ImportError, LookupError) as error:
-        return None, str(error)
+        sys.exit(str(error))
+    mebibytes = [int(argument) for argument in sys.argv[1:]]
+    json.dump({"version": version, "trip": round_trip(), "copies": copies(mebibytes)}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -23,15 +23,15 @@ from sdk.version import VERSION
 def main(output: Path | None) -> None:
     """Measure, print, write."""
     console = Console(highlight=False)
-    peer, missing = pocl.probe()
-    console.print(peer or f"PoCL is left out: {missing} (make bench installs the wheels)", soft_wrap=True)
+    peer, missing = pocl.measure(tuple(copying.SHARE_OF_MEMCPY))
+    console.print(
+        peer.version if peer else f"PoCL is left out: {missing} (make bench installs the wheels)", soft_wrap=True
+    )
     found: list[Figure] = [*startup.figures()]
-    peer_trip = pocl.round_trip() if peer else None
-    peer_copies = pocl.copies(tuple(copying.SHARE_OF_MEMCPY)) if peer else {}
     with sdk.Device("emulator") as device:
         found += idling.figures(device)
-        found += queues.figures(device, peer_trip)
-        found += copying.figures(device, peer_copies)
+        found += queues.figures(device, peer.trip if peer else None)
+        found += copying.figures(device, peer.copies if peer else {})
     found += engines.figures()
     table = Table("what", "ours", "peer", "budget", "", box=None, pad_edge=False)
     for figure in found:
@@ -44,7 +44,7 @@ def main(output: Path | None) -> None:
             "python": platform.python_version(),
             "machine": platform.machine(),
             "processors": len(os.sched_getaffinity(0)),
-            "pocl": peer,
+            "pocl": peer.version if peer else None,
             "figures": [figure.entry() for figure in found],
         }
         output.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", "utf-8")
