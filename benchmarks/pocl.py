@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdk.cli.measurements import MEBIBYTE, Spread, timed_rounds, warm_up
+from sdk.cli.measurements import MEBIBYTE, Spread, best_spread, timed_rounds, warm_up
 
-ROUNDS = 5_000
+ROUNDS = 8_000
 COPY_ROUNDS = 15
 TIMEOUT_S = 300
 _EMPTY_KERNEL = "__kernel void empty(void) {}"
@@ -53,8 +53,7 @@ def round_trip() -> Spread:
     def once() -> None:
         pyopencl.enqueue_nd_range_kernel(queue, kernel, (1,), None).wait()
 
-    warm_up(once)
-    return Spread.of(timed_rounds(once, ROUNDS))
+    return best_spread(once, ROUNDS)
 
 
 def copies(mebibytes: Sequence[int]) -> dict[int, float]:

@@ -29,9 +29,9 @@ def main(output: Path | None) -> None:
     )
     found: list[Figure] = [*startup.figures()]
     with sdk.Device("emulator") as device:
-        found += idling.figures(device)
         found += queues.figures(device, peer.trip if peer else None)
         found += copying.figures(device, peer.copies if peer else {})
+        found += idling.figures(device)  # last: it starts an engine
     found += engines.figures()
     table = Table("what", "ours", "peer", "budget", "", box=None, pad_edge=False)
     for figure in found:
