@@ -14,7 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from driver_shim.protocol.commands import ResetCause
+from driver_shim.protocol.vfio_user import Command
+from driver_shim.protocol.vfio_user_framing import encode_command
 from driver_shim.transport.vfio_user import VfioUserTransport
+from sdk import Device
+from tests.fault.test_vfio_user_server import KINDS, PAGE
+from tests.support.bus_server import RawClient, memory_file
 
 PATIENCE_S = 60.0
 POLL_S = 0.01
@@ -53,6 +59,33 @@ def test_a_served_emulator_ends_by_signal_and_removes_its_socket(
         assert process.wait(PATIENCE_S) == 0
         assert not path.exists()
         client.close()
+
+
+def test_clients_that_vanish_within_each_kind_of_message_leave_a_device_that_serves_on(tmp_path: Path) -> None:
+    """One cut in the middle of each kind; every byte of each is tried in one process in test_vfio_user_server.py."""
+    path = tmp_path / "npu.sock"
+    with emulator(["--socket", str(path)]) as process, contextlib.ExitStack() as files:
+        wait_for(path)
+        before = None
+        for command, payload, extra in KINDS.values():
+            fds = [memory_file(PAGE)] if extra == "memory" else [os.eventfd(0)] if extra == "eventfd" else []
+            for fd in fds:
+                files.callback(os.close, fd)
+            message = encode_command(1, command, payload)
+            with RawClient.connect(path) as client:
+                if command != Command.VERSION:
+                    client.negotiate()
+                client.send_bytes(message[: len(message) // 2], fds)
+            with RawClient.connect(path) as client:
+                client.negotiate()
+                opened = len(os.listdir(f"/proc/{process.pid}/fd"))
+            before = before or opened
+            assert opened == before, f"a descriptor leaked after {command.name}"
+        transport = VfioUserTransport.connect(path, PATIENCE_S)
+        with Device.over(transport, timeout=PATIENCE_S) as device, device.queue() as queue:
+            queue.nop().wait()
+            assert device.registers.reset_cause.cause == ResetCause.CLIENT_LOST
+        transport.close()
 
 
 def test_a_second_emulator_on_the_same_socket_fails_clearly_and_harms_nothing(tmp_path: Path) -> None:
