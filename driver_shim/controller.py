@@ -32,7 +32,6 @@ _ADMIN_BLOCKS = 2
 class Limits(NamedTuple):
     """What the device states before it is enabled."""
 
-    queue_entries: int
     io_queues: int
     ready_timeout_s: float
 
@@ -58,7 +57,7 @@ class Controller:
         self._blocks: list[HostBlock] = []
         self._shadows: tuple[HostBlock, HostBlock] | None = None
         self._queue_ids: set[int] = set()
-        self.limits = Limits(0, 0, 0.0)
+        self.limits = Limits(0, 0.0)
         self.identity: Any = None
 
     # --- bring-up ----------------------------------------------------------------------------------------------
@@ -108,7 +107,6 @@ class Controller:
                 remedy="install the SDK that goes with the device's firmware",
             )
         self.limits = Limits(
-            1 << caps["max_queue_entries_log2"],
             caps["max_io_queues"],
             max(timeouts.READY_S, caps["ready_timeout"] * _MILLISECONDS_PER_READY_UNIT / 1000),
         )
@@ -277,7 +275,7 @@ class Controller:
             blocks.append(self._allocate(completion_entries * commands.COMPLETION_BYTES))
             line = slice(queue_id * commands.LINE_BYTES, (queue_id + 1) * commands.LINE_BYTES)
             lines = (self._shadows[0].view[line], self._shadows[1].view[line])
-            for view in (blocks[0].view, blocks[1].view, *lines):
+            for view in lines:  # a queue before may have used them; the rings are fresh, so zeroed
                 view[:] = bytes(len(view))
             self.admin(
                 commands.CREATE_QUEUE,

@@ -17,20 +17,18 @@ from driver_shim.protocol.commands import (
     COMMAND_ID_MASK,
     COMPLETION,
     COMPLETION_BYTES,
+    CQ_EVENT_WORD,
+    CQ_HEAD_WORD,
     DESCRIPTOR,
-    DEVICE_LINE,
-    HOST_LINE,
+    INTERRUPT_INDEX_WORD,
     PHASE_OFFSET,
+    SQ_EVENT_WORD,
+    SQ_TAIL_WORD,
     SUBMISSION_BYTES,
 )
 from driver_shim.protocol.registers import BAR2, CQ_HEAD_DOORBELL, DOORBELL_PAGE_BYTES, SQ_TAIL_DOORBELL
 from driver_shim.transport.base import Transport
 
-_SQ_TAIL = HOST_LINE.offset_of("sq_tail") // 4
-_CQ_HEAD = HOST_LINE.offset_of("cq_head") // 4
-_INTERRUPT_INDEX = HOST_LINE.offset_of("interrupt_index") // 4
-_SQ_EVENT = DEVICE_LINE.offset_of("sq_event") // 4
-_CQ_EVENT = DEVICE_LINE.offset_of("cq_event") // 4
 _PUBLISH_SHARE = 4
 """The completion head is published each quarter of the ring: rarely, and always before the device could run dry."""
 
@@ -112,9 +110,9 @@ class HostQueuePair:
             self._transport.write(BAR2, self._bell, tail, 4)
             self._published_tail = tail
             return
-        host[_SQ_TAIL] = tail
+        host[SQ_TAIL_WORD] = tail
         fences.full()
-        if (tail - device[_SQ_EVENT] - 1) & ring.INDEX_MASK < (tail - old) & ring.INDEX_MASK:
+        if (tail - device[SQ_EVENT_WORD] - 1) & ring.INDEX_MASK < (tail - old) & ring.INDEX_MASK:
             self._transport.write(BAR2, self._bell, tail, 4)
         self._published_tail = tail  # last: a call that Ctrl-C cuts short must not pass for a bell that was rung
 
@@ -163,16 +161,16 @@ class HostQueuePair:
             self._transport.write(BAR2, self._head_bell, head, 4)
             self._published_head = head
             return
-        host[_CQ_HEAD] = head
+        host[CQ_HEAD_WORD] = head
         fences.full()
-        if ring.need_event(device[_CQ_EVENT], head, old):
+        if ring.need_event(device[CQ_EVENT_WORD], head, old):
             self._transport.write(BAR2, self._head_bell, head, 4)
         self._published_head = head  # last, as in publish
 
     def arm_interrupt(self) -> bool:
         """Ask for an interrupt at the next completion; True if none is there yet, i.e. it is safe to sleep."""
         if self._host is not None:
-            self._host[_INTERRUPT_INDEX] = self.cq_head
+            self._host[INTERRUPT_INDEX_WORD] = self.cq_head
             fences.full()
         return not self.ready()
 

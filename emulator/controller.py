@@ -17,6 +17,7 @@ from driver_shim.protocol.commands import (
     BARRIER,
     BLACK_BOX_ENTRIES,
     NOP,
+    SQ_TAIL_WORD,
     SUBMISSION_BYTES,
     FaultSource,
     IoOpcode,
@@ -30,7 +31,7 @@ from emulator.exec_job import ExecJob, Programs
 from emulator.jobs import CommandError, CopyJob, FillJob, Job, Machine, refuse_reserved
 from emulator.model import timing
 from emulator.model.clock import LAST_TICK, TickClock
-from emulator.queue_pair import SQ_TAIL, QueuePair, QueueState
+from emulator.queue_pair import QueuePair, QueueState
 
 _HEADER = struct.Struct("<BBHI")
 _NOP, _BARRIER, _SUCCESS = int(IoOpcode.NOP), int(IoOpcode.BARRIER), int(Status.SUCCESS)
@@ -141,7 +142,7 @@ class Controller:
         worked = self.programs.collect() if self.programs.running else False
         for queue in self._turns:
             line = queue.host_line
-            if (queue.bell_sq_tail if line is None else line[SQ_TAIL]) != queue.sq_head or queue.job is not None:
+            if (queue.bell_sq_tail if line is None else line[SQ_TAIL_WORD]) != queue.sq_head or queue.job is not None:
                 worked = self._serve(queue) or worked
         if worked and not any(queue.job is not None for queue in self._turns):
             self.clock.idle()

@@ -121,6 +121,14 @@ def _is_host(space: int, what: str) -> bool:
     return space == _HOST
 
 
+def _check_range(machine: Machine, on_host: bool, address: int, size: int, *, write: bool, what: str) -> None:
+    """Raise CommandError unless the range may be accessed."""
+    if on_host:
+        host_range(machine, address, size, write=write, what=what)
+    else:
+        device_range(machine, address, size, what)
+
+
 class CopyJob:
     """copy: any of host and device to any; overlapping ranges behave like memmove."""
 
@@ -133,14 +141,8 @@ class CopyJob:
         self._machine = machine
         self._to_host = _is_host(to_space, "copy destination")
         self._from_host = _is_host(from_space, "copy source")
-        if self._to_host:
-            host_range(machine, self._to, self._size, write=True, what="copy destination")
-        else:
-            device_range(machine, self._to, self._size, "copy destination")
-        if self._from_host:
-            host_range(machine, self._from, self._size, write=False, what="copy source")
-        else:
-            device_range(machine, self._from, self._size, "copy source")
+        _check_range(machine, self._to_host, self._to, self._size, write=True, what="copy destination")
+        _check_range(machine, self._from_host, self._from, self._size, write=False, what="copy source")
         self._backwards = self._to_host == self._from_host and self._from < self._to < self._from + self._size
         self._done = 0
         self.cost = timing.copy_ticks(machine.profile, self._size, from_host=self._from_host, to_host=self._to_host)
@@ -189,10 +191,7 @@ class FillJob:
             raise CommandError(Status.MISALIGNED, f"fill: address and size must be multiples of {pattern_size}")
         self._machine = machine
         self._to_host = _is_host(to_space, "fill destination")
-        if self._to_host:
-            host_range(machine, self._to, self._size, write=True, what="fill destination")
-        else:
-            device_range(machine, self._to, self._size, "fill destination")
+        _check_range(machine, self._to_host, self._to, self._size, write=True, what="fill destination")
         self._element = np.dtype(f"<u{pattern_size}")
         self._pattern = pattern
         self._done = 0

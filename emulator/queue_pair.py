@@ -18,18 +18,14 @@ from driver_shim.protocol.commands import (
     BLACK_BOX_QUEUE,
     COMPLETION,
     COMPLETION_BYTES,
-    DEVICE_LINE,
-    HOST_LINE,
+    CQ_EVENT_WORD,
+    CQ_HEAD_WORD,
+    INTERRUPT_INDEX_WORD,
     PHASE_OFFSET,
+    SQ_EVENT_WORD,
+    SQ_TAIL_WORD,
     SUBMISSION_BYTES,
 )
-
-SQ_TAIL = HOST_LINE.offset_of("sq_tail") // 4
-_CQ_HEAD = HOST_LINE.offset_of("cq_head") // 4
-_INTERRUPT_INDEX = HOST_LINE.offset_of("interrupt_index") // 4
-_SQ_EVENT = DEVICE_LINE.offset_of("sq_event") // 4
-_CQ_EVENT = DEVICE_LINE.offset_of("cq_event") // 4
-
 
 _copy_entry = struct.Struct(f"{SUBMISSION_BYTES}s").unpack_from
 """Half the price of slicing the view."""
@@ -117,11 +113,11 @@ class QueuePair:
 
     def sq_tail(self) -> int:
         """The host's submission tail as visible now."""
-        return self.host_line[SQ_TAIL] if self.host_line is not None else self.bell_sq_tail
+        return self.host_line[SQ_TAIL_WORD] if self.host_line is not None else self.bell_sq_tail
 
     def cq_head(self) -> int:
         """The host's completion head as visible now."""
-        return self.host_line[_CQ_HEAD] if self.host_line is not None else self.bell_cq_head
+        return self.host_line[CQ_HEAD_WORD] if self.host_line is not None else self.bell_cq_head
 
     @property
     def deleted(self) -> bool:
@@ -134,7 +130,7 @@ class QueuePair:
         if line is None:
             tail, head = self.bell_sq_tail, self.bell_cq_head
         else:
-            tail, head = line[SQ_TAIL], line[_CQ_HEAD]
+            tail, head = line[SQ_TAIL_WORD], line[CQ_HEAD_WORD]
         available = (tail - self.sq_head) & ring.INDEX_MASK
         room = self.cq_entries - ((self.cq_tail - head) & ring.INDEX_MASK)
         return (available if available <= self.sq_entries else -1), room
@@ -201,13 +197,13 @@ class QueuePair:
             return False
         if self.host_line is None:
             return True
-        return ring.need_event(self.host_line[_INTERRUPT_INDEX], self.cq_tail, old)
+        return ring.need_event(self.host_line[INTERRUPT_INDEX_WORD], self.cq_tail, old)
 
     def arm(self) -> None:
         """Ask the host for a bell at its next submission, and at its next reaping if there is no room."""
         if self._device_line is not None:
-            self._device_line[_SQ_EVENT] = self.sq_head
-            self._device_line[_CQ_EVENT] = self.cq_head()
+            self._device_line[SQ_EVENT_WORD] = self.sq_head
+            self._device_line[CQ_EVENT_WORD] = self.cq_head()
 
     def has_work(self) -> bool:
         """Whether a step would move this queue: used after `arm` and the full fence."""

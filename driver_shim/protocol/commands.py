@@ -215,6 +215,13 @@ HOST_LINE = Layout("host_line", LINE_BYTES, "sq_tail" / u32, "cq_head" / u32, "i
 """Shadow doorbells of one queue, written by the host only (a cache line of its own)."""
 DEVICE_LINE = Layout("device_line", LINE_BYTES, "sq_event" / u32, "cq_event" / u32, reserved(56))
 """Event indices of one queue, written by the device only."""
+_WORD_BYTES = 4
+SQ_TAIL_WORD = HOST_LINE.offset_of("sq_tail") // _WORD_BYTES
+"""Positions within a line that is read as 32-bit words, as both sides do."""
+CQ_HEAD_WORD = HOST_LINE.offset_of("cq_head") // _WORD_BYTES
+INTERRUPT_INDEX_WORD = HOST_LINE.offset_of("interrupt_index") // _WORD_BYTES
+SQ_EVENT_WORD = DEVICE_LINE.offset_of("sq_event") // _WORD_BYTES
+CQ_EVENT_WORD = DEVICE_LINE.offset_of("cq_event") // _WORD_BYTES
 
 IDENTIFY_DATA = Layout(
     "identify_data",

@@ -291,7 +291,6 @@ class Dispatcher:
 
     def _reset(self, message: Message) -> Reply:
         self._function.reset(ResetCause.DEVICE_RESET)
-        self._function.address_space.abort_transfers()
         return _DONE
 
 

@@ -87,7 +87,7 @@ class FunctionPort(Protocol):
         """Monotonic time at which `step` must run in any case."""
 
     def reset(self, cause: ResetCause) -> None:
-        """Reset; DMA maps and eventfds stay."""
+        """Reset; DMA maps and eventfds stay, transfers that wait for the host are aborted."""
 
     def client_lost(self) -> None:
         """The host is gone: reset, and forget its memory and eventfds."""

@@ -81,6 +81,7 @@ class SmallFunction:
         return None
 
     def reset(self, cause: ResetCause) -> None:
+        self.address_space.abort_transfers()
         self.resets.append(cause)
 
     def client_lost(self) -> None:
