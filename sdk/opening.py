@@ -12,6 +12,7 @@ from driver_shim import timeouts
 from driver_shim.discovery import find_cards
 from driver_shim.errors import DeviceLost, DeviceNotFound, NpuError, Timeout, UnsupportedPlatform
 from driver_shim.transport.base import Transport
+from driver_shim.transport.vfio import VfioTransport
 from driver_shim.transport.vfio_user import VfioUserTransport
 from emulator.model.profile import profile_names
 from sdk import environment
@@ -24,7 +25,7 @@ KERNELS = ("auto", "numpy", "golden")
 _warned = False
 """Whether this process was told that it uses an emulator for want of a card."""
 _MACHINES = ("x86_64", "aarch64")
-_FORMS = '"emulator", "emulator:PROFILE?kernels=auto|numpy|golden" or "vfio-user:SOCKET-PATH"'
+_FORMS = '"emulator", "emulator:PROFILE?kernels=auto|numpy|golden", "vfio-user:SOCKET-PATH" or "pci:0000:03:00.0"'
 
 
 class Opened(NamedTuple):
@@ -56,6 +57,8 @@ def open_address(address: str | None, strict: bool | None, timeout_s: float) -> 
         return _open_private(parse_emulator(rest), timeout_s)
     if scheme == "vfio-user" and rest:
         return Opened(VfioUserTransport.connect(rest, timeout=min(timeout_s, timeouts.MESSAGE_S)), None)
+    if scheme == "pci" and rest:
+        return Opened(VfioTransport(rest), None)
     raise ValueError(f"device address {chosen!r} is not understood; use {_FORMS}")
 
 
