@@ -286,7 +286,7 @@ class HostMemory:
         return _Arena(view, iova)
 
     def _open_file(self, size: int) -> tuple[int, memoryview]:
-        if size > HUGE_PAGE_BYTES and size % HUGE_PAGE_BYTES == 0:
+        if size >= HUGE_PAGE_BYTES and size % HUGE_PAGE_BYTES == 0:
             try:
                 return _create(size, huge=True)
             except OSError as error:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import pytest
 
 from driver_shim.protocol.commands import ResetCause
 from driver_shim.transport.base import Transport
 from driver_shim.transport.in_process import InProcessTransport
+from driver_shim.transport.vfio import VfioTransport
 from driver_shim.transport.vfio_user import VfioUserTransport
 from emulator.function import PciFunction, build
 from sdk import Device
 from sdk.private_emulator import PrivateEmulator
 
-TRANSPORTS = ("in-process", "vfio-user")
+TRANSPORTS = ("in-process", "vfio-user", "vfio")
+CARD_VARIABLE = "NPU_TEST_CARD"
+"""Bus address of the card that the guest's boot script bound to vfio-pci; unset outside a guest."""
 TEST_TIMEOUT_S = 30.0
 
 
@@ -59,4 +65,17 @@ def process_rig(kernels: str = "auto") -> Iterator[Rig]:
         emulator.stop()
 
 
-RIGS = {"in-process": in_process_rig, "vfio-user": process_rig}
+@contextmanager
+def vfio_rig(kernels: str = "auto") -> Iterator[Rig]:
+    """The guest's card; skips where there is none. One at a time: a function has one holder."""
+    card = os.environ.get(CARD_VARIABLE)
+    if card is None:
+        pytest.skip(f"needs a card bound to vfio-pci, named by {CARD_VARIABLE}")
+    transport = VfioTransport(card)
+    try:
+        yield Rig(transport, None)
+    finally:
+        transport.close()
+
+
+RIGS = {"in-process": in_process_rig, "vfio-user": process_rig, "vfio": vfio_rig}

@@ -98,7 +98,7 @@ def _bootstrap(target: Path, packages: tuple[str, ...]) -> None:
         "--dpkgopt=path-exclude=/usr/share/doc/*",
         "--dpkgopt=path-exclude=/usr/share/man/*",
         "--dpkgopt=path-exclude=/usr/share/locale/*",
-        "--aptopt=APT::Default-Release \"" + (f"{SUITE}-backports" if packages is QEMU_PACKAGES else SUITE) + '"',
+        '--aptopt=APT::Default-Release "' + (f"{SUITE}-backports" if packages is QEMU_PACKAGES else SUITE) + '"',
         f"--keyring={KEYRING}",
         SUITE,
         str(target),
@@ -151,7 +151,8 @@ def _initramfs(guest: Path, version: str, folder: Path) -> None:
     (stage / "modules/order").write_text("".join(f"{name}\n" for name in order))
     names = "\n".join(str(path.relative_to(stage)) for path in sorted(stage.rglob("*")))
     with (folder / "initramfs").open("wb") as packed_file:
-        subprocess.run(["cpio", "--quiet", "-o", "-H", "newc"], cwd=stage, input=names.encode(), stdout=packed_file, check=True)
+        command = ["cpio", "--quiet", "-o", "-H", "newc"]
+        subprocess.run(command, cwd=stage, input=names.encode(), stdout=packed_file, check=True)
 
 
 def _run(*command: str) -> str:
