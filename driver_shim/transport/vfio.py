@@ -59,7 +59,7 @@ class _Region(NamedTuple):
 
 
 class VfioTransport(Transport):
-    """A function in the hands of the kernel's VFIO. Registers trap (pread, pwrite); mapped areas are revoked by resets."""
+    """A function in the hands of the kernel's VFIO. Registers trap (pread, pwrite)."""
 
     name = DRIVER
 
