@@ -1,10 +1,13 @@
-"""Builds, once per recipe, what a guest needs: Debian's QEMU, kernel and Python, and the Python packages of the SDK.
+"""Makes, once per recipe, what a guest needs: QEMU, a root image with Python and its packages, and kernels.
 
-Everything lies in one cached folder named by the hash of this recipe. Needs root, mmdebstrap, mke2fs and pip.
+Everything comes from Debian's and PyPI's packages and lies in a cache folder, each part under the hash of its recipe.
+Needs root, mmdebstrap, mke2fs and pip; `kernel_with_iommufd` also a compiler (see `BUILD_TOOLS`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import os
@@ -12,83 +15,151 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 SUITE = "trixie"
-QEMU_PACKAGES = ("qemu-system-x86", "cpio")
-GUEST_PACKAGES = ("linux-image-amd64", "python3", "pciutils", "udev", "kmod", "busybox-static", "iproute2")
-GUEST_PYTHON = "3.13"
-PYTHON_PACKAGES = (
-    "construct>=2.10.68,<3",
-    "numpy>=1.26,<3",
-    "ml_dtypes>=0.5,<1",
-    "onnx>=1.17,<2",
-    "click>=8.1,<9",
-    "rich>=13,<16",
-    "magika==1.0.3",
-    "onnxruntime==1.32.0",
-    "hypothesis>=6.100,<7",
-    "pytest>=8,<10",
-    "pytest-timeout>=2.3,<3",
-    "pytest-mock>=3.12,<4",
-    "jsonschema",
+HOST_PACKAGES = ("qemu-system-x86", "cpio")
+GUEST_PACKAGES = (
+    "linux-image-amd64",
+    "python3",
+    "pciutils",
+    "udev",
+    "systemd",
+    "kmod",
+    "busybox-static",
+    "iproute2",
+    "util-linux",
+    "passwd",
 )
-MODULES = ("virtio_blk", "ext4", "9pnet_virtio", "9p", "vfio", "vfio_iommu_type1", "vfio_pci")
-IMAGE_SIZE = "1200M"
+GUEST_PYTHON = "3.13"
+KERNEL_SOURCE = "linux-source-7.2"
+BUILD_TOOLS = ("build-essential", "flex", "bison", "bc", "libelf-dev", "libssl-dev", "xz-utils", "kmod", "cpio")
+MODULES = ("virtio_pci", "virtio_blk", "ext4", "9pnet_virtio", "9p")
+"""What the guest needs to find its root file system; it loads everything else itself."""
+TEST_TOOLS = ("hypothesis", "jsonschema", "pytest")
+"""Packages of the extra `dev` that begin with these run in the guest too."""
+IMAGE_SIZE = "1500M"
 HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _APT = (Path("/etc/apt/sources.list"), Path("/etc/apt/sources.list.d"))
 
 
-class Image(NamedTuple):
-    """A guest that can be booted."""
+class Parts(NamedTuple):
+    """What a guest boots from."""
 
     host: Path
-    """Tree that holds QEMU; it runs by its own dynamic linker, nothing is installed."""
-    kernel: Path
-    initramfs: Path
+    """Tree that holds QEMU and cpio; they run by its own dynamic linker, nothing is installed."""
     root: Path
+    """Image of the root file system."""
+    busybox: Path
+    kernel: Path
+    modules: Path
+    """Folder of modules to load before the root file system is there, with their order in `order`."""
 
 
 def cache_folder() -> Path:
-    """`$NPU_CACHE_DIR/vm`, else `.cache/vm` beside the tests."""
-    base = os.environ.get("NPU_CACHE_DIR")
-    return (Path(base) if base else HERE.parent.parent / ".cache") / "vm"
+    """`$NPU_CACHE_DIR/vm`, else in the user's cache folder."""
+    named = os.environ.get("NPU_CACHE_DIR")
+    base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "npu-sdk"
+    return base / "vm"
 
 
-def build() -> Image:
-    """The image of this recipe, from the cache or built. Raises CalledProcessError, OSError, RuntimeError."""
-    texts = [HERE / name for name in ("recipe.py", "init.sh", "boot-guest.sh")]
-    key = hashlib.sha256(b"\0".join(path.read_bytes() for path in texts)).hexdigest()[:12]
-    folder = cache_folder() / key
-    image = Image(folder / "host", folder / "vmlinuz", folder / "initramfs", folder / "root.img")
-    if not (folder / "complete").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        _bootstrap(image.host, QEMU_PACKAGES)
-        guest = folder / "guest"
-        _bootstrap(guest, GUEST_PACKAGES)
-        assemble(guest, folder)
-        (folder / "complete").touch()
-    return image
+def parts(*, iommufd: bool = False) -> Parts:
+    """A guest of this recipe, from the cache or made now. Raises CalledProcessError, OSError, RuntimeError."""
+    host = _cached("host", _packages_key(HOST_PACKAGES), _make_host)
+    packages = python_packages()
+    guest = _cached("guest", _packages_key((*GUEST_PACKAGES, GUEST_PYTHON, IMAGE_SIZE, *packages)), _make_guest)
+    kernel = guest
+    if iommufd:
+        config = (HERE / "kernel-iommufd.config").read_text()
+        kernel = _cached("kernel", _packages_key((KERNEL_SOURCE, config)), _make_kernel)
+    return Parts(host, guest / "root.img", guest / "busybox", kernel / "vmlinuz", kernel / "modules")
 
 
-def assemble(guest: Path, folder: Path) -> None:
-    """Kernel, initramfs and root image in `folder` from a bootstrapped guest tree."""
-    _pip_install(guest / "opt/python")
-    for mount_point in ("project", "results"):
-        (guest / mount_point).mkdir(exist_ok=True)
-    shutil.copy(HERE / "boot-guest.sh", guest / "boot-guest")
-    version = next((guest / "lib/modules").iterdir()).name
-    shutil.copy(guest / "boot" / f"vmlinuz-{version}", folder / "vmlinuz")
-    _initramfs(guest, version, folder)
-    _run("mke2fs", "-q", "-F", "-t", "ext4", "-d", str(guest), str(folder / "root.img"), IMAGE_SIZE)
+def python_packages() -> list[str]:
+    """Requirements of what runs in the guest: the SDK's own, the demo's, and those of the tests."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    tools = [wanted for wanted in extras["dev"] if wanted.startswith(TEST_TOOLS)]
+    return [*project["dependencies"], *extras["demo"], *tools]
 
 
-def _bootstrap(target: Path, packages: tuple[str, ...]) -> None:
+def _packages_key(parts: tuple[str, ...]) -> str:
+    own = Path(__file__).read_text()
+    return hashlib.sha256("\0".join((own, *parts)).encode()).hexdigest()[:12]
+
+
+def _cached(name: str, key: str, make: Callable[[Path], None]) -> Path:
+    """The folder of a part; `make` fills it, beside its place until it is whole."""
+    folder = cache_folder() / f"{name}-{key}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(folder.parent / f"{name}.lock"):
+        if not folder.is_dir():
+            for older in folder.parent.glob(f"{name}-*"):
+                shutil.rmtree(older)
+            print(f"making {name}: {folder}", file=sys.stderr, flush=True)
+            growing = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=folder.parent))
+            growing.chmod(0o755)
+            try:
+                make(growing)
+            except BaseException:
+                shutil.rmtree(growing, ignore_errors=True)
+                raise
+            growing.rename(folder)
+    return folder
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _make_host(folder: Path) -> None:
+    _bootstrap(folder, HOST_PACKAGES, f"{SUITE}-backports")
+
+
+def _make_guest(folder: Path) -> None:
+    tree = folder / "tree"
+    _bootstrap(tree, GUEST_PACKAGES, SUITE)
+    _pip_install(tree / "opt/python")
+    _run("chroot", tree, "python3", "-m", "compileall", "-q", "/opt/python", "/usr/lib/python3")
+    for mount_point in ("project", "exchange"):
+        (tree / mount_point).mkdir()
+    version = next((tree / "lib/modules").iterdir()).name
+    shutil.copy(tree / "boot" / f"vmlinuz-{version}", folder / "vmlinuz")
+    shutil.copy(tree / "usr/bin/busybox", folder / "busybox")
+    _unpack_modules(tree, version, folder / "modules")
+    _run("mke2fs", "-q", "-F", "-t", "ext4", "-d", tree, folder / "root.img", IMAGE_SIZE)
+    shutil.rmtree(tree)
+
+
+def _make_kernel(folder: Path) -> None:
+    """A kernel that has iommufd, which Debian's have not; everything is built in."""
+    tree = folder / "tree"
+    _bootstrap(tree, (KERNEL_SOURCE,), f"{SUITE}-backports")
+    source = folder / KERNEL_SOURCE
+    _run("tar", "-C", folder, "-xf", tree / f"usr/src/{KERNEL_SOURCE}.tar.xz")
+    _run("make", "-C", source, "-s", "tinyconfig")
+    with (source / ".config").open("a") as config:
+        config.write((HERE / "kernel-iommufd.config").read_text())
+    _run("make", "-C", source, "-s", "olddefconfig")
+    _run("make", "-C", source, "-s", f"-j{os.cpu_count()}", "bzImage")
+    shutil.copy(source / "arch/x86/boot/bzImage", folder / "vmlinuz")
+    (folder / "modules").mkdir()
+    (folder / "modules/order").touch()
+    for tree_of_its_own in (tree, source):
+        shutil.rmtree(tree_of_its_own)
+
+
+def _bootstrap(target: Path, packages: tuple[str, ...], release: str) -> None:
     mirror = _mirror()
-    suites = [f"deb {mirror} {SUITE} main", f"deb {mirror} {SUITE}-backports main"]
     _run(
         "mmdebstrap",
         "--quiet",
@@ -98,11 +169,12 @@ def _bootstrap(target: Path, packages: tuple[str, ...]) -> None:
         "--dpkgopt=path-exclude=/usr/share/doc/*",
         "--dpkgopt=path-exclude=/usr/share/man/*",
         "--dpkgopt=path-exclude=/usr/share/locale/*",
-        '--aptopt=APT::Default-Release "' + (f"{SUITE}-backports" if packages is QEMU_PACKAGES else SUITE) + '"',
+        f'--aptopt=APT::Default-Release "{release}"',
         f"--keyring={KEYRING}",
         SUITE,
-        str(target),
-        *suites,
+        target,
+        f"deb {mirror} {SUITE} main",
+        f"deb {mirror} {SUITE}-backports main",
     )
 
 
@@ -125,35 +197,33 @@ def _pip_install(target: Path) -> None:
         "install",
         "--quiet",
         "--disable-pip-version-check",
+        "--no-compile",
         "--only-binary=:all:",
         f"--python-version={GUEST_PYTHON}",
         f"--target={target}",
-        *PYTHON_PACKAGES,
+        *python_packages(),
     )
 
 
-def _initramfs(guest: Path, version: str, folder: Path) -> None:
-    stage = folder / "initramfs.d"
-    (stage / "bin").mkdir(parents=True)
-    (stage / "modules").mkdir()
-    shutil.copy(guest / "usr/bin/busybox", stage / "bin/busybox")
-    shutil.copy(HERE / "init.sh", stage / "init")
-    (stage / "init").chmod(0o755)
-    shown = _run("chroot", str(guest), "modprobe", "-a", "--show-depends", "-S", version, *MODULES)
+def _unpack_modules(tree: Path, version: str, folder: Path) -> None:
+    """`MODULES` and what they need, in the order to load them in."""
+    folder.mkdir()
+    shown = _run("chroot", tree, "modprobe", "-a", "--show-depends", "-S", version, *MODULES)
     order: list[str] = []
     for line in shown.splitlines():
         kind, _, path = line.strip().partition(" ")
-        if kind == "insmod" and (name := Path(path).name.removesuffix(".xz")) not in order:
+        name = Path(path).name.removesuffix(".xz")
+        if kind == "insmod" and name not in order:
             order.append(name)
-            packed = guest / path.lstrip("/")
-            data = subprocess.run(["xz", "-dc", str(packed)], check=True, capture_output=True).stdout
-            (stage / "modules" / name).write_bytes(data)
-    (stage / "modules/order").write_text("".join(f"{name}\n" for name in order))
-    names = "\n".join(str(path.relative_to(stage)) for path in sorted(stage.rglob("*")))
-    with (folder / "initramfs").open("wb") as packed_file:
-        command = ["cpio", "--quiet", "-o", "-H", "newc"]
-        subprocess.run(command, cwd=stage, input=names.encode(), stdout=packed_file, check=True)
+            packed = tree / path.strip().lstrip("/")
+            data = subprocess.run(["xz", "-dc", packed], check=True, capture_output=True).stdout
+            (folder / name).write_bytes(data)
+    (folder / "order").write_text("".join(f"{name}\n" for name in order))
 
 
-def _run(*command: str) -> str:
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+def _run(*command: str | Path) -> str:
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True).stdout
+
+
+if __name__ == "__main__":
+    print(parts(iommufd="--iommufd" in sys.argv[1:]))
