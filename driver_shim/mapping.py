@@ -1,4 +1,8 @@
-"""Memory files of the host: created sealed, mapped so that pages live exactly as long as something can see them."""
+"""Mappings whose pages live exactly as long as something can see them: memory files of the host, and device memory.
+
+Memory files are created sealed. What a device maps can be revoked: a device that is reset or unplugged kills whoever
+touches its pages (SIGBUS), so they are swapped for ordinary ones first.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,9 @@ PAGE_BYTES = mmap.PAGESIZE
 HUGE_PAGE_BYTES = 2 << 20
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+_MAP_FIXED = 0x10
+_MAP_NORESERVE = 0x4000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -46,7 +53,47 @@ def map_memory_file(fd: int, size: int) -> memoryview:
     the device. `mmap.mmap` would not do: it holds a descriptor, and unmaps in a child what is not mapped there.
     Raises OSError.
     """
-    address = _libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, 0)
+    return memoryview(_map(fd, 0, size, mmap.PROT_READ | mmap.PROT_WRITE)).cast("B")
+
+
+class DeviceMapping:
+    """Part of a device's file, mapped until the last view of it dies or it is revoked."""
+
+    def __init__(self, fd: int, offset: int, size: int, *, readable: bool = True, writable: bool = True) -> None:
+        """`offset` is a multiple of the page size. Raises OSError."""
+        self._size = size
+        octets = _map(fd, offset, size, mmap.PROT_READ * readable | mmap.PROT_WRITE * writable)
+        self._octets = weakref.ref(octets)
+        self._first_view: memoryview | None = memoryview(octets).cast("B")
+
+    def take_view(self) -> memoryview:
+        """The mapping, once: from then on it lives as long as this view and what is made of it."""
+        view, self._first_view = self._first_view, None
+        if view is None:
+            raise RuntimeError("the view was taken before")
+        return view
+
+    @property
+    def mapped(self) -> bool:
+        """Whether anything can still see the mapping."""
+        return self._octets() is not None
+
+    def revoke(self) -> None:
+        """Swap the device's pages for empty ones of our own, in one step: no access in between can fail.
+
+        Views stay usable; what they read means nothing from now on, and what is written goes nowhere. Raises OSError.
+        """
+        octets = self._octets()  # held here, so that its address is not unmapped, and taken by others, meanwhile
+        if octets is None:
+            return
+        address = ctypes.addressof(octets)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED | _MAP_NORESERVE
+        if _libc.mmap(address, self._size, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0) == _MAP_FAILED:
+            raise _last_error("mmap(MAP_FIXED)", self._size)
+
+
+def _map(fd: int, offset: int, size: int, protection: int) -> ctypes.Array[ctypes.c_ubyte]:
+    address = _libc.mmap(None, size, protection, mmap.MAP_SHARED, fd, offset)
     if address == _MAP_FAILED:
         raise _last_error("mmap", size)
     if _libc.madvise(address, size, mmap.MADV_DONTFORK) != 0:
@@ -56,7 +103,7 @@ def map_memory_file(fd: int, size: int) -> memoryview:
     octets = (ctypes.c_ubyte * size).from_address(address)
     # Never at exit: views may outlive the interpreter's shutdown, and the kernel unmaps everything then.
     weakref.finalize(octets, _unmap, os.getpid(), address, size).atexit = False
-    return memoryview(octets).cast("B")
+    return octets
 
 
 def _unmap(creator: int, address: int, size: int) -> None:

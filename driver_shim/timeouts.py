@@ -21,3 +21,6 @@ EMULATOR_START_S = 20.0
 
 EMULATOR_STOP_S = 5.0
 """A private emulator's exit after its owner hung up, before it is killed."""
+
+UNPLUG_WATCH_S = 1.0
+"""The end of the thread that waits for unplugging: it only has to wake up."""

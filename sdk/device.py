@@ -27,7 +27,7 @@ from sdk.opening import Opened, open_address
 from sdk.queues import MAX_DEPTH, MIN_DEPTH, Queue, ring_entries
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sdk.model.runs import LoadedProgram
     from sdk.model.session import Model
@@ -79,6 +79,7 @@ class Device:
         self._buffers: weakref.WeakSet[DeviceBuffer] = weakref.WeakSet()
         self._host_buffers: weakref.WeakSet[HostBuffer] = weakref.WeakSet()
         self._interrupts: list[int] = []
+        self.transport.on_unplug = _teller(self)
         self._released: deque[tuple[int, int]] = deque()
         """Device addresses that finalisers gave back, with the reset they belong to."""
         self._unloaded: deque[tuple[Queue | None, list[LoadedProgram], int]] = deque()
@@ -453,6 +454,7 @@ class Device:
         )
         self._closed = gone
         self._finalizer.detach()
+        self.transport.abandon_in_child()
         self._lock = threading.RLock()
         for queue in self._queues:
             queue.shut_in_child(gone)
@@ -471,6 +473,18 @@ def _abandon(transport: Transport, emulator: Any, interrupts: list[int], owner: 
         os.close(interrupts.pop())
     if emulator is not None:
         emulator.stop()
+
+
+def _teller(device: Device) -> Callable[[DeviceLost], None]:
+    """Tells a device that it is lost, if it is there still: its transport, which outlives it, must not keep it."""
+    known = weakref.ref(device)
+
+    def tell(error: DeviceLost) -> None:
+        there = known()
+        if there is not None:
+            there.lost(error)
+
+    return tell
 
 
 def _after_fork_in_child() -> None:

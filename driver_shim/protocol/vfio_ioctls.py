@@ -1,4 +1,4 @@
-"""The kernel's VFIO interface as <linux/vfio.h> has it: request numbers and structures, without I/O.
+"""The kernel's VFIO and iommufd interfaces as <linux/vfio.h> and <linux/iommufd.h> have them, without I/O.
 
 Structures that vfio-user shares (region, interrupt and device information) are those of `vfio_user.py`.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 
-from driver_shim.protocol.layout import Layout, reserved, u16, u32, u64
+from driver_shim.protocol.layout import Layout, i32, reserved, u16, u32, u64
 
 _TYPE = ord(";") << 8
 _BASE = 100
@@ -36,6 +36,14 @@ DEVICE_RESET = _request(11)
 IOMMU_GET_INFO = _request(12)
 IOMMU_MAP_DMA = _request(13)
 IOMMU_UNMAP_DMA = _request(14)
+DEVICE_BIND_IOMMUFD = _request(18)
+DEVICE_ATTACH_IOMMUFD_PT = _request(19)
+
+IOAS_ALLOC = _TYPE | 0x81
+IOAS_IOVA_RANGES = _TYPE | 0x84
+IOAS_MAP = _TYPE | 0x85
+IOAS_UNMAP = _TYPE | 0x86
+"""iommufd shares VFIO's type and numbers its requests itself."""
 
 
 class GroupFlag(enum.IntFlag):
@@ -81,6 +89,42 @@ DMA_MAP = Layout(
     "vfio_iommu_type1_dma_map", 32, "argsz" / u32, "flags" / u32, "vaddr" / u64, "iova" / u64, "size" / u64
 )
 DMA_UNMAP = Layout("vfio_iommu_type1_dma_unmap", 24, "argsz" / u32, "flags" / u32, "iova" / u64, "size" / u64)
+
+
+class IoasMapFlag(enum.IntFlag):
+    """`flags` of IOAS_MAP."""
+
+    FIXED_IOVA = 1 << 0
+    WRITEABLE = 1 << 1
+    READABLE = 1 << 2
+
+
+BIND_IOMMUFD = Layout("vfio_device_bind_iommufd", 16, "argsz" / u32, "flags" / u32, "iommufd" / i32, "out_devid" / u32)
+"""As it was when the request came into being: later kernels take more, and this too."""
+ATTACH_IOMMUFD = Layout("vfio_device_attach_iommufd_pt", 12, "argsz" / u32, "flags" / u32, "pt_id" / u32)
+IOAS_ALLOCATED = Layout("iommu_ioas_alloc", 12, "size" / u32, "flags" / u32, "out_ioas_id" / u32)
+IOAS_RANGES = Layout(
+    "iommu_ioas_iova_ranges",
+    32,
+    "size" / u32,
+    "ioas_id" / u32,
+    "num_iovas" / u32,
+    reserved(4),
+    "allowed_iovas" / u64,
+    "out_iova_alignment" / u64,
+)
+IOAS_MAPPED = Layout(
+    "iommu_ioas_map",
+    40,
+    "size" / u32,
+    "flags" / u32,
+    "ioas_id" / u32,
+    reserved(4),
+    "user_va" / u64,
+    "length" / u64,
+    "iova" / u64,
+)
+IOAS_UNMAPPED = Layout("iommu_ioas_unmap", 24, "size" / u32, "ioas_id" / u32, "iova" / u64, "length" / u64)
 
 
 def decode_iova_ranges(info: bytes) -> tuple[tuple[int, int], ...]:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from driver_shim.errors import DeviceLost
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,6 +37,8 @@ class Transport(abc.ABC):
     """How a user names it: "vfio-user:/run/npu0.sock"."""
     hang_up_fd: int | None = None
     """A file descriptor that reports POLLHUP when the device goes away; None where there is none."""
+    on_unplug: Callable[[DeviceLost], None] | None = None
+    """Called, from a thread of the transport's, after it let go of a function that is being taken away."""
 
     @abc.abstractmethod
     def regions(self) -> dict[int, RegionInfo]:
@@ -94,6 +98,9 @@ class Transport(abc.ABC):
     @abc.abstractmethod
     def progress(self) -> None:
         """Called on each turn of a spinning wait: yields the CPU (in process: steps the device)."""
+
+    def abandon_in_child(self) -> None:  # noqa: B027 - most transports have nothing to let go of
+        """In a forked child: let go of this process's copies and tell the device nothing; it is the parent's."""
 
     @abc.abstractmethod
     def close(self) -> None:

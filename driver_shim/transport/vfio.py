@@ -1,4 +1,10 @@
-"""A function bound to vfio-pci, through a VFIO group and a type1 container."""
+"""A function bound to vfio-pci. Registers are reached through mappings of its BARs, one access of the right width each.
+
+A mapping that is touched while the function is reset, powered down or taken away kills the process (SIGBUS). So all
+mappings, ours and those handed out by `map_region`, are revoked, with the lock held, before anything that may stop the
+function from decoding its BARs; see `DeviceMapping.revoke`. Registers are then read and written through the kernel,
+which answers for a function that does not decode, until the next access finds it decoding and maps them anew.
+"""
 
 from __future__ import annotations
 
@@ -10,30 +16,33 @@ import os
 import select
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from driver_shim.errors import (
-    Closed,
-    DeviceBusy,
-    DeviceLost,
-    DeviceNotFound,
-    HostMemoryLimit,
-    NpuError,
-    PermissionDenied,
-)
-from driver_shim.mapping import map_memory_file
+from driver_shim import timeouts
+from driver_shim.errors import Closed, DeviceLost, DeviceNotFound, NpuError
+from driver_shim.mapping import PAGE_BYTES, DeviceMapping, map_memory_file
 from driver_shim.protocol import vfio_ioctls as vfio
+from driver_shim.protocol.config_space import (
+    COMMAND_MEMORY,
+    COMMAND_OFFSET,
+    D0,
+    HEADER,
+    PM_CAPABILITY,
+    PM_POWER_STATE,
+    POWER_MANAGEMENT,
+)
+from driver_shim.protocol.mmio import MappedRegisters
 from driver_shim.protocol.vfio_user import (
     DEVICE_INFO,
     IRQ_INFO,
     IRQ_SET,
     NUM_REGIONS,
     REGION_INFO,
-    DmaFlag,
+    DeviceFlag,
     IrqIndex,
     IrqSet,
     RegionFlag,
@@ -41,15 +50,16 @@ from driver_shim.protocol.vfio_user import (
     decode_region_info,
 )
 from driver_shim.transport.base import RegionInfo, Transport
+from driver_shim.transport.vfio_iommu import open_device
 
 PREFIX = "pci:"
 SYSFS_PCI = Path("/sys/bus/pci/devices")
-DEV_VFIO = Path("/dev/vfio")
+DEV = Path("/dev")
 DRIVER = "vfio-pci"
-LAST_IOVA = (1 << 64) - 1
 _CONFIG = int(RegionIndex.CONFIG)
 _WIDTHS = (1, 2, 4, 8)
-_FD = struct.Struct("<i")
+_CAPABILITIES = range(HEADER.layout.size, 256)
+"""Power states and function level resets are asked for somewhere here."""
 
 
 class _Region(NamedTuple):
@@ -58,43 +68,68 @@ class _Region(NamedTuple):
     """Where the region starts in the device's file."""
 
 
+class _Window:
+    """A mapped area of a region, for register accesses."""
+
+    def __init__(self, first: int, view: memoryview) -> None:
+        registers = MappedRegisters(view)
+        self.first = first
+        self.end = first + len(view)
+        self.load = {1: registers.read8, 2: registers.read16, 4: registers.read32, 8: registers.read64}
+        self.store = {1: registers.write8, 2: registers.write16, 4: registers.write32, 8: registers.write64}
+        self.valid = True
+        """False before the mapping is revoked: a value that was loaded while this still held is the device's."""
+
+
 class VfioTransport(Transport):
-    """A function in the hands of the kernel's VFIO. Registers trap (pread, pwrite)."""
+    """A function in the hands of the kernel's VFIO."""
 
     name = DRIVER
 
-    def __init__(self, bus_address: str, sysfs: Path = SYSFS_PCI, dev: Path = DEV_VFIO) -> None:
+    def __init__(self, bus_address: str, sysfs: Path = SYSFS_PCI, dev: Path = DEV) -> None:
         """Open the function at `bus_address` ("0000:03:00.0"); the kernel resets it.
 
-        Raises DeviceNotFound (absent, or not bound to vfio-pci), DeviceBusy, PermissionDenied.
+        Raises DeviceNotFound (absent, or not bound to vfio-pci), DeviceBusy, PermissionDenied, DeviceLost.
         """
         self.address = PREFIX + bus_address
         self._lock = threading.RLock()
-        self._fds: list[int] = []
+        """Guards descriptors and mappings: whoever uses or revokes them holds it."""
         self._regions: dict[int, _Region] = {}
+        self._windows: dict[int, tuple[_Window, ...]] = {}
+        self._mappings: list[DeviceMapping] = []
         self._mapped: dict[int, tuple[int, memoryview]] = {}
         """Host memory the device can reach: bus address → size and the pages, which must live as long."""
-        self._closed = False
-        self._unplug = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._fds.append(self._unplug)
-        self.hang_up_fd = None
+        self._ended: NpuError | None = None
+        self._check_bound(sysfs / bus_address)
+        self._iommu = open_device(self.address, bus_address, sysfs / bus_address, dev)
+        self.iommu_kind = self._iommu.kind
         try:
-            self._group_number = self._find_group(sysfs / bus_address)
-            self._open(dev, bus_address)
+            flags, kinds = self._device_info()
+            self._can_reset = bool(flags & DeviceFlag.RESET)
             for index in range(NUM_REGIONS):
                 self._discover_region(index)
-            self._vectors = self._vector_count(IrqIndex.MSIX)
-            if self._vector_count(IrqIndex.REQ):
-                self._set_irqs(IrqIndex.REQ, 0, [self._unplug])
-            self._ranges = self._read_iova_ranges()
+            self._vectors = self._vector_count(IrqIndex.MSIX, kinds)
+            self._ranges = self._iommu.ranges()
+            self._unplug = _UnplugWatch(self._let_go)
+        except OSError as error:
+            self._iommu.close()
+            if isinstance(error, NpuError):
+                raise
+            raise self._lost(error) from error
+        except BaseException:
+            self._iommu.close()
+            raise
+        self.hang_up_fd = self._unplug.hang_up_fd
+        try:
+            if self._vector_count(IrqIndex.REQ, kinds):
+                self._set_irqs(IrqIndex.REQ, 0, [self._unplug.request_fd])
         except BaseException:
             self.close()
             raise
-        self._sizes = {index: region.info.size_bytes for index, region in self._regions.items()}
 
     # --- opening -----------------------------------------------------------------------------------------------
 
-    def _find_group(self, folder: Path) -> str:
+    def _check_bound(self, folder: Path) -> None:
         if not folder.is_dir():
             raise DeviceNotFound(
                 f"{self.address}: no such function on the PCI bus", device=self.address, remedy="see npuctl list"
@@ -105,64 +140,28 @@ class VfioTransport(Transport):
             raise DeviceNotFound(
                 f"{self.address} is bound to {bound}, not to {DRIVER}",
                 device=self.address,
-                remedy=f"echo {DRIVER} > {folder}/driver_override; echo {folder.name} > /sys/bus/pci/drivers_probe",
+                remedy=f"npuctl bind -d {self.address}",
             )
-        group = folder / "iommu_group"
-        if not group.exists():
-            raise DeviceNotFound(
-                f"{self.address} is in no IOMMU group",
-                device=self.address,
-                remedy="enable the IOMMU in the firmware, and on the kernel's command line (intel_iommu=on)",
-            )
-        return group.resolve().name
 
-    def _open(self, dev: Path, bus_address: str) -> None:
-        self._container = self._open_node(dev / "vfio")
-        self._group = self._open_node(dev / self._group_number)
-        status = bytearray(vfio.GROUP_STATUS.pack(vfio.GROUP_STATUS.size, 0))
-        self._ioctl(self._group, vfio.GROUP_GET_STATUS, status)
-        _, flags = vfio.GROUP_STATUS.unpack_from(status)
-        if not flags & vfio.GroupFlag.VIABLE:
-            raise DeviceBusy(
-                f"{self.address}: a kernel driver holds another function of IOMMU group {self._group_number}",
-                device=self.address,
-                remedy=f"bind all functions of the group to {DRIVER}",
-            )
-        self._ioctl(self._group, vfio.GROUP_SET_CONTAINER, bytearray(_FD.pack(self._container)))
-        self._ioctl(self._container, vfio.SET_IOMMU, vfio.TYPE1V2_IOMMU)
-        # The name is a NUL-terminated string; the answer is the device's descriptor.
-        self._device = self._ioctl(self._group, vfio.GROUP_GET_DEVICE_FD, bytearray(bus_address.encode() + b"\0"))
-        self._fds.append(self._device)
-        os.set_inheritable(self._device, False)
-
-    def _open_node(self, node: Path) -> int:
-        try:
-            fd = os.open(node, os.O_RDWR | os.O_CLOEXEC)
-        except OSError as error:
-            raise self._open_error(error, node) from error
-        self._fds.append(fd)
-        return fd
-
-    def _open_error(self, error: OSError, node: Path) -> NpuError:
-        what = f"{self.address}: cannot open {node}: {error.strerror}"
-        if error.errno in (errno.EACCES, errno.EPERM):
-            return PermissionDenied(what, device=self.address, remedy=f"give yourself access to {node}")
-        if error.errno == errno.EBUSY:
-            return DeviceBusy(what, device=self.address, remedy="close the program that uses the device")
-        return DeviceNotFound(what, device=self.address, remedy=f"modprobe {DRIVER}")
+    def _device_info(self) -> tuple[int, int]:
+        """(flags, number of interrupt types)."""
+        answer = bytearray(DEVICE_INFO.pack(DEVICE_INFO.size, 0, 0, 0))
+        fcntl.ioctl(self._iommu.device, vfio.DEVICE_GET_INFO, answer)
+        _, flags, _, kinds = DEVICE_INFO.unpack_from(answer)
+        return flags, kinds
 
     def _discover_region(self, index: int) -> None:
         answer = bytearray(REGION_INFO.pack(REGION_INFO.size, 0, index, 0, 0, 0))
         try:
-            fcntl.ioctl(self._device, vfio.DEVICE_GET_REGION_INFO, answer)
+            fcntl.ioctl(self._iommu.device, vfio.DEVICE_GET_REGION_INFO, answer)
         except OSError as error:
             if error.errno == errno.EINVAL:  # a region this function does not have
                 return
-            raise self._lost(error) from error
+            raise
         _, needed = decode_region_info(bytes(answer[: REGION_INFO.size]))
         if needed > len(answer):
             answer = bytearray(REGION_INFO.pack(needed, 0, index, 0, 0, 0)) + bytearray(needed - REGION_INFO.size)
-            self._ioctl(self._device, vfio.DEVICE_GET_REGION_INFO, answer)
+            fcntl.ioctl(self._iommu.device, vfio.DEVICE_GET_REGION_INFO, answer)
         described, _ = decode_region_info(bytes(answer))
         if described.size:
             whole = ((0, described.size),) if described.flags & RegionFlag.MMAP else ()
@@ -170,24 +169,13 @@ class VfioTransport(Transport):
             info = RegionInfo(index, described.size, readable, writable, described.areas or whole)
             self._regions[index] = _Region(info, described.offset)
 
-    def _vector_count(self, kind: IrqIndex) -> int:
-        answer = bytearray(DEVICE_INFO.pack(DEVICE_INFO.size, 0, 0, 0))
-        self._ioctl(self._device, vfio.DEVICE_GET_INFO, answer)
-        *_, kinds = DEVICE_INFO.unpack_from(answer)
+    def _vector_count(self, kind: IrqIndex, kinds: int) -> int:
         if kind >= kinds:
             return 0
         answer = bytearray(IRQ_INFO.pack(IRQ_INFO.size, 0, kind, 0))
-        self._ioctl(self._device, vfio.DEVICE_GET_IRQ_INFO, answer)
+        fcntl.ioctl(self._iommu.device, vfio.DEVICE_GET_IRQ_INFO, answer)
         *_, count = IRQ_INFO.unpack_from(answer)
         return int(count)
-
-    def _read_iova_ranges(self) -> tuple[tuple[int, int], ...]:
-        size = vfio.IOMMU_INFO.size
-        for _ in range(2):  # once more when the first answer says that it takes more room
-            answer = bytearray(vfio.IOMMU_INFO.pack(size, 0, 0, 0)) + bytearray(size - vfio.IOMMU_INFO.size)
-            self._ioctl(self._container, vfio.IOMMU_GET_INFO, answer)
-            size = vfio.IOMMU_INFO.unpack_from(answer)[0]
-        return vfio.decode_iova_ranges(bytes(answer)) or ((0, LAST_IOVA),)
 
     # --- the interface -----------------------------------------------------------------------------------------
 
@@ -200,23 +188,36 @@ class VfioTransport(Transport):
         return self._pread(_CONFIG, offset, size)
 
     def config_write(self, offset: int, data: bytes) -> None:
-        """Write configuration space."""
-        self._pwrite(_CONFIG, offset, data)
+        """Write configuration space. Mappings are revoked if that may stop the function from decoding its BARs."""
+        with self._lock:
+            self._place(_CONFIG, offset, len(data))
+            if _may_stop_decoding(offset, data):
+                self._revoke()
+            self._pwrite(_CONFIG, offset, data)
 
     def read(self, region: int, offset: int, width: int) -> int:
-        """One register read."""
+        """One register read; all ones while the function does not decode."""
+        window = self._window(region, offset, width)
+        if window is not None:
+            value = window.load[width](offset - window.first)
+            if window.valid:
+                return value
         if width not in _WIDTHS:
             raise self._outside(region, offset, width)
         return int.from_bytes(self._pread(region, offset, width), "little")
 
     def write(self, region: int, offset: int, value: int, width: int) -> None:
-        """One register write."""
+        """One register write; dropped while the function does not decode."""
+        window = self._window(region, offset, width)
+        if window is not None:
+            window.store[width](offset - window.first, value)
+            return
         if width not in _WIDTHS:
             raise self._outside(region, offset, width)
         self._pwrite(region, offset, value.to_bytes(width, "little"))
 
     def map_region(self, region: int, offset: int, size: int) -> memoryview:
-        """Map part of a region. A reset makes touching the view fatal (SIGBUS): let it go before."""
+        """Map part of a region. The view is revoked by resets, and by whatever else stops the function's decoding."""
         known = self._regions.get(region)
         if known is None or not any(
             at <= offset and size > 0 and offset + size <= at + length for at, length in known.info.mappable
@@ -224,54 +225,37 @@ class VfioTransport(Transport):
             raise ValueError(f"{self.address}: {size} bytes at {offset:#x} of region {region} cannot be mapped")
         with self._lock:
             self._check_open()
-            protection = mmap.PROT_READ * known.info.readable | mmap.PROT_WRITE * known.info.writable
-            lead = offset % mmap.ALLOCATIONGRANULARITY
-            mapping = mmap.mmap(
-                self._device, lead + size, mmap.MAP_SHARED, protection, offset=known.file_offset + offset - lead
-            )
-            return memoryview(mapping)[lead : lead + size]
+            if not self._decodes():
+                raise ValueError(f"{self.address}: region {region} cannot be mapped while memory decoding is off")
+            return self._map(known, offset, size)
 
     def dma_map(self, fd: int, offset: int, iova: int, size: int) -> None:
         """Pin part of a memory file and let the device reach it. Raises HostMemoryLimit, ValueError."""
+        if size <= 0 or os.fstat(fd).st_size < offset + size:
+            raise ValueError(f"{self.address}: {size} bytes at {offset:#x} of a file of {os.fstat(fd).st_size} bytes")
         pages = map_memory_file(fd, offset + size)[offset:]
         address = np.frombuffer(pages, np.uint8).ctypes.data
-        flags = DmaFlag.READ | DmaFlag.WRITE
-        request = bytearray(vfio.DMA_MAP.pack(vfio.DMA_MAP.size, flags, address, iova, size))
         with self._lock:
             self._check_open()
-            try:
-                fcntl.ioctl(self._container, vfio.IOMMU_MAP_DMA, request)
-            except OSError as error:
-                raise self._map_error(error, iova, size) from error
+            if not any(first <= iova and iova + size - 1 <= last for first, last in self._ranges):
+                raise ValueError(f"{self.address}: {size:#x} bytes at {iova:#x} are outside the bus address ranges")
+            self._iommu.map(address, iova, size, sum(mapped for mapped, _ in self._mapped.values()))
             self._mapped[iova] = (size, pages)
-
-    def _map_error(self, error: OSError, iova: int, size: int) -> Exception:
-        what = f"{self.address}: the kernel refuses {size} bytes at bus address {iova:#x}: {error.strerror}"
-        if error.errno == errno.ENOMEM:
-            import resource
-
-            pinned = sum(length for length, _ in self._mapped.values())
-            limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-            shown = "unlimited" if limit == resource.RLIM_INFINITY else f"{limit} bytes"
-            return HostMemoryLimit(
-                f"{what} (locked memory is limited to {shown}; {pinned} bytes are pinned, {size} more are needed)",
-                device=self.address,
-                remedy=f"raise the limit of locked memory to {pinned + size} bytes at least (ulimit -l, in KiB)",
-            )
-        return ValueError(what)
 
     def dma_unmap(self, iova: int, size: int) -> None:
         """Take a mapping back. Raises ValueError when there is none like it."""
         with self._lock:
             self._check_open()
-            if self._mapped.get(iova, (None,))[0] != size:
+            if iova not in self._mapped or self._mapped[iova][0] != size:
                 raise ValueError(f"{self.address}: {size:#x} bytes at bus address {iova:#x} are not mapped")
-            request = bytearray(vfio.DMA_UNMAP.pack(vfio.DMA_UNMAP.size, 0, iova, size))
-            self._ioctl(self._container, vfio.IOMMU_UNMAP_DMA, request)
+            try:
+                self._iommu.unmap(iova, size)
+            except OSError as error:
+                raise self._lost(error) from error
             del self._mapped[iova]
 
     def iova_ranges(self) -> tuple[tuple[int, int], ...]:
-        """What the IOMMU can translate."""
+        """What the IOMMU leaves free."""
         return self._ranges
 
     def interrupt_count(self) -> int:
@@ -291,59 +275,152 @@ class VfioTransport(Transport):
         request = IRQ_SET.pack(IRQ_SET.size + len(data), flags, kind, start, len(eventfds)) + data
         with self._lock:
             self._check_open()
-            self._ioctl(self._device, vfio.DEVICE_SET_IRQS, bytearray(request))
+            self._ioctl(vfio.DEVICE_SET_IRQS, bytearray(request))
 
     def reset(self) -> None:
-        """Reset the function."""
+        """Reset the function; the kernel restores its configuration space. Mapped views are revoked."""
         with self._lock:
             self._check_open()
-            self._ioctl(self._device, vfio.DEVICE_RESET, 0)
+            if not self._can_reset:
+                raise DeviceLost(
+                    f"{self.address}: the kernel knows no way to reset this function",
+                    device=self.address,
+                    subsystem="vfio",
+                    remedy="its function level reset capability is missing; reset the slot, or power-cycle",
+                )
+            self._revoke()
+            self._ioctl(vfio.DEVICE_RESET, 0)
 
     def alive(self) -> bool:
-        """Whether the kernel has not asked for the device back, and its vendor ID still reads."""
-        if self._closed or self._unplug_requested():
-            return False
-        try:
-            return self._pread(_CONFIG, 0, 2) != b"\xff\xff"
-        except (NpuError, OSError):
-            return False
+        """Whether it is open, and the kernel has not asked for it back."""
+        return self._ended is None
 
     def progress(self) -> None:
         """Yield the CPU."""
         os.sched_yield()
 
     def close(self) -> None:
-        """Let the function go; idempotent."""
+        """Let the function go; idempotent. Views that are left read nothing of the device any more."""
+        self._end(Closed(f"{self.address} is closed", device=self.address))
+        self._unplug.close()
+
+    def abandon_in_child(self) -> None:
+        """Close this process's copies of the descriptors, which would keep the function from everybody else."""
+        self._ended = Closed(f"{self.address} belongs to the parent process", device=self.address)
+        self._lock = threading.RLock()
+        self._windows = {}
+        self._iommu.close()
+        self._unplug.abandon_in_child()
+
+    # --- the end -----------------------------------------------------------------------------------------------
+
+    def _let_go(self) -> None:
+        """The kernel asks for the function back, and waits until nothing of ours holds it."""
+        lost = DeviceLost(
+            f"{self.address} is being unplugged or unbound",
+            device=self.address,
+            subsystem="vfio",
+            remedy="open another device, or this one when it is back",
+        )
+        self._end(lost)
+        tell = self.on_unplug
+        if tell is not None:
+            tell(lost)
+
+    def _end(self, reason: NpuError) -> None:
         with self._lock:
-            self._closed = True
+            if self._ended is not None:
+                return
+            self._ended = reason
+            self._revoke()
             self._mapped.clear()
-            while self._fds:
-                with contextlib.suppress(OSError):
-                    os.close(self._fds.pop())
+            self._iommu.close()
+
+    # --- mappings ----------------------------------------------------------------------------------------------
+
+    def _window(self, region: int, offset: int, width: int) -> _Window | None:
+        """The mapping to make an access through; None where it goes through the kernel."""
+        windows = self._windows.get(region)
+        if windows is None:
+            windows = self._map_windows(region)
+        for window in windows:
+            if window.first <= offset and offset + width <= window.end and width in _WIDTHS and not offset % width:
+                return window
+        return None
+
+    def _map_windows(self, region: int) -> tuple[_Window, ...]:
+        with self._lock:
+            known = self._regions.get(region)
+            if known is None or self._ended is not None or not known.info.mappable or not self._decodes():
+                return ()
+            if region not in self._windows:
+                areas = ((at, size) for at, size in known.info.mappable if not (known.file_offset + at) % PAGE_BYTES)
+                self._windows[region] = tuple(_Window(at, self._map(known, at, size)) for at, size in areas)
+            return self._windows[region]
+
+    def _map(self, region: _Region, offset: int, size: int) -> memoryview:
+        """With the lock, while the function decodes."""
+        lead = offset % mmap.ALLOCATIONGRANULARITY
+        try:
+            mapping = DeviceMapping(
+                self._iommu.device,
+                region.file_offset + offset - lead,
+                lead + size,
+                readable=region.info.readable,
+                writable=region.info.writable,
+            )
+        except OSError as error:
+            raise self._lost(error) from error
+        self._mappings = [*(known for known in self._mappings if known.mapped), mapping]
+        return mapping.take_view()[lead:]
+
+    def _revoke(self) -> None:
+        """With the lock: from here on no mapping of ours can be hurt by what happens to the function."""
+        windows, self._windows = self._windows, {}
+        for group in windows.values():
+            for window in group:
+                window.valid = False
+        while self._mappings:
+            self._mappings.pop().revoke()
+
+    def _decodes(self) -> bool:
+        """Whether the function answers at its BARs: COMMAND lets it, and power is on."""
+        command = self._pread(_CONFIG, COMMAND_OFFSET, 1)[0]
+        power = POWER_MANAGEMENT.layout.parse(
+            self._pread(_CONFIG, POWER_MANAGEMENT.offset, POWER_MANAGEMENT.layout.size)
+        )
+        powered = power.id != PM_CAPABILITY or power.control & PM_POWER_STATE == D0
+        return bool(command & COMMAND_MEMORY) and powered
 
     # --- helpers -----------------------------------------------------------------------------------------------
 
     def _pread(self, region: int, offset: int, size: int) -> bytes:
-        at = self._place(region, offset, size)
-        try:
-            data = os.pread(self._device, size, at)
-        except OSError as error:
-            raise self._lost(error) from error
+        with self._lock:
+            at = self._place(region, offset, size)
+            try:
+                data = os.pread(self._iommu.device, size, at)
+            except OSError as error:
+                if error.errno == errno.EIO and region != _CONFIG:  # it does not decode
+                    return b"\xff" * size
+                raise self._lost(error) from error
         if len(data) != size:
             raise self._lost(OSError(errno.EIO, f"a read of {size} bytes returned {len(data)}"))
         return data
 
     def _pwrite(self, region: int, offset: int, data: bytes) -> None:
-        at = self._place(region, offset, len(data))
-        try:
-            os.pwrite(self._device, data, at)
-        except OSError as error:
-            raise self._lost(error) from error
+        with self._lock:
+            at = self._place(region, offset, len(data))
+            try:
+                os.pwrite(self._iommu.device, data, at)
+            except OSError as error:
+                if error.errno == errno.EIO and region != _CONFIG:
+                    return
+                raise self._lost(error) from error
 
     def _place(self, region: int, offset: int, size: int) -> int:
         self._check_open()
         known = self._regions.get(region)
-        if known is None or offset < 0 or size < 0 or offset + size > known.info.size_bytes:
+        if known is None or offset < 0 or size <= 0 or offset + size > known.info.size_bytes:
             raise self._outside(region, offset, size)
         return known.file_offset + offset
 
@@ -354,16 +431,10 @@ class VfioTransport(Transport):
             f"{known.info.size_bytes if known else 0:#x} bytes; registers are 1, 2, 4 or 8 bytes wide"
         )
 
-    def _ioctl(self, fd: int, request: int, argument: bytearray | int) -> int:
+    def _ioctl(self, request: int, argument: bytearray | int) -> None:
         try:
-            return fcntl.ioctl(fd, request, argument)
+            fcntl.ioctl(self._iommu.device, request, argument)
         except OSError as error:
-            if error.errno == errno.EBUSY:
-                raise DeviceBusy(
-                    f"{self.address} is held by another program",
-                    device=self.address,
-                    remedy="close the program that uses it",
-                ) from error
             raise self._lost(error) from error
 
     def _lost(self, error: OSError) -> DeviceLost:
@@ -375,11 +446,66 @@ class VfioTransport(Transport):
             remedy="see the kernel's log (dmesg), then open it again",
         )
 
-    def _unplug_requested(self) -> bool:
-        poller = select.poll()
-        poller.register(self._unplug, select.POLLIN)
-        return bool(poller.poll(0))
-
     def _check_open(self) -> None:
-        if self._closed:
-            raise Closed(f"{self.address} is closed", device=self.address)
+        if self._ended is not None:
+            raise self._ended.again()
+
+
+class _UnplugWatch:
+    """A thread that waits for the kernel's request to give the function back, whatever the program is doing."""
+
+    def __init__(self, on_request: Callable[[], None]) -> None:
+        self._on_request = on_request
+        self.request_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._stop_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.hang_up_fd, self._hold = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        """Whoever waits on the first end learns that the second was closed: the function is gone."""
+        self._fds = [self.request_fd, self._stop_fd, self.hang_up_fd]
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._watch, name="npu-unplug-watch", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread, unless it is the caller; idempotent."""
+        with self._lock:
+            if not self._fds:
+                return
+            os.eventfd_write(self._stop_fd, 1)
+            if threading.current_thread() is not self._thread:
+                self._thread.join(timeouts.UNPLUG_WATCH_S)
+            self._hang_up()
+            while self._fds:
+                os.close(self._fds.pop())
+
+    def abandon_in_child(self) -> None:
+        """The thread is not here; the descriptors are."""
+        self._lock = threading.Lock()
+        self._hang_up()
+        while self._fds:
+            os.close(self._fds.pop())
+
+    def _watch(self) -> None:
+        poller = select.poll()
+        poller.register(self.request_fd, select.POLLIN)
+        poller.register(self._stop_fd, select.POLLIN)
+        ready = {fd for fd, _ in poller.poll()}
+        if self._stop_fd in ready:
+            return
+        try:
+            self._on_request()
+        finally:
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        hold, self._hold = self._hold, -1
+        if hold >= 0:
+            with contextlib.suppress(OSError):
+                os.close(hold)
+
+
+def _may_stop_decoding(offset: int, data: bytes) -> bool:
+    """Whether a write to configuration space may turn memory decoding off, power the function down or reset it."""
+    end = offset + len(data)
+    if offset <= COMMAND_OFFSET < end and not data[COMMAND_OFFSET - offset] & COMMAND_MEMORY:
+        return True
+    return offset < _CAPABILITIES.stop and end > _CAPABILITIES.start

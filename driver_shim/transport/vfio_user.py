@@ -360,6 +360,10 @@ class VfioUserTransport(Transport):
             _close(region.fd)
         self._channel.close()
 
+    def abandon_in_child(self) -> None:
+        """Close this process's copies: else the server would not learn of the parent's end."""
+        self.close()
+
     # --- helpers -----------------------------------------------------------------------------------------------
 
     def _ask(self, command: Command, request: bytes, reply_bytes: int) -> bytes:
