@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from driver_shim import timeouts
 from driver_shim.dma import HostBlock, HostMemory
 from driver_shim.errors import CommandFailed, ContractMismatch, DeviceLost, NpuError, Timeout
+from driver_shim.pre_open import PreOpenRecord, read_pre_open
 from driver_shim.protocol import commands, config_space
 from driver_shim.protocol.commands import AdminOpcode
 from driver_shim.protocol.layout import Layout
@@ -59,6 +60,8 @@ class Controller:
         self._queue_ids: set[int] = set()
         self.limits = Limits(0, 0.0)
         self.identity: Any = None
+        self.pre_open: PreOpenRecord | None = None
+        """What the device showed at the first bring-up, before anything here touched it."""
 
     # --- bring-up ----------------------------------------------------------------------------------------------
 
@@ -70,6 +73,8 @@ class Controller:
         self._enable_function()
         self.registers.check_alive()
         self._check_contract()
+        if self.pre_open is None:
+            self.pre_open = read_pre_open(self.registers)
         self._disable()
         self._set_admin_queue()
         self.registers.control.write(enable=1)

@@ -64,6 +64,7 @@ CONFIG_REGION = 7
 """VFIO's number of configuration space."""
 VECTORS = MAX_IO_QUEUES + 1
 CONFIG_BYTES = 4096
+_RESET_HISTORY_MASK = (1 << 8 * REGISTERS["reset_history"].size) - 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -107,6 +108,7 @@ class PciFunction:
         self._engines = open_engines(self.memory)
         self.address_space = AddressSpace()
         self.reset_cause = ResetCause.POWER_ON
+        self.reset_history = 0
         self.interrupts = Interrupts(VECTORS, lambda: self.config.bus_master, self._undeliverable)
         aperture = 1 << (profile.memory_bytes - 1).bit_length()
         doorbells = 1 << (DOORBELL_PAGE_BYTES * (MAX_IO_QUEUES + 1) - 1).bit_length()
@@ -379,6 +381,7 @@ class PciFunction:
 
     def _note_reset(self, cause: ResetCause) -> None:
         self.reset_cause = cause
+        self.reset_history = (self.reset_history << 8 | int(cause)) & _RESET_HISTORY_MASK
         self.activity.resets += 1
 
     def _register_fault(self, offset: int, message: str) -> None:

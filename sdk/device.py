@@ -16,6 +16,7 @@ from driver_shim.allocator import OutOfSpace, RangeAllocator
 from driver_shim.controller import Controller, OpenQueue
 from driver_shim.dma import HostMemory
 from driver_shim.errors import Closed, CommandFailed, DeviceLost, NpuError, OutOfDeviceMemory
+from driver_shim.pre_open import save_pre_open
 from driver_shim.protocol.commands import LogPage
 from driver_shim.registers import Registers
 from driver_shim.transport.base import Transport
@@ -56,6 +57,8 @@ class Device:
         self._timeout = _checked_timeout(timeout)
         memory_limit = environment.host_memory_bytes()
         self._start(open_address(address, strict, self._timeout), memory_limit)
+        if self._opened.emulator is None and self._info.pre_open is not None:
+            save_pre_open(self.address, self._info.pre_open)
 
     @classmethod
     def over(cls, transport: Transport, *, timeout: float | None = None) -> Device:
@@ -158,6 +161,7 @@ class Device:
             max_queues=data.max_io_queues,
             driver=self.transport.name,
             pid=emulator.pid if emulator else None,
+            pre_open=self._controller.pre_open,
         )
 
     # --- memory ------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from driver_shim.discovery import find_cards, find_served
+from driver_shim.pre_open import PreOpenRecord
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,8 @@ class DeviceInfo:
     """How it is reached: "vfio-user", or the kernel driver of a card."""
     pid: int | None = None
     """Process of an emulator."""
+    pre_open: PreOpenRecord | None = None
+    """What the device showed before it was enabled: earlier resets, faults, whether there is a black box."""
 
     @property
     def memory(self) -> int | None:

@@ -1,4 +1,4 @@
-"""The register map of BAR0 (contract 0.1) and where everything lies in the BARs.
+"""The register map of BAR0 (contract 0.2) and where everything lies in the BARs.
 
 One declaration serves the emulator's behaviour, the driver's accessors (`driver_shim/registers.py`), `npuctl regs`
 and docs/registers.md. The first 256 bytes never change from contract 1.0 on.
@@ -11,7 +11,7 @@ import enum
 from driver_shim.protocol.register_kinds import Access, Field, Register, RegisterMap, ResetDomain
 
 CONTRACT_MAJOR = 0
-CONTRACT_MINOR = 1
+CONTRACT_MINOR = 2
 IDENTITY = 0x5550_4E31
 """Value of the identity register: "1NPU" read as little-endian ASCII."""
 
@@ -248,6 +248,23 @@ REGISTERS = RegisterMap(
         8,
         "The same, 64 bits.",
         Field("value", 0, 64, RW, "No meaning to the device."),
+    ),
+    Register(
+        "reset_history",
+        0x0B0,
+        8,
+        "Causes of the last eight resets: whoever opens a function may reset it before looking at reset_cause.",
+        Field("causes", 0, 64, RO, "One byte each, see ResetCause; the newest is the lowest, 0 where there was none."),
+        domain=COLD,
+    ),
+    Register(
+        "black_box",
+        0x0B8,
+        4,
+        "What the black box holds, for whoever cannot read the log page yet.",
+        Field("bytes", 0, 24, RO, "Size of the saved page; 0 when nothing was saved."),
+        Field("cause", 24, 8, RO, "Why it was saved, see ResetCause."),
+        domain=COLD,
     ),
     Register(
         "counter_snapshot",

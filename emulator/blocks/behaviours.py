@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from driver_shim.protocol.commands import BLACK_BOX
 from driver_shim.protocol.registers import REGISTERS, Post
 from emulator.blocks.registers import CONSTANT, STORAGE, Behaviour
 from emulator.jobs import Activity
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 LAST_COUNT = (1 << 64) - 1
 """Counters are 64 bits on the bus; there they stop."""
+_BLACK_BOX_BYTES_MASK = (1 << REGISTERS["black_box"].fields["bytes"].width) - 1
 _RESET_COUNT_MASK = (1 << REGISTERS["reset_cause"].fields["count"].width) - 1
 _FAULT_COUNT_MASK = REGISTERS["fault_count"].fields["count"].mask
 
@@ -57,6 +59,12 @@ def behaviours(function: PciFunction) -> dict[str, Behaviour]:
         count = function.activity.resets & _RESET_COUNT_MASK
         return REGISTERS["reset_cause"].encode(cause=int(function.reset_cause), count=count)
 
+    def black_box() -> int:
+        page = function.black_box
+        header = BLACK_BOX.parse(page[: BLACK_BOX.size])
+        size = min(len(page), _BLACK_BOX_BYTES_MASK) if header.present else 0
+        return REGISTERS["black_box"].encode(bytes=size, cause=header.cause)
+
     return {
         "identity": CONSTANT,
         "contract": CONSTANT,
@@ -82,6 +90,8 @@ def behaviours(function: PciFunction) -> dict[str, Behaviour]:
         "wall_snapshot": Behaviour(read=lambda: snapshots.wall_nanoseconds),
         "scratch": STORAGE,
         "scratch_wide": STORAGE,
+        "reset_history": Behaviour(read=lambda: function.reset_history),
+        "black_box": Behaviour(read=black_box),
         "counter_snapshot": Behaviour(write=snapshots.take_counters),
         "commands_completed": Behaviour(read=lambda: snapshots.commands),
         "bytes_moved": Behaviour(read=lambda: snapshots.bytes_moved),

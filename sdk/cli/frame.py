@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from driver_shim.errors import NpuError
@@ -103,7 +104,13 @@ class Frame:
 
 def now() -> str:
     """The time in UTC as RFC 3339 writes it."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return rfc3339(time.time())
+
+
+def rfc3339(seconds: float) -> str:
+    """A time in seconds since the epoch as RFC 3339 writes it, in UTC."""
+    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _open_console(quiet: bool) -> Console:

@@ -8,9 +8,10 @@ import click
 from rich.table import Table
 
 from driver_shim.errors import DeviceBusy
+from driver_shim.pre_open import PreOpenRecord, saved_pre_open
 from sdk.cli.device_selection import device_option, open_named, queried
 from sdk.cli.exit_codes import Failure
-from sdk.cli.frame import Frame
+from sdk.cli.frame import Frame, rfc3339
 from sdk.cli.list_devices import facts
 from sdk.cli.verb import verb
 from sdk.errors import NpuError
@@ -36,20 +37,44 @@ def command(frame: Frame, wanted: tuple[str, ...], no_open: bool) -> None:
 
 
 def _entry(device: DeviceInfo, no_open: bool) -> dict[str, Any]:
-    closed = {**facts(device), "opened": False, "opened_with_reset": False, "errors_logged": None}
+    found = _found(saved_pre_open(device.address))
+    closed = {**facts(device), "opened": False, "opened_with_reset": False, "errors_logged": None, "pre_open": found}
     if no_open or not device.address.startswith("vfio-user:"):
         return closed
     try:
         with open_named(device.address) as opened:
             entry = {**facts(opened.info), "pid": device.pid, "opened": True, "opened_with_reset": True}
-            return {**entry, "errors_logged": len(opened.errors())}
+            found = _found(opened.info.pre_open)
+            return {**entry, "errors_logged": len(opened.errors()), "pre_open": found}
     except DeviceBusy:
         return closed
+
+
+def _found(record: PreOpenRecord | None) -> dict[str, Any] | None:
+    """What the device showed when it was last opened, before that changed anything."""
+    if record is None:
+        return None
+    return {
+        "time": rfc3339(record.time),
+        "reset_causes": list(record.reset_causes),
+        "faults": list(record.faults),
+        "fault_count": record.fault_count,
+        "black_box": record.black_box,
+    }
 
 
 def _show(frame: Frame, entry: dict[str, Any]) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for key, value in entry.items():
-        table.add_row(key, "-" if value is None else str(value))
+        table.add_row(key, _text(value))
     frame.console.print(table)
     frame.say()
+
+
+def _text(value: Any) -> str:
+    """A value for people: lists without brackets, what is unknown or empty as a dash."""
+    if isinstance(value, dict):
+        return "\n".join(f"{key.replace('_', ' ')}: {_text(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "-" if value is None else str(value)

@@ -65,7 +65,7 @@ class Npuctl:
         )
         try:
             deadline = time.monotonic() + PATIENCE_S
-            while not list(self.runtime_folder.glob("*.json")) or not socket.exists():
+            while not list(self.runtime_folder.glob("*.device.json")) or not socket.exists():
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise AssertionError(f"npuctl emulate did not come up (exit code {process.poll()})")
                 time.sleep(POLL_S)

@@ -43,6 +43,8 @@ OFFSETS = {
     0x090: "wall_snapshot",
     0x0A0: "scratch",
     0x0A8: "scratch_wide",
+    0x0B0: "reset_history",
+    0x0B8: "black_box",
     0x100: "counter_snapshot",
     0x108: "commands_completed",
     0x110: "bytes_moved",
