@@ -23,8 +23,8 @@ MACHINE_CHECKS: dict[str, Callable[[Machine], Observation]] = {
 """Checks of the machine, in the order in which what they find is mended."""
 
 CARD_CHECKS: dict[str, Callable[[Machine, str], Observation]] = {
-    "driver": doctor_cards.driver,
     "iommu-group": doctor_cards.iommu_group,
+    "driver": doctor_cards.driver,
     "access": doctor_cards.access,
     "bars": doctor_cards.bars,
     "link": doctor_cards.link,
