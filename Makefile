@@ -8,8 +8,9 @@ JOBS ?= auto
 PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 8 --dist loadfile
 SOURCES := sdk driver_shim emulator firmware_tools benchmarks tests examples
 PATHS ?=
+DESTDIR ?=
 
-.PHONY: demo test test-slow lint format bench clean
+.PHONY: demo test test-slow lint format bench clean install-udev
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/npuctl demo $(PATHS)
@@ -31,6 +32,10 @@ format: $(VENV)/dev.stamp
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m benchmarks.run --output benchmarks/results.json
+
+# As root. With DESTDIR, for packages, files are only put in place.
+install-udev:
+	DESTDIR='$(DESTDIR)' sh udev/install.sh
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -22,6 +22,9 @@ VERBS = {
     "bench": ("bench", "Measure round trips, commands per second and copies."),
     "emulate": ("emulate", "Serve an emulated device until interrupted."),
     "reset": ("reset", "Reset devices."),
+    "doctor": ("doctor", "Find what keeps programs from their devices."),
+    "bind": ("bind", "Hand cards to vfio-pci, so that programs can use them."),
+    "unbind": ("unbind", "Take cards from vfio-pci."),
     "demo": ("demo", "Classify files with a trained model and check every answer."),
 }
 """Verb → (module of this package, one line of help)."""

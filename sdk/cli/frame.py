@@ -30,6 +30,8 @@ class Frame:
         """Seconds for the verb as a whole; None when the user named none."""
         self.devices: list[dict[str, Any]] = []
         self.errors: list[dict[str, Any]] = []
+        self.sections: dict[str, Any] = {}
+        """What a verb reports beside devices and errors, by the document's key."""
         self._codes: list[ExitCode] = []
         self._console: Console | None = None
 
@@ -92,6 +94,7 @@ class Frame:
             "time": now(),
             "devices": self.devices,
             "errors": self.errors,
+            **self.sections,
         }
 
     def finish(self) -> ExitCode:

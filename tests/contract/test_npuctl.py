@@ -48,8 +48,23 @@ def test_a_device_that_is_not_there_exits_3(npuctl: Npuctl, verb: str) -> None:
     assert npuctl(verb, "-d", "pci:0000:03:00.0").returncode == 3
 
 
-def test_a_change_without_a_device_exits_3(npuctl: Npuctl) -> None:
-    assert npuctl("reset", "--yes").returncode == 3
+def test_the_doctor_of_a_machine_without_a_card_speaks_of_the_emulator(npuctl: Npuctl) -> None:
+    document = npuctl.document("doctor")
+    checks = {check["name"]: check for check in document["checks"]}
+    assert document["devices"] == []
+    assert checks["card"]["status"] == "info"
+    assert "programs use an emulator" in checks["card"]["found"]
+    assert checks["emulator"]["status"] == "ok"
+    assert "fail" not in {check["status"] for check in document["checks"]}
+
+
+def test_the_doctor_of_a_card_that_is_not_there_exits_3(npuctl: Npuctl) -> None:
+    assert npuctl.document("doctor", "-d", "pci:0000:03:00.0", code=3)["checks"] == []
+
+
+@pytest.mark.parametrize("verb", ["reset", "bind", "unbind"])
+def test_a_change_without_a_device_exits_3(npuctl: Npuctl, verb: str) -> None:
+    assert npuctl(verb, "--yes").returncode == 3
 
 
 def test_an_unknown_device_is_named_with_what_there_is(served: tuple[Npuctl, str]) -> None:
@@ -93,7 +108,7 @@ def test_help_fits_80_columns_and_names_every_verb(npuctl: Npuctl) -> None:
     done = npuctl("--help", COLUMNS="200")
     assert done.returncode == 0
     assert max(map(len, done.stdout.splitlines())) <= 80
-    for verb in ("list", "info", "regs", "run", "bench", "emulate", "reset", "demo"):
+    for verb in ("list", "info", "regs", "run", "bench", "emulate", "reset", "doctor", "bind", "unbind", "demo"):
         assert f"\n  {verb} " in done.stdout
         assert npuctl(verb, "--help").returncode == 0
 
