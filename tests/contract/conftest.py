@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from sdk import Device
+from tests.contract.core import row_against, transport_of
 from tests.support.bus_client import BusClient
 from tests.support.rigs import RIGS, TRANSPORTS, Rig
+
+FOLDER = Path(__file__).parent
 
 
 @pytest.fixture(params=TRANSPORTS)
@@ -46,3 +50,19 @@ def bus(shared_rig: Rig) -> Iterator[BusClient]:
     client = BusClient(shared_rig.transport)
     yield client
     client.close()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what cannot hold on its transport; on a card, run what names the card's transport and nothing else."""
+    on_card = TRANSPORTS == ("vfio",)
+    kept: list[pytest.Item] = []
+    left: list[pytest.Item] = []
+    for item in items:
+        if FOLDER not in item.path.parents:
+            kept.append(item)
+            continue
+        apart = row_against(item) is not None or (on_card and transport_of(item) is None)
+        (left if apart else kept).append(item)
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = kept

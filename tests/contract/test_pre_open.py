@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from driver_shim.pre_open import PreOpenRecord, read_pre_open, save_pre_open, saved_pre_open
+from driver_shim.protocol.config_space import DEVICE_CONTROL_INITIATE_FLR
 from driver_shim.protocol.registers import BAR0
 from sdk import Device
-from tests.support.bus_client import BusClient
+from tests.contract.test_reset_matrix import DEVICE_CONTROL
+from tests.support.bus_client import BOTH, BusClient
 from tests.support.npuctl import Npuctl
 from tests.support.rigs import Rig
 
@@ -21,7 +23,8 @@ def test_the_record_is_what_the_device_showed_before_it_was_enabled(rig: Rig) ->
     bus = BusClient(rig.transport)
     bus.transport.read(BAR0, 0x1001, 2)
     rig.transport.reset()
-    faults = bus.registers.fault_count.read() if bus.command(3) is None else 0
+    bus.command(BOTH)
+    faults = bus.registers.fault_count.read()
     bus.close()
     with rig.device() as device:
         record = device.info.pre_open
@@ -37,10 +40,10 @@ def test_the_record_is_what_the_device_showed_before_it_was_enabled(rig: Rig) ->
 def test_the_history_holds_the_last_eight_causes(bus: BusClient) -> None:
     for _ in range(9):
         bus.transport.reset()
-    bus.command(3)
+    bus.command(BOTH)
     assert read_pre_open(bus.registers).reset_causes == ("device-reset",) * 8
-    bus.transport.config_write(0x68, (0x8000).to_bytes(2, "little"))  # device control: initiate FLR
-    bus.command(3)
+    bus.transport.config_write(DEVICE_CONTROL, DEVICE_CONTROL_INITIATE_FLR.to_bytes(2, "little"))
+    bus.command(BOTH)
     assert read_pre_open(bus.registers).reset_causes == ("flr", *["device-reset"] * 7)
 
 

@@ -15,10 +15,13 @@ from driver_shim.errors import DeviceBusy, DeviceNotFound
 from driver_shim.protocol.commands import ResetCause
 from driver_shim.transport.base import Transport
 from driver_shim.transport.in_process import InProcessTransport
+from driver_shim.transport.vfio import VfioTransport
 from driver_shim.transport.vfio_user import VfioUserTransport
 from emulator.function import build
+from tests.support.rigs import CARD_VARIABLE
+from tests.support.time_scale import patience
 
-START_S = 30.0
+START_S = patience(30.0)
 POLL_S = 0.01
 ROOT = Path(__file__).parents[2]
 
@@ -116,10 +119,37 @@ class SocketBench:
         self._process.wait(START_S)
 
 
+class CardBench:
+    """The card that the environment names. Its power is out of reach, and its client is the kernel, which stays."""
+
+    pid: int | None = None
+
+    def __init__(self) -> None:
+        self.transport: Transport = VfioTransport(os.environ[CARD_VARIABLE])
+
+    def reconnect(self) -> Transport:
+        """Let the card go and open it again."""
+        self.transport.close()
+        self.transport = VfioTransport(os.environ[CARD_VARIABLE])
+        return self.transport
+
+    def power_cycle(self) -> Transport:
+        """Nobody can."""
+        raise AssertionError("a card's power is not ours to cycle")
+
+    def close(self) -> None:
+        """Let it go."""
+        self.transport.close()
+
+
 @contextmanager
 def bench(transport: str, folder: Path, state: Path | None = None) -> Iterator[Bench]:
-    """A device over "in-process" or "vfio-user"."""
-    made: Bench = InProcessBench(state) if transport == "in-process" else SocketBench(folder, state)
+    """A device over "in-process", "vfio-user" or "vfio"."""
+    made: Bench
+    if transport == "vfio":
+        made = CardBench()
+    else:
+        made = InProcessBench(state) if transport == "in-process" else SocketBench(folder, state)
     try:
         yield made
     finally:

@@ -17,8 +17,9 @@ from driver_shim.protocol.layout import Layout
 from driver_shim.protocol.registers import BAR2, CQ_HEAD_DOORBELL, DOORBELL_PAGE_BYTES, SQ_TAIL_DOORBELL
 from driver_shim.registers import Registers
 from driver_shim.transport.base import Transport
+from tests.support.time_scale import patience
 
-PATIENCE_S = 20.0
+PATIENCE_S = patience(20.0)
 MEMORY_BYTES = 4 << 20
 MEMORY_IOVA = 0x1_0000_0000
 UNMAPPED_IOVA = 0xDEAD_0000_0000

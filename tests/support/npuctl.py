@@ -15,9 +15,11 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
+from tests.support.time_scale import patience
+
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMAS = ROOT / "sdk" / "cli" / "schemas"
-PATIENCE_S = 120.0
+PATIENCE_S = patience(120.0)
 POLL_S = 0.02
 _OURS = "NPU_"
 

@@ -15,11 +15,12 @@ from driver_shim.transport.vfio_user import VfioUserTransport
 from emulator.function import PciFunction, build
 from sdk import Device
 from sdk.private_emulator import PrivateEmulator
+from tests.support.time_scale import patience
 
 CARD_VARIABLE = "NPU_TEST_CARD"
 """Bus address of a card bound to vfio-pci, for tests that run beside one: then they use it alone."""
 TRANSPORTS = ("vfio",) if CARD_VARIABLE in os.environ else ("in-process", "vfio-user")
-TEST_TIMEOUT_S = 30.0
+TEST_TIMEOUT_S = patience(30.0)
 
 
 @dataclasses.dataclass

@@ -15,7 +15,7 @@ for part in pyproject.toml README.md sdk driver_shim emulator firmware_tools tes
     [ -e "/mnt/$part" ] && cp -r "/mnt/$part" /project/
 done
 ip link set lo up
-export HOME=/root PYTHONPATH=/project:/opt/python PATH=/opt/python/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+export NPU_TEST_TIME_SCALE=5 PYTHONSAFEPATH=1 HOME=/root PYTHONPATH=/project:/opt/python PATH=/opt/python/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /usr/lib/systemd/systemd-udevd --daemon
 cd /project || exit 1
 cut -d ' ' -f 1 /proc/uptime >/exchange/ready.part

@@ -208,6 +208,25 @@ class Guest:
         where = self.check(f"ls -d /sys/bus/pci/devices/0000:00:{FIRST_SLOT + card.port:02x}.0/0000:*:00.0", STOP_S)
         return where.strip().rpartition("/")[2]
 
+    def card_folder(self, card: Card) -> str:
+        """Shell command that succeeds once the guest's kernel knows the card."""
+        return f"ls -d /sys/bus/pci/devices/0000:00:{FIRST_SLOT + card.port:02x}.0/0000:*:00.0 >/dev/null 2>&1"
+
+    def pull(self, card: Card, patience_s: float) -> None:
+        """Unplug a card, if that was not done, and end its emulator."""
+        del self.cards[card.port]
+        try:
+            if any(known["qdev_id"] == card.name for known in self._cards_plugged()):
+                self.monitor.execute("device_del", {"id": card.name})
+                self.monitor.wait_for_event("DEVICE_DELETED", patience_s)
+        finally:
+            card.close()
+
+    def _cards_plugged(self) -> list[dict[str, Any]]:
+        buses = self.monitor.execute("query-pci")
+        bridges = [device["pci_bridge"] for bus in buses for device in bus["devices"] if "pci_bridge" in device]
+        return [device for bridge in bridges for device in bridge.get("devices", [])]
+
     def plug(self, port: int) -> Card:
         """Plug one more card in while the guest runs."""
         card = self.cards[port] = Card(self.folder, port)

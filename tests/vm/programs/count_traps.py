@@ -1,0 +1,65 @@
+"""Counts the register accesses that submissions cost: none while the device is busy, one for each time it wakes.
+
+`python count_traps.py N`: besides a busy stretch, N commands one by one, each to a device that has fallen asleep.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import sys
+import time
+
+import sdk
+from driver_shim.protocol.registers import BAR2
+from driver_shim.transport.base import Transport
+
+SUBMISSIONS = 10_000
+ASLEEP_S = 0.2
+"""Far longer than the device looks for more work after the last."""
+
+
+class Counter:
+    """Counts what passes a transport's `read` and `write`."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.counts: collections.Counter[str] = collections.Counter()
+        read, write = transport.read, transport.write
+
+        def counted_read(region: int, offset: int, width: int) -> int:
+            self.counts["reads"] += 1
+            return read(region, offset, width)
+
+        def counted_write(region: int, offset: int, value: int, width: int) -> None:
+            self.counts["bells" if region == BAR2 else "other writes"] += 1
+            write(region, offset, value, width)
+
+        transport.read = counted_read  # type: ignore[method-assign]
+        transport.write = counted_write  # type: ignore[method-assign]
+
+    def take(self) -> dict[str, int]:
+        """What was counted since the last call."""
+        taken, self.counts = dict(self.counts), collections.Counter()
+        return taken
+
+
+def main() -> None:
+    """Print both counts as one JSON object."""
+    lone = int(sys.argv[1])
+    with sdk.Device() as device, device.queue(depth=1024) as queue:
+        counter = Counter(device.transport)
+        queue.nop().wait()
+        time.sleep(ASLEEP_S)
+        counter.take()
+        for _ in range(SUBMISSIONS):
+            last = queue.nop()
+        last.wait()
+        busy = counter.take()
+        for _ in range(lone):
+            time.sleep(ASLEEP_S)
+            queue.nop().wait()
+        print(json.dumps({"submissions": SUBMISSIONS, "busy": busy, "lone": counter.take()}))
+
+
+if __name__ == "__main__":
+    main()

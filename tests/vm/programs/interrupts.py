@@ -1,0 +1,36 @@
+"""Waits for completions asleep, and says how many interrupts of the card the kernel has counted meanwhile."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import sdk
+
+ROUNDS = 50
+
+
+def counted(bus_address: str) -> int:
+    """Interrupts of all vectors of the card so far, as /proc/interrupts has them."""
+    total = 0
+    for line in Path("/proc/interrupts").read_text().splitlines():
+        if f"({bus_address})" in line:
+            total += sum(int(word) for word in line.split()[1:] if word.isdigit())
+    return total
+
+
+def main() -> None:
+    """Print {"rounds", "interrupts", "vectors"}."""
+    bus_address = sys.argv[1]
+    with sdk.Device() as device, device.queue() as queue:
+        device.may_spin = False
+        before = counted(bus_address)
+        for _ in range(ROUNDS):
+            queue.nop().wait()
+        vectors = device.transport.interrupt_count()
+        print(json.dumps({"rounds": ROUNDS, "interrupts": counted(bus_address) - before, "vectors": vectors}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""The SDK in a Linux guest: an unmodified QEMU plugs our emulator in as a PCI card, VFIO and an IOMMU are the kernel's."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+
+from tests.vm.conftest import PATIENCE_S, last_line, npuctl, program
+from tests.vm.guest import Card, Guest
+
+pytestmark = pytest.mark.vm
+
+SUITE_S = 900.0
+DEMO_S = 240.0
+LOST_S = 10.0
+"""How long a program may take to learn that its device is gone, on a loaded host."""
+MIB_64 = 64
+MOST_FDS = 64
+"""Descriptors of the emulator's process with a client, whatever that has mapped."""
+COMPLAINTS = re.compile(r"vfio|pci 0000:0[1-4]|pcieport|AER|BUG|WARNING|Oops|DMAR.*fault", re.IGNORECASE)
+HARMLESS = re.compile(r"pciehp|Slot\(|User Level meta-driver|Enabling HDA controller|vgaarb")
+
+
+# --- what the kernel and its tools make of the card -------------------------------------------------------------------
+
+
+def test_lspci_reads_every_capability(guest: Guest, address: str) -> None:
+    shown = guest.check(f"lspci -vvv -s {address} 2>&1", PATIENCE_S)
+    for wrong in ("access denied", "Unknown", "unknown", "!!!", "<?>", "Malformed", "broken", "pcilib"):
+        assert wrong not in shown, shown
+    for wanted in (
+        "Power Management version 3",
+        "NoSoftRst+",
+        "MSI-X: Enable",
+        "Express (v2) Endpoint",
+        "FLReset+",
+        "Advanced Error Reporting",
+        "Device Serial Number",
+        "Kernel driver in use: vfio-pci",
+        "Speed 5GT/s, Width x16",
+    ):
+        assert wanted in shown, shown
+
+
+def test_the_kernel_has_nothing_to_complain_about(guest: Guest, address: str) -> None:
+    with_card = guest.check(program("interrupts", address, address), PATIENCE_S)
+    assert with_card
+    log = guest.check("dmesg --level=emerg,alert,crit,err,warn", PATIENCE_S)
+    lines = [line for line in log.splitlines() if COMPLAINTS.search(line) and not HARMLESS.search(line)]
+    assert not lines, "\n".join(lines)
+
+
+# --- the contract -----------------------------------------------------------------------------------------------------
+
+
+def test_the_core_of_the_contract_suite_holds_on_the_card(guest: Guest, address: str) -> None:
+    command = (
+        f"NPU_TEST_CARD={address} python3 -m pytest -q -p no:cacheprovider --timeout 300 --tb=short tests/contract"
+    )
+    ran = guest.run(command, SUITE_S)
+    print(ran.output)
+    assert ran.status == 0, ran.output[-8000:]
+
+
+def test_completions_interrupt_through_msix(guest: Guest, address: str) -> None:
+    seen = last_line(guest.check(program("interrupts", address, address), PATIENCE_S))
+    assert seen["vectors"] == 32
+    assert seen["interrupts"] >= seen["rounds"] // 2  # a completion may be there before the wait falls asleep
+
+
+def test_submissions_trap_only_when_the_device_wakes_up(guest: Guest, address: str) -> None:
+    lone = 10
+    seen = last_line(guest.check(program("count_traps", str(lone), address), PATIENCE_S))
+    print(seen)
+    assert seen["lone"] == {"bells": lone}
+    # It may fall asleep while the guest's processor is away: once a millisecond of that at most, and never in between.
+    assert set(seen["busy"]) <= {"bells"}
+    assert seen["busy"]["bells"] <= seen["submissions"] // 100
+
+
+# --- tools ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_demo_classifies_on_the_card(guest: Guest, address: str) -> None:
+    shown = guest.check(f"NPU_DEVICE=pci:{address} python3 -m sdk.cli demo docs README.md pyproject.toml 2>&1", DEMO_S)
+    print(shown)
+    assert f"pci:{address}" in shown
+
+
+def test_npuctl_knows_the_card(guest: Guest, address: str) -> None:
+    (listed,) = [d for d in npuctl(guest, "list")["devices"] if d["address"] == f"pci:{address}"]
+    assert (listed["driver"], listed["emulated"]) == ("vfio-pci", False)
+    registers = npuctl(guest, "regs", "identity", "-d", f"pci:{address}")["devices"][0]
+    assert registers["opened_with_reset"] is True
+    assert registers["registers"][0]["value"] == "0x55504e31"
+    assert npuctl(guest, "reset", "--yes", "-d", f"pci:{address}")["devices"][0]["wall_reset_seconds"] < 1
+    (known,) = npuctl(guest, "info", "-d", f"pci:{address}")["devices"]
+    assert (known["opened"], known["opened_with_reset"]) == (False, False)
+    assert "flr" in known["pre_open"]["reset_causes"]
+
+
+# --- faults -----------------------------------------------------------------------------------------------------------
+
+
+def test_threads_carry_on_through_resets(guest: Guest, address: str) -> None:
+    seen = last_line(guest.check(program("storm", "resets 20", address), PATIENCE_S))
+    print(seen)
+    assert seen["resets"] == 20
+    assert seen["commands"] > 0
+
+
+def test_a_killed_client_leaves_a_card_that_works(guest: Guest, address: str) -> None:
+    job = guest.start(f"exec {program('storm', 'until-lost', address)}".replace("exec NPU", "NPU"))
+    _wait_for_output(guest, job, "running")
+    guest.check("pkill -9 -f programs.storm", PATIENCE_S)
+    assert guest.result(job, PATIENCE_S).status != 0
+    began = time.monotonic()
+    seen = last_line(guest.check(program("interrupts", address, address), PATIENCE_S))
+    print(f"the next client was served after {time.monotonic() - began:.1f} s")
+    assert seen["vectors"] == 32
+
+
+def test_a_killed_server_is_a_lost_device_and_nothing_worse(guest: Guest, fault_card: tuple[Card, str]) -> None:
+    card, where = fault_card
+    job = guest.start(program("storm", "until-lost", where))
+    _wait_for_output(guest, job, "running")
+    card.kill()
+    ran = guest.result(job, PATIENCE_S)
+    assert ran.status == 0, ran.output
+    seen = last_line(ran.output)
+    print(seen)
+    assert (seen["errors"]["device-lost"], seen["after"]) == (4, "device-lost")
+    assert seen["seconds"] < LOST_S
+    assert guest.running
+
+
+def test_an_unplugged_card_is_let_go(guest: Guest, fault_card: tuple[Card, str]) -> None:
+    card, where = fault_card
+    job = guest.start(program("storm", "until-lost", where))
+    _wait_for_output(guest, job, "running")
+    guest.monitor.execute("device_del", {"id": card.name})
+    began = time.monotonic()
+    guest.monitor.wait_for_event("DEVICE_DELETED", PATIENCE_S)
+    took = time.monotonic() - began
+    ran = guest.result(job, PATIENCE_S)
+    assert ran.status == 0, ran.output
+    seen = last_line(ran.output)
+    print(seen, f"let go after {took:.1f} s")
+    assert (seen["errors"]["device-lost"], seen["after"]) == (4, "device-lost")
+    assert guest.run(f"ls -d /sys/bus/pci/devices/{where}", PATIENCE_S).status != 0
+
+
+def test_an_idle_program_lets_an_unplugged_card_go(guest: Guest, fault_card: tuple[Card, str]) -> None:
+    card, where = fault_card
+    idle = f"import sdk, time; d = sdk.Device('pci:{where}'); print('holding', flush=True); time.sleep(600)"
+    job = guest.start(f'exec python3 -c "{idle}"')
+    _wait_for_output(guest, job, "holding")
+    guest.monitor.execute("device_del", {"id": card.name})
+    guest.monitor.wait_for_event("DEVICE_DELETED", PATIENCE_S)
+    guest.check("pkill -f time.sleep", PATIENCE_S)
+
+
+@pytest.mark.parametrize("huge_pages", [True, False], ids=["huge pages", "4 KiB pages"])
+def test_64_mib_cost_the_server_neither_descriptors_nor_mappings(guest: Guest, address: str, huge_pages: bool) -> None:
+    card = guest.cards[0]
+    guest.check(f"echo {48 if huge_pages else 0} >/proc/sys/vm/nr_hugepages; rm -f /tmp/release", PATIENCE_S)
+    before = card.counts()
+    job = guest.start(program("hold", f"{MIB_64} /tmp/release", address))
+    _wait_for_output(guest, job, "holding")
+    fds, maps = card.counts()
+    guest.check("touch /tmp/release", PATIENCE_S)
+    ran = guest.result(job, PATIENCE_S)
+    assert ran.status == 0, ran.output
+    print(
+        f"{ran.output.splitlines()[0]}; descriptors, mappings: {before} before, {(fds, maps)} while 64 MiB are mapped"
+    )
+    assert fds <= MOST_FDS
+    assert maps - before[1] < 64
+
+
+def _wait_for_output(guest: Guest, job: int, word: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while word not in guest.output(job):
+        assert time.monotonic() < deadline, guest.output(job)
+        time.sleep(0.05)
