@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from driver_shim.errors import NpuError
+from driver_shim.protocol.runtime_folder import Holder
 from sdk.cli.exit_codes import ExitCode, exit_code_of
 from sdk.version import VERSION
 
@@ -65,6 +66,7 @@ class Frame:
                 "message": message,
                 "remedy": remedy,
                 "exit_code": int(code),
+                "holder": holder_facts(getattr(error, "holder", None)),
             }
         )
         where = f"{address}: " if address and address not in message else ""
@@ -103,7 +105,19 @@ class Frame:
 
 def now() -> str:
     """The time in UTC as RFC 3339 writes it."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return _rfc3339(datetime.datetime.now(datetime.UTC))
+
+
+def holder_facts(holder: Holder | None) -> dict[str, Any] | None:
+    """Who holds a device, as the report's keys."""
+    if holder is None:
+        return None
+    since = datetime.datetime.fromtimestamp(holder.since, datetime.UTC)
+    return {"pid": holder.pid, "command": holder.command, "since": _rfc3339(since)}
+
+
+def _rfc3339(time: datetime.datetime) -> str:
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _open_console(quiet: bool) -> Console:

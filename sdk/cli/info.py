@@ -10,7 +10,7 @@ from rich.table import Table
 from driver_shim.errors import DeviceBusy
 from sdk.cli.device_selection import device_option, open_named, queried
 from sdk.cli.exit_codes import Failure
-from sdk.cli.frame import Frame
+from sdk.cli.frame import Frame, holder_facts
 from sdk.cli.list_devices import facts
 from sdk.cli.verb import verb
 from sdk.errors import NpuError
@@ -37,19 +37,27 @@ def command(frame: Frame, wanted: tuple[str, ...], no_open: bool) -> None:
 
 def _entry(device: DeviceInfo, no_open: bool) -> dict[str, Any]:
     closed = {**facts(device), "opened": False, "opened_with_reset": False, "errors_logged": None}
-    if no_open or not device.address.startswith("vfio-user:"):
+    if no_open or device.holder or not device.address.startswith("vfio-user:"):
         return closed
     try:
         with open_named(device.address) as opened:
             entry = {**facts(opened.info), "pid": device.pid, "opened": True, "opened_with_reset": True}
             return {**entry, "errors_logged": len(opened.errors())}
-    except DeviceBusy:
-        return closed
+    except DeviceBusy as busy:
+        return {**closed, "holder": holder_facts(busy.holder)}
 
 
 def _show(frame: Frame, entry: dict[str, Any]) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for key, value in entry.items():
-        table.add_row(key, "-" if value is None else str(value))
+        table.add_row(key, _shown(value))
     frame.console.print(table)
     frame.say()
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, dict):  # the holder
+        return f"PID {value['pid']} since {value['since']}: {value['command']}"
+    return str(value)
