@@ -50,7 +50,7 @@ def check_when_busy(when_busy: object) -> None:
 def holder_of(address: str, folder: Path | None = None) -> Holder | None:
     """Who holds the device; None when it is free, or held by somebody whom we cannot name."""
     try:
-        live = _line(address, folder).live()
+        live = device_line(address, folder).live()
     except OSError as error:
         _log.debug("cannot tell who holds %s: %s", address, error)
         return None
@@ -124,7 +124,7 @@ def claim(address: str, when_busy: str, deadline: float, folder: Path | None = N
     not come by `deadline` (monotonic seconds; at once or at infinity, too), ValueError for another `when_busy`.
     """
     check_when_busy(when_busy)
-    line = _line(address, folder)
+    line = device_line(address, folder)
     began = time.monotonic()
     place, ahead, takeover = _join(line, address, only_if_empty=when_busy == "fail")
     try:
@@ -226,7 +226,8 @@ def vfio_nodes(bus_address: str, sysfs: Path = SYSFS_PCI, dev: Path = DEV_VFIO) 
     return nodes + [dev / "devices" / entry.name for entry in sorted((folder / "vfio-dev").glob("vfio*"))]
 
 
-def _line(address: str, folder: Path | None) -> Line:
+def device_line(address: str, folder: Path | None = None) -> Line:
+    """The line of the device at `address`, in the runtime folder or another."""
     where = folder or runtime_folder()
     name = hashlib.sha256(canonical_address(address).encode()).hexdigest()[:_NAME_DIGITS]
     return Line(where, name)

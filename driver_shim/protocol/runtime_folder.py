@@ -83,8 +83,9 @@ def runtime_folder(environment: Mapping[str, str] = os.environ) -> Path:
 
 def make_runtime_folder(folder: Path) -> None:
     """Make sure that the folder is there and may be used. Raises OSError, UnsafeFolder."""
-    folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
     check_runtime_folder(folder)
+    folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+    check_runtime_folder(folder)  # somebody may have been quicker
 
 
 def check_runtime_folder(folder: Path) -> None:
