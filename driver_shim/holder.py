@@ -101,7 +101,7 @@ class Claim:
             remedy = "ask who uses it from another account, a container or a virtual machine"
         if self._waits:
             raise Timeout(
-                f"{self._address} did not come free within {self._deadline - self._began:.3g} s: {busy.message}; {who}",
+                f"{self._address} did not come free within {self._deadline - self._began:.1f} s: {busy.message}; {who}",
                 device=busy.device,
                 subsystem="holder",
                 cause=busy.message,
@@ -170,7 +170,7 @@ def _wait(line: Line, place: Place | None, ahead: list[Ticket], address: str, be
         left = deadline - time.monotonic()
         if left <= 0:
             raise Timeout(
-                f"{address} did not come free within {deadline - began:.3g} s: it is {_held(ahead)}"
+                f"{address} did not come free within {deadline - began:.1f} s: it is {_held(ahead)}"
                 f"{_others(len(ahead) - 1, 'ahead of us')}",
                 device=address,
                 subsystem="holder",

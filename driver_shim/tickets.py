@@ -43,8 +43,6 @@ _LATEST_S = 253402300799.0
 """The end of the year 9999, the last that `datetime` can tell."""
 _OWNER_MODE = 0o600
 _READERS_MODE = 0o044
-_LOOK = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-"""Opening a ticket never follows a link, nor waits for the other end of a pipe."""
 
 _open_files: weakref.WeakSet[_Folder | io.FileIO] = weakref.WeakSet()
 """What a forked child must close."""
@@ -219,20 +217,21 @@ def _pid_namespace() -> str:
 def _inspect(number: int, path: Path) -> Ticket | None:
     """A ticket file as a ticket; None when it is stale."""
     try:
-        fd = os.open(path, _LOOK)
+        if not stat.S_ISREG(os.lstat(path).st_mode):  # nobody's ticket; a link is not followed, a pipe not waited for
+            return None
+        file = io.FileIO(path)
     except FileNotFoundError:  # given back since the folder was listed
         return None
-    except OSError as error:  # a link, or not ours to read: nobody can say that it is stale
+    except OSError as error:  # not ours to read, so nobody can say that it is stale
         _log.debug("%s cannot be read: %s", path, error.strerror)
-        return Ticket(number, None) if _is_file(path) else None
-    try:
-        # Shared, so that two who look do not take each other for the owner.
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return None
-    except BlockingIOError:
-        record = _read(fd, path)
-    finally:
-        os.close(fd)
+        return Ticket(number, None)
+    with file:
+        try:
+            # Shared, so that two who look do not take each other for the owner.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return None
+        except BlockingIOError:
+            record = _read(file, path)
     if record is None:
         return Ticket(number, None)
     here = record["pid_namespace"] == _pid_namespace()
@@ -241,9 +240,9 @@ def _inspect(number: int, path: Path) -> Ticket | None:
     return Ticket(number, Holder(record["pid"], record["command"], record["since"]))
 
 
-def _read(fd: int, path: Path) -> TicketRecord | None:
+def _read(file: io.FileIO, path: Path) -> TicketRecord | None:
     try:
-        document = json.loads(os.read(fd, _MAX_RECORD_BYTES))
+        document = json.loads(file.read(_MAX_RECORD_BYTES))
         if document["version"] != TICKET_VERSION:
             return None
         record = TicketRecord(
@@ -261,13 +260,6 @@ def _read(fd: int, path: Path) -> TicketRecord | None:
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         _log.debug("%s does not say whose ticket it is: %s", path, error)
         return None
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return stat.S_ISREG(os.lstat(path).st_mode)
-    except OSError:
-        return False
 
 
 def _remove(path: Path) -> None:
