@@ -12,6 +12,8 @@ from driver_shim.protocol.runtime_folder import (
     PUBLICATION_SUFFIX,
     PUBLICATION_VERSION,
     Publication,
+    UnsafeFolder,
+    check_runtime_folder,
     process_start_time,
     runtime_folder,
 )
@@ -43,6 +45,11 @@ def find_cards(root: Path = SYSFS_PCI) -> list[PciCard]:
 def find_served(folder: Path | None = None) -> list[Publication]:
     """Emulators that are being served; publications of processes that have ended are passed over."""
     where = folder or runtime_folder()
+    try:
+        check_runtime_folder(where)
+    except UnsafeFolder as error:
+        _log.warning("%s is not looked into: %s", where, error.strerror)
+        return []
     found = []
     for path in sorted(where.glob(f"*{PUBLICATION_SUFFIX}")) if where.is_dir() else []:
         publication = _publication(path)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, Self, TypeVar
 
+from driver_shim.protocol.runtime_folder import Holder
+
 _Kind = TypeVar("_Kind", bound="NpuError")
 
 
@@ -67,6 +69,11 @@ class DeviceBusy(NpuError, BlockingIOError):
     """Someone else holds the device."""
 
     code = "device-busy"
+
+    def __init__(self, message: str, *, holder: Holder | None = None, **details: Any) -> None:
+        super().__init__(message, **details)
+        self.holder = holder
+        """Who holds it; None when that is not known."""
 
 
 class DeviceLost(NpuError, ConnectionError):

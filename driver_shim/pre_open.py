@@ -16,7 +16,7 @@ from pathlib import Path
 
 from driver_shim.protocol.commands import ResetCause
 from driver_shim.protocol.registers import REGISTERS
-from driver_shim.protocol.runtime_folder import runtime_folder
+from driver_shim.protocol.runtime_folder import check_runtime_folder, make_runtime_folder, runtime_folder
 from driver_shim.registers import Registers
 
 REGISTERS_READ = (
@@ -30,7 +30,6 @@ REGISTERS_READ = (
 )
 """Registers of the cold domain that say what happened."""
 RECORD_VERSION = 1
-_FOLDER_MODE = 0o700
 _NAME_DIGITS = 12
 _log = logging.getLogger("npu")
 
@@ -78,7 +77,7 @@ def save_pre_open(address: str, record: PreOpenRecord, folder: Path | None = Non
     document = {"version": RECORD_VERSION, "address": address, **dataclasses.asdict(record)}
     temporary = path.with_suffix(f".{os.getpid()}")
     try:
-        path.parent.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+        make_runtime_folder(path.parent)
         temporary.write_text(json.dumps(document), "utf-8")
         os.replace(temporary, path)
     except OSError as error:
@@ -89,6 +88,7 @@ def saved_pre_open(address: str, folder: Path | None = None) -> PreOpenRecord | 
     """What was found when the device was last opened on this machine; None when nothing is known."""
     path = _path(address, folder)
     try:
+        check_runtime_folder(path.parent)
         document = json.loads(path.read_text("utf-8"))
         if document["version"] != RECORD_VERSION or document["address"] != address:
             return None

@@ -24,3 +24,22 @@ EMULATOR_STOP_S = 5.0
 
 UNPLUG_WATCH_S = 1.0
 """The end of the thread that waits for unplugging: it only has to wake up."""
+
+TICKETS_S = 3.0
+"""The lock of the runtime folder, held for some 100 µs by whoever changes a device's line; an emulator that starts in
+the same folder may hold it for a second, and one that was stopped there for ever."""
+
+TICKETS_RETRY_S = 0.002
+"""Between two attempts at that lock."""
+
+LINE_POLL_S = 0.02
+"""Whoever waits in a device's line looks this often whether its turn has come: a release is seen well within 50 ms, and
+a look costs some 50 µs."""
+
+UNSEEN_HOLDER_POLL_S = 0.1
+"""Between two attempts to open a device whose holder is in no line that we see; an attempt may take milliseconds of a
+server or of the kernel."""
+
+TAKEOVER_S = 2.0
+"""After a holder was killed: its locks go first, what it had open of the device after them, and a card is reset on
+that way (100 ms by the PCI Express specification, more for a card that needs a bus reset)."""

@@ -13,12 +13,12 @@ from driver_shim.protocol.runtime_folder import (
     PUBLICATION_SUFFIX,
     PUBLICATION_VERSION,
     Publication,
+    make_runtime_folder,
     process_start_time,
     runtime_folder,
 )
 
 _logger = logging.getLogger("npu.emulator")
-_FOLDER_MODE = 0o700
 _NAME_DIGITS = 12
 
 
@@ -42,7 +42,7 @@ class PublishedEmulator:
         )
         temporary = self._path.with_suffix(f".{os.getpid()}")
         try:
-            self._path.parent.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+            make_runtime_folder(self._path.parent)
             temporary.write_text(json.dumps(record), "utf-8")
             os.replace(temporary, self._path)
         except OSError as error:

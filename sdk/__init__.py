@@ -5,6 +5,7 @@ What is on the bus is in `driver_shim`; the device in software is a process of i
 """
 
 from driver_shim.protocol.commands import DESCRIPTOR
+from driver_shim.protocol.runtime_folder import Holder
 from sdk.batch import Batch
 from sdk.buffers import DeviceBuffer, HostBuffer
 from sdk.device import Device
@@ -45,6 +46,7 @@ __all__ = [
     "DeviceNotFound",
     "EmulatorFallbackWarning",
     "Event",
+    "Holder",
     "HostBuffer",
     "HostMemoryLimit",
     "NpuError",

@@ -43,20 +43,29 @@ class Device:
         address: "emulator", "emulator:PROFILE?kernels=auto|numpy|golden" or "vfio-user:SOCKET"; None takes
             `NPU_DEVICE`, else a private emulator, with a warning.
         strict: make that fall-back an error (None: `NPU_STRICT`).
+        when_busy: while another program holds the device, "fail" (DeviceBusy names it) or "wait" for it in line, for up
+            to `timeout` seconds. "share" is reserved.
         timeout: seconds that bound bring-up, admin commands and every wait without its own limit (None: `NPU_TIMEOUT`,
             else 60).
 
     Raises:
-        ValueError: the address or the time-out cannot be read.
+        ValueError: the address, `when_busy` or the time-out cannot be read.
         UnsupportedPlatform, DeviceNotFound, DeviceBusy, PermissionDenied, DeviceLost, ContractMismatch, Timeout.
     """
 
-    def __init__(self, address: str | None = None, *, strict: bool | None = None, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        strict: bool | None = None,
+        when_busy: str = "fail",
+        timeout: float | None = None,
+    ) -> None:
         if address is not None and not isinstance(address, str):
             raise TypeError(f"device address must be a string, got {type(address).__name__}")
         self._timeout = _checked_timeout(timeout)
         memory_limit = environment.host_memory_bytes()
-        self._start(open_address(address, strict, self._timeout), memory_limit)
+        self._start(open_address(address, strict, self._timeout, when_busy), memory_limit)
         if self._opened.emulator is None and self._info.pre_open is not None:
             save_pre_open(self.address, self._info.pre_open)
 
@@ -65,7 +74,7 @@ class Device:
         """A device over a transport that is already open (tests and tools)."""
         self = cls.__new__(cls)
         self._timeout = _checked_timeout(timeout)
-        self._start(Opened(transport, None), environment.host_memory_bytes())
+        self._start(Opened(transport), environment.host_memory_bytes())
         return self
 
     def _start(self, opened: Opened, memory_limit: int | None) -> None:
@@ -97,9 +106,7 @@ class Device:
         except BaseException:
             self._release_everything()
             raise
-        self._finalizer = weakref.finalize(
-            self, _abandon, self.transport, opened.emulator, self._interrupts, os.getpid()
-        )
+        self._finalizer = weakref.finalize(self, _abandon, opened, self._interrupts, os.getpid())
         _open_devices.add(self)
 
     # --- facts -------------------------------------------------------------------------------------------------
@@ -337,6 +344,8 @@ class Device:
                 self._closed = error
         for queue in list(self._queues):
             queue.fail_all(error, error)
+        if self._opened.claim is not None:  # nobody should wait for us to close what is gone
+            self._opened.claim.release()
 
     def reset(self) -> None:
         """Reset the device. Outstanding commands end with CommandFailed (code "device-reset"); queues, device buffers
@@ -422,7 +431,7 @@ class Device:
         except NpuError:
             pass  # it is gone already, or never came up: what is left to do is local
         self.memory.close()
-        _abandon(self.transport, self._opened.emulator, self._interrupts, os.getpid())
+        _abandon(self._opened, self._interrupts, os.getpid())
 
     def __enter__(self) -> Device:
         return self
@@ -468,15 +477,14 @@ class Device:
             buffer.invalidate()
 
 
-def _abandon(transport: Transport, emulator: Any, interrupts: list[int], owner: int) -> None:
+def _abandon(opened: Opened, interrupts: list[int], owner: int) -> None:
     """Close what the operating system holds; in a forked child nothing, it belongs to the parent."""
     if os.getpid() != owner:
         return
-    transport.close()
+    opened.transport.close()
     while interrupts:
         os.close(interrupts.pop())
-    if emulator is not None:
-        emulator.stop()
+    opened.let_go()
 
 
 def _teller(device: Device) -> Callable[[DeviceLost], None]:

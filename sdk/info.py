@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from driver_shim.discovery import find_cards, find_served
+from driver_shim.holder import holder_of
 from driver_shim.pre_open import PreOpenRecord
+from driver_shim.protocol.runtime_folder import Holder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,8 @@ class DeviceInfo:
     """Process of an emulator."""
     pre_open: PreOpenRecord | None = None
     """What the device showed before it was enabled: earlier resets, faults, whether there is a black box."""
+    holder: Holder | None = None
+    """Who held it when the list was made; None when it was free, or its holder is not visible to this user."""
 
     @property
     def memory(self) -> int | None:
@@ -47,8 +51,9 @@ class DeviceInfo:
 def list_devices() -> list[DeviceInfo]:
     """All devices of this machine: cards on the bus, then served emulators. Opens none of them."""
     cards = [
-        DeviceInfo(name="NPU", address=f"pci:{card.bus_address}", emulated=False, driver=card.driver)
+        DeviceInfo(name="NPU", address=address, emulated=False, driver=card.driver, holder=holder_of(address))
         for card in find_cards()
+        for address in [f"pci:{card.bus_address}"]
     ]
     served = [
         DeviceInfo(
@@ -60,6 +65,7 @@ def list_devices() -> list[DeviceInfo]:
             kernels=found["kernels"],
             driver="vfio-user",
             pid=found["pid"],
+            holder=holder_of(found["address"]),
         )
         for found in find_served()
     ]

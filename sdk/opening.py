@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import platform
 import sys
+import time
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl
 
-from driver_shim import timeouts
+from driver_shim import holder, timeouts
 from driver_shim.discovery import find_cards
 from driver_shim.errors import DeviceLost, DeviceNotFound, NpuError, Timeout, UnsupportedPlatform
 from driver_shim.transport.base import Transport
@@ -29,10 +31,18 @@ _FORMS = '"emulator", "emulator:PROFILE?kernels=auto|numpy|golden", "vfio-user:S
 
 
 class Opened(NamedTuple):
-    """A reachable function and, if it is a private emulator, the process to stop."""
+    """A reachable function; if it is a private emulator the process to stop, else our claim on it."""
 
     transport: Transport
-    emulator: PrivateEmulator | None
+    emulator: PrivateEmulator | None = None
+    claim: holder.Claim | None = None
+
+    def let_go(self) -> None:
+        """After the transport was closed: give up our claim, or end the emulator. Idempotent."""
+        if self.claim is not None:
+            self.claim.release()
+        if self.emulator is not None:
+            self.emulator.stop()
 
 
 class EmulatorAddress(NamedTuple):
@@ -42,12 +52,15 @@ class EmulatorAddress(NamedTuple):
     kernels: str
 
 
-def open_address(address: str | None, strict: bool | None, timeout_s: float) -> Opened:
+def open_address(address: str | None, strict: bool | None, timeout_s: float, when_busy: str = "fail") -> Opened:
     """Open the device that `address` (or the environment, or the machine) names.
 
-    Raises UnsupportedPlatform, DeviceNotFound, DeviceBusy, PermissionDenied, DeviceLost, ValueError for an address
-    that cannot be read.
+    `when_busy` is what to do while somebody else holds it: "fail", or "wait" in its line for up to `timeout_s`.
+    Raises UnsupportedPlatform, DeviceNotFound, DeviceBusy, PermissionDenied, DeviceLost, Timeout, ValueError for an
+    address or a `when_busy` that cannot be read.
     """
+    holder.check_when_busy(when_busy)
+    deadline = time.monotonic() + timeout_s
     require_platform()
     chosen = address if address is not None else environment.device_address()
     if chosen is None:
@@ -56,9 +69,10 @@ def open_address(address: str | None, strict: bool | None, timeout_s: float) -> 
     if scheme == "emulator":
         return _open_private(parse_emulator(rest), timeout_s)
     if scheme == "vfio-user" and rest:
-        return Opened(VfioUserTransport.connect(rest, timeout=min(timeout_s, timeouts.MESSAGE_S)), None)
+        limit_s = min(timeout_s, timeouts.MESSAGE_S)
+        return _open_claimed(chosen, when_busy, deadline, lambda: VfioUserTransport.connect(rest, timeout=limit_s))
     if scheme == "pci" and rest:
-        return Opened(VfioTransport(rest), None)
+        return _open_claimed(chosen, when_busy, deadline, lambda: VfioTransport(rest))
     raise ValueError(f"device address {chosen!r} is not understood; use {_FORMS}")
 
 
@@ -108,6 +122,16 @@ def _fall_back(strict: bool) -> str:
         )
         _warned = True
     return "emulator"
+
+
+def _open_claimed(address: str, when_busy: str, deadline: float, opener: Callable[[], Transport]) -> Opened:
+    """Open a device that has one holder at a time, once we are it. `deadline` is in monotonic seconds."""
+    claim = holder.claim(address, when_busy, deadline)
+    try:
+        return Opened(claim.open(opener), claim=claim)
+    except BaseException:
+        claim.release()
+        raise
 
 
 def _open_private(address: EmulatorAddress, timeout_s: float) -> Opened:

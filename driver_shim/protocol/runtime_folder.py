@@ -1,20 +1,27 @@
-"""Where running devices are published, and what a publication says.
+"""Where running devices and their holders are published, and what is written there.
 
 Runtime files live in `$NPU_RUNTIME_DIR`, else /run/npu (if it can be written), else `$XDG_RUNTIME_DIR/npu`, else a
-0700 folder of this user in the temporary directory. One JSON file a served emulator.
+0700 folder of this user in the temporary directory. One JSON file a served emulator, one a program that holds a
+device or waits for it.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 PUBLICATION_VERSION = 1
 PUBLICATION_SUFFIX = ".device.json"
+TICKET_VERSION = 1
+TICKET_SUFFIX = ".ticket"
 SYSTEM_FOLDER = Path("/run/npu")
+_FOLDER_MODE = 0o700
+_OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 class Publication(TypedDict):
@@ -33,6 +40,36 @@ class Publication(TypedDict):
     """Seconds since the epoch."""
 
 
+class TicketRecord(TypedDict):
+    """What a program that holds a device, or waits for it, says of itself."""
+
+    version: int
+    address: str
+    """The device, as `driver_shim.holder` spells it."""
+    pid: int
+    start_time: int
+    """Field 22 of /proc/PID/stat, as in a publication."""
+    pid_namespace: str
+    """The namespace that the PID counts in (what /proc/self/ns/pid links to)."""
+    command: str
+    since: float
+    """Seconds since the epoch."""
+
+
+class Holder(NamedTuple):
+    """A program that holds a device."""
+
+    pid: int
+    command: str
+    """Its command line, shortened."""
+    since: float
+    """Seconds since the epoch."""
+
+
+class UnsafeFolder(PermissionError):
+    """The runtime folder is where anybody could have made it, and is not ours."""
+
+
 def runtime_folder(environment: Mapping[str, str] = os.environ) -> Path:
     """The folder to publish in and to look in; it need not exist yet."""
     if named := environment.get("NPU_RUNTIME_DIR"):
@@ -41,6 +78,36 @@ def runtime_folder(environment: Mapping[str, str] = os.environ) -> Path:
         return SYSTEM_FOLDER
     if session := environment.get("XDG_RUNTIME_DIR"):
         return Path(session) / "npu"
+    return _fallback_folder()
+
+
+def make_runtime_folder(folder: Path) -> None:
+    """Make sure that the folder is there and may be used. Raises OSError, UnsafeFolder."""
+    check_runtime_folder(folder)
+    folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+    check_runtime_folder(folder)  # somebody may have been quicker
+
+
+def check_runtime_folder(folder: Path) -> None:
+    """Raise UnsafeFolder when somebody else may have laid out our folder in the temporary directory.
+
+    Where the user or the system named another one, it is theirs to choose.
+    """
+    if folder != _fallback_folder():
+        return
+    try:
+        status = os.lstat(folder)
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(status.st_mode):
+        raise UnsafeFolder(errno.EPERM, "it is a symbolic link; remove it, or name a folder with NPU_RUNTIME_DIR")
+    if status.st_uid != os.getuid():
+        raise UnsafeFolder(errno.EPERM, f"it belongs to user {status.st_uid}; name a folder with NPU_RUNTIME_DIR")
+    if status.st_mode & _OTHERS_MAY_WRITE:
+        raise UnsafeFolder(errno.EPERM, f"others may write it; chmod 700 {folder}")
+
+
+def _fallback_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"npu-{os.getuid()}"
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from driver_shim.errors import DeviceNotFound
+from driver_shim.holder import holder_of
 from sdk import environment
 from sdk.cli.exit_codes import ExitCode, Failure
 from sdk.info import DeviceInfo, list_devices
@@ -108,6 +109,6 @@ def _named(name: str, there: Sequence[DeviceInfo]) -> DeviceInfo:
     if name.startswith("emulator"):
         raise click.UsageError(f"{name!r}: only run, bench and demo start an emulator; serve one with npuctl emulate")
     if name.startswith(_SOCKET):  # served elsewhere, or published in a folder that we do not look into
-        return DeviceInfo(name="NPU", address=name)
+        return DeviceInfo(name="NPU", address=name, holder=holder_of(name))
     known = ", ".join(device.address for device in there) or "none"
     raise DeviceNotFound(f"no device has the address or serial {name!r}; there are: {known}")

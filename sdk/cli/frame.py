@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from driver_shim.errors import NpuError
+from driver_shim.protocol.runtime_folder import Holder
 from sdk.cli.exit_codes import ExitCode, exit_code_of
 from sdk.version import VERSION
 
@@ -68,6 +69,7 @@ class Frame:
                 "message": message,
                 "remedy": remedy,
                 "exit_code": int(code),
+                "holder": holder_facts(getattr(error, "holder", None)),
             }
         )
         where = f"{address}: " if address and address not in message else ""
@@ -114,6 +116,13 @@ def rfc3339(seconds: float) -> str:
     """A time in seconds since the epoch as RFC 3339 writes it, in UTC."""
     moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def holder_facts(holder: Holder | None) -> dict[str, Any] | None:
+    """Who holds a device, as the report's keys."""
+    if holder is None:
+        return None
+    return {"pid": holder.pid, "command": holder.command, "since": rfc3339(holder.since)}
 
 
 def _open_console(quiet: bool) -> Console:

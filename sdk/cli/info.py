@@ -11,7 +11,7 @@ from driver_shim.errors import DeviceBusy
 from driver_shim.pre_open import PreOpenRecord, saved_pre_open
 from sdk.cli.device_selection import device_option, open_named, queried
 from sdk.cli.exit_codes import Failure
-from sdk.cli.frame import Frame, rfc3339
+from sdk.cli.frame import Frame, holder_facts, rfc3339
 from sdk.cli.list_devices import facts
 from sdk.cli.verb import verb
 from sdk.errors import NpuError
@@ -39,15 +39,15 @@ def command(frame: Frame, wanted: tuple[str, ...], no_open: bool) -> None:
 def _entry(device: DeviceInfo, no_open: bool) -> dict[str, Any]:
     found = _found(saved_pre_open(device.address))
     closed = {**facts(device), "opened": False, "opened_with_reset": False, "errors_logged": None, "pre_open": found}
-    if no_open or not device.address.startswith("vfio-user:"):
+    if no_open or device.holder or not device.address.startswith("vfio-user:"):
         return closed
     try:
         with open_named(device.address) as opened:
             entry = {**facts(opened.info), "pid": device.pid, "opened": True, "opened_with_reset": True}
             found = _found(opened.info.pre_open)
             return {**entry, "errors_logged": len(opened.errors()), "pre_open": found}
-    except DeviceBusy:
-        return closed
+    except DeviceBusy as busy:
+        return {**closed, "holder": holder_facts(busy.holder)}
 
 
 def _found(record: PreOpenRecord | None) -> dict[str, Any] | None:

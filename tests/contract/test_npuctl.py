@@ -144,12 +144,34 @@ def test_info_of_an_idle_emulator_opens_it_and_says_so(served: tuple[Npuctl, str
     assert tool.document("info", "--no-open")["devices"][0]["opened"] is False
 
 
-def test_info_of_an_emulator_in_use_shows_what_is_published(served: tuple[Npuctl, str]) -> None:
+def test_info_of_an_emulator_in_use_shows_what_is_published(
+    served: tuple[Npuctl, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     tool, address = served
+    with sdk.Device(address):  # published in another folder
+        (device,) = tool.document("info")["devices"]
+    assert device["opened"] is False and device["holder"] is None
+    assert device["profile"] == "generic"
+    monkeypatch.setenv("NPU_RUNTIME_DIR", str(tool.runtime_folder))
     with sdk.Device(address):
         (device,) = tool.document("info")["devices"]
-    assert device["opened"] is False
-    assert device["profile"] == "generic"
+        assert f"PID {os.getpid()} since" in tool("info").stdout
+    assert device["opened"] is False and device["holder"]["pid"] == os.getpid()
+    assert tool.document("info")["devices"][0]["holder"] is None
+
+
+def test_list_shows_who_holds_a_device_within_80_columns(
+    served: tuple[Npuctl, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool, address = served
+    assert tool.document("list")["devices"][0]["holder"] is None
+    monkeypatch.setenv("NPU_RUNTIME_DIR", str(tool.runtime_folder))
+    with sdk.Device(address):
+        (device,) = tool.document("list")["devices"]
+        text = tool("list", COLUMNS="80").stdout
+    assert device["holder"]["pid"] == os.getpid() and device["holder"]["since"].endswith("Z")
+    assert "held by" in text and f"{os.getpid()} " in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_registers_are_read_by_name_and_scratch_is_written(served: tuple[Npuctl, str]) -> None:
@@ -189,12 +211,22 @@ def test_reset_asks_on_a_terminal(served: tuple[Npuctl, str], answer: bytes, cod
         os.close(theirs)
 
 
-def test_a_device_in_use_is_not_reset(served: tuple[Npuctl, str]) -> None:
+@pytest.mark.parametrize("visible", [True, False])
+def test_a_device_in_use_is_not_reset(
+    served: tuple[Npuctl, str], visible: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tool, address = served
+    if visible:
+        monkeypatch.setenv("NPU_RUNTIME_DIR", str(tool.runtime_folder))
     with sdk.Device(address) as held:
         document = tool.document("reset", "--yes", "-d", address, code=1)
         assert held.registers.identity.read() == 0x5550_4E31
-    assert [error["code"] for error in document["errors"]] == ["device-busy"]
+    (error,) = document["errors"]
+    assert error["code"] == "device-busy"
+    if visible:
+        assert error["holder"]["pid"] == os.getpid() and f"held by PID {os.getpid()}" in error["message"]
+    else:
+        assert error["holder"] is None and "not visible" in error["message"]
 
 
 def test_good_and_bad_devices_together_exit_7(served: tuple[Npuctl, str], tmp_path: Path) -> None:

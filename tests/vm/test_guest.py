@@ -1,4 +1,4 @@
-"""The SDK in a Linux guest: an unmodified QEMU plugs our emulator in as a PCI card, VFIO and an IOMMU are the kernel's."""
+"""The SDK in a guest: an unmodified QEMU plugs the emulator in as a PCI card; VFIO and the IOMMU are Linux's."""
 
 from __future__ import annotations
 
