@@ -47,6 +47,7 @@ def test_an_error_carries_device_code_message_remedy_and_exit_code(capsys: pytes
             "message": "it went away",
             "remedy": "open it again",
             "exit_code": 8,
+            "holder": None,
         }
     ]
     assert capsys.readouterr().err == "npuctl: vfio-user:/a: it went away (open it again)\n"
