@@ -15,28 +15,20 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 from driver_shim import timeouts
-from driver_shim.discovery import SYSFS_PCI
 from driver_shim.errors import DeviceBusy, Timeout
+from driver_shim.pci_sysfs import Roots, vfio_nodes
 from driver_shim.protocol.runtime_folder import Holder, UnsafeFolder, runtime_folder
-from driver_shim.tickets import Line, Place, Ticket, command_line
+from driver_shim.tickets import Line, Place, Ticket
+from driver_shim.vfio_users import User, find_users
 
 WHEN_BUSY = ("fail", "wait")
-DEV_VFIO = Path("/dev/vfio")
-PROC = Path("/proc")
 _SOCKET, _PCI = "vfio-user:", "pci:"
 _NAME_DIGITS = 12
 _log = logging.getLogger("npu")
 _Opened = TypeVar("_Opened")
-
-
-class Process(NamedTuple):
-    """A process that has a file open."""
-
-    pid: int
-    command: str
 
 
 def check_when_busy(when_busy: object) -> None:
@@ -92,9 +84,9 @@ class Claim:
 
     def _unseen(self, busy: DeviceBusy) -> NoReturn:
         """Somebody holds the device who is not in our line."""
-        processes = _processes_with_card(self._address.removeprefix(_PCI)) if self._address.startswith(_PCI) else []
-        if processes:
-            who = "open in " + ", ".join(f"PID {process.pid} ({process.command})" for process in processes)
+        users = _users_of_card(self._address.removeprefix(_PCI)) if self._address.startswith(_PCI) else ()
+        if users:
+            who = "open in " + ", ".join(map(str, users))
             remedy = "end that program"
         else:
             who = "its holder is not visible to you"
@@ -194,36 +186,9 @@ def describe(holder: Holder) -> str:
     return f"PID {holder.pid} ({holder.command}){here} since {since:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def processes_with_open(node: Path, proc: Path = PROC) -> list[Process]:
-    """Processes that have the file `node` open, by PID, as far as this user may look into them."""
-    found = []
-    for folder in sorted(proc.glob("[0-9]*"), key=lambda folder: int(folder.name)):
-        try:
-            if any(_target(link) == os.fspath(node) for link in (folder / "fd").iterdir()):
-                found.append(Process(int(folder.name), command_line(folder)))
-        except OSError:  # another user's, or it has ended
-            continue
-    return found
-
-
-def _target(link: Path) -> str | None:
-    try:
-        return os.readlink(link)
-    except OSError:  # closed meanwhile
-        return None
-
-
-def _processes_with_card(bus_address: str) -> list[Process]:
-    found = {process for node in vfio_nodes(bus_address) for process in processes_with_open(node)}
-    return sorted(found)
-
-
-def vfio_nodes(bus_address: str, sysfs: Path = SYSFS_PCI, dev: Path = DEV_VFIO) -> list[Path]:
-    """The files through which VFIO hands out a card."""
-    folder = sysfs / bus_address
-    group = folder / "iommu_group"
-    nodes = [dev / group.resolve().name] if group.exists() else []
-    return nodes + [dev / "devices" / entry.name for entry in sorted((folder / "vfio-dev").glob("vfio*"))]
+def _users_of_card(bus_address: str) -> tuple[User, ...]:
+    roots = Roots()
+    return find_users(bus_address, vfio_nodes(roots.functions / bus_address, roots.dev), roots.proc).found
 
 
 def device_line(address: str, folder: Path | None = None) -> Line:

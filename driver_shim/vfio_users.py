@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from driver_shim.tickets import printable
+
 _DEVICE_LINK = "anon_inode:[vfio-device]"
 _SYSPATH_KEY = "vfio-device-syspath:"
 """A line of /proc/PID/fdinfo/FD by which newer kernels say which function a VFIO device's descriptor is of."""
-_COMMAND_CHARACTERS = 60
 
 
 class User(NamedTuple):
@@ -104,9 +105,9 @@ def _command(process: Path) -> str:
     """The command line as typed, cut short; the kernel's name for a process that has none."""
     for name, blank in (("cmdline", b"\0"), ("comm", b"\n")):
         try:
-            text = (process / name).read_bytes().replace(blank, b" ").decode("utf-8", "replace").strip()
+            text = printable((process / name).read_bytes().replace(blank, b" ").decode("utf-8", "replace"))
         except OSError:
             continue
         if text:
-            return text if len(text) <= _COMMAND_CHARACTERS else text[: _COMMAND_CHARACTERS - 1] + "…"
+            return text
     return "unknown"

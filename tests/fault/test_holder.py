@@ -17,7 +17,7 @@ import pytest
 
 from driver_shim import timeouts
 from driver_shim.errors import DeviceBusy, Timeout
-from driver_shim.holder import Claim, claim, device_line, holder_of, processes_with_open, vfio_nodes
+from driver_shim.holder import Claim, claim, device_line, holder_of
 from driver_shim.protocol.runtime_folder import TICKET_SUFFIX, TicketRecord
 from driver_shim.tickets import own_record
 from tests.support.children import run
@@ -486,27 +486,3 @@ def test_after_a_killed_holder_the_device_may_stay_busy_for_a_moment(
     held = ours(line.folder)
     assert held.open(busy_for(3)) == "opened"
     held.release()
-
-
-def test_a_process_that_has_a_card_open_is_found_by_its_descriptors(tmp_path: Path) -> None:
-    node = tmp_path / "dev" / "12"
-    for pid, target in ((30, node), (4, node), (5, tmp_path / "else")):
-        descriptors = tmp_path / "proc" / str(pid) / "fd"
-        descriptors.mkdir(parents=True)
-        (descriptors / "0").symlink_to("/dev/null")
-        (descriptors / "7").symlink_to(target)
-        (descriptors.parent / "cmdline").write_bytes(b"/usr/bin/qemu\0-device\0vfio-pci\0")
-    (tmp_path / "proc" / "6").mkdir()
-    (tmp_path / "proc" / "self").mkdir()
-    found = processes_with_open(node, tmp_path / "proc")
-    assert found == [(4, "qemu -device vfio-pci"), (30, "qemu -device vfio-pci")]
-
-
-def test_the_files_of_a_card_are_its_group_and_its_own(tmp_path: Path) -> None:
-    card = tmp_path / "devices" / "0000:03:00.0"
-    (card / "vfio-dev" / "vfio3").mkdir(parents=True)
-    (tmp_path / "groups" / "12").mkdir(parents=True)
-    (card / "iommu_group").symlink_to(tmp_path / "groups" / "12")
-    dev = Path("/dev/vfio")
-    assert vfio_nodes("0000:03:00.0", tmp_path / "devices", dev) == [dev / "12", dev / "devices" / "vfio3"]
-    assert vfio_nodes("0000:04:00.0", tmp_path / "devices", dev) == []
