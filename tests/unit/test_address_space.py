@@ -413,6 +413,32 @@ def test_a_file_mapped_page_by_page_costs_one_descriptor_and_one_mapping(
     assert (open_files(), mappings()) == nothing_yet
 
 
+@given(
+    places=st.lists(st.tuples(st.integers(0, 1), st.integers(0, 7)), min_size=2, max_size=8),
+    ends=st.tuples(st.integers(0, 8 * PAGE_BYTES), st.integers(1, 8 * PAGE_BYTES)),
+    write=st.booleans(),
+)
+def test_a_view_shows_what_reading_gives_wherever_the_pages_lie(
+    places: list[tuple[int, int]], ends: tuple[int, int], write: bool
+) -> None:
+    space, fds = AddressSpace(), [memfd(8), memfd(8)]
+    try:
+        for number, fd in enumerate(fds):
+            os.pwrite(fd, bytes((number * 8 + at // PAGE_BYTES) ^ (at & 0xFF) for at in range(8 * PAGE_BYTES)), 0)
+        for page, (which, at) in enumerate(places):
+            map_file(space, page * PAGE_BYTES, 1, fds[which], offset=at * PAGE_BYTES)
+        start = min(ends[0], len(places) * PAGE_BYTES - 1)
+        size = min(ends[1], len(places) * PAGE_BYTES - start)
+        view = space.view(start, size, write=write)
+        assert (bytes(view), view.readonly) == (bytes(space.read(start, size)), not write)
+        space.write(start, b"!")
+        assert view[0] == ord("!")
+    finally:
+        space.unmap_all()
+        for fd in fds:
+            os.close(fd)
+
+
 def test_directions_are_enforced(space: AddressSpace, make_file: MakeFile) -> None:
     map_file(space, 0, 1, make_file(1), writable=False)
     map_file(space, PAGE_BYTES, 1, make_file(1), readable=False)
