@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 import sdk
-from benchmarks import copying, engines, idling, pocl, queues, startup
+from benchmarks import copying, engines, idling, pocl, queues, startup, trapped_reads
 from benchmarks.figures import Figure
 from sdk.cli.frame import now
 from sdk.version import VERSION
@@ -27,7 +27,10 @@ def main(output: Path | None) -> None:
     console.print(
         peer.version if peer else f"PoCL is left out: {missing} (make bench installs the wheels)", soft_wrap=True
     )
-    found: list[Figure] = [*startup.figures()]
+    not_built = trapped_reads.missing()
+    if not_built:
+        console.print(f"libvfio-user is left out: {not_built}", soft_wrap=True)
+    found: list[Figure] = [*startup.figures(), *trapped_reads.figures()]
     with sdk.Device("emulator") as device:
         found += queues.figures(device, peer.trip if peer else None)
         found += copying.figures(device, peer.copies if peer else {})
@@ -45,6 +48,7 @@ def main(output: Path | None) -> None:
             "machine": platform.machine(),
             "processors": len(os.sched_getaffinity(0)),
             "pocl": peer.version if peer else None,
+            "libvfio_user": not not_built,
             "figures": [figure.entry() for figure in found],
         }
         output.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -18,7 +18,7 @@ from driver_shim.pre_open import PreOpenRecord, read_pre_open
 from driver_shim.protocol import commands, config_space
 from driver_shim.protocol.commands import AdminOpcode
 from driver_shim.protocol.layout import Layout
-from driver_shim.protocol.registers import ALL_FEATURES, CONTRACT_MAJOR, Feature
+from driver_shim.protocol.registers import ALL_FEATURES, BAR0, BAR0_BYTES, CONTRACT_MAJOR, Feature
 from driver_shim.queue_pair import HostQueuePair
 from driver_shim.registers import Registers
 from driver_shim.transport.base import Transport
@@ -54,6 +54,8 @@ class Controller:
         self.timeout_s = timeout_s
         self._lock = threading.RLock()
         self._giving_up = False
+        self._is_ours = False
+        """Whether the function was found to be one of ours; nothing is written to others."""
         self._admin: HostQueuePair | None = None
         self._blocks: list[HostBlock] = []
         self._shadows: tuple[HostBlock, HostBlock] | None = None
@@ -70,6 +72,7 @@ class Controller:
 
         Raises DeviceLost, ContractMismatch, Timeout, HostMemoryLimit.
         """
+        self._check_function()
         self._enable_function()
         self.registers.check_alive()
         self._check_contract()
@@ -81,6 +84,23 @@ class Controller:
         self._await_ready(1)
         self.identity = self._identify()
         self._configure_shadows()
+
+    def _check_function(self) -> None:
+        """Raise ContractMismatch for somebody else's PCI function, before anything is written to it."""
+        vendor, device = (int.from_bytes(self.transport.config_read(at, 2), "little") for at in (0, 2))
+        gone = (vendor, device) == (config_space.NO_ID, config_space.NO_ID)  # its registers will say so
+        bar0 = self.transport.regions().get(BAR0)
+        size = 0 if bar0 is None else bar0.size_bytes
+        ours = (vendor, device) == (config_space.VENDOR_ID, config_space.DEVICE_ID) and size >= BAR0_BYTES
+        if not (gone or ours):
+            raise ContractMismatch(
+                f"{self.transport.address} is PCI function {vendor:04x}:{device:04x} with {size} bytes of registers,"
+                f" not {config_space.VENDOR_ID:04x}:{config_space.DEVICE_ID:04x} with {BAR0_BYTES}",
+                device=self.transport.address,
+                subsystem="contract",
+                remedy="name another device; npuctl list shows those there are",
+            )
+        self._is_ours = True
 
     def _enable_function(self) -> None:
         """Memory decoding and bus mastering by config write, on every transport; leaves D3hot."""
@@ -409,5 +429,7 @@ class Controller:
 
     def shut_down(self) -> None:
         """Disable the controller so that the device knows that its client left in order."""
+        if not self._is_ours:
+            return
         self.registers.control.write(enable=0)
         self.registers.identity.read()  # the write is posted; a read that returned means that it has arrived

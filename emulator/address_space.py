@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import bisect
 import errno
-from typing import Protocol
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 from emulator.host_files import FileFault, FileIdentity, HostFile, identify, os_error
+from emulator.shared_mappings import JoinedMappings, Piece
 
 IOVA_LIMIT = 1 << 64
 """One past the last bus address; a range may end exactly here."""
@@ -51,7 +54,7 @@ class RemoteMemory(Protocol):
 class _Range:
     """Bus addresses `first` to `end` (exclusive) and what lies behind them."""
 
-    __slots__ = ("end", "file", "first", "offset", "readable", "view", "writable")
+    __slots__ = ("end", "file", "first", "offset", "readable", "view", "viewed", "writable")
 
     def __init__(
         self, first: int, end: int, file: HostFile | None, offset: int, *, readable: bool, writable: bool
@@ -63,6 +66,8 @@ class _Range:
         self.readable = readable
         self.writable = writable
         self.view: memoryview | None = None
+        self.viewed = False
+        """Whether `AddressSpace.view` handed part of it out."""
         self.resolve()
 
     def resolve(self) -> None:
@@ -76,12 +81,18 @@ class AddressSpace:
 
     def __init__(self) -> None:
         self.generation = 0
-        """Changes with every map and unmap: holders of views resolve them again when it does."""
+        """Changes when memory that was viewed is unmapped: holders of views resolve them again when it does.
+
+        Mapping changes no view, since ranges never overlap; nor does unmapping what nobody looked at. So a host that
+        maps its memory page by page costs the holders nothing."""
         self.remote: RemoteMemory | None = None
         """How to ask the host for ranges without a file; the server sets it while a client is connected."""
         self._starts: list[int] = []
         self._ranges: list[_Range] = []
         self._files: dict[FileIdentity, HostFile] = {}
+        self._mappings = JoinedMappings()
+        self._joined: weakref.WeakValueDictionary[tuple[int, int, bool], Any] = weakref.WeakValueDictionary()
+        """Scattered memory that somebody views, by address, size and direction."""
 
     def __len__(self) -> int:
         """Number of ranges mapped."""
@@ -107,7 +118,6 @@ class AddressSpace:
         self._ranges.insert(at, _Range(iova, end, file, offset, readable=readable, writable=writable))
         if file is not None:
             file.ranges += 1
-        self.generation += 1
 
     def unmap(self, iova: int, size: int) -> None:
         """Take back exactly one earlier mapping. Raises OSError(ENOENT) when there is none like it."""
@@ -115,34 +125,45 @@ class AddressSpace:
         if at == len(self._ranges) or self._starts[at] != iova or self._ranges[at].end != iova + size:
             raise os_error(errno.ENOENT, f"no range of {size:#x} bytes was mapped at {iova:#x}")
         del self._starts[at]
-        self._release(self._ranges.pop(at))
-        self.generation += 1
+        entry = self._ranges.pop(at)
+        if entry.viewed:
+            self.generation += 1
+            for key in [key for key in self._joined if key[0] < entry.end and entry.first < key[0] + key[1]]:
+                self._joined.pop(key, None)
+        self._release(entry)
 
     def unmap_all(self) -> None:
         """Forget every mapping."""
         self._starts.clear()
         while self._ranges:
             self._release(self._ranges.pop())
+        self._joined.clear()
         self.generation += 1
 
     def check(self, iova: int, size: int, *, write: bool) -> None:
         """Raise DmaFault unless all of `size` bytes at `iova` are mapped for this direction."""
-        at = iova
-        while at < iova + size:
-            at = self._at(at, write, iova, size).end
+        for _ in self._across(iova, size, write=write):
+            pass
 
     def view(self, iova: int, size: int, *, write: bool) -> memoryview:
-        """Host memory itself, valid until `generation` changes.
+        """Host memory itself, valid until `generation` changes; it may span ranges, wherever they lie in their files.
 
-        Raises DmaFault where it is not mapped, or not within one range of a file sealed against shrinking.
+        Raises DmaFault where it is not mapped, not in files sealed against shrinking, or too scattered.
         """
         entry = self._at(iova, write, iova, size)
-        if entry.view is None:
-            raise DmaFault(iova, size, "not in a file that is sealed against shrinking, so it cannot be shared")
         if iova + size > entry.end:
-            raise DmaFault(iova, size, "crosses the end of a mapped range")
-        part = entry.view[iova - entry.first : iova - entry.first + size]
+            part = self._view_across(iova, size, write)
+        else:
+            start = entry.offset + iova - entry.first
+            part = _whole_file(entry, iova, size)[start : start + size]
+            entry.viewed = True
         return part if write else part.toreadonly()
+
+    def snapshot(self, iova: int, size: int) -> bytes:
+        """A copy of what could be viewed; takes no mapping, however scattered it is. Raises DmaFault like `view`."""
+        for entry in list(self._across(iova, size, write=False)):
+            _whole_file(entry, iova, size)
+        return bytes(self.read(iova, size))
 
     def read(self, iova: int, size: int) -> bytearray:
         """A copy of `size` bytes at `iova`. Raises DmaFault."""
@@ -167,6 +188,36 @@ class AddressSpace:
         """A reset: a transfer that waits for the host's answer fails at once with DmaFault."""
         if self.remote is not None:
             self.remote.abort()
+
+    def _view_across(self, iova: int, size: int, write: bool) -> memoryview:
+        """A view of several ranges: part of a file's mapping where they follow each other in it, else joined pieces."""
+        key = (iova, size, write)
+        lead = iova % PAGE_BYTES
+        octets = self._joined.get(key)
+        if octets is None:
+            ranges = list(self._across(iova, size, write=write))
+            wholes = [_whole_file(entry, iova, size) for entry in ranges]
+            pieces = _pieces(ranges, iova - lead, -(-(iova + size) // PAGE_BYTES) * PAGE_BYTES)
+            if len(pieces) == 1:
+                start = pieces[0].offset + lead
+                octets = wholes[0][start - lead : start + size]
+            else:
+                try:
+                    octets = self._mappings.join(pieces, writable=write)
+                except OSError as error:
+                    raise DmaFault(iova, size, f"its pages cannot be joined: {error.strerror}") from error
+                self._joined[key] = octets
+            for entry in ranges:
+                entry.viewed = True
+        return memoryview(octets).cast("B")[lead : lead + size]
+
+    def _across(self, iova: int, size: int, *, write: bool) -> Iterator[_Range]:
+        """The ranges that hold `size` bytes at `iova`, in order. Raises DmaFault when it comes to a hole."""
+        at = iova
+        while at < iova + size:
+            entry = self._at(at, write, iova, size)
+            yield entry
+            at = entry.end
 
     def _move(self, iova: int, data: memoryview, *, write: bool) -> None:
         if data.format != "B" or data.ndim != 1:
@@ -243,3 +294,26 @@ class AddressSpace:
         if not file.ranges:
             del self._files[file.identity]
             file.close()
+
+
+def _whole_file(entry: _Range, iova: int, size: int) -> memoryview:
+    """All of the mapped file that a range lies in. Raises DmaFault, for an access of `size` bytes at `iova`."""
+    if entry.file is None or entry.file.view is None:
+        raise DmaFault(iova, size, "not in a file that is sealed against shrinking, so it cannot be shared")
+    return entry.file.view
+
+
+def _pieces(ranges: Sequence[_Range], first: int, end: int) -> list[Piece]:
+    """What lies behind the bus addresses from `first` to `end`; what is consecutive in a file is one piece."""
+    pieces: list[Piece] = []
+    for entry in ranges:
+        if entry.file is None:
+            raise ValueError("a range without a file has no pieces")
+        start, stop = max(entry.first, first), min(entry.end, end)
+        piece = entry.file.piece(entry.offset + start - entry.first, stop - start)
+        last = pieces[-1] if pieces else None
+        if last is not None and last.fd == piece.fd and last.offset + last.size == piece.offset:
+            pieces[-1] = last._replace(size=last.size + piece.size)
+        else:
+            pieces.append(piece)
+    return pieces

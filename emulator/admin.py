@@ -39,12 +39,16 @@ MAX_LOG_BYTES = 1 << 20
 """Longest piece of a log page that one command reads."""
 
 
-def shareable(space: AddressSpace, iova: int, size: int, what: str, *, write: bool = True) -> memoryview:
+def shareable(space: AddressSpace, iova: int, size: int, what: str) -> memoryview:
     """A view of host memory that both sides map. Raises CommandError(NOT_SHAREABLE) elsewhere."""
     try:
-        return space.view(iova, size, write=write)
+        return space.view(iova, size, write=True)
     except DmaFault as fault:
-        raise CommandError(Status.NOT_SHAREABLE, f"{what}: {fault}", address=iova, source=FaultSource.DMA) from fault
+        raise _not_shareable(fault, iova, what) from fault
+
+
+def _not_shareable(fault: DmaFault, iova: int, what: str) -> CommandError:
+    return CommandError(Status.NOT_SHAREABLE, f"{what}: {fault}", address=iova, source=FaultSource.DMA)
 
 
 def queue_size(entries: int, what: str) -> None:
@@ -190,7 +194,10 @@ class AdminCommands:
         *_, source, size, constants = LOAD_PROGRAM.codec.unpack(entry)
         programs = self._controller.programs
         programs.check_size(size)
-        image = bytes(shareable(self._machine.address_space, source, size, "program", write=False))
+        try:
+            image = self._machine.address_space.snapshot(source, size)
+        except DmaFault as fault:
+            raise _not_shareable(fault, source, "program") from fault
         return programs.load(image, constants)
 
     def _unload_program(self, entry: bytes) -> int:

@@ -1,5 +1,7 @@
 """Files that the host hands over as DMA memory: each mapped once, or read and written where it may shrink.
 
+One descriptor is kept of each, however many ranges lie in it.
+
 A file that shrinks under a mapping kills whoever touches it (SIGBUS), so only files sealed against shrinking (memfds
 with F_SEAL_SHRINK) are mapped; all others go through `preadv`/`pwrite`, which merely come up short.
 """
@@ -9,10 +11,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import mmap
 import os
 import stat
 from typing import NamedTuple
+
+from emulator.shared_mappings import Piece, map_file
 
 
 class FileFault(Exception):
@@ -37,6 +40,7 @@ class HostFile:
         """How many ranges lie in it."""
         self._fd: int | None = None
         self._writable = False
+        """Whether the descriptor, and the mapping, can be written through."""
 
     def cover(self, fd: int, end: int, *, writable: bool) -> bool:
         """Make the first `end` bytes reachable, for writing if asked. `fd` stays the caller's.
@@ -51,18 +55,21 @@ class HostFile:
         if self.view is not None and len(self.view) >= end and (self._writable or not writable):
             return False
         size = os.fstat(fd).st_size
-        can_write = True
+        can_write = access_mode(fd) == os.O_RDWR
         try:
-            mapping = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-        except PermissionError:
-            if writable:
+            view = map_file(fd, size, writable=can_write)
+        except PermissionError:  # sealed against writing
+            if writable or not can_write:
                 raise
             can_write = False
-            mapping = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
-        self.view = memoryview(mapping)
-        self._writable = can_write
-        self._keep(None)
+            view = map_file(fd, size, writable=False)
+        self._keep(os.dup(fd))
+        self.view, self._writable = view, can_write
         return True
+
+    def piece(self, offset: int, size: int) -> Piece:
+        """Part of the file, to be mapped; good while a range lies in it."""
+        return Piece(self._descriptor(), offset, size)
 
     def load(self, offset: int, dest: memoryview) -> None:
         """Fill `dest` from `offset` of a file that is not mapped. Raises FileFault."""

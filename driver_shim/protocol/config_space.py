@@ -20,6 +20,8 @@ VENDOR_ID = 0xB7C4
 where PCI-SIG's assignments have arrived. (0x1AF4:0x10F0 to 0x10FF is for experiments, not for products, and makes a
 guest's virtio driver probe the function.)"""
 DEVICE_ID = 0x4E50
+NO_ID = 0xFFFF
+"""Read in place of either ID from a function that is not there (any more)."""
 SUBSYSTEM_VENDOR_ID = VENDOR_ID
 SUBSYSTEM_ID = 0x0001
 REVISION_ID = 0x00

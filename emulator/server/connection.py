@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import contextlib
 import os
+import select
 import socket
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -67,6 +68,12 @@ class Connection:
         self._framer.feed(self._inbox[:count], fds)
         if flags & socket.MSG_CTRUNC:
             raise self._lose(f"descriptors got lost: more than {MAX_FDS} with a message, or this process has no room")
+
+    def hung_up(self) -> bool:
+        """Whether the client will send nothing more; what it sent before may still be to be received."""
+        poller = select.poll()
+        poller.register(self._socket, select.POLLRDHUP)
+        return bool(poller.poll(0))
 
     def messages(self) -> Iterator[Message]:
         """The complete messages received; the taker closes their descriptors. Raises ConnectionLost."""

@@ -248,6 +248,8 @@ class Server:
         close_all(message.fds)
         if self._memory is not None and not self._memory.waiting:
             self._serve_client(select.POLLIN)  # it may have hung up since the sockets were looked at
+            while self._client is not None and self._client.hung_up():  # what it sent before that has an end
+                self._serve_client(select.POLLIN)
         if self._client is not None:
             _logger.info("a second client was turned away")
             self._newcomers.refuse(connection, message, errno.EBUSY)

@@ -9,7 +9,7 @@ import pytest
 from driver_shim.protocol import commands as c
 from driver_shim.protocol.commands import AdminOpcode, FaultSource, Status
 from driver_shim.protocol.registers import BAR2
-from tests.support.bus_client import MEMORY_IOVA, BusClient, RawQueue, text
+from tests.support.bus_client import MEMORY_IOVA, PAGE_BYTES, BusClient, RawQueue, text
 
 both_kinds = pytest.mark.parametrize("shadows", [False, True], ids=["doorbells", "shadows"])
 
@@ -51,6 +51,38 @@ def test_queues_created_before_shadows_were_configured_keep_their_doorbells(bus:
     assert new.host_line is not None
     assert old.run(c.NOP.build())[0].status == 0
     assert new.run(c.NOP.build())[0].status == 0
+
+
+@both_kinds
+def test_rings_scattered_page_by_page_are_rings_all_the_same(bus: BusClient, shadows: bool) -> None:
+    """64 KiB of submissions in 16 pages that lie anywhere: what a guest behind an IOMMU has."""
+    bus.scatter()
+    queue = make(bus, shadows, entries=1024, completions=2048)
+    for lap in range(5):
+        done = queue.run(*nops(1000, 1000 * lap))
+        assert [one.command_id for one in done] == list(range(1000 * lap, 1000 * lap + 1000))
+        assert {one.status for one in done} == {Status.SUCCESS}
+    source, data = bus.allocate(3 * PAGE_BYTES)
+    target, copied = bus.allocate(3 * PAGE_BYTES)
+    data[:] = bytes(range(256)) * (3 * PAGE_BYTES // 256)
+    copy = c.COPY.build(opcode=1, destination=target, source=source, size=3 * PAGE_BYTES)
+    assert queue.run(copy)[0].status == Status.SUCCESS
+    assert copied == data
+
+
+def test_a_queue_halts_when_one_page_of_its_scattered_ring_is_taken_back_and_the_others_serve_on(
+    bus: BusClient,
+) -> None:
+    bus.scatter()
+    queue, other = make(bus, True, entries=1024), make(bus, True, 2, entries=1024)
+    queue.run(*nops(2))
+    bus.unmap(queue.submission_iova + 9 * PAGE_BYTES)
+    assert [one.status for one in other.run(*nops(1000))] == [0] * 1000
+    queue.put(*nops(1))
+    queue.ring()
+    bus.settle()
+    assert not queue.ready()
+    assert "queue 1 halted" in text(bus.newest_error())
 
 
 @both_kinds

@@ -31,6 +31,7 @@ from driver_shim.protocol import vfio_user as vu
 from driver_shim.protocol.vfio_user import Command
 from driver_shim.protocol.vfio_user_framing import Message, encode_command, encode_error, encode_reply
 from driver_shim.transport.vfio_user import VfioUserTransport
+from sdk import Device
 from tests.support.bus_server import (
     APERTURE_AREAS,
     APERTURE_BYTES,
@@ -579,3 +580,23 @@ def test_a_second_client_meets_a_busy_device(transport: VfioUserTransport, tmp_p
         VfioUserTransport.connect(tmp_path / "s")
     assert transport.read(0, 0, 4) == 0
     assert open_files() == before
+
+
+def test_somebody_elses_function_is_refused_before_anything_is_written_to_it(
+    function: SmallFunction, tmp_path: Path
+) -> None:
+    function.memory[vu.RegionIndex.CONFIG][:4] = b"\x86\x80\x34\x12"
+    before = {index: bytes(octets) for index, octets in function.memory.items()}
+    with serving(function, tmp_path / "s"):
+        with pytest.raises(ContractMismatch, match=r"is PCI function 8086:1234 with 4096 bytes of registers"):
+            Device(f"vfio-user:{tmp_path / 's'}")
+        with RawClient.connect(tmp_path / "s") as following:  # whose place is free only when the one before was let go
+            following.negotiate()
+    assert function.memory == before
+    assert function.resets == []
+
+
+def test_our_ids_with_too_few_registers_are_not_ours(function: SmallFunction, tmp_path: Path) -> None:
+    function.memory[vu.RegionIndex.CONFIG][:4] = b"\xc4\xb7\x50\x4e"
+    with serving(function, tmp_path / "s"), pytest.raises(ContractMismatch, match="with 4096 bytes"):
+        Device(f"vfio-user:{tmp_path / 's'}")

@@ -193,6 +193,28 @@ def test_a_second_client_is_told_busy_and_the_first_goes_on(path: Path, client: 
     assert client.read(0, 0, 4) == bytes(4)
 
 
+def test_a_client_that_hung_up_behind_much_that_is_unread_is_no_reason_to_turn_the_next_away(
+    function: SmallFunction, path: Path, client: RawClient
+) -> None:
+    """Files part what is received: each message below takes a receive call of its own."""
+    fd, held = memory_file(PAGE), threading.Event()
+
+    def stand() -> None:
+        held.wait(PATIENCE_S)
+
+    function.jobs.append(stand)
+    client.send(Command.REGION_WRITE, access(0, 0, 1, b"!"), no_reply=True)  # wakes the loop
+    for _ in range(40):
+        client.send(Command.DMA_MAP, dma_map(), [fd], no_reply=True)
+    client.close()
+    with RawClient.connect(path) as following:
+        message_id = following.send(Command.VERSION, vu.encode_version(0, 0, vu.OURS))
+        held.set()
+        reply = following.receive()
+        assert reply is not None and (reply.id, reply.failed, reply.error) == (message_id, False, 0)
+    os.close(fd)
+
+
 def test_a_connection_that_says_nothing_stands_in_nobodys_way_and_is_closed(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from driver_shim.protocol.layout import Layout
 from driver_shim.protocol.registers import BAR2, CQ_HEAD_DOORBELL, DOORBELL_PAGE_BYTES, SQ_TAIL_DOORBELL
 from driver_shim.registers import Registers
 from driver_shim.transport.base import Transport
+from emulator.shared_mappings import JoinedMappings, Piece
 from tests.support.time_scale import patience
 
 PATIENCE_S = patience(20.0)
@@ -131,10 +133,25 @@ class BusClient:
 
     # --- memory --------------------------------------------------------------------------------------------------
 
-    def map(self, fd: int, iova: int, size: int) -> None:
-        """Map the beginning of a file; undone by `close`."""
-        self.transport.dma_map(fd, 0, iova, size)
+    def map(self, fd: int, iova: int, size: int, offset: int = 0) -> None:
+        """Map part of a file; undone by `close`."""
+        self.transport.dma_map(fd, offset, iova, size)
         self._maps[iova] = size
+
+    def scatter(self, seed: int = 0) -> None:
+        """Have the memory lie in its file page by page in another order, each page a mapping of its own.
+
+        That is what a guest behind an IOMMU makes of it. Before anything was allocated.
+        """
+        offsets = list(range(0, MEMORY_BYTES, PAGE_BYTES))
+        random.Random(seed).shuffle(offsets)
+        self.unmap(MEMORY_IOVA)
+        for number, offset in enumerate(offsets):
+            fd = os.dup(self.file)
+            self.map(fd, MEMORY_IOVA + number * PAGE_BYTES, PAGE_BYTES, offset)
+            os.close(fd)
+        pieces = [Piece(self.file, offset, PAGE_BYTES) for offset in offsets]
+        self.memory = memoryview(JoinedMappings().join(pieces, writable=True)).cast("B")
 
     def unmap(self, iova: int) -> None:
         """Take a mapping back."""

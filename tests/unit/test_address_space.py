@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emulator import address_space as address_space_module
+from emulator import shared_mappings as shared_mappings_module
 from emulator.address_space import IOVA_LIMIT, PAGE_BYTES, AddressSpace, DmaFault
 
 MakeFile = Callable[..., int]
@@ -237,9 +238,7 @@ def test_unmap_takes_back_exactly_one_earlier_mapping(space: AddressSpace, make_
         with pytest.raises(OSError) as refused:
             space.unmap(iova, size)
         assert refused.value.errno == errno.ENOENT
-    generation = space.generation
     space.unmap(0x4000, 2 * PAGE_BYTES)
-    assert space.generation != generation
     with pytest.raises(DmaFault):
         space.read(0x4000, 1)
 
@@ -262,11 +261,182 @@ def test_an_access_may_cross_adjacent_ranges_but_not_a_hole(space: AddressSpace,
     assert os.pread(sealed, 3, PAGE_BYTES - 3) == b"abc"
     assert os.pread(plain, 3, 0) == b"def"
     assert space.read(PAGE_BYTES - 3, 6) == b"abcdef"
-    with pytest.raises(DmaFault, match="crosses"):
+    with pytest.raises(DmaFault, match="sealed"):
         space.view(PAGE_BYTES - 3, 6, write=False)
     with pytest.raises(DmaFault, match="nothing"):
         space.write(0, bytes(3 * PAGE_BYTES))
     assert os.pread(sealed, 3, PAGE_BYTES - 3) == b"abc", "nothing may be stored before the hole is found"
+
+
+def mappings() -> int:
+    """Mappings of this process that lie in a test's memory file."""
+    gc.collect()
+    return Path("/proc/self/maps").read_text().count("/memfd:test ")
+
+
+def test_views_resolve_again_only_after_viewed_memory_was_unmapped(space: AddressSpace, make_file: MakeFile) -> None:
+    fd = make_file(4)
+    map_file(space, 0, 1, fd)
+    map_file(space, PAGE_BYTES, 1, fd, offset=PAGE_BYTES)
+    before = space.generation
+    view = space.view(0, 8, write=True)
+    map_file(space, 2 * PAGE_BYTES, 1, fd, offset=2 * PAGE_BYTES)
+    space.unmap(PAGE_BYTES, PAGE_BYTES)
+    assert space.generation == before
+    space.unmap(0, PAGE_BYTES)
+    assert space.generation != before
+    view[0] = 1
+
+
+def test_a_view_across_ranges_that_follow_each_other_in_a_file_is_part_of_its_mapping(
+    space: AddressSpace, make_file: MakeFile
+) -> None:
+    fd = make_file(4)
+    for page in range(1, 4):
+        map_file(space, page * PAGE_BYTES, 1, fd, offset=page * PAGE_BYTES)
+    before = mappings()
+    view = space.view(2 * PAGE_BYTES - 2, 4, write=True)
+    view[:] = b"abcd"
+    assert os.pread(fd, 4, 2 * PAGE_BYTES - 2) == b"abcd"
+    assert mappings() == before == 1
+
+
+def test_a_view_across_scattered_pages_is_one_array_and_goes_with_its_last_use(
+    space: AddressSpace, make_file: MakeFile
+) -> None:
+    one, other = make_file(8), make_file(8)
+    places = [(one, 5), (other, 2), (one, 0), (one, 1), (other, 7)]
+    for page, (fd, at) in enumerate(places):
+        map_file(space, page * PAGE_BYTES, 1, fd, offset=at * PAGE_BYTES)
+    idle = mappings()
+    view = space.view(100, 4 * PAGE_BYTES, write=True)
+    assert mappings() == idle + 4, "two of the five pages are consecutive in their file"
+    expected = bytes(range(256)) * (4 * PAGE_BYTES // 256)
+    view[:] = expected
+    stored = b"".join(os.pread(fd, PAGE_BYTES, at * PAGE_BYTES) for fd, at in places)
+    assert stored == bytes(100) + expected + bytes(PAGE_BYTES - 100)
+    words = view.cast("Q")
+    view.release()
+    os.pwrite(one, b"seen", 5 * PAGE_BYTES + 100)
+    assert words[0].to_bytes(8, "little")[:4] == b"seen"
+    del words
+    assert mappings() == idle
+
+
+def test_a_joined_view_is_made_once_however_often_other_ranges_change(space: AddressSpace, make_file: MakeFile) -> None:
+    fd = make_file(8)
+    for page in range(4):
+        map_file(space, page * PAGE_BYTES, 1, fd, offset=(3 - page) * PAGE_BYTES)
+    first = space.view(0, 2 * PAGE_BYTES, write=True)
+    other = space.view(2 * PAGE_BYTES, 2 * PAGE_BYTES, write=True)
+    joined = mappings()
+    space.unmap(2 * PAGE_BYTES, PAGE_BYTES)
+    again = space.view(0, 2 * PAGE_BYTES, write=True)
+    assert (again.obj is first.obj, mappings()) == (True, joined)
+    with pytest.raises(DmaFault, match="nothing is mapped at 0x2000"):
+        space.view(2 * PAGE_BYTES, 2 * PAGE_BYTES, write=True)
+    map_file(space, 2 * PAGE_BYTES, 1, fd, offset=7 * PAGE_BYTES)
+    moved = space.view(2 * PAGE_BYTES, 2 * PAGE_BYTES, write=True)
+    moved[0] = 77
+    assert os.pread(fd, 1, 7 * PAGE_BYTES) == b"\x4d"
+    assert other[0] == 0
+
+
+def test_scattered_pages_are_viewed_only_if_each_of_them_may_be(space: AddressSpace, make_file: MakeFile) -> None:
+    fd, unsealed = make_file(8), make_file(1, sealed=False)
+    map_file(space, 0, 1, fd, offset=7 * PAGE_BYTES)
+    map_file(space, PAGE_BYTES, 1, fd, writable=False)
+    map_file(space, 2 * PAGE_BYTES, 1, fd, offset=5 * PAGE_BYTES)
+    map_file(space, 3 * PAGE_BYTES, 1, unsealed)
+    map_file(space, 4 * PAGE_BYTES, 1, None)
+    for start, end, write, reason in [
+        (0, 2, True, "0x1000 is not mapped for writing"),
+        (2, 4, False, "sealed"),
+        (3, 5, False, "sealed"),
+        (4, 6, False, "nothing is mapped at 0x5000"),
+    ]:
+        with pytest.raises(DmaFault, match=reason):
+            space.view(start * PAGE_BYTES, (end - start) * PAGE_BYTES, write=write)
+        if not write:
+            with pytest.raises(DmaFault, match=reason):
+                space.snapshot(start * PAGE_BYTES, (end - start) * PAGE_BYTES)
+    assert space.view(0, 3 * PAGE_BYTES, write=False).readonly
+
+
+def test_a_snapshot_of_scattered_pages_takes_no_mapping(space: AddressSpace, make_file: MakeFile) -> None:
+    fd = make_file(3)
+    for page in range(3):
+        map_file(space, page * PAGE_BYTES, 1, fd, offset=(2 - page) * PAGE_BYTES)
+        os.pwrite(fd, bytes([page + 1]), (2 - page) * PAGE_BYTES)
+    before = mappings()
+    data = space.snapshot(0, 3 * PAGE_BYTES)
+    assert [data[page * PAGE_BYTES] for page in range(3)] == [1, 2, 3]
+    assert mappings() == before
+
+
+def test_joined_pages_are_bounded_and_come_back_with_their_views(
+    space: AddressSpace, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_mappings_module, "MAX_PIECES", 3)
+    fd = make_file(8)
+    for page in range(4):
+        map_file(space, page * PAGE_BYTES, 1, fd, offset=(7 - page) * PAGE_BYTES)
+    held = space.view(0, 2 * PAGE_BYTES, write=True)
+    with pytest.raises(DmaFault, match="2 pieces beside 2; at most 3"):
+        space.view(2 * PAGE_BYTES, 2 * PAGE_BYTES, write=True)
+    del held
+    space.view(2 * PAGE_BYTES, 2 * PAGE_BYTES, write=True)
+
+
+def test_a_view_of_scattered_pages_survives_the_end_of_their_mapping(space: AddressSpace, make_file: MakeFile) -> None:
+    fd = make_file(4)
+    for page in range(2):
+        map_file(space, page * PAGE_BYTES, 1, fd, offset=(3 - page) * PAGE_BYTES)
+    view = space.view(0, 2 * PAGE_BYTES, write=True)
+    space.unmap_all()
+    view[PAGE_BYTES] = 9
+    assert os.pread(fd, 1, 2 * PAGE_BYTES) == b"\x09"
+
+
+def test_a_file_mapped_page_by_page_costs_one_descriptor_and_one_mapping(
+    space: AddressSpace, make_file: MakeFile
+) -> None:
+    pages = 16384
+    fd = make_file(pages)
+    nothing_yet = (open_files(), mappings())
+    for page in range(pages):
+        map_file(space, page * PAGE_BYTES, 1, fd, offset=page * 1023 % pages * PAGE_BYTES)
+    assert (open_files(), mappings()) == (nothing_yet[0] + 1, nothing_yet[1] + 1)
+    space.write(16383 * PAGE_BYTES, b"last")
+    assert os.pread(fd, 4, 16383 * 1023 % pages * PAGE_BYTES) == b"last"
+    space.unmap_all()
+    assert (open_files(), mappings()) == nothing_yet
+
+
+@given(
+    places=st.lists(st.tuples(st.integers(0, 1), st.integers(0, 7)), min_size=2, max_size=8),
+    ends=st.tuples(st.integers(0, 8 * PAGE_BYTES), st.integers(1, 8 * PAGE_BYTES)),
+    write=st.booleans(),
+)
+def test_a_view_shows_what_reading_gives_wherever_the_pages_lie(
+    places: list[tuple[int, int]], ends: tuple[int, int], write: bool
+) -> None:
+    space, fds = AddressSpace(), [memfd(8), memfd(8)]
+    try:
+        for number, fd in enumerate(fds):
+            os.pwrite(fd, bytes((number * 8 + at // PAGE_BYTES) ^ (at & 0xFF) for at in range(8 * PAGE_BYTES)), 0)
+        for page, (which, at) in enumerate(places):
+            map_file(space, page * PAGE_BYTES, 1, fds[which], offset=at * PAGE_BYTES)
+        start = min(ends[0], len(places) * PAGE_BYTES - 1)
+        size = min(ends[1], len(places) * PAGE_BYTES - start)
+        view = space.view(start, size, write=write)
+        assert (bytes(view), view.readonly) == (bytes(space.read(start, size)), not write)
+        space.write(start, b"!")
+        assert view[0] == ord("!")
+    finally:
+        space.unmap_all()
+        for fd in fds:
+            os.close(fd)
 
 
 def test_directions_are_enforced(space: AddressSpace, make_file: MakeFile) -> None:
