@@ -120,17 +120,25 @@ class AddressSpace:
             file.ranges += 1
 
     def unmap(self, iova: int, size: int) -> None:
-        """Take back exactly one earlier mapping. Raises OSError(ENOENT) when there is none like it."""
-        at = bisect.bisect_left(self._starts, iova)
-        if at == len(self._ranges) or self._starts[at] != iova or self._ranges[at].end != iova + size:
-            raise os_error(errno.ENOENT, f"no range of {size:#x} bytes was mapped at {iova:#x}")
-        del self._starts[at]
-        entry = self._ranges.pop(at)
-        if entry.viewed:
+        """Take back every mapping that lies within these `size` bytes, as the kernel's VFIO does.
+
+        A hypervisor with an IOMMU of its own maps page by page and takes all back at once. Raises OSError and changes
+        nothing: ENOENT when nothing is mapped there, EINVAL when a mapping lies there in part.
+        """
+        first, last = bisect.bisect_left(self._starts, iova), bisect.bisect_left(self._starts, iova + size)
+        before = self._ranges[first - 1].end if first else 0
+        if before > iova or (last > first and self._ranges[last - 1].end > iova + size):
+            raise os_error(errno.EINVAL, f"{size:#x} bytes at {iova:#x} are part of a mapped range")
+        if first >= last:
+            raise os_error(errno.ENOENT, f"nothing is mapped in {size:#x} bytes at {iova:#x}")
+        gone = self._ranges[first:last]
+        del self._starts[first:last], self._ranges[first:last]
+        if any(entry.viewed for entry in gone):
             self.generation += 1
-            for key in [key for key in self._joined if key[0] < entry.end and entry.first < key[0] + key[1]]:
+            for key in [key for key in self._joined if key[0] < iova + size and iova < key[0] + key[1]]:
                 self._joined.pop(key, None)
-        self._release(entry)
+        for entry in gone:
+            self._release(entry)
 
     def unmap_all(self) -> None:
         """Forget every mapping."""

@@ -231,13 +231,14 @@ def test_the_number_of_ranges_is_bounded(space: AddressSpace, monkeypatch: pytes
     assert refused.value.errno == errno.ENOSPC
 
 
-def test_unmap_takes_back_exactly_one_earlier_mapping(space: AddressSpace, make_file: MakeFile) -> None:
+def test_unmap_takes_back_whole_mappings(space: AddressSpace, make_file: MakeFile) -> None:
     fd = make_file(4)
     map_file(space, 0x4000, 2, fd)
-    for iova, size in [(0x4000, PAGE_BYTES), (0x5000, PAGE_BYTES), (0, PAGE_BYTES), (0x4000, 3 * PAGE_BYTES)]:
+    wrong = {(0x4000, PAGE_BYTES): errno.EINVAL, (0x5000, PAGE_BYTES): errno.EINVAL, (0, PAGE_BYTES): errno.ENOENT}
+    for (iova, size), number in wrong.items():
         with pytest.raises(OSError) as refused:
             space.unmap(iova, size)
-        assert refused.value.errno == errno.ENOENT
+        assert refused.value.errno == number
     space.unmap(0x4000, 2 * PAGE_BYTES)
     with pytest.raises(DmaFault):
         space.read(0x4000, 1)
@@ -493,16 +494,17 @@ def test_ranges_never_overlap_and_match_a_plain_model(actions: list[tuple[int, i
                 assert free
                 owner |= dict.fromkeys(pages, (first, count))
         else:
-            known = owner.get(first) == (first, count)
+            there = {owner[page] for page in pages if page in owner}
+            whole = all(first <= start and start + length <= first + count for start, length in there)
             try:
                 space.unmap(first * PAGE_BYTES, count * PAGE_BYTES)
             except OSError as error:
-                assert error.errno == errno.ENOENT
-                assert not known
+                assert error.errno == (errno.EINVAL if there else errno.ENOENT)
+                assert not there or not whole
             else:
-                assert known
+                assert there and whole
                 for page in pages:
-                    del owner[page]
+                    owner.pop(page, None)
     for page in range(24):
         try:
             space.check(page * PAGE_BYTES, PAGE_BYTES, write=True)
@@ -510,3 +512,22 @@ def test_ranges_never_overlap_and_match_a_plain_model(actions: list[tuple[int, i
             assert page not in owner
         else:
             assert page in owner
+
+
+def test_one_unmap_takes_back_all_mappings_within_it(space: AddressSpace, make_file: MakeFile) -> None:
+    file = make_file(2)
+    for page in (1, 2, 4):
+        space.map(page * PAGE_BYTES, PAGE_BYTES, fd=file, offset=0, readable=True, writable=True)
+    space.map(8 * PAGE_BYTES, 2 * PAGE_BYTES, fd=file, offset=0, readable=True, writable=True)
+    for first, pages in ((0, 9), (9, 1), (8, 1)):  # parts of a mapping stay, and all else with them
+        with pytest.raises(OSError) as refused:
+            space.unmap(first * PAGE_BYTES, pages * PAGE_BYTES)
+        assert refused.value.errno == errno.EINVAL
+        assert len(space) == 4
+    space.unmap(0, 8 * PAGE_BYTES)
+    assert len(space) == 1
+    with pytest.raises(OSError) as refused:
+        space.unmap(0, 8 * PAGE_BYTES)
+    assert refused.value.errno == errno.ENOENT
+    space.unmap(0, 1 << 64)
+    assert len(space) == 0
