@@ -39,8 +39,9 @@ class Device:
     """An NPU, real or emulated. Thread-safe.
 
     Args:
-        address: "emulator", "emulator:PROFILE?kernels=auto|numpy|golden" or "vfio-user:SOCKET"; None takes
-            `NPU_DEVICE`, else a private emulator, with a warning.
+        address: "pci:0000:03:00.0", "emulator", "emulator:PROFILE?kernels=auto|numpy|golden" or "vfio-user:SOCKET";
+            None takes `NPU_DEVICE`, else the first free card (`NPU_VISIBLE_DEVICES` chooses and orders them), else, on
+            a machine without one, a private emulator, with a warning.
         strict: make that fall-back an error (None: `NPU_STRICT`).
         timeout: seconds that bound bring-up, admin commands and every wait without its own limit (None: `NPU_TIMEOUT`,
             else 60).

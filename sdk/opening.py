@@ -5,12 +5,21 @@ from __future__ import annotations
 import platform
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl
 
 from driver_shim import timeouts
-from driver_shim.discovery import find_cards
-from driver_shim.errors import DeviceLost, DeviceNotFound, NpuError, Timeout, UnsupportedPlatform
+from driver_shim.discovery import VFIO_DRIVER, PciCard, find_cards, parse_bus_address, select_cards
+from driver_shim.errors import (
+    DeviceBusy,
+    DeviceLost,
+    DeviceNotFound,
+    NpuError,
+    PermissionDenied,
+    Timeout,
+    UnsupportedPlatform,
+)
 from driver_shim.transport.base import Transport
 from driver_shim.transport.vfio import VfioTransport
 from driver_shim.transport.vfio_user import VfioUserTransport
@@ -25,7 +34,7 @@ KERNELS = ("auto", "numpy", "golden")
 _warned = False
 """Whether this process was told that it uses an emulator for want of a card."""
 _MACHINES = ("x86_64", "aarch64")
-_FORMS = '"emulator", "emulator:PROFILE?kernels=auto|numpy|golden", "vfio-user:SOCKET-PATH" or "pci:0000:03:00.0"'
+_FORMS = '"emulator", "emulator:PROFILE?kernels=auto|numpy|golden", "vfio-user:SOCKET-PATH", "pci:0000:03:00.0"'
 
 
 class Opened(NamedTuple):
@@ -51,14 +60,19 @@ def open_address(address: str | None, strict: bool | None, timeout_s: float) -> 
     require_platform()
     chosen = address if address is not None else environment.device_address()
     if chosen is None:
+        cards = find_cards()
+        visible = select_cards(cards, environment.visible_devices())
+        if cards:
+            return _first_free(visible) if visible else _refuse_hidden(cards)
         chosen = _fall_back(environment.strict() if strict is None else strict)
     scheme, _, rest = chosen.partition(":")
     if scheme == "emulator":
         return _open_private(parse_emulator(rest), timeout_s)
     if scheme == "vfio-user" and rest:
         return Opened(VfioUserTransport.connect(rest, timeout=min(timeout_s, timeouts.MESSAGE_S)), None)
-    if scheme == "pci" and rest:
-        return Opened(VfioTransport(rest), None)
+    bus_address = parse_bus_address(rest)
+    if scheme == "pci" and bus_address:
+        return _open_card(bus_address)
     raise ValueError(f"device address {chosen!r} is not understood; use {_FORMS}")
 
 
@@ -86,14 +100,58 @@ def parse_emulator(rest: str) -> EmulatorAddress:
     return EmulatorAddress(profile, kernels)
 
 
+def _open_card(bus_address: str) -> Opened:
+    return Opened(VfioTransport(bus_address), None)
+
+
+def _first_free(cards: Sequence[PciCard]) -> Opened:
+    """The first card that opens. One that is held, or that may not be opened, is passed over for the next.
+
+    Raises what stood in the way, and DeviceBusy first: a card that is held may yet become free.
+    """
+    busy: list[DeviceBusy] = []
+    denied: list[PermissionDenied] = []
+    elsewhere: list[DeviceNotFound] = []
+    for card in cards:
+        if card.driver != VFIO_DRIVER:
+            elsewhere.append(_wrong_driver(card))
+            continue
+        try:
+            return _open_card(card.bus_address)
+        except DeviceBusy as error:
+            busy.append(error)
+        except PermissionDenied as error:
+            denied.append(error)
+    if len(busy) > 1:
+        addresses = [str(error.device) for error in busy]
+        raise DeviceBusy(
+            f"{', '.join(addresses)} are all in use",
+            device=addresses[0],
+            cause="; ".join(error.message for error in busy),
+            remedy="close a program that uses one of them",
+        ) from busy[0]
+    raise [*busy, *denied, *elsewhere][0]
+
+
+def _wrong_driver(card: PciCard) -> DeviceNotFound:
+    address = f"pci:{card.bus_address}"
+    return DeviceNotFound(
+        f"{address} is bound to {card.driver or 'no driver'}, not to {VFIO_DRIVER}",
+        device=address,
+        remedy=f"npuctl bind -d {address}",
+    )
+
+
+def _refuse_hidden(cards: Sequence[PciCard]) -> Opened:
+    """No card is visible, though there are some: an emulator would hide them once more. Raises DeviceNotFound."""
+    raise DeviceNotFound(
+        f"NPU_VISIBLE_DEVICES hides every card ({', '.join(card.bus_address for card in cards)})",
+        remedy='let it name one, or name an emulator: sdk.Device("emulator")',
+    )
+
+
 def _fall_back(strict: bool) -> str:
-    """The address to use when none was named: an emulator, but never in place of a card that is there."""
-    cards = find_cards()
-    if cards:
-        raise DeviceNotFound(
-            f"there is a card at {cards[0].bus_address}, which this version cannot drive",
-            remedy='name an emulator to use one instead: sdk.Device("emulator")',
-        )
+    """The address to use when none was named and no card is on the bus."""
     if strict:
         raise DeviceNotFound(
             "no card is on the bus, and strict mode forbids falling back to an emulator",
