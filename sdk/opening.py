@@ -21,6 +21,7 @@ from driver_shim.errors import (
     UnsupportedPlatform,
 )
 from driver_shim.transport.base import Transport
+from driver_shim.transport.sysfs import SysfsTransport
 from driver_shim.transport.vfio import VfioTransport
 from driver_shim.transport.vfio_user import VfioUserTransport
 from emulator.model.profile import profile_names
@@ -34,7 +35,10 @@ KERNELS = ("auto", "numpy", "golden")
 _warned = False
 """Whether this process was told that it uses an emulator for want of a card."""
 _MACHINES = ("x86_64", "aarch64")
-_FORMS = '"emulator", "emulator:PROFILE?kernels=auto|numpy|golden", "vfio-user:SOCKET-PATH", "pci:0000:03:00.0"'
+_FORMS = (
+    '"emulator", "emulator:PROFILE?kernels=auto|numpy|golden", "vfio-user:SOCKET-PATH", "pci:0000:03:00.0" or'
+    ' "sysfs:0000:03:00.0"'
+)
 
 
 class Opened(NamedTuple):
@@ -73,6 +77,8 @@ def open_address(address: str | None, strict: bool | None, timeout_s: float) -> 
     bus_address = parse_bus_address(rest)
     if scheme == "pci" and bus_address:
         return _open_card(bus_address)
+    if scheme == "sysfs" and bus_address:
+        return Opened(SysfsTransport(bus_address), None)
     raise ValueError(f"device address {chosen!r} is not understood; use {_FORMS}")
 
 

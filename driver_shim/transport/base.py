@@ -35,6 +35,10 @@ class Transport(abc.ABC):
     """How a user names it: "vfio-user:/run/npu0.sock"."""
     hang_up_fd: int | None = None
     """A file descriptor that reports POLLHUP when the device goes away; None where there is none."""
+    has_dma: bool = True
+    """Whether the function can reach host memory through this transport; else there are registers and BARs only."""
+    resets_on_open: bool = True
+    """Whether opening the function reset it."""
 
     @abc.abstractmethod
     def regions(self) -> dict[int, RegionInfo]:
