@@ -81,6 +81,19 @@ def test_a_visible_card_that_is_not_there_is_an_error(machine: pytest.MonkeyPatc
         info.list_devices()
 
 
+def test_an_open_card_has_the_facts_of_its_bus(machine: pytest.MonkeyPatch) -> None:
+    assert info.bus_facts("pci:0000:03:00.0") == {
+        "iommu_group": "17",
+        "numa_node": 0,
+        "link_speed_gt_per_s": 2.5,
+        "link_width_lanes": 1,
+        "link_max_speed_gt_per_s": 5.0,
+        "link_max_width_lanes": 16,
+        "power_state": "D0",
+    }
+    assert info.bus_facts("emulator:generic") == info.bus_facts("pci:0000:07:00.0") == {}
+
+
 # --- -d -------------------------------------------------------------------------------------------------------------
 
 
