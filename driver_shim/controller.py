@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from driver_shim import timeouts
+from driver_shim.allocator import RangeAllocator
 from driver_shim.dma import HostBlock, HostMemory
 from driver_shim.errors import CommandFailed, ContractMismatch, DeviceLost, NpuError, Timeout
 from driver_shim.pre_open import PreOpenRecord, read_pre_open
@@ -244,6 +245,13 @@ class Controller:
                 subsystem="admin",
                 code="device-reset",
             )
+
+    def check_operable(self) -> None:
+        """Raise unless this controller carries out commands; a `RegisterWindow` does not."""
+
+    def device_memory(self, granule: int) -> RangeAllocator:
+        """All of the device's memory, to hand out in multiples of `granule` bytes."""
+        return RangeAllocator(0, self.identity.memory_bytes, granule)
 
     def check_alive(self) -> None:
         """Raise DeviceLost unless the device answers and its controller runs."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from driver_shim.protocol.config_space import DEVICE_ID, VENDOR_ID
+from driver_shim.errors import DeviceNotFound
+from driver_shim.protocol.config_space import CONFIG_BYTES, DEVICE_ID, VENDOR_ID, serial_text
 from driver_shim.protocol.runtime_folder import (
     PUBLICATION_SUFFIX,
     PUBLICATION_VERSION,
@@ -22,24 +25,99 @@ SYSFS_PCI = Path("/sys/bus/pci/devices")
 _log = logging.getLogger("npu")
 
 
+VFIO_DRIVER = "vfio-pci"
+"""The kernel driver that hands a function to user space."""
+_MAX_LANES = 32
+_D3COLD = "D3cold"
+_BUS_ADDRESS = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{1,2}):([0-9a-f]{1,2})\.([0-7])", re.IGNORECASE)
+
+
 class PciCard(NamedTuple):
-    """A function of ours on the PCI bus, as sysfs tells without opening it."""
+    """A function of ours on the PCI bus, as sysfs tells without opening it. What it does not tell is None."""
 
     bus_address: str
     """Domain:bus:device.function, "0000:03:00.0"."""
     driver: str | None
+    iommu_group: str | None = None
+    numa_node: int | None = None
+    link_speed_gt_per_s: float | None = None
+    link_width_lanes: int | None = None
+    link_max_speed_gt_per_s: float | None = None
+    link_max_width_lanes: int | None = None
+    serial: str | None = None
+    """The last 8 characters of the serial number; only root may read it."""
+    power_state: str | None = None
+    """"D0", "D3hot", …"""
 
 
 def find_cards(root: Path = SYSFS_PCI) -> list[PciCard]:
     """Functions with our vendor and device ID, by bus address."""
     if not root.is_dir():
         return []
-    cards = []
-    for folder in sorted(root.iterdir()):
-        if _hex(folder / "vendor") == VENDOR_ID and _hex(folder / "device") == DEVICE_ID:
-            driver = folder / "driver"
-            cards.append(PciCard(folder.name, driver.resolve().name if driver.exists() else None))
-    return cards
+    return [
+        _card(folder)
+        for folder in sorted(root.iterdir())
+        if _hex(folder / "vendor") == VENDOR_ID and _hex(folder / "device") == DEVICE_ID
+    ]
+
+
+def parse_bus_address(text: str) -> str | None:
+    """The full form of "0000:03:00.0" or "03:00.0"; None for what is no bus address."""
+    match = _BUS_ADDRESS.fullmatch(text)
+    if match is None:
+        return None
+    domain, bus, device, function = (int(part or "0", 16) for part in match.groups())
+    return f"{domain:04x}:{bus:02x}:{device:02x}.{function}"
+
+
+def select_cards(cards: Sequence[PciCard], wanted: Sequence[str] | None) -> list[PciCard]:
+    """The cards that the entries of `NPU_VISIBLE_DEVICES` name, in their order, each once; all without it (None).
+
+    An entry is a bus address, an index into `cards`, or a serial number, and is tried as such in this order.
+    Raises DeviceNotFound for an entry that names no card, or several.
+    """
+    if wanted is None:
+        return list(cards)
+    return list(dict.fromkeys(_card_named(entry, cards) for entry in wanted))
+
+
+def _card_named(entry: str, cards: Sequence[PciCard]) -> PciCard:
+    bus_address = parse_bus_address(entry.removeprefix("pci:"))
+    if bus_address is not None:
+        found = [card for card in cards if card.bus_address == bus_address]
+    elif entry.isdecimal() and int(entry) < len(cards):
+        found = [cards[int(entry)]]
+    else:
+        found = [card for card in cards if card.serial == entry]
+    if len(found) != 1:
+        what = "several cards" if found else "no card"
+        there = ", ".join(
+            f"{index} = {card.bus_address}" + (f" (serial {card.serial})" if card.serial else "")
+            for index, card in enumerate(cards)
+        )
+        raise DeviceNotFound(
+            f"NPU_VISIBLE_DEVICES names {entry!r}, which fits {what}; there are: {there or 'none'}",
+            subsystem="discovery",
+            remedy="list bus addresses, indexes or serials, or unset it to see every card",
+        )
+    return found[0]
+
+
+def _card(folder: Path) -> PciCard:
+    state = _text(folder / "power_state")
+    awake = state != _D3COLD  # the kernel would wake the card to read link and configuration space
+    return PciCard(
+        bus_address=folder.name,
+        driver=_link_name(folder / "driver"),
+        iommu_group=_link_name(folder / "iommu_group"),
+        numa_node=_numa_node(folder / "numa_node"),
+        link_speed_gt_per_s=_speed(folder / "current_link_speed") if awake else None,
+        link_width_lanes=_lanes(folder / "current_link_width") if awake else None,
+        link_max_speed_gt_per_s=_speed(folder / "max_link_speed") if awake else None,
+        link_max_width_lanes=_lanes(folder / "max_link_width") if awake else None,
+        serial=_serial(folder / "config") if awake else None,
+        power_state=state if state and state.startswith("D") else None,
+    )
 
 
 def find_served(folder: Path | None = None) -> list[Publication]:
@@ -78,8 +156,49 @@ def _publication(path: Path) -> Publication | None:
         return None
 
 
-def _hex(path: Path) -> int | None:
+def _text(path: Path) -> str | None:
     try:
-        return int(path.read_text("ascii"), 16)
+        return path.read_text("ascii").strip()
     except (OSError, ValueError):
+        return None
+
+
+def _hex(path: Path) -> int | None:
+    return _number(path, 16)
+
+
+def _number(path: Path, base: int = 10) -> int | None:
+    try:
+        return int(_text(path) or "", base)
+    except ValueError:
+        return None
+
+
+def _link_name(path: Path) -> str | None:
+    return path.resolve().name if path.exists() else None
+
+
+def _numa_node(path: Path) -> int | None:
+    node = _number(path)
+    return node if node is not None and node >= 0 else None  # -1: the firmware does not say
+
+
+def _speed(path: Path) -> float | None:
+    """ "5.0 GT/s PCIe"; "Unknown" while the link is down."""
+    match = re.match(r"(\d+(?:\.\d+)?) GT/s", _text(path) or "")
+    return float(match[1]) if match else None
+
+
+def _lanes(path: Path) -> int | None:
+    """0 while the link is down, 255 for a width that the kernel could not read."""
+    lanes = _number(path)
+    return lanes if lanes is not None and 0 < lanes <= _MAX_LANES else None
+
+
+def _serial(path: Path) -> str | None:
+    """Everybody else but root reads the first 64 bytes only, and so no extended capability."""
+    try:
+        with path.open("rb", buffering=0) as config:
+            return serial_text(config.read(CONFIG_BYTES) or b"")
+    except OSError:
         return None

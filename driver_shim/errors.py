@@ -164,6 +164,17 @@ class UnsupportedPlatform(NpuError, OSError):
     code = "unsupported-platform"
 
 
+def no_dma(address: str) -> UnsupportedPlatform:
+    """What was asked needs DMA, interrupts or a reset, and the device was opened in a way that has none."""
+    way, _, bus_address = address.partition(":")
+    return UnsupportedPlatform(
+        f"{address} is open for its registers and BARs only: {way} offers neither DMA nor interrupts, and no reset",
+        device=address,
+        code="no-dma",
+        remedy=f"bind the card to vfio-pci: npuctl bind -d pci:{bus_address}",
+    )
+
+
 class Closed(NpuError, ValueError):
     """The object was closed, or its device was reset, or it belongs to another process."""
 

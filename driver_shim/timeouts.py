@@ -13,6 +13,9 @@ SPIN_S = 200e-6
 READY_S = 5.0
 """Controller enable/disable handshake; the device states its own limit, this is the floor."""
 
+WAKE_S = 0.01
+"""From D3hot to D0; a function need not answer before (PCI Express Base Specification 4.0, 5.3.1.4)."""
+
 MESSAGE_S = 5.0
 """One vfio-user message and its reply; the server answers within a second, QEMU gives up after 5 s as well."""
 

@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import DTypeLike
 
-from driver_shim.allocator import OutOfSpace, RangeAllocator
+from driver_shim.allocator import OutOfSpace
 from driver_shim.controller import Controller, OpenQueue
 from driver_shim.dma import HostMemory
 from driver_shim.errors import Closed, CommandFailed, DeviceLost, NpuError, OutOfDeviceMemory
 from driver_shim.pre_open import save_pre_open
 from driver_shim.protocol.commands import LogPage
+from driver_shim.register_window import RegisterWindow
 from driver_shim.registers import Registers
 from driver_shim.transport.base import Transport
 from sdk import environment
 from sdk.buffers import DEVICE_ALIGNMENT, Buffer, DeviceBuffer, HostBuffer, as_dtype, as_shape
-from sdk.info import DeviceInfo
+from sdk.info import DeviceInfo, bus_facts
 from sdk.logs import Activity, ErrorLogEntry, decode_activity, decode_error_log
 from sdk.opening import Opened, open_address
 from sdk.queues import MAX_DEPTH, MIN_DEPTH, Queue, ring_entries
@@ -40,8 +41,10 @@ class Device:
     """An NPU, real or emulated. Thread-safe.
 
     Args:
-        address: "emulator", "emulator:PROFILE?kernels=auto|numpy|golden" or "vfio-user:SOCKET"; None takes
-            `NPU_DEVICE`, else a private emulator, with a warning.
+        address: "pci:0000:03:00.0", "emulator", "emulator:PROFILE?kernels=auto|numpy|golden", "vfio-user:SOCKET", or
+            "sysfs:0000:03:00.0" (registers and BARs only, no reset; as root). None takes `NPU_DEVICE`, else the first
+            free card (`NPU_VISIBLE_DEVICES` chooses and orders them), else, on a machine without one, a private
+            emulator, with a warning.
         strict: make that fall-back an error (None: `NPU_STRICT`).
         when_busy: while another program holds the device, "fail" (DeviceBusy names it) or "wait" for it in line, for up
             to `timeout` seconds. "share" is reserved.
@@ -97,11 +100,12 @@ class Device:
         self._unloaded: deque[tuple[Queue | None, list[LoadedProgram], int]] = deque()
         """What models that were let go left on the device, with the reset they belong to."""
         self.memory = HostMemory(self.transport, memory_limit)
-        self._controller = Controller(self.transport, self.memory, self._timeout)
+        kind = Controller if self.transport.has_dma else RegisterWindow
+        self._controller = kind(self.transport, self.memory, self._timeout)
         try:
             self._controller.bring_up()
             self._connect_interrupts()
-            self._allocator = RangeAllocator(0, self._controller.identity.memory_bytes, DEVICE_ALIGNMENT)
+            self._allocator = self._controller.device_memory(DEVICE_ALIGNMENT)
             self._info = self._describe()
         except BaseException:
             self._release_everything()
@@ -134,30 +138,30 @@ class Device:
 
     def errors(self) -> list[ErrorLogEntry]:
         """The device's error log, newest first."""
-        self._check_open()
+        self._check_operable()
         return decode_error_log(self._controller.log_page(LogPage.ERRORS))
 
     def activity(self) -> Activity:
         """What the device has done since power-on."""
-        self._check_open()
+        self._check_operable()
         return decode_activity(self._controller.log_page(LogPage.ACTIVITY))
 
     def black_box(self) -> bytes:
         """The BLACK_BOX log page: what the last loss of a client or fatal error saved (`present` 0 when nothing)."""
-        self._check_open()
+        self._check_operable()
         return self._controller.log_page(LogPage.BLACK_BOX)
 
     def _describe(self) -> DeviceInfo:
         data = self._controller.identity
-        profile = _text(data.profile)
+        profile = _text(data.profile) or None
         emulator = self._opened.emulator
         revision = self._controller.registers.revision.declaration.decode(data.silicon_revision)
         return DeviceInfo(
-            name=f"NPU {profile}" + (" (emulator)" if data.emulated else ""),
+            name="NPU" + (f" {profile}" if profile else "") + (" (emulator)" if data.emulated else ""),
             address=self.address,
             profile=profile,
-            serial=_text(data.serial),
-            emulated=bool(data.emulated),
+            serial=_text(data.serial) or None,
+            emulated=None if data.emulated is None else bool(data.emulated),
             firmware=_text(data.firmware) or None,
             kernels=_text(data.kernels) or None,
             memory_bytes=data.memory_bytes,
@@ -169,13 +173,14 @@ class Device:
             driver=self.transport.name,
             pid=emulator.pid if emulator else None,
             pre_open=self._controller.pre_open,
+            **bus_facts(self.address),
         )
 
     # --- memory ------------------------------------------------------------------------------------------------
 
     def host_buffer(self, shape: Any, dtype: DTypeLike) -> HostBuffer:
         """Zeroed DMA-able host memory of this shape and dtype. Raises HostMemoryLimit, TypeError, ValueError."""
-        self._check_open()
+        self._check_operable()
         extents, kind = as_shape(shape), as_dtype(dtype)
         size = math.prod(extents) * kind.itemsize
         buffer = HostBuffer(self, extents, kind, self.memory.allocate(size, alignment=DEVICE_ALIGNMENT))
@@ -189,7 +194,7 @@ class Device:
 
         Raises OutOfDeviceMemory, TypeError, ValueError.
         """
-        self._check_open()
+        self._check_operable()
         extents, kind = as_shape(shape), as_dtype(dtype)
         size = math.prod(extents) * kind.itemsize
         with self._lock:
@@ -249,7 +254,7 @@ class Device:
 
         `when_full`: "wait" makes a submission wait for room, "raise" makes it raise QueueFull.
         """
-        self._check_open()
+        self._check_operable()
         if isinstance(depth, bool) or not isinstance(depth, int) or not MIN_DEPTH <= depth <= MAX_DEPTH:
             raise ValueError(f"depth must be an int from {MIN_DEPTH} to {MAX_DEPTH}, got {depth!r}")
         if when_full not in ("wait", "raise"):
@@ -279,7 +284,7 @@ class Device:
         """
         from sdk.model.session import Model
 
-        self._check_open()
+        self._check_operable()
         loaded = Model(self, model)
         with self._lock:
             self._check_open()
@@ -352,7 +357,7 @@ class Device:
 
         and models are Closed; host buffers stay; the device is ready again when this returns.
         """
-        self._check_open()
+        self._check_operable()
         gone = Closed("the device was reset", device=self.address, remedy="create it again from the device")
         failed = CommandFailed(
             "the device was reset before the command ended", code="device-reset", device=self.address
@@ -385,7 +390,7 @@ class Device:
                 model.invalidate(gone)
             self._released.clear()
             self._unloaded.clear()
-            self._allocator = RangeAllocator(0, self._controller.identity.memory_bytes, DEVICE_ALIGNMENT)
+            self._allocator = self._controller.device_memory(DEVICE_ALIGNMENT)
 
     def _reset_controller(self) -> None:
         try:
@@ -456,6 +461,11 @@ class Device:
     def _check_open(self) -> None:
         if self._closed is not None:
             raise self._closed.again()
+
+    def _check_operable(self) -> None:
+        """Raise unless the device is open, and in a way that has DMA."""
+        self._check_open()
+        self._controller.check_operable()
 
     def abandon_in_child(self) -> None:
         """In a forked child: everything is Closed, and nothing here touches the device.

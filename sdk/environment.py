@@ -16,6 +16,17 @@ def device_address() -> str | None:
     return os.environ.get("NPU_DEVICE") or None
 
 
+def visible_devices() -> tuple[str, ...] | None:
+    """`NPU_VISIBLE_DEVICES`: bus addresses, indexes or serials of the cards to see, in order of preference.
+
+    None without it; empty means that no card is visible.
+    """
+    value = os.environ.get("NPU_VISIBLE_DEVICES")
+    if value is None:
+        return None
+    return tuple(entry for part in value.split(",") if (entry := part.strip()))
+
+
 def profile() -> str:
     """`NPU_PROFILE`: the chip of a private emulator whose address names none."""
     return os.environ.get("NPU_PROFILE") or "generic"

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
-from driver_shim.discovery import find_cards, find_served
+from driver_shim.discovery import PciCard, find_cards, find_served, parse_bus_address, select_cards
 from driver_shim.holder import holder_of
 from driver_shim.pre_open import PreOpenRecord
 from driver_shim.protocol.runtime_folder import Holder
+from sdk import environment
+
+PCI_SCHEME, SYSFS_SCHEME = CARD_SCHEMES = ("pci:", "sysfs:")
+"""How an address says which way a card is reached: through the kernel's VFIO, or through its files in sysfs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +25,7 @@ class DeviceInfo:
     """What `sdk.Device` takes."""
     profile: str | None = None
     serial: str | None = None
+    """Of a card that is not open: its last 8 characters, if this process may read them."""
     emulated: bool | None = None
     firmware: str | None = None
     """Version of the running firmware; None where there is no management core."""
@@ -41,6 +47,19 @@ class DeviceInfo:
     """What the device showed before it was enabled: earlier resets, faults, whether there is a black box."""
     holder: Holder | None = None
     """Who held it when the list was made; None when it was free, or its holder is not visible to this user."""
+    iommu_group: str | None = None
+    """Number of a card's IOMMU group; None without an IOMMU."""
+    numa_node: int | None = None
+    """Node of the machine's memory that is nearest to a card."""
+    link_speed_gt_per_s: float | None = None
+    """Speed of a card's PCI Express link in gigatransfers per second a lane, as negotiated."""
+    link_width_lanes: int | None = None
+    """Lanes of that link, as negotiated."""
+    link_max_speed_gt_per_s: float | None = None
+    """What the card could do: a lower `link_speed_gt_per_s` is a degraded link."""
+    link_max_width_lanes: int | None = None
+    power_state: str | None = None
+    """PCI power state of a card, "D0" (on) to "D3cold" (off)."""
 
     @property
     def memory(self) -> int | None:
@@ -48,14 +67,58 @@ class DeviceInfo:
         return self.memory_bytes
 
 
+_BUS_FACTS = (
+    "iommu_group",
+    "numa_node",
+    "link_speed_gt_per_s",
+    "link_width_lanes",
+    "link_max_speed_gt_per_s",
+    "link_max_width_lanes",
+    "power_state",
+)
+"""Fields of `DeviceInfo` that are fields of `PciCard` too."""
+
+
 def list_devices() -> list[DeviceInfo]:
-    """All devices of this machine: cards on the bus, then served emulators. Opens none of them."""
-    cards = [
-        DeviceInfo(name="NPU", address=address, emulated=False, driver=card.driver, holder=holder_of(address))
-        for card in find_cards()
-        for address in [f"pci:{card.bus_address}"]
-    ]
-    served = [
+    """All devices of this machine: visible cards (`NPU_VISIBLE_DEVICES`), then served emulators. Opens none of them.
+
+    Raises DeviceNotFound when `NPU_VISIBLE_DEVICES` names a card that is not there.
+    """
+    return [_card_info(card) for card in select_cards(find_cards(), environment.visible_devices())] + served_devices()
+
+
+def card_at(address: str) -> DeviceInfo | None:
+    """The card at "pci:BUS-ADDRESS" or "sysfs:BUS-ADDRESS", visible or not, without opening it; None where none is."""
+    scheme, colon, rest = address.partition(":")
+    if scheme + colon not in CARD_SCHEMES:
+        return None
+    bus_address = parse_bus_address(rest)
+    return next((_card_info(card, scheme + colon) for card in find_cards() if card.bus_address == bus_address), None)
+
+
+def bus_facts(address: str) -> dict[str, Any]:
+    """What the bus tells of an open card, as fields of `DeviceInfo`; nothing for an emulator."""
+    card = card_at(address)
+    return {name: getattr(card, name) for name in _BUS_FACTS} if card else {}
+
+
+def _card_info(card: PciCard, scheme: str = PCI_SCHEME) -> DeviceInfo:
+    facts = {name: getattr(card, name) for name in _BUS_FACTS}
+    address = scheme + card.bus_address
+    return DeviceInfo(
+        name="NPU",
+        address=address,
+        serial=card.serial,
+        emulated=False,
+        driver=card.driver,
+        holder=holder_of(PCI_SCHEME + card.bus_address),
+        **facts,
+    )
+
+
+def served_devices() -> list[DeviceInfo]:
+    """The emulators that are being served on this machine."""
+    return [
         DeviceInfo(
             name=f"NPU {found['profile']} (emulator)",
             address=found["address"],
@@ -69,4 +132,3 @@ def list_devices() -> list[DeviceInfo]:
         )
         for found in find_served()
     ]
-    return cards + served

@@ -6,14 +6,23 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl
 
 from driver_shim import holder, timeouts
-from driver_shim.discovery import find_cards
-from driver_shim.errors import DeviceLost, DeviceNotFound, NpuError, Timeout, UnsupportedPlatform
+from driver_shim.discovery import VFIO_DRIVER, PciCard, find_cards, parse_bus_address, select_cards
+from driver_shim.errors import (
+    DeviceBusy,
+    DeviceLost,
+    DeviceNotFound,
+    NpuError,
+    PermissionDenied,
+    Timeout,
+    UnsupportedPlatform,
+)
 from driver_shim.transport.base import Transport
+from driver_shim.transport.sysfs import SysfsTransport
 from driver_shim.transport.vfio import VfioTransport
 from driver_shim.transport.vfio_user import VfioUserTransport
 from emulator.model.profile import profile_names
@@ -27,7 +36,10 @@ KERNELS = ("auto", "numpy", "golden")
 _warned = False
 """Whether this process was told that it uses an emulator for want of a card."""
 _MACHINES = ("x86_64", "aarch64")
-_FORMS = '"emulator", "emulator:PROFILE?kernels=auto|numpy|golden", "vfio-user:SOCKET-PATH" or "pci:0000:03:00.0"'
+_FORMS = (
+    '"emulator", "emulator:PROFILE?kernels=auto|numpy|golden", "vfio-user:SOCKET-PATH", "pci:0000:03:00.0" or'
+    ' "sysfs:0000:03:00.0"'
+)
 
 
 class Opened(NamedTuple):
@@ -64,6 +76,10 @@ def open_address(address: str | None, strict: bool | None, timeout_s: float, whe
     require_platform()
     chosen = address if address is not None else environment.device_address()
     if chosen is None:
+        cards = find_cards()
+        visible = select_cards(cards, environment.visible_devices())
+        if cards:
+            return _first_free(visible, when_busy, deadline) if visible else _refuse_hidden(cards)
         chosen = _fall_back(environment.strict() if strict is None else strict)
     scheme, _, rest = chosen.partition(":")
     if scheme == "emulator":
@@ -71,8 +87,11 @@ def open_address(address: str | None, strict: bool | None, timeout_s: float, whe
     if scheme == "vfio-user" and rest:
         limit_s = min(timeout_s, timeouts.MESSAGE_S)
         return _open_claimed(chosen, when_busy, deadline, lambda: VfioUserTransport.connect(rest, timeout=limit_s))
-    if scheme == "pci" and rest:
-        return _open_claimed(chosen, when_busy, deadline, lambda: VfioTransport(rest))
+    bus_address = parse_bus_address(rest)
+    if scheme == "pci" and bus_address:
+        return _open_card(bus_address, when_busy, deadline)
+    if scheme == "sysfs" and bus_address:
+        return Opened(SysfsTransport(bus_address))
     raise ValueError(f"device address {chosen!r} is not understood; use {_FORMS}")
 
 
@@ -100,14 +119,61 @@ def parse_emulator(rest: str) -> EmulatorAddress:
     return EmulatorAddress(profile, kernels)
 
 
+def _open_card(bus_address: str, when_busy: str, deadline: float) -> Opened:
+    return _open_claimed(f"pci:{bus_address}", when_busy, deadline, lambda: VfioTransport(bus_address))
+
+
+def _first_free(cards: Sequence[PciCard], when_busy: str, deadline: float) -> Opened:
+    """The first card that opens. One that is held, or that may not be opened, is passed over for the next.
+
+    When all are held, "wait" waits for the first of them. Raises what stood in the way, and DeviceBusy first: a card
+    that is held may yet become free.
+    """
+    busy: list[DeviceBusy] = []
+    denied: list[PermissionDenied] = []
+    elsewhere: list[DeviceNotFound] = []
+    for card in cards:
+        if card.driver != VFIO_DRIVER:
+            elsewhere.append(_wrong_driver(card))
+            continue
+        try:
+            return _open_card(card.bus_address, "fail", deadline)
+        except DeviceBusy as error:
+            busy.append(error)
+        except PermissionDenied as error:
+            denied.append(error)
+    if busy and when_busy == "wait":
+        return _open_card(str(busy[0].device).removeprefix("pci:"), when_busy, deadline)
+    if len(busy) > 1:
+        addresses = [str(error.device) for error in busy]
+        raise DeviceBusy(
+            f"{', '.join(addresses)} are all in use",
+            device=addresses[0],
+            cause="; ".join(error.message for error in busy),
+            remedy="close a program that uses one of them",
+        ) from busy[0]
+    raise [*busy, *denied, *elsewhere][0]
+
+
+def _wrong_driver(card: PciCard) -> DeviceNotFound:
+    address = f"pci:{card.bus_address}"
+    return DeviceNotFound(
+        f"{address} is bound to {card.driver or 'no driver'}, not to {VFIO_DRIVER}",
+        device=address,
+        remedy=f"npuctl bind -d {address}",
+    )
+
+
+def _refuse_hidden(cards: Sequence[PciCard]) -> Opened:
+    """No card is visible, though there are some: an emulator would hide them once more. Raises DeviceNotFound."""
+    raise DeviceNotFound(
+        f"NPU_VISIBLE_DEVICES hides every card ({', '.join(card.bus_address for card in cards)})",
+        remedy='let it name one, or name an emulator: sdk.Device("emulator")',
+    )
+
+
 def _fall_back(strict: bool) -> str:
-    """The address to use when none was named: an emulator, but never in place of a card that is there."""
-    cards = find_cards()
-    if cards:
-        raise DeviceNotFound(
-            f"there is a card at {cards[0].bus_address}, which this version cannot drive",
-            remedy='name an emulator to use one instead: sdk.Device("emulator")',
-        )
+    """The address to use when none was named and no card is on the bus."""
     if strict:
         raise DeviceNotFound(
             "no card is on the bus, and strict mode forbids falling back to an emulator",

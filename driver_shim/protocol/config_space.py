@@ -38,6 +38,8 @@ STATUS_CAPABILITIES = 1 << 4
 STATUS_ERRORS = 0xF900
 """Master data parity error, signalled/received aborts, signalled system error, detected parity error."""
 
+CAPABILITIES_OFFSET = 0x34
+EXTENDED_OFFSET = 0x100
 PM_OFFSET, MSIX_OFFSET, EXPRESS_OFFSET = 0x40, 0x50, 0x60
 AER_OFFSET, SERIAL_OFFSET = 0x100, 0x150
 """The first extended capability must begin at 0x100 (7.6)."""
@@ -53,9 +55,13 @@ _BAR_FLAGS = 0xF
 MIN_BAR_BYTES = 16
 _MAX_BAR_32_BYTES = 1 << 31
 _DWORD = 0xFFFF_FFFF
+_DWORD_ALIGNED = ~0x3
+_HEADER_BYTES = 0x40
 
 PM_VERSION = 3
 PM_NO_SOFT_RESET = 1 << 3
+PM_CONTROL_OFFSET = 4
+"""Of the control word, within the capability."""
 PM_POWER_STATE = 0b11
 D0, D3_HOT = 0, 3
 
@@ -247,6 +253,48 @@ class ConfigImage(NamedTuple):
     rw: bytes
     rw1c: bytes
     kept: bytes
+
+
+def find_capability(config: bytes, capability: int) -> int | None:
+    """Offset of a capability in what was read of configuration space; None where it is not there."""
+    at = config[CAPABILITIES_OFFSET] if len(config) > CAPABILITIES_OFFSET else 0
+    seen = set()
+    while _HEADER_BYTES <= (at := at & _DWORD_ALIGNED) <= len(config) - 4 and at not in seen:
+        seen.add(at)
+        if config[at] == capability:
+            return at
+        at = config[at + 1]
+    return None
+
+
+def find_extended_capability(config: bytes, capability: int) -> int | None:
+    """Offset of an extended capability; None where it is not there, or was not read."""
+    at, seen = EXTENDED_OFFSET, set()
+    while EXTENDED_OFFSET <= (at := at & _DWORD_ALIGNED) <= len(config) - 4 and at not in seen:
+        seen.add(at)
+        header = int.from_bytes(config[at : at + 4], "little")
+        if header & 0xFFFF == capability:
+            return at
+        at = header >> 20
+    return None
+
+
+def serial_text(config: bytes) -> str | None:
+    """The serial number in the Device Serial Number capability; None where there is none, or was not read.
+
+    Ours holds the last 8 characters of the serial. What is not printable is shown as lspci does: 00-11-22-…-77.
+    """
+    at = find_extended_capability(config, SERIAL_CAPABILITY)
+    if at is None or at + SERIAL_NUMBER.layout.size > len(config):
+        return None
+    number = SERIAL_NUMBER.layout.parse(config[at : at + SERIAL_NUMBER.layout.size]).serial
+    octets: bytes = number.to_bytes(8, "big")
+    if number in (0, (1 << 64) - 1):  # never programmed, or read from a card that is gone
+        return None
+    characters = octets.lstrip(b"\0")
+    if all(0x20 < character < 0x7F for character in characters):
+        return characters.decode("ascii")
+    return octets.hex("-")
 
 
 def extended_header(capability: int, version: int, next_offset: int) -> int:

@@ -39,6 +39,10 @@ class Transport(abc.ABC):
     """A file descriptor that reports POLLHUP when the device goes away; None where there is none."""
     on_unplug: Callable[[DeviceLost], None] | None = None
     """Called, from a thread of the transport's, after it let go of a function that is being taken away."""
+    has_dma: bool = True
+    """Whether the function can reach host memory through this transport; else there are registers and BARs only."""
+    resets_on_open: bool = True
+    """Whether opening the function reset it."""
 
     @abc.abstractmethod
     def regions(self) -> dict[int, RegionInfo]:

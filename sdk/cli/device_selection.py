@@ -13,7 +13,7 @@ from driver_shim.errors import DeviceNotFound
 from driver_shim.holder import holder_of
 from sdk import environment
 from sdk.cli.exit_codes import ExitCode, Failure
-from sdk.info import DeviceInfo, list_devices
+from sdk.info import CARD_SCHEMES, DeviceInfo, card_at, list_devices, served_devices
 
 if TYPE_CHECKING:
     from sdk.cli.frame import Frame
@@ -33,15 +33,15 @@ def device_option(function: Callable[..., Any]) -> Callable[..., Any]:
 def queried(wanted: Sequence[str]) -> list[DeviceInfo]:
     """What a query speaks of: the named devices, else all. Raises DeviceNotFound, click.UsageError."""
     named = list(wanted) or _from_environment()
-    there = list_devices()
     if not named or ALL in named:
+        there = list_devices()
         if not there:
             raise DeviceNotFound(
                 "there is no device on this machine", remedy="serve one: npuctl emulate --socket PATH, then -d"
             )
-        others = [_named(name, there) for name in dict.fromkeys(named) if name != ALL]
+        others = [_named(name) for name in dict.fromkeys(named) if name != ALL]
         return there + [device for device in others if device not in there]
-    return [_named(name, there) for name in dict.fromkeys(named)]
+    return [_named(name) for name in dict.fromkeys(named)]
 
 
 def changed(wanted: Sequence[str]) -> list[DeviceInfo]:
@@ -83,7 +83,7 @@ def open_for_work(wanted: Sequence[str], frame: Frame) -> Device:
         raise click.UsageError("this verb works on one device; name one with -d")
     address = wanted[0] if wanted else None
     if address is not None and not address.startswith(("emulator", _SOCKET)):
-        address = _named(address, list_devices()).address
+        address = _named(address).address
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sdk.EmulatorFallbackWarning)  # the line below says it
         try:
@@ -102,13 +102,18 @@ def _from_environment() -> list[str]:
     return [address] if address else []
 
 
-def _named(name: str, there: Sequence[DeviceInfo]) -> DeviceInfo:
-    for device in there:
-        if name in (device.address, device.serial):
-            return device
+def _named(name: str) -> DeviceInfo:
+    """The device with this address, hidden by `NPU_VISIBLE_DEVICES` or not, or with this serial among the visible."""
     if name.startswith("emulator"):
         raise click.UsageError(f"{name!r}: only run, bench and demo start an emulator; serve one with npuctl emulate")
-    if name.startswith(_SOCKET):  # served elsewhere, or published in a folder that we do not look into
-        return DeviceInfo(name="NPU", address=name, holder=holder_of(name))
-    known = ", ".join(device.address for device in there) or "none"
-    raise DeviceNotFound(f"no device has the address or serial {name!r}; there are: {known}")
+    if name.startswith(CARD_SCHEMES):
+        found = card_at(name)
+    elif name.startswith(_SOCKET):  # may be served elsewhere, or published in a folder that we do not look into
+        published = (device for device in served_devices() if device.address == name)
+        found = next(published, DeviceInfo(name="NPU", address=name, holder=holder_of(name)))
+    else:
+        found = next((device for device in list_devices() if device.serial == name), None)
+    if found is None:
+        known = ", ".join(device.address for device in list_devices()) or "none"
+        raise DeviceNotFound(f"no device has the address or serial {name!r}; there are: {known}")
+    return found

@@ -10,7 +10,7 @@ from rich.table import Table
 from sdk.cli.device_selection import device_option, queried
 from sdk.cli.frame import Frame, holder_facts
 from sdk.cli.verb import verb
-from sdk.info import DeviceInfo
+from sdk.info import CARD_SCHEMES, DeviceInfo
 
 _HELD_BY_COLUMNS = 16
 
@@ -20,16 +20,68 @@ _HELD_BY_COLUMNS = 16
 def command(frame: Frame, wanted: tuple[str, ...]) -> None:
     """List the devices of this machine; none is opened."""
     devices = queried(wanted)
+    for device in devices:
+        frame.add(facts(device))
+    cards = [device for device in devices if device.address.startswith(CARD_SCHEMES)]
+    emulators = [device for device in devices if device not in cards]
+    if cards:
+        frame.console.print(_card_table(cards))
+    for card in cards:
+        if card.holder:
+            frame.say(f"{card.address} is held by PID {_held_by(card)}")
+    if cards and emulators:
+        frame.say()
+    if emulators:
+        frame.console.print(_emulator_table(emulators))
+
+
+def _card_table(cards: list[DeviceInfo]) -> Table:
+    """Fits 80 columns as long as the serials are text: one space between columns, and the link, if anything, wraps."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for header in ("address", "name", "serial", "driver", "iommu", "numa"):
+        table.add_column(header, no_wrap=True, justify="right" if header in ("iommu", "numa") else "left")
+    table.add_column("link")
+    for card in cards:
+        group, node = card.iommu_group, card.numa_node
+        table.add_row(
+            card.address,
+            card.name,
+            card.serial or "-",
+            card.driver or "-",
+            group or "-",
+            "-" if node is None else str(node),
+            link_text(card),
+        )
+    return table
+
+
+def _emulator_table(emulators: list[DeviceInfo]) -> Table:
+    """An emulator has no place on the bus; its socket's path may be long."""
     table = Table(box=None, pad_edge=False)
     table.add_column("address", overflow="fold")  # to be copied, so never shortened
     for heading in ("name", "serial", "driver"):
         table.add_column(heading)
     table.add_column("held by", max_width=_HELD_BY_COLUMNS, overflow="ellipsis", no_wrap=True)
-    for device in devices:
-        frame.add(facts(device))
-        held_by = f"{device.holder.pid} {device.holder.command}" if device.holder else "-"
-        table.add_row(device.address, device.name, device.serial or "-", device.driver or "-", held_by)
-    frame.console.print(table)
+    for device in emulators:
+        table.add_row(device.address, device.name, device.serial or "-", device.driver or "-", _held_by(device))
+    return table
+
+
+def _held_by(device: DeviceInfo) -> str:
+    return f"{device.holder.pid} {device.holder.command}" if device.holder else "-"
+
+
+def link_text(info: DeviceInfo) -> str:
+    """A card's link for people: "5 GT/s x16", "2.5 GT/s x1 of 5 GT/s x16" when it could do more, "-" when unknown."""
+    now = _link(info.link_speed_gt_per_s, info.link_width_lanes)
+    most = _link(info.link_max_speed_gt_per_s, info.link_max_width_lanes)
+    if now is None:
+        return "-" if most is None else f"? of {most}"
+    return now if most in (None, now) else f"{now} of {most}"
+
+
+def _link(speed: float | None, lanes: int | None) -> str | None:
+    return None if speed is None or lanes is None else f"{speed:g} GT/s x{lanes}"
 
 
 def facts(info: DeviceInfo) -> dict[str, Any]:

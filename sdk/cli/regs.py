@@ -23,16 +23,18 @@ SAFE_TO_WRITE = frozenset({"scratch", "scratch_wide"})
 @click.argument("registers", nargs=-1, metavar="[NAME | NAME=VALUE]...")
 @device_option
 @click.option("--unsafe", is_flag=True, help="Allow writes to registers other than scratch.")
-@click.option("--no-open", is_flag=True, help="Refuse to open (opening a device resets it).")
+@click.option("--no-open", is_flag=True, help="Refuse to open (opening resets a device, except as sysfs:ADDRESS).")
 def command(frame: Frame, registers: tuple[str, ...], wanted: tuple[str, ...], unsafe: bool, no_open: bool) -> None:
     """Read all registers, the named ones, or write NAME=VALUE.
 
-    Opening the device resets it. Writes go to scratch registers only, unless --unsafe is given: they can stop the
-    device until its next reset.
+    Opening the device resets it, except as sysfs:ADDRESS (as root). Writes go to scratch registers only, unless
+    --unsafe is given: they can stop the device until its next reset.
     """
     names, writes = _parse(registers, unsafe)
     if no_open:
-        raise click.UsageError("registers cannot be read without opening the device, which resets it")
+        raise click.UsageError(
+            "registers cannot be read without opening the device; -d sysfs:ADDRESS opens a card without resetting it"
+        )
     for device in changed(wanted) if writes else queried(wanted):
         try:
             _one_device(frame, device, names, writes)
@@ -81,7 +83,8 @@ def _one_device(frame: Frame, device: DeviceInfo, shown: list[Register], writes:
         for name, value in writes.items():
             access[name].write_value(value)
         entries = [_entry(register, access[register.name].read()) for register in shown]
-    frame.add({"address": device.address, "opened_with_reset": True, "registers": entries})
+        with_reset = opened.transport.resets_on_open
+    frame.add({"address": device.address, "opened_with_reset": with_reset, "registers": entries})
     frame.say(device.address)
     table = Table("offset", "register", "value", "fields", box=None, pad_edge=False)
     for entry in entries:

@@ -43,9 +43,16 @@ def test_a_query_without_a_device_exits_3(npuctl: Npuctl, verb: str) -> None:
     assert [error["code"] for error in document["errors"]] == ["device-not-found"]
 
 
-@pytest.mark.parametrize("verb", ["info", "regs", "bench"])
-def test_a_device_that_is_not_there_exits_3(npuctl: Npuctl, verb: str) -> None:
-    assert npuctl(verb, "-d", "pci:0000:03:00.0").returncode == 3
+@pytest.mark.parametrize("address", ["pci:ff:1f.7", "sysfs:ff:1f.7"])
+@pytest.mark.parametrize("verb", ["list", "info", "regs", "bench"])
+def test_a_device_that_is_not_there_exits_3(npuctl: Npuctl, verb: str, address: str) -> None:
+    assert npuctl(verb, "-d", address).returncode == 3
+
+
+def test_a_visible_device_that_is_not_there_exits_3(npuctl: Npuctl) -> None:
+    document = npuctl.document("list", code=3, NPU_VISIBLE_DEVICES="nonesuch")
+    assert [error["code"] for error in document["errors"]] == ["device-not-found"]
+    assert "'nonesuch'" in document["errors"][0]["message"]
 
 
 def test_the_doctor_of_a_machine_without_a_card_speaks_of_the_emulator(npuctl: Npuctl) -> None:

@@ -40,7 +40,7 @@ ERRORS = {
 @pytest.fixture
 def clean(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """No variable of ours is set."""
-    for name in ("NPU_DEVICE", "NPU_STRICT", "NPU_PROFILE", "NPU_HOST_MEMORY", "NPU_TIMEOUT"):
+    for name in ("NPU_DEVICE", "NPU_VISIBLE_DEVICES", "NPU_STRICT", "NPU_PROFILE", "NPU_HOST_MEMORY", "NPU_TIMEOUT"):
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
 
@@ -127,7 +127,8 @@ def test_strictness_is_yes_or_no(clean: pytest.MonkeyPatch, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["", "emulatr", "pci:", "vfio-user:", "vfio-user", "usb:1", "EMULATOR", "emulator "]
+    "address",
+    ["", "emulatr", "pci:", "pci:card", "pci:../03:00.0", "vfio-user:", "vfio-user", "usb:1", "EMULATOR", "emulator "],
 )
 def test_unknown_addresses_are_refused_with_the_accepted_forms(clean: pytest.MonkeyPatch, address: str) -> None:
     with pytest.raises(ValueError, match=r"emulator"):
