@@ -12,8 +12,6 @@ from sdk.cli.frame import Frame, holder_facts
 from sdk.cli.verb import verb
 from sdk.info import CARD_SCHEMES, DeviceInfo
 
-_HELD_BY_COLUMNS = 16
-
 
 @verb("list")
 @device_option
@@ -26,13 +24,14 @@ def command(frame: Frame, wanted: tuple[str, ...]) -> None:
     emulators = [device for device in devices if device not in cards]
     if cards:
         frame.console.print(_card_table(cards))
-    for card in cards:
-        if card.holder:
-            frame.say(f"{card.address} is held by PID {_held_by(card)}")
     if cards and emulators:
         frame.say()
     if emulators:
         frame.console.print(_emulator_table(emulators))
+    for device in devices:
+        if device.holder:
+            who = f"held by PID {device.holder.pid}: {device.holder.command}"
+            frame.console.print(f"{device.address} is {who}", overflow="fold")
 
 
 def _card_table(cards: list[DeviceInfo]) -> Table:
@@ -61,14 +60,9 @@ def _emulator_table(emulators: list[DeviceInfo]) -> Table:
     table.add_column("address", overflow="fold")  # to be copied, so never shortened
     for heading in ("name", "serial", "driver"):
         table.add_column(heading)
-    table.add_column("held by", max_width=_HELD_BY_COLUMNS, overflow="ellipsis", no_wrap=True)
     for device in emulators:
-        table.add_row(device.address, device.name, device.serial or "-", device.driver or "-", _held_by(device))
+        table.add_row(device.address, device.name, device.serial or "-", device.driver or "-")
     return table
-
-
-def _held_by(device: DeviceInfo) -> str:
-    return f"{device.holder.pid} {device.holder.command}" if device.holder else "-"
 
 
 def link_text(info: DeviceInfo) -> str:
