@@ -21,7 +21,7 @@ ADDRESS = "pci:0000:03:00.0"
 
 def test_the_record_is_what_the_device_showed_before_it_was_enabled(rig: Rig) -> None:
     bus = BusClient(rig.transport)
-    bus.transport.read(BAR0, 0x1001, 2)
+    bus.transport.read(BAR0, 0x1002, 2)
     rig.transport.reset()
     bus.command(BOTH)
     faults = bus.registers.fault_count.read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
@@ -60,22 +61,35 @@ def test_the_table_has_every_register_both_ways_in_every_width() -> None:
         assert sum(case.legal for case in own) == (2 if register.size == 4 else 6)
 
 
+each_block = pytest.mark.parametrize("block", range(0, REGISTERS_END, 0x20), ids=hex)
+natural_or_not = pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "misaligned"])
+
+
 def faults(bus: BusClient) -> int:
     return bus.registers.fault_count.read()
 
 
-@pytest.mark.parametrize("block", range(0, REGISTERS_END, 0x20), ids=hex)
-def test_reads(bus: BusClient, block: int) -> None:
-    check_reads(bus, range(block, block + 0x20))
+@each_block
+@natural_or_not
+def test_reads(bus: BusClient, block: int, aligned: bool) -> None:
+    check_reads(bus, range(block, block + 0x20), aligned)
 
 
-def test_reads_of_samples_elsewhere(bus: BusClient) -> None:
-    check_reads(bus, SAMPLES)
+@natural_or_not
+def test_reads_of_samples_elsewhere(bus: BusClient, aligned: bool) -> None:
+    check_reads(bus, SAMPLES, aligned)
 
 
-def check_reads(bus: BusClient, offsets: range | tuple[int, ...]) -> None:
+def cases_of(verb: str, offsets: range | tuple[int, ...], aligned: bool) -> Iterator[Case]:
+    """The table's accesses at these offsets, those that are naturally aligned or the others."""
+    for case in (case for offset in offsets for case in _cases(offset)):
+        if case.verb == verb and (case.offset % case.width == 0) == aligned:
+            yield case
+
+
+def check_reads(bus: BusClient, offsets: range | tuple[int, ...], aligned: bool) -> None:
     before = faults(bus)
-    for case in (case for offset in offsets for case in _cases(offset) if case.verb == "read"):
+    for case in cases_of("read", offsets, aligned):
         value = bus.transport.read(BAR0, case.offset, case.width)
         after = faults(bus)
         if case.legal:
@@ -96,19 +110,23 @@ def expected_value(bus: BusClient, case: Case) -> int:
     return whole if case.width == register.size else whole >> 8 * (case.offset - register.offset) & 0xFFFF_FFFF
 
 
-@pytest.mark.parametrize("block", range(0, REGISTERS_END, 0x20), ids=hex)
-def test_wrong_writes_are_ignored_and_counted(bus: BusClient, block: int) -> None:
-    check_wrong_writes(bus, range(block, block + 0x20))
+@each_block
+@natural_or_not
+def test_wrong_writes_are_ignored_and_counted(bus: BusClient, block: int, aligned: bool) -> None:
+    check_wrong_writes(bus, range(block, block + 0x20), aligned)
 
 
-def test_wrong_writes_of_samples_elsewhere(bus: BusClient) -> None:
-    check_wrong_writes(bus, SAMPLES)
+@natural_or_not
+def test_wrong_writes_of_samples_elsewhere(bus: BusClient, aligned: bool) -> None:
+    check_wrong_writes(bus, SAMPLES, aligned)
 
 
-def check_wrong_writes(bus: BusClient, offsets: range | tuple[int, ...]) -> None:
+def check_wrong_writes(bus: BusClient, offsets: range | tuple[int, ...], aligned: bool) -> None:
     stable = {name: bus.registers[name].read() for name in STABLE}
     before = faults(bus)
-    for case in (case for offset in offsets for case in _cases(offset) if case.verb == "write" and not case.legal):
+    for case in cases_of("write", offsets, aligned):
+        if case.legal:
+            continue
         bus.transport.write(BAR0, case.offset, (1 << 8 * case.width) - 1, case.width)
         after = faults(bus)
         assert after == before + 1, case
@@ -183,7 +201,7 @@ def test_rw1c_bits_clear_one_by_one(bus: BusClient) -> None:
     access = bus.registers.fault_status
     access.write_value(REGISTERS["fault_status"].declared_mask)
     assert access.read() == 0
-    bus.transport.read(BAR0, 0x1001, 2)
+    bus.transport.read(BAR0, 0x1002, 2)
     seen = access.fields()
     assert seen["register"] == 1
     access.write(command=1)
@@ -222,10 +240,10 @@ def test_a_whole_write_forgets_a_half_that_was_never_completed(bus: BusClient) -
 
 def test_wrong_accesses_are_in_the_error_log(bus: BusClient) -> None:
     bus.enable()
-    bus.transport.read(BAR0, 0x0A1, 2)
+    bus.transport.read(BAR0, 0x0A2, 2)
     entry = bus.newest_error()
-    assert (entry.source, entry.address, entry.count) == (FaultSource.REGISTER, 0x0A1, 1)
-    assert "read of 2 bytes at 0xa1; scratch takes 4" in text(entry)
+    assert (entry.source, entry.address, entry.count) == (FaultSource.REGISTER, 0x0A2, 1)
+    assert "read of 2 bytes at 0xa2; scratch takes 4" in text(entry)
     for _ in range(5):
         bus.transport.write(BAR0, 0x018, 0x8000_0001, 4)
     entry = bus.newest_error()

@@ -89,7 +89,7 @@ class Subject:
         bus.registers.scratch.write(value=MARK)
         bus.registers.interrupt_mask.write(vectors=1 << 3)
         bus.transport.write(BAR0, MSIX_TABLE_OFFSET, MARK & ~3, 4)
-        bus.transport.read(BAR0, 0x0A1, 1)
+        bus.transport.read(BAR0, 0x0A2, 2)
         self.tick = self.read_tick()
 
     def read_tick(self) -> int:

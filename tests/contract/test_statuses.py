@@ -337,7 +337,9 @@ def run(client: BusClient, name: str, case: Case) -> tuple[Any, RawQueue]:
 
 
 @pytest.mark.parametrize(
-    ("name", "status", "case"), CASES, ids=[f"{at}-{name}-{status.slug}" for at, (name, status, _) in enumerate(CASES)]
+    ("name", "status", "case"),
+    CASES,
+    ids=[f"{at}-{name}-{status.slug}-{case.__name__}" for at, (name, status, case) in enumerate(CASES)],
 )
 def test_every_command_completes_with_every_status_it_can(
     client: BusClient, name: str, status: Status, case: Case

@@ -15,10 +15,9 @@ from driver_shim.errors import DeviceBusy, DeviceNotFound
 from driver_shim.protocol.commands import ResetCause
 from driver_shim.transport.base import Transport
 from driver_shim.transport.in_process import InProcessTransport
-from driver_shim.transport.vfio import VfioTransport
 from driver_shim.transport.vfio_user import VfioUserTransport
 from emulator.function import build
-from tests.support.rigs import CARD_VARIABLE
+from tests.support.rigs import Card
 from tests.support.time_scale import patience
 
 START_S = patience(30.0)
@@ -125,12 +124,13 @@ class CardBench:
     pid: int | None = None
 
     def __init__(self) -> None:
-        self.transport: Transport = VfioTransport(os.environ[CARD_VARIABLE])
+        Card.close()
+        self.transport: Transport = Card.transport()
 
     def reconnect(self) -> Transport:
         """Let the card go and open it again."""
-        self.transport.close()
-        self.transport = VfioTransport(os.environ[CARD_VARIABLE])
+        Card.close()
+        self.transport = Card.transport()
         return self.transport
 
     def power_cycle(self) -> Transport:
@@ -139,7 +139,7 @@ class CardBench:
 
     def close(self) -> None:
         """Let it go."""
-        self.transport.close()
+        Card.close()
 
 
 @contextmanager

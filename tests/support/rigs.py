@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from driver_shim.protocol.commands import ResetCause
 from driver_shim.transport.base import Transport
@@ -64,14 +65,40 @@ def process_rig(kernels: str = "auto") -> Iterator[Rig]:
         emulator.stop()
 
 
+class Card:
+    """The card that the environment names. A function has one holder, so all who use it in this process share it."""
+
+    _open: VfioTransport | None = None
+
+    @classmethod
+    def transport(cls) -> VfioTransport:
+        """It, open."""
+        if cls._open is None or not cls._open.alive():
+            cls._open = VfioTransport(os.environ[CARD_VARIABLE])
+        return cls._open
+
+    @classmethod
+    def close(cls) -> None:
+        """Let it go, for somebody else or for good."""
+        if cls._open is not None:
+            cls._open.close()
+
+
+class CardRig(Rig):
+    """A rig whose transport comes back after a device over it was closed."""
+
+    def __init__(self) -> None:
+        super().__init__(Card.transport(), None)
+
+    def __getattribute__(self, name: str) -> Any:
+        return Card.transport() if name == "transport" else super().__getattribute__(name)
+
+
 @contextmanager
 def vfio_rig(kernels: str = "auto") -> Iterator[Rig]:
-    """The card. One at a time: a function has one holder."""
-    transport = VfioTransport(os.environ[CARD_VARIABLE])
-    try:
-        yield Rig(transport, None)
-    finally:
-        transport.close()
+    """The card, as after a reset; it stays open for the next one."""
+    Card.transport().reset()
+    yield CardRig()
 
 
 RIGS = {"in-process": in_process_rig, "vfio-user": process_rig, "vfio": vfio_rig}
