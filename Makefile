@@ -10,7 +10,7 @@ SOURCES := sdk driver_shim emulator firmware_tools benchmarks tests examples
 PATHS ?=
 DESTDIR ?=
 
-.PHONY: demo test test-slow lint format bench clean install-udev
+.PHONY: demo test test-slow test-vm test-vm-iommufd lint format bench clean install-udev
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/npuctl demo $(PATHS)
@@ -20,6 +20,15 @@ test: $(VENV)/dev.stamp
 
 test-slow: $(VENV)/dev.stamp
 	$(PYTEST) -m slow
+
+# Needs root, and Debian's mmdebstrap, e2fsprogs, xz-utils and kmod. QEMU and the guest are made of Debian's packages and
+# kept in ~/.cache/npu-sdk/vm, 3 GB.
+test-vm: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m vm tests/vm
+
+# The same on a kernel that has iommufd; it is built once, which takes some ten minutes.
+test-vm-iommufd: $(VENV)/dev.stamp
+	NPU_VM_KERNEL=iommufd $(BIN)/python -m pytest -m vm tests/vm
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check $(SOURCES)

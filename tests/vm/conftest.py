@@ -1,9 +1,13 @@
-"""One guest for all of the suite: booted once, its first card bound to vfio-pci. Faults plug in cards of their own."""
+"""One guest for all of the suite: booted once, its first card bound to vfio-pci. Faults plug in cards of their own.
+
+`NPU_VM_KERNEL=iommufd` boots the kernel that has iommufd in place of Debian's. The run ends with a table.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,13 +17,16 @@ from tests.vm.recipe import parts
 
 PATIENCE_S = 60.0
 """A command in the guest, on a loaded host of two cores."""
+IOMMUFD = os.environ.get("NPU_VM_KERNEL") == "iommufd"
+_NOTE = "note"
 FIRST, SPARE_PORTS = 0, (1, 2, 3)
 
 
 @pytest.fixture(scope="session")
 def guest() -> Iterator[Guest]:
     """A booted guest with one card, which no driver has yet."""
-    with Guest(parts()) as booted:
+    with Guest(parts(iommufd=IOMMUFD)) as booted:
+        booted.check("modprobe vfio-pci || [ -d /sys/bus/pci/drivers/vfio-pci ]", PATIENCE_S)
         yield booted
 
 
@@ -39,6 +46,31 @@ def fault_card(guest: Guest) -> Iterator[tuple[Card, str]]:
         yield card, bind(guest, card)
     finally:
         guest.pull(card, PATIENCE_S)
+
+
+@pytest.fixture
+def note(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Puts a figure or a finding into the table at the end."""
+    return lambda text: request.node.user_properties.append((_NOTE, text))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The table: what was tried, how it ended, how long it took, what was found."""
+    reports = [
+        report
+        for outcome in ("passed", "failed", "error", "skipped")
+        for report in terminalreporter.getreports(outcome)
+        if "tests/vm/" in report.nodeid and (report.when == "call" or report.outcome != "passed")
+    ]
+    if not reports:
+        return
+    terminalreporter.section(f"guest ({'iommufd' if IOMMUFD else 'type1'})")
+    for report in reports:
+        name = report.nodeid.rpartition("::")[2].removeprefix("test_").replace("_", " ")
+        terminalreporter.write_line(f"{report.outcome:7} {report.duration:6.1f} s  {name}")
+        for key, text in report.user_properties:
+            if key == _NOTE:
+                terminalreporter.write_line(f"{'':18}{text}")
 
 
 def bind(guest: Guest, card: Card) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 
 import pytest
 
-from tests.vm.conftest import PATIENCE_S, last_line, npuctl, program
+from tests.vm.conftest import IOMMUFD, PATIENCE_S, last_line, npuctl, program
 from tests.vm.guest import Card, Guest
 
 pytestmark = pytest.mark.vm
+Note = Callable[[str], None]
 
 SUITE_S = 900.0
 DEMO_S = 240.0
@@ -55,25 +57,26 @@ def test_the_kernel_has_nothing_to_complain_about(guest: Guest, address: str) ->
 # --- the contract -----------------------------------------------------------------------------------------------------
 
 
-def test_the_core_of_the_contract_suite_holds_on_the_card(guest: Guest, address: str) -> None:
+def test_the_core_of_the_contract_suite_holds_on_the_card(guest: Guest, address: str, note: Note) -> None:
     command = (
         f"NPU_TEST_CARD={address} python3 -m pytest -q -p no:cacheprovider --timeout 300 --tb=short tests/contract"
     )
     ran = guest.run(command, SUITE_S)
-    print(ran.output)
+    note(ran.output.strip().splitlines()[-1])
     assert ran.status == 0, ran.output[-8000:]
 
 
 def test_completions_interrupt_through_msix(guest: Guest, address: str) -> None:
     seen = last_line(guest.check(program("interrupts", address, address), PATIENCE_S))
     assert seen["vectors"] == 32
+    assert seen["iommu"] == ("iommufd" if IOMMUFD else "type1")
     assert seen["interrupts"] >= seen["rounds"] // 2  # a completion may be there before the wait falls asleep
 
 
-def test_submissions_trap_only_when_the_device_wakes_up(guest: Guest, address: str) -> None:
+def test_submissions_trap_only_when_the_device_wakes_up(guest: Guest, address: str, note: Note) -> None:
     lone = 10
     seen = last_line(guest.check(program("count_traps", str(lone), address), PATIENCE_S))
-    print(seen)
+    note(f"{seen['submissions']} submissions, busy: {seen['busy']}; {lone} lone ones: {seen['lone']}")
     assert seen["lone"] == {"bells": lone}
     # It may fall asleep while the guest's processor is away: once a millisecond of that at most, and never in between.
     assert set(seen["busy"]) <= {"bells"}
@@ -83,9 +86,9 @@ def test_submissions_trap_only_when_the_device_wakes_up(guest: Guest, address: s
 # --- tools ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_demo_classifies_on_the_card(guest: Guest, address: str) -> None:
+def test_the_demo_classifies_on_the_card(guest: Guest, address: str, note: Note) -> None:
     shown = guest.check(f"NPU_DEVICE=pci:{address} python3 -m sdk.cli demo docs README.md pyproject.toml 2>&1", DEMO_S)
-    print(shown)
+    note(shown.strip().splitlines()[-1])
     assert f"pci:{address}" in shown
 
 
@@ -104,25 +107,27 @@ def test_npuctl_knows_the_card(guest: Guest, address: str) -> None:
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 
-def test_threads_carry_on_through_resets(guest: Guest, address: str) -> None:
+def test_threads_carry_on_through_resets(guest: Guest, address: str, note: Note) -> None:
     seen = last_line(guest.check(program("storm", "resets 20", address), PATIENCE_S))
-    print(seen)
+    note(f"{seen['resets']} resets, {seen['commands']} commands, {seen['errors']}")
     assert seen["resets"] == 20
     assert seen["commands"] > 0
 
 
-def test_a_killed_client_leaves_a_card_that_works(guest: Guest, address: str) -> None:
+def test_a_killed_client_leaves_a_card_that_works(guest: Guest, address: str, note: Note) -> None:
     job = guest.start(f"exec {program('storm', 'until-lost', address)}".replace("exec NPU", "NPU"))
     _wait_for_output(guest, job, "running")
     guest.check("pkill -9 -f programs.storm", PATIENCE_S)
     assert guest.result(job, PATIENCE_S).status != 0
     began = time.monotonic()
     seen = last_line(guest.check(program("interrupts", address, address), PATIENCE_S))
-    print(f"the next client was served after {time.monotonic() - began:.1f} s")
+    note(f"the next client was done {time.monotonic() - began:.1f} s later")
     assert seen["vectors"] == 32
 
 
-def test_a_killed_server_is_a_lost_device_and_nothing_worse(guest: Guest, fault_card: tuple[Card, str]) -> None:
+def test_a_killed_server_is_a_lost_device_and_nothing_worse(
+    guest: Guest, fault_card: tuple[Card, str], note: Note
+) -> None:
     card, where = fault_card
     job = guest.start(program("storm", "until-lost", where))
     _wait_for_output(guest, job, "running")
@@ -130,13 +135,13 @@ def test_a_killed_server_is_a_lost_device_and_nothing_worse(guest: Guest, fault_
     ran = guest.result(job, PATIENCE_S)
     assert ran.status == 0, ran.output
     seen = last_line(ran.output)
-    print(seen)
+    note(f"all four threads knew {seen['seconds']:.2f} s after the storm was on")
     assert (seen["errors"]["device-lost"], seen["after"]) == (4, "device-lost")
     assert seen["seconds"] < LOST_S
     assert guest.running
 
 
-def test_an_unplugged_card_is_let_go(guest: Guest, fault_card: tuple[Card, str]) -> None:
+def test_an_unplugged_card_is_let_go(guest: Guest, fault_card: tuple[Card, str], note: Note) -> None:
     card, where = fault_card
     job = guest.start(program("storm", "until-lost", where))
     _wait_for_output(guest, job, "running")
@@ -147,7 +152,7 @@ def test_an_unplugged_card_is_let_go(guest: Guest, fault_card: tuple[Card, str])
     ran = guest.result(job, PATIENCE_S)
     assert ran.status == 0, ran.output
     seen = last_line(ran.output)
-    print(seen, f"let go after {took:.1f} s")
+    note(f"let go after {took:.1f} s")
     assert (seen["errors"]["device-lost"], seen["after"]) == (4, "device-lost")
     assert guest.run(f"ls -d /sys/bus/pci/devices/{where}", PATIENCE_S).status != 0
 
@@ -163,7 +168,9 @@ def test_an_idle_program_lets_an_unplugged_card_go(guest: Guest, fault_card: tup
 
 
 @pytest.mark.parametrize("huge_pages", [True, False], ids=["huge pages", "4 KiB pages"])
-def test_64_mib_cost_the_server_neither_descriptors_nor_mappings(guest: Guest, address: str, huge_pages: bool) -> None:
+def test_64_mib_cost_the_server_neither_descriptors_nor_mappings(
+    guest: Guest, address: str, huge_pages: bool, note: Note
+) -> None:
     card = guest.cards[0]
     guest.check(f"echo {48 if huge_pages else 0} >/proc/sys/vm/nr_hugepages; rm -f /tmp/release", PATIENCE_S)
     before = card.counts()
@@ -173,9 +180,8 @@ def test_64_mib_cost_the_server_neither_descriptors_nor_mappings(guest: Guest, a
     guest.check("touch /tmp/release", PATIENCE_S)
     ran = guest.result(job, PATIENCE_S)
     assert ran.status == 0, ran.output
-    print(
-        f"{ran.output.splitlines()[0]}; descriptors, mappings: {before} before, {(fds, maps)} while 64 MiB are mapped"
-    )
+    counts = f"{before} before, {(fds, maps)} with 64 MiB mapped"
+    note(f"{ran.output.splitlines()[0]}; descriptors and mappings: {counts}")
     assert fds <= MOST_FDS
     assert maps - before[1] < 64
 

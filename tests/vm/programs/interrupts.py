@@ -21,15 +21,15 @@ def counted(bus_address: str) -> int:
 
 
 def main() -> None:
-    """Print {"rounds", "interrupts", "vectors"}."""
+    """Print {"rounds", "interrupts", "vectors", "iommu"}."""
     bus_address = sys.argv[1]
     with sdk.Device() as device, device.queue() as queue:
         device.may_spin = False
         before = counted(bus_address)
         for _ in range(ROUNDS):
             queue.nop().wait()
-        vectors = device.transport.interrupt_count()
-        print(json.dumps({"rounds": ROUNDS, "interrupts": counted(bus_address) - before, "vectors": vectors}))
+        found = {"vectors": device.transport.interrupt_count(), "iommu": getattr(device.transport, "iommu_kind", None)}
+        print(json.dumps({"rounds": ROUNDS, "interrupts": counted(bus_address) - before, **found}))
 
 
 if __name__ == "__main__":
