@@ -1,4 +1,4 @@
-"""One guest for all of the suite: booted once, its first card bound to vfio-pci. Faults plug in cards of their own.
+"""One guest for all of the suite: booted once. Cards that are killed or taken away are not those that others use.
 
 `NPU_VM_KERNEL=iommufd` boots the kernel that has iommufd in place of Debian's. The run ends with a table.
 """
@@ -19,13 +19,14 @@ PATIENCE_S = 60.0
 """A command in the guest, on a loaded host of two cores."""
 IOMMUFD = os.environ.get("NPU_VM_KERNEL") == "iommufd"
 _NOTE = "note"
-FIRST, SPARE_PORTS = 0, (1, 2, 3)
+FIRST, SECOND, DOOMED, REMOVED = range(4)
+"""Cards of the guest, by port: two to work with, one whose emulator is killed, one that is taken away for a while."""
 
 
 @pytest.fixture(scope="session")
 def guest() -> Iterator[Guest]:
-    """A booted guest with one card, which no driver has yet."""
-    with Guest(parts(iommufd=IOMMUFD)) as booted:
+    """A booted guest with four cards, which no driver has yet."""
+    with Guest(parts(iommufd=IOMMUFD), cards=4) as booted:
         booted.check("modprobe vfio-pci || [ -d /sys/bus/pci/drivers/vfio-pci ]", PATIENCE_S)
         yield booted
 
@@ -37,15 +38,9 @@ def address(guest: Guest) -> str:
 
 
 @pytest.fixture
-def fault_card(guest: Guest) -> Iterator[tuple[Card, str]]:
-    """A card plugged in for this test alone, bound to vfio-pci, and its bus address."""
-    port = next(port for port in SPARE_PORTS if port not in guest.cards)
-    card = guest.plug(port)
-    try:
-        guest.check(f"until {guest.card_folder(card)}; do sleep 0.1; done", PATIENCE_S)
-        yield card, bind(guest, card)
-    finally:
-        guest.pull(card, PATIENCE_S)
+def second(guest: Guest) -> str:
+    """Bus address of another card, bound to vfio-pci whatever a test before did to it."""
+    return bind(guest, guest.cards[SECOND])
 
 
 @pytest.fixture

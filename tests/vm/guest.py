@@ -192,6 +192,19 @@ class Guest:
         path = self.exchange / f"output-{number:06}"
         return path.read_text("utf-8", "replace") if path.exists() else ""
 
+    def wait_for_output(self, number: int, word: str, patience_s: float) -> None:
+        """Wait until a command has printed `word`. Raises GuestError when it does not, or ends before."""
+
+        def printed() -> bool:
+            if not word_is_there() and (self.exchange / f"status-{number:06}").exists() and not word_is_there():
+                raise GuestError(f"command {number} ended without {word!r}: {self.output(number)}")
+            return word_is_there()
+
+        def word_is_there() -> bool:
+            return word in self.output(number)
+
+        self._wait(printed, patience_s, f"{word!r} from command {number}", number)
+
     def run(self, command: str, timeout: float) -> Ran:
         """Run a shell command in the guest as root."""
         return self.result(self.start(command), timeout)
@@ -207,31 +220,6 @@ class Guest:
         """Where the guest sees a card: the function behind its root port."""
         where = self.check(f"ls -d /sys/bus/pci/devices/0000:00:{FIRST_SLOT + card.port:02x}.0/0000:*:00.0", STOP_S)
         return where.strip().rpartition("/")[2]
-
-    def card_folder(self, card: Card) -> str:
-        """Shell command that succeeds once the guest's kernel knows the card."""
-        return f"ls -d /sys/bus/pci/devices/0000:00:{FIRST_SLOT + card.port:02x}.0/0000:*:00.0 >/dev/null 2>&1"
-
-    def pull(self, card: Card, patience_s: float) -> None:
-        """Unplug a card, if that was not done, and end its emulator."""
-        del self.cards[card.port]
-        try:
-            if any(known["qdev_id"] == card.name for known in self._cards_plugged()):
-                self.monitor.execute("device_del", {"id": card.name})
-                self.monitor.wait_for_event("DEVICE_DELETED", patience_s)
-        finally:
-            card.close()
-
-    def _cards_plugged(self) -> list[dict[str, Any]]:
-        buses = self.monitor.execute("query-pci")
-        bridges = [device["pci_bridge"] for bus in buses for device in bus["devices"] if "pci_bridge" in device]
-        return [device for bridge in bridges for device in bridge.get("devices", [])]
-
-    def plug(self, port: int) -> Card:
-        """Plug one more card in while the guest runs."""
-        card = self.cards[port] = Card(self.folder, port)
-        self.monitor.execute("device_add", card.device())
-        return card
 
     def close(self) -> None:
         """End QEMU and the emulators and remove the folder; idempotent."""

@@ -1,4 +1,7 @@
-"""Holds the device with so much host memory: `python hold.py MIB FILE` until FILE is there."""
+"""Holds the device with so much host memory: `python hold.py MIB FILE [idle]` until FILE is there.
+
+With "idle" it touches the device no more once it has it.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,8 @@ def main() -> None:
         print("holding", flush=True)
         while not release.exists():
             time.sleep(POLL_S)
-            queue.nop().wait()
+            if sys.argv[3:] != ["idle"]:
+                queue.nop().wait()
 
 
 if __name__ == "__main__":
