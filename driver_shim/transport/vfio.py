@@ -233,7 +233,10 @@ class VfioTransport(Transport):
         """Pin part of a memory file and let the device reach it. Raises HostMemoryLimit, ValueError."""
         if size <= 0 or os.fstat(fd).st_size < offset + size:
             raise ValueError(f"{self.address}: {size} bytes at {offset:#x} of a file of {os.fstat(fd).st_size} bytes")
-        pages = map_memory_file(fd, offset + size)[offset:]
+        try:
+            pages = map_memory_file(fd, offset + size)[offset:]
+        except OSError as error:  # part of a huge page, say
+            raise ValueError(f"{self.address}: {size} bytes at {offset:#x} of a file: {error.strerror}") from error
         address = np.frombuffer(pages, np.uint8).ctypes.data
         with self._lock:
             self._check_open()

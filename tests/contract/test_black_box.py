@@ -24,7 +24,7 @@ from emulator.state import StateError
 from tests.contract.test_reset_matrix import DEVICE_CONTROL
 from tests.contract.test_statuses import add_entry, children
 from tests.support.benches import ROOT, START_S, Bench, bench
-from tests.support.bus_client import BOTH, BusClient, text
+from tests.support.bus_client import BOTH, MEMORY_BYTES, BusClient, text
 from tests.support.rigs import TRANSPORTS, process_rig
 
 SCRATCH = 0xCAFE_F00D
@@ -71,7 +71,7 @@ def after(bus: BusClient, transport: Transport) -> BusClient:
     """The next client, up and running, with the memory of the one before."""
     bus.move_to(transport)
     bus.command(BOTH)
-    bus.transport.dma_map(bus.file, 0, 0x1_0000_0000, 4 << 20)
+    bus.transport.dma_map(bus.file, 0, 0x1_0000_0000, MEMORY_BYTES)
     return bus.enable()
 
 

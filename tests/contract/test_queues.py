@@ -9,7 +9,7 @@ import pytest
 from driver_shim.protocol import commands as c
 from driver_shim.protocol.commands import AdminOpcode, FaultSource, Status
 from driver_shim.protocol.registers import BAR2
-from tests.support.bus_client import MEMORY_IOVA, PAGE_BYTES, BusClient, RawQueue, text
+from tests.support.bus_client import MEMORY_BYTES, MEMORY_IOVA, PAGE_BYTES, BusClient, RawQueue, text
 
 both_kinds = pytest.mark.parametrize("shadows", [False, True], ids=["doorbells", "shadows"])
 
@@ -205,7 +205,7 @@ def test_deleting_a_queue_drops_what_it_had_not_fetched(bus: BusClient, shadows:
 def test_rings_unmapped_under_the_device_halt_their_queue(bus: BusClient, shadows: bool) -> None:
     bus.enable()
     elsewhere = 0x3_0000_0000
-    bus.map(bus.file, elsewhere, 4 << 20)  # the same memory once more, at bus addresses that can be taken away
+    bus.map(bus.file, elsewhere, MEMORY_BYTES)  # the same memory once more, at bus addresses that can be taken away
     if shadows:
         bus.configure_shadows()
     queue, other = RawQueue(bus, 1, 16, 16, bus.shadows), bus.queue(2)
@@ -237,7 +237,7 @@ def test_an_admin_ring_unmapped_under_the_device_is_fatal(bus: BusClient) -> Non
     bus.enable()
     bus.unmap(MEMORY_IOVA)
     bus.wait_until(lambda: bus.registers.status.fatal == 1, "fatal state")
-    bus.map(bus.file, MEMORY_IOVA, 4 << 20)
+    bus.map(bus.file, MEMORY_IOVA, MEMORY_BYTES)
     bus.registers.control.write(enable=0)
     bus.enable()
     assert c.BLACK_BOX.parse(bus.log_page(c.LogPage.BLACK_BOX)[: c.BLACK_BOX.size]).cause == c.ResetCause.FATAL

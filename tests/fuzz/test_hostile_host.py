@@ -17,7 +17,7 @@ from emulator.controller import Controller
 from emulator.function import CONFIG_REGION
 from emulator.queue_pair import QueueState
 from tests.fuzz.device import ADDRESSES, Subject, entries, fuzzed, subject
-from tests.support.bus_client import BOTH, MEMORY_IOVA, PAGE_BYTES
+from tests.support.bus_client import BOTH, MEMORY_BYTES, MEMORY_IOVA, PAGE_BYTES
 
 POINTERS = st.one_of(
     st.integers(0, 40),
@@ -39,7 +39,7 @@ ACTIONS: st.SearchStrategy[Action] = st.one_of(
     st.tuples(st.just("config"), st.tuples(st.integers(0, 4095), st.binary(min_size=1, max_size=8))),
     st.tuples(st.just("register"), st.tuples(OFFSETS, st.binary(min_size=1, max_size=16))),
     st.tuples(st.just("look"), st.tuples(OFFSETS, st.integers(1, 64))),
-    st.tuples(st.just("aperture"), st.tuples(st.integers(0, (4 << 20) - 1), st.binary(min_size=1, max_size=64))),
+    st.tuples(st.just("aperture"), st.tuples(st.integers(0, (MEMORY_BYTES) - 1), st.binary(min_size=1, max_size=64))),
     st.tuples(st.just("bell"), st.tuples(QUEUES, st.sampled_from((0, 4)), POINTERS)),
     st.tuples(st.just("bells"), st.tuples(st.integers(0, 0x1FFFF), st.binary(min_size=1, max_size=8))),
     st.tuples(st.just("line"), st.tuples(QUEUES, st.integers(0, 2), POINTERS)),
@@ -86,7 +86,7 @@ class Host:
         self.function.address_space.remote = Remote()
         self.bus.configure_shadows()
         self.queues = [self.bus.admin_queue, self.bus.queue(1), self.bus.queue(2, 8, 4)]
-        self.maps: list[tuple[int, int]] = [(MEMORY_IOVA, 4 << 20)]
+        self.maps: list[tuple[int, int]] = [(MEMORY_IOVA, MEMORY_BYTES)]
 
     def do(self, what: str, how: Any) -> None:
         """One action."""
@@ -106,7 +106,7 @@ class Host:
         assert len(self.function.region_read(BAR0, offset, size)) == size
 
     def _aperture(self, how: tuple[int, bytes]) -> None:
-        offset, data = how[0], how[1][: (4 << 20) - how[0]]
+        offset, data = how[0], how[1][: (MEMORY_BYTES) - how[0]]
         self.function.region_write(BAR4, offset, data)
         assert len(self.function.region_read(BAR4, offset, len(data))) == len(data)
 
@@ -170,9 +170,9 @@ class Host:
         self._command(BOTH)
         if not self.maps:
             self.function.address_space.map(
-                MEMORY_IOVA, 4 << 20, fd=self.bus.file, offset=0, readable=True, writable=True
+                MEMORY_IOVA, MEMORY_BYTES, fd=self.bus.file, offset=0, readable=True, writable=True
             )
-            self.maps.append((MEMORY_IOVA, 4 << 20))
+            self.maps.append((MEMORY_IOVA, MEMORY_BYTES))
         admin = self.queues[0]
         assert admin is not None
         for name, value in (

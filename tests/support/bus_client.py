@@ -22,7 +22,7 @@ from emulator.shared_mappings import JoinedMappings, Piece
 from tests.support.time_scale import patience
 
 PATIENCE_S = patience(20.0)
-MEMORY_BYTES = 4 << 20
+MEMORY_BYTES = 2 << 20
 MEMORY_IOVA = 0x1_0000_0000
 UNMAPPED_IOVA = 0xDEAD_0000_0000
 PAGE_BYTES = 4096
@@ -106,14 +106,6 @@ class RawQueue:
         return self.take(len(entries))
 
 
-def _memory_file(size: int) -> int:
-    """Backed by huge pages where there are any: behind an IOMMU, 4 KiB pages are a thousand mappings each time."""
-    try:
-        return create_memory_file(size, huge=True)
-    except OSError:
-        return create_memory_file(size)
-
-
 class BusClient:
     """One client of a function: 4 MiB of shareable memory, an admin queue, any I/O queues."""
 
@@ -125,7 +117,7 @@ class BusClient:
         self._fds: list[int] = []
         self.admin_queue: RawQueue | None = None
         self.shadows: tuple[int, int] | None = None
-        fd = _memory_file(MEMORY_BYTES)
+        fd = create_memory_file(MEMORY_BYTES)
         self._fds.append(fd)
         self.memory = map_memory_file(fd, MEMORY_BYTES)
         self._used = 0

@@ -13,7 +13,7 @@ from tests.vm.conftest import DOOMED, IOMMUFD, PATIENCE_S, REMOVED, bind, last_l
 from tests.vm.guest import Guest
 from tests.vm.recipe import ROOT
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(0)]  # each wait here has a limit of its own
 Note = Callable[[str], None]
 
 SUITE_S = 900.0

@@ -10,7 +10,7 @@ import pytest
 from tests.vm.conftest import PATIENCE_S, last_line, npuctl, program
 from tests.vm.guest import Guest
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(0)]  # each wait here has a limit of its own
 Note = Callable[[str], None]
 
 DEMO_S = 240.0

@@ -9,6 +9,7 @@ from pathlib import Path
 import sdk
 
 ROUNDS = 50
+FILLED_BYTES = 64 << 20
 
 
 def counted(bus_address: str) -> int:
@@ -26,8 +27,9 @@ def main() -> None:
     with sdk.Device() as device, device.queue() as queue:
         device.may_spin = False
         before = counted(bus_address)
-        for _ in range(ROUNDS):
-            queue.nop().wait()
+        memory = device.buffer((FILLED_BYTES,), "int8")
+        for _ in range(ROUNDS):  # each takes longer than it takes to fall asleep
+            queue.fill(memory, 0).wait()
         found = {"vectors": device.transport.interrupt_count(), "iommu": getattr(device.transport, "iommu_kind", None)}
         print(json.dumps({"rounds": ROUNDS, "interrupts": counted(bus_address) - before, **found}))
 
