@@ -27,8 +27,13 @@ FIRST, SECOND, DOOMED, REMOVED = range(4)
 def guest() -> Iterator[Guest]:
     """A booted guest with four cards, which no driver has yet."""
     with Guest(parts(iommufd=IOMMUFD), cards=4) as booted:
-        booted.check("modprobe vfio-pci || [ -d /sys/bus/pci/drivers/vfio-pci ]", PATIENCE_S)
+        prepare(booted)
         yield booted
+
+
+def prepare(guest: Guest) -> None:
+    """Have the guest load vfio-pci, where its kernel has not got it built in."""
+    guest.check("modprobe vfio-pci || [ -d /sys/bus/pci/drivers/vfio-pci ]", PATIENCE_S)
 
 
 @pytest.fixture(scope="session")

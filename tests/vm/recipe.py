@@ -1,7 +1,7 @@
 """Makes, once per recipe, what a guest needs: QEMU, a root image with Python and its packages, and kernels.
 
 Everything comes from Debian's and PyPI's packages and lies in a cache folder, each part under the hash of its recipe.
-Needs root, mmdebstrap, mke2fs and pip; `kernel_with_iommufd` also a compiler (see `BUILD_TOOLS`).
+Needs root, mmdebstrap, mke2fs and pip; `kernel_with_iommufd` also a compiler (see `BUILD_PACKAGES`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+RECIPE = 1
+"""Grows when parts are made in another way from the same packages: those in the cache are then made anew."""
 SUITE = "trixie"
 HOST_PACKAGES = ("qemu-system-x86", "cpio")
 GUEST_PACKAGES = (
@@ -37,7 +39,8 @@ GUEST_PACKAGES = (
 )
 GUEST_PYTHON = "3.13"
 KERNEL_SOURCE = "linux-source-7.2"
-BUILD_TOOLS = ("build-essential", "flex", "bison", "bc", "libelf-dev", "libssl-dev", "xz-utils", "kmod", "cpio")
+BUILD_PACKAGES = ("build-essential", "flex", "bison", "bc", "libelf-dev", "libssl-dev", "xz-utils", "kmod", "cpio")
+"""What building a kernel takes on this machine."""
 MODULES = ("virtio_pci", "virtio_blk", "ext4", "9pnet_virtio", "9p")
 """What the guest needs to find its root file system; it loads everything else itself."""
 TEST_TOOLS = ("hypothesis", "jsonschema", "pytest")
@@ -71,13 +74,13 @@ def cache_folder() -> Path:
 
 def parts(*, iommufd: bool = False) -> Parts:
     """A guest of this recipe, from the cache or made now. Raises CalledProcessError, OSError, RuntimeError."""
-    host = _cached("host", _packages_key(HOST_PACKAGES), _make_host)
+    host = _cached("host", _key(*HOST_PACKAGES), _make_host)
     packages = python_packages()
-    guest = _cached("guest", _packages_key((*GUEST_PACKAGES, GUEST_PYTHON, IMAGE_SIZE, *packages)), _make_guest)
+    guest = _cached("guest", _key(*GUEST_PACKAGES, GUEST_PYTHON, IMAGE_SIZE, *MODULES, *packages), _make_guest)
     kernel = guest
     if iommufd:
         config = (HERE / "kernel-iommufd.config").read_text()
-        kernel = _cached("kernel", _packages_key((KERNEL_SOURCE, config)), _make_kernel)
+        kernel = _cached("kernel", _key(KERNEL_SOURCE, config), _make_kernel)
     return Parts(host, guest / "root.img", guest / "busybox", kernel / "vmlinuz", kernel / "modules")
 
 
@@ -89,9 +92,9 @@ def python_packages() -> list[str]:
     return [*project["dependencies"], *extras["demo"], *tools]
 
 
-def _packages_key(parts: tuple[str, ...]) -> str:
-    own = Path(__file__).read_text()
-    return hashlib.sha256("\0".join((own, *parts)).encode()).hexdigest()[:12]
+def _key(*parts: str) -> str:
+    """Names a part by what it is made of."""
+    return hashlib.sha256("\0".join((str(RECIPE), SUITE, *parts)).encode()).hexdigest()[:12]
 
 
 def _cached(name: str, key: str, make: Callable[[Path], None]) -> Path:
@@ -102,6 +105,7 @@ def _cached(name: str, key: str, make: Callable[[Path], None]) -> Path:
         if not folder.is_dir():
             for older in folder.parent.glob(f"{name}-*"):
                 shutil.rmtree(older)
+            _require_tools()
             print(f"making {name}: {folder}", file=sys.stderr, flush=True)
             growing = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=folder.parent))
             growing.chmod(0o755)
@@ -142,6 +146,8 @@ def _make_guest(folder: Path) -> None:
 
 def _make_kernel(folder: Path) -> None:
     """A kernel that has iommufd, which Debian's have not; everything is built in."""
+    if not all(shutil.which(tool) for tool in ("make", "gcc", "flex", "bison", "bc")):
+        raise RuntimeError(f"building a kernel takes: apt-get install {' '.join(BUILD_PACKAGES)}")
     tree = folder / "tree"
     _bootstrap(tree, (KERNEL_SOURCE,), f"{SUITE}-backports")
     source = folder / KERNEL_SOURCE
@@ -156,6 +162,17 @@ def _make_kernel(folder: Path) -> None:
     (folder / "modules/order").touch()
     for tree_of_its_own in (tree, source):
         shutil.rmtree(tree_of_its_own)
+
+
+def _require_tools() -> None:
+    """Raise RuntimeError unless what makes a guest is there."""
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    missing = [tool for tool in ("mmdebstrap", "mke2fs", "xz", "chroot") if not shutil.which(tool, path=path)]
+    if missing or os.getuid():
+        raise RuntimeError(
+            f"making a guest takes root, and {', '.join(missing) or 'nothing else that is missing'}:"
+            " apt-get install mmdebstrap e2fsprogs xz-utils debian-archive-keyring"
+        )
 
 
 def _bootstrap(target: Path, packages: tuple[str, ...], release: str) -> None:
@@ -222,7 +239,11 @@ def _unpack_modules(tree: Path, version: str, folder: Path) -> None:
 
 
 def _run(*command: str | Path) -> str:
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True).stdout
+    environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
+    ran = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, env=environment
+    )
+    return ran.stdout
 
 
 if __name__ == "__main__":

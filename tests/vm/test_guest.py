@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.vm.conftest import DOOMED, IOMMUFD, PATIENCE_S, REMOVED, bind, last_line, program
-from tests.vm.guest import Guest
-from tests.vm.recipe import ROOT
+from tests.vm.conftest import DOOMED, FIRST, IOMMUFD, PATIENCE_S, REMOVED, bind, last_line, prepare, program
+from tests.vm.guest import Guest, GuestError
+from tests.vm.recipe import ROOT, parts
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(0)]  # each wait here has a limit of its own
 Note = Callable[[str], None]
@@ -22,6 +22,8 @@ HEAVY = ("test_registers.py", "test_reset_matrix.py", "test_regions.py", "test_t
 """Half of the contract suite's work."""
 LOST_S = 10.0
 """How long a program may take to learn that its device is gone, on a loaded host."""
+QEMU_UNPLUG_FAILURE = "memory_region_del_subregion: Assertion"
+"""How QEMU up to 11.1.3 ends when any vfio-user device with MSI-X is unplugged."""
 MIB_64 = 64
 MOST_FDS = 64
 """Descriptors of the emulator's process with a client, whatever that has mapped."""
@@ -145,6 +147,26 @@ def test_an_idle_program_lets_a_card_go(guest: Guest) -> None:
     guest.check(f"echo 1 >/sys/bus/pci/devices/{where}/remove", LOST_S)
     guest.check("pkill -f programs.hold; echo 1 >/sys/bus/pci/rescan", PATIENCE_S)
     assert guest.result(job, PATIENCE_S).status != 0
+
+
+def test_device_del_gets_the_card_from_the_program_that_has_it(note: Note) -> None:
+    """In a guest of its own: QEMU may not survive the end of the unplugging, see docs/interop.md.
+
+    The guest's kernel gives the card up, which QEMU needs to go on, only once the program has let it go.
+    """
+    with Guest(parts(iommufd=IOMMUFD)) as own:
+        prepare(own)
+        job = own.start(program("storm", "until-lost", bind(own, own.cards[FIRST])))
+        own.wait_for_output(job, "running", PATIENCE_S)
+        own.monitor.execute("device_del", {"id": own.cards[FIRST].name})
+        began = time.monotonic()
+        try:
+            own.monitor.wait_for_event("DEVICE_DELETED", PATIENCE_S)
+            note(f"unplugged after {time.monotonic() - began:.1f} s")
+            _lost(own, job)
+        except GuestError:
+            assert QEMU_UNPLUG_FAILURE in own.console(), own.console()
+            note(f"given up after {time.monotonic() - began:.1f} s; QEMU ended: {QEMU_UNPLUG_FAILURE}")
 
 
 @pytest.mark.parametrize("huge_pages", [True, False], ids=["huge pages", "4 KiB pages"])
