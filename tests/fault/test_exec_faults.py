@@ -101,6 +101,7 @@ def test_copies_complete_and_registers_answer_while_an_engine_computes(device: s
 def test_a_reset_ends_a_program_that_computes_and_the_device_goes_on(device: sdk.Device) -> None:
     event = device.load(chain(LONG_STEPS)).submit(X)
     worker = engine_of(device)
+    wait_until(lambda: computes(worker), "the engine computes")  # one that has not begun is not abandoned
     device.reset()
     with pytest.raises(sdk.CommandFailed) as caught:
         event.result()
