@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.vm.conftest import DOOMED, FIRST, IOMMUFD, PATIENCE_S, REMOVED, bind, last_line, prepare, program
-from tests.vm.guest import Guest, GuestError
+from tests.vm.guest import HUGE_PAGES, Guest, GuestError
 from tests.vm.recipe import ROOT, parts
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(0)]  # each wait here has a limit of its own
@@ -18,7 +18,14 @@ Note = Callable[[str], None]
 
 SUITE_S = 900.0
 CONTRACT = ROOT / "tests/contract"
-HEAVY = ("test_registers.py", "test_reset_matrix.py", "test_regions.py", "test_transport.py", "test_queues.py")
+HEAVY = (
+    "test_commands.py",
+    "test_queues.py",
+    "test_regions.py",
+    "test_registers.py",
+    "test_reset_matrix.py",
+    "test_transport.py",
+)
 """Half of the contract suite's work."""
 LOST_S = 10.0
 """How long a program may take to learn that its device is gone, on a loaded host."""
@@ -67,7 +74,7 @@ def test_the_core_of_the_contract_suite_holds_on_the_card(guest: Guest, address:
     """On two cards at a time, half of the modules each: the guest has two processors."""
     modules = sorted(path.name for path in CONTRACT.glob("test_*.py"))
     halves = {address: [name for name in modules if name in HEAVY], second: [n for n in modules if n not in HEAVY]}
-    command = "python3 -m pytest -q -p no:cacheprovider --timeout 300 --tb=short"
+    command = "python3 -m pytest -q -p no:cacheprovider --timeout 300 --tb=short --durations 8"
     jobs = []
     for card, names in halves.items():
         paths = " ".join(f"tests/contract/{name}" for name in names)
@@ -173,13 +180,13 @@ def test_device_del_gets_the_card_from_the_program_that_has_it(note: Note) -> No
 def test_64_mib_cost_the_server_neither_descriptors_nor_mappings(
     guest: Guest, address: str, huge_pages: bool, note: Note
 ) -> None:
-    card = guest.cards[0]
-    guest.check(f"echo {48 if huge_pages else 0} >/proc/sys/vm/nr_hugepages; rm -f /tmp/release", PATIENCE_S)
+    card = guest.cards[FIRST]
+    guest.check(f"echo {HUGE_PAGES if huge_pages else 0} >/proc/sys/vm/nr_hugepages; rm -f /tmp/release", PATIENCE_S)
     before = card.counts()
     job = guest.start(program("hold", f"{MIB_64} /tmp/release", address))
     guest.wait_for_output(job, "holding", PATIENCE_S)
     fds, maps = card.counts()
-    guest.check("touch /tmp/release", PATIENCE_S)
+    guest.check(f"touch /tmp/release; echo {HUGE_PAGES} >/proc/sys/vm/nr_hugepages", PATIENCE_S)
     ran = guest.result(job, PATIENCE_S)
     assert ran.status == 0, ran.output
     counts = f"{before} before, {(fds, maps)} with 64 MiB mapped"
