@@ -76,9 +76,9 @@ class Controller:
         self._check_function()
         self._enable_function()
         self.registers.check_alive()
-        self._check_contract()
         if self.pre_open is None:
-            self.pre_open = read_pre_open(self.registers)
+            self.pre_open = read_pre_open(self.registers)  # before anything can fail: it tells why
+        self._check_contract()
         self._disable()
         self._set_admin_queue()
         self.registers.control.write(enable=1)
@@ -104,7 +104,7 @@ class Controller:
         self._is_ours = True
 
     def _enable_function(self) -> None:
-        """Memory decoding and bus mastering by config write, on every transport; leaves D3hot."""
+        """Memory decoding and bus mastering by config write, on every transport."""
         offset = config_space.COMMAND_OFFSET
         command = int.from_bytes(self.transport.config_read(offset, 2), "little")
         wanted = command | config_space.COMMAND_MEMORY | config_space.COMMAND_BUS_MASTER

@@ -5,6 +5,7 @@ To open a card resets it (VFIO does), so only what lies in the cold reset domain
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -82,6 +83,8 @@ def save_pre_open(address: str, record: PreOpenRecord, folder: Path | None = Non
         os.replace(temporary, path)
     except OSError as error:
         _log.debug("the pre-open record is not kept in %s: %s", path.parent, error.strerror)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def saved_pre_open(address: str, folder: Path | None = None) -> PreOpenRecord | None:

@@ -25,6 +25,18 @@ EMULATOR_START_S = 20.0
 EMULATOR_STOP_S = 5.0
 """A private emulator's exit after its owner hung up, before it is killed."""
 
+OPEN_S = 10.0
+"""After Ctrl-C while a card is being opened: that resets it, which cannot be cut short and takes a tenth of a second."""
+
+OPEN_POLL_S = 0.1
+"""How often a second Ctrl-C is heard meanwhile."""
+
+RESET_RETRY_S = 2.0
+"""A reset that the kernel puts off: whoever has the function's lock resets it itself, which takes a tenth of that."""
+
+RESET_RETRY_POLL_S = 0.02
+"""Between two attempts at that."""
+
 UNPLUG_WATCH_S = 1.0
 """The end of the thread that waits for unplugging: it only has to wake up."""
 

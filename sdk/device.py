@@ -16,6 +16,7 @@ from driver_shim.allocator import OutOfSpace
 from driver_shim.controller import Controller, OpenQueue
 from driver_shim.dma import HostMemory
 from driver_shim.errors import Closed, CommandFailed, DeviceLost, NpuError, OutOfDeviceMemory
+from driver_shim.holder import canonical_address
 from driver_shim.pre_open import save_pre_open
 from driver_shim.protocol.commands import LogPage
 from driver_shim.register_window import RegisterWindow
@@ -69,8 +70,6 @@ class Device:
         self._timeout = _checked_timeout(timeout)
         memory_limit = environment.host_memory_bytes()
         self._start(open_address(address, strict, self._timeout, when_busy), memory_limit)
-        if self._opened.emulator is None and self._info.pre_open is not None:
-            save_pre_open(self.address, self._info.pre_open)
 
     @classmethod
     def over(cls, transport: Transport, *, timeout: float | None = None) -> Device:
@@ -103,7 +102,10 @@ class Device:
         kind = Controller if self.transport.has_dma else RegisterWindow
         self._controller = kind(self.transport, self.memory, self._timeout)
         try:
-            self._controller.bring_up()
+            try:
+                self._controller.bring_up()
+            finally:
+                self._keep_pre_open()
             self._connect_interrupts()
             self._allocator = self._controller.device_memory(DEVICE_ALIGNMENT)
             self._info = self._describe()
@@ -112,6 +114,12 @@ class Device:
             raise
         self._finalizer = weakref.finalize(self, _abandon, opened, self._interrupts, os.getpid())
         _open_devices.add(self)
+
+    def _keep_pre_open(self) -> None:
+        """What a device that others can open too showed at first is theirs to see, above all if it did not come up."""
+        record = self._controller.pre_open
+        if self._opened.claim is not None and record is not None:
+            save_pre_open(canonical_address(self.address), record)
 
     # --- facts -------------------------------------------------------------------------------------------------
 
@@ -349,8 +357,8 @@ class Device:
                 self._closed = error
         for queue in list(self._queues):
             queue.fail_all(error, error)
-        if self._opened.claim is not None:  # nobody should wait for us to close what is gone
-            self._opened.claim.release()
+        if self._opened.claim is not None and not self.transport.alive():
+            self._opened.claim.release()  # nobody should wait for us to close what is gone
 
     def reset(self) -> None:
         """Reset the device. Outstanding commands end with CommandFailed (code "device-reset"); queues, device buffers

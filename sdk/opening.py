@@ -23,7 +23,7 @@ from driver_shim.errors import (
 )
 from driver_shim.transport.base import Transport
 from driver_shim.transport.sysfs import SysfsTransport
-from driver_shim.transport.vfio import VfioTransport
+from driver_shim.transport.vfio import VfioTransport, wrong_driver
 from driver_shim.transport.vfio_user import VfioUserTransport
 from emulator.model.profile import profile_names
 from sdk import environment
@@ -124,7 +124,8 @@ def _open_card(bus_address: str, when_busy: str, deadline: float) -> Opened:
 
 
 def _first_free(cards: Sequence[PciCard], when_busy: str, deadline: float) -> Opened:
-    """The first card that opens. One that is held, or that may not be opened, is passed over for the next.
+    """The first card that opens. One that is held, or that may not be opened, is passed over for the next; one
+    that fails otherwise is not, so that nobody overlooks it.
 
     When all are held, "wait" waits for the first of them. Raises what stood in the way, and DeviceBusy first: a card
     that is held may yet become free.
@@ -134,7 +135,7 @@ def _first_free(cards: Sequence[PciCard], when_busy: str, deadline: float) -> Op
     elsewhere: list[DeviceNotFound] = []
     for card in cards:
         if card.driver != VFIO_DRIVER:
-            elsewhere.append(_wrong_driver(card))
+            elsewhere.append(wrong_driver(f"pci:{card.bus_address}", card.driver))
             continue
         try:
             return _open_card(card.bus_address, "fail", deadline)
@@ -153,15 +154,6 @@ def _first_free(cards: Sequence[PciCard], when_busy: str, deadline: float) -> Op
             remedy="close a program that uses one of them",
         ) from busy[0]
     raise [*busy, *denied, *elsewhere][0]
-
-
-def _wrong_driver(card: PciCard) -> DeviceNotFound:
-    address = f"pci:{card.bus_address}"
-    return DeviceNotFound(
-        f"{address} is bound to {card.driver or 'no driver'}, not to {VFIO_DRIVER}",
-        device=address,
-        remedy=f"npuctl bind -d {address}",
-    )
 
 
 def _refuse_hidden(cards: Sequence[PciCard]) -> Opened:

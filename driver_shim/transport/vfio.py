@@ -16,6 +16,8 @@ import os
 import select
 import struct
 import threading
+import time
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,17 +25,21 @@ from typing import NamedTuple
 import numpy as np
 
 from driver_shim import timeouts
-from driver_shim.errors import Closed, DeviceLost, DeviceNotFound, NpuError
+from driver_shim.errors import Closed, DeviceLost, DeviceNotFound, NpuError, UnsupportedPlatform
 from driver_shim.mapping import PAGE_BYTES, DeviceMapping, map_memory_file
+from driver_shim.pci_sysfs import driver_of, ids_of
 from driver_shim.protocol import vfio_ioctls as vfio
 from driver_shim.protocol.config_space import (
     COMMAND_MEMORY,
     COMMAND_OFFSET,
     D0,
+    DEVICE_ID,
     HEADER,
     PM_CAPABILITY,
+    PM_CONTROL_OFFSET,
     PM_POWER_STATE,
-    POWER_MANAGEMENT,
+    VENDOR_ID,
+    find_capability,
 )
 from driver_shim.protocol.mmio import MappedRegisters
 from driver_shim.protocol.vfio_user import (
@@ -50,7 +56,7 @@ from driver_shim.protocol.vfio_user import (
     decode_region_info,
 )
 from driver_shim.transport.base import RegionInfo, Transport
-from driver_shim.transport.vfio_iommu import open_device
+from driver_shim.transport.vfio_iommu import open_device, undisturbed
 
 PREFIX = "pci:"
 SYSFS_PCI = Path("/sys/bus/pci/devices")
@@ -58,6 +64,8 @@ DEV = Path("/dev")
 DRIVER = "vfio-pci"
 _CONFIG = int(RegionIndex.CONFIG)
 _WIDTHS = (1, 2, 4, 8)
+OUR_IDS = f"{VENDOR_ID:04x}:{DEVICE_ID:04x}"
+_GONE = (errno.ENODEV, errno.ENXIO, errno.EIO)
 _CAPABILITIES = range(HEADER.layout.size, 256)
 """Power states and function level resets are asked for somewhere here."""
 
@@ -101,7 +109,7 @@ class VfioTransport(Transport):
         """Host memory the device can reach: bus address → size and the pages, which must live as long."""
         self._ended: NpuError | None = None
         self._check_bound(sysfs / bus_address)
-        self._iommu = open_device(self.address, bus_address, sysfs / bus_address, dev)
+        self._iommu = undisturbed(lambda: open_device(self.address, sysfs / bus_address, dev))
         self.iommu_kind = self._iommu.kind
         try:
             flags, kinds = self._device_info()
@@ -110,7 +118,8 @@ class VfioTransport(Transport):
                 self._discover_region(index)
             self._vectors = self._vector_count(IrqIndex.MSIX, kinds)
             self._ranges = self._iommu.ranges()
-            self._unplug = _UnplugWatch(self._let_go)
+            self._power_at = find_capability(self._pread(_CONFIG, 0, _CAPABILITIES.stop), PM_CAPABILITY)
+            self._unplug = _UnplugWatch(_weakly(self))
         except OSError as error:
             self._iommu.close()
             if isinstance(error, NpuError):
@@ -120,6 +129,8 @@ class VfioTransport(Transport):
             self._iommu.close()
             raise
         self.hang_up_fd = self._unplug.hang_up_fd
+        weakref.finalize(self, self._unplug.close).atexit = False
+        _open_transports.add(self)
         try:
             if self._vector_count(IrqIndex.REQ, kinds):
                 self._set_irqs(IrqIndex.REQ, 0, [self._unplug.request_fd])
@@ -134,14 +145,15 @@ class VfioTransport(Transport):
             raise DeviceNotFound(
                 f"{self.address}: no such function on the PCI bus", device=self.address, remedy="see npuctl list"
             )
-        driver = folder / "driver"
-        bound = driver.resolve().name if driver.exists() else "no driver"
-        if bound != DRIVER:
+        if ids_of(folder) != OUR_IDS:  # opening it would reset somebody else's hardware
             raise DeviceNotFound(
-                f"{self.address} is bound to {bound}, not to {DRIVER}",
+                f"{self.address} is {ids_of(folder)}, not one of ours ({OUR_IDS})",
                 device=self.address,
-                remedy=f"npuctl bind -d {self.address}",
+                remedy="see npuctl list",
             )
+        driver = driver_of(folder)
+        if driver != DRIVER:
+            raise wrong_driver(self.address, driver)
 
     def _device_info(self) -> tuple[int, int]:
         """(flags, number of interrupt types)."""
@@ -242,8 +254,15 @@ class VfioTransport(Transport):
             self._check_open()
             if not any(first <= iova and iova + size - 1 <= last for first, last in self._ranges):
                 raise ValueError(f"{self.address}: {size:#x} bytes at {iova:#x} are outside the bus address ranges")
-            self._iommu.map(address, iova, size, sum(mapped for mapped, _ in self._mapped.values()))
-            self._mapped[iova] = (size, pages)
+            if iova in self._mapped:
+                raise ValueError(f"{self.address}: bus address {iova:#x} is mapped")
+            mapped_bytes = sum(mapped for mapped, _ in self._mapped.values())
+            self._mapped[iova] = (size, pages)  # first, so that Ctrl-C in the kernel leaves it to be taken back
+            try:
+                self._iommu.map(address, iova, size, mapped_bytes)
+            except (NpuError, ValueError):
+                del self._mapped[iova]
+                raise
 
     def dma_unmap(self, iova: int, size: int) -> None:
         """Take a mapping back. Raises ValueError when there is none like it."""
@@ -254,7 +273,8 @@ class VfioTransport(Transport):
             try:
                 self._iommu.unmap(iova, size)
             except OSError as error:
-                raise self._lost(error) from error
+                if error.errno != errno.ENOENT:  # else a map that was cut short
+                    raise self._lost(error) from error
             del self._mapped[iova]
 
     def iova_ranges(self) -> tuple[tuple[int, int], ...]:
@@ -278,21 +298,37 @@ class VfioTransport(Transport):
         request = IRQ_SET.pack(IRQ_SET.size + len(data), flags, kind, start, len(eventfds)) + data
         with self._lock:
             self._check_open()
-            self._ioctl(vfio.DEVICE_SET_IRQS, bytearray(request))
+            try:
+                fcntl.ioctl(self._iommu.device, vfio.DEVICE_SET_IRQS, bytearray(request))
+            except OSError as error:
+                raise self._failed(error, f"connect {len(eventfds)} interrupts") from error
 
     def reset(self) -> None:
         """Reset the function; the kernel restores its configuration space. Mapped views are revoked."""
         with self._lock:
             self._check_open()
             if not self._can_reset:
-                raise DeviceLost(
+                raise UnsupportedPlatform(
                     f"{self.address}: the kernel knows no way to reset this function",
                     device=self.address,
                     subsystem="vfio",
-                    remedy="its function level reset capability is missing; reset the slot, or power-cycle",
+                    code="no-reset",
+                    remedy="it has no function level reset capability; power-cycle the machine",
                 )
             self._revoke()
-            self._ioctl(vfio.DEVICE_RESET, 0)
+            self._reset_soon()
+
+    def _reset_soon(self) -> None:
+        """The kernel says EAGAIN while somebody else has the function's lock, as when it is being unbound."""
+        deadline = time.monotonic() + timeouts.RESET_RETRY_S
+        while True:
+            try:
+                fcntl.ioctl(self._iommu.device, vfio.DEVICE_RESET, 0)
+                return
+            except OSError as error:
+                if error.errno != errno.EAGAIN or time.monotonic() > deadline:
+                    raise self._failed(error, "reset the function") from error
+            time.sleep(timeouts.RESET_RETRY_POLL_S)
 
     def alive(self) -> bool:
         """Whether it is open, and the kernel has not asked for it back."""
@@ -309,6 +345,7 @@ class VfioTransport(Transport):
 
     def abandon_in_child(self) -> None:
         """Close this process's copies of the descriptors, which would keep the function from everybody else."""
+        _open_transports.discard(self)
         self._ended = Closed(f"{self.address} belongs to the parent process", device=self.address)
         self._lock = threading.RLock()
         self._windows = {}
@@ -331,13 +368,15 @@ class VfioTransport(Transport):
             tell(lost)
 
     def _end(self, reason: NpuError) -> None:
+        """Refuse new work for this reason, and let everything go; what Ctrl-C cut short, another call completes."""
         with self._lock:
-            if self._ended is not None:
-                return
-            self._ended = reason
-            self._revoke()
-            self._mapped.clear()
-            self._iommu.close()
+            if self._ended is None:
+                self._ended = reason
+            try:
+                self._revoke()
+            finally:
+                self._mapped.clear()
+                self._iommu.close()
 
     # --- mappings ----------------------------------------------------------------------------------------------
 
@@ -379,21 +418,21 @@ class VfioTransport(Transport):
 
     def _revoke(self) -> None:
         """With the lock: from here on no mapping of ours can be hurt by what happens to the function."""
-        windows, self._windows = self._windows, {}
-        for group in windows.values():
+        for group in self._windows.values():
             for window in group:
                 window.valid = False
+        self._windows = {}
         while self._mappings:
-            self._mappings.pop().revoke()
+            self._mappings[-1].revoke()
+            self._mappings.pop()  # last: cut short by Ctrl-C, this can be repeated
 
     def _decodes(self) -> bool:
         """Whether the function answers at its BARs: COMMAND lets it, and power is on."""
-        command = self._pread(_CONFIG, COMMAND_OFFSET, 1)[0]
-        power = POWER_MANAGEMENT.layout.parse(
-            self._pread(_CONFIG, POWER_MANAGEMENT.offset, POWER_MANAGEMENT.layout.size)
-        )
-        powered = power.id != PM_CAPABILITY or power.control & PM_POWER_STATE == D0
-        return bool(command & COMMAND_MEMORY) and powered
+        if not self._pread(_CONFIG, COMMAND_OFFSET, 1)[0] & COMMAND_MEMORY:
+            return False
+        if self._power_at is None:
+            return True
+        return self._pread(_CONFIG, self._power_at + PM_CONTROL_OFFSET, 1)[0] & PM_POWER_STATE == D0
 
     # --- helpers -----------------------------------------------------------------------------------------------
 
@@ -434,11 +473,18 @@ class VfioTransport(Transport):
             f"{known.info.size_bytes if known else 0:#x} bytes; registers are 1, 2, 4 or 8 bytes wide"
         )
 
-    def _ioctl(self, request: int, argument: bytearray | int) -> None:
-        try:
-            fcntl.ioctl(self._iommu.device, request, argument)
-        except OSError as error:
-            raise self._lost(error) from error
+    def _failed(self, error: OSError, what: str) -> NpuError:
+        """What the kernel would not do; DeviceLost only where that means that the function is gone."""
+        if error.errno in _GONE:
+            return self._lost(error)
+        return NpuError(
+            f"{self.address}: the kernel did not {what}: {error.strerror}",
+            device=self.address,
+            subsystem="vfio",
+            cause=error.strerror,
+            code="kernel-refused",
+            remedy="see the kernel's log (dmesg); try again",
+        )
 
     def _lost(self, error: OSError) -> DeviceLost:
         return DeviceLost(
@@ -454,6 +500,38 @@ class VfioTransport(Transport):
             raise self._ended.again()
 
 
+def wrong_driver(address: str, driver: str | None) -> DeviceNotFound:
+    """A card that VFIO has not got."""
+    return DeviceNotFound(
+        f"{address} is bound to {driver or 'no driver'}, not to {DRIVER}",
+        device=address,
+        remedy=f"npuctl bind -d {address}",
+    )
+
+
+def _weakly(transport: VfioTransport) -> Callable[[], None]:
+    """Has a transport let go, if it is there still: the watch must not keep one that nobody closed."""
+    known = weakref.ref(transport)
+
+    def let_go() -> None:
+        there = known()
+        if there is not None:
+            there._let_go()
+
+    return let_go
+
+
+_open_transports: weakref.WeakSet[VfioTransport] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for transport in list(_open_transports):
+        transport.abandon_in_child()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 class _UnplugWatch:
     """A thread that waits for the kernel's request to give the function back, whatever the program is doing."""
 
@@ -465,6 +543,8 @@ class _UnplugWatch:
         """Whoever waits on the first end learns that the second was closed: the function is gone."""
         self._fds = [self.request_fd, self._stop_fd, self.hang_up_fd]
         self._lock = threading.Lock()
+        self._hold_lock = threading.Lock()
+        self._answering = False
         self._thread = threading.Thread(target=self._watch, name="npu-unplug-watch", daemon=True)
         self._thread.start()
 
@@ -474,7 +554,7 @@ class _UnplugWatch:
             if not self._fds:
                 return
             os.eventfd_write(self._stop_fd, 1)
-            if threading.current_thread() is not self._thread:
+            if not self._answering:  # else it may well wait for our caller, and needs its descriptors no more
                 self._thread.join(timeouts.UNPLUG_WATCH_S)
             self._hang_up()
             while self._fds:
@@ -482,7 +562,7 @@ class _UnplugWatch:
 
     def abandon_in_child(self) -> None:
         """The thread is not here; the descriptors are."""
-        self._lock = threading.Lock()
+        self._lock, self._hold_lock = threading.Lock(), threading.Lock()
         self._hang_up()
         while self._fds:
             os.close(self._fds.pop())
@@ -494,13 +574,15 @@ class _UnplugWatch:
         ready = {fd for fd, _ in poller.poll()}
         if self._stop_fd in ready:
             return
+        self._answering = True
         try:
             self._on_request()
         finally:
             self._hang_up()
 
     def _hang_up(self) -> None:
-        hold, self._hold = self._hold, -1
+        with self._hold_lock:
+            hold, self._hold = self._hold, -1
         if hold >= 0:
             with contextlib.suppress(OSError):
                 os.close(hold)

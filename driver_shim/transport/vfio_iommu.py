@@ -13,9 +13,15 @@ import fcntl
 import os
 import resource
 import struct
+import threading
+import time
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
+from driver_shim import timeouts
 from driver_shim.errors import DeviceBusy, DeviceNotFound, HostMemoryLimit, NpuError, PermissionDenied
+from driver_shim.pci_sysfs import group_of, held_neighbours
 from driver_shim.protocol import vfio_ioctls as vfio
 from driver_shim.protocol.vfio_user import DmaFlag
 
@@ -37,6 +43,8 @@ class Iommu(abc.ABC):
     def __init__(self, address: str) -> None:
         self._address = address
         self._fds: list[int] = []
+        # An object that nobody got to see, because of Ctrl-C, must not hold the device for the life of the process.
+        weakref.finalize(self, _close_all, self._fds, os.getpid()).atexit = False
 
     @abc.abstractmethod
     def ranges(self) -> IovaRanges:
@@ -70,6 +78,23 @@ class Iommu(abc.ABC):
         """Let device and mappings go; idempotent."""
         while self._fds:
             os.close(self._fds.pop())
+
+    def _refused(self, error: OSError, what: str) -> NpuError:
+        """Why the kernel does not hand out a device whose nodes could be opened."""
+        if error.errno == errno.EBUSY:
+            return self._busy()
+        text = f"{self._address}: the kernel does not {what}: {error.strerror}"
+        if error.errno == errno.EPERM:
+            return PermissionDenied(
+                text,
+                device=self._address,
+                subsystem="vfio",
+                cause="interrupts of this IOMMU are not remapped, so a device could forge them",
+                remedy="switch interrupt remapping on in the firmware; npuctl doctor says more",
+            )
+        return DeviceNotFound(
+            text, device=self._address, subsystem="vfio", cause=error.strerror, remedy="npuctl doctor says more"
+        )
 
     def _open(self, node: Path) -> int:
         """Open a node; its descriptor is closed by `close`. Raises PermissionDenied, DeviceBusy, DeviceNotFound."""
@@ -116,8 +141,11 @@ class Type1(Iommu):
 
     kind = "type1"
 
-    def __init__(self, address: str, bus_address: str, dev: Path, group: str) -> None:
-        """Open the device `bus_address` through /dev/vfio/`group`. Raises as `Iommu._open`, DeviceBusy."""
+    def __init__(self, address: str, folder: Path, dev: Path, group: str) -> None:
+        """Open the device of this `folder` in sysfs through `dev`/`group`.
+
+        Raises DeviceNotFound, PermissionDenied, DeviceBusy.
+        """
         super().__init__(address)
         try:
             self._container = self._open(dev / "vfio")
@@ -126,15 +154,11 @@ class Type1(Iommu):
             fcntl.ioctl(group_fd, vfio.GROUP_GET_STATUS, status)
             _, flags = vfio.GROUP_STATUS.unpack_from(status)
             if not flags & vfio.GroupFlag.VIABLE:
-                raise DeviceBusy(
-                    f"{address}: a kernel driver holds another function of IOMMU group {group}",
-                    device=address,
-                    remedy="bind all functions of the group to vfio-pci; npuctl doctor names them",
-                )
+                raise _held_group(address, folder) or self._busy()
             fcntl.ioctl(group_fd, vfio.GROUP_SET_CONTAINER, bytearray(_FD.pack(self._container)))
             fcntl.ioctl(self._container, vfio.SET_IOMMU, vfio.TYPE1V2_IOMMU)
             # The name is a NUL-terminated string; the answer is the device's descriptor.
-            name = bytearray(bus_address.encode() + b"\0")
+            name = bytearray(folder.name.encode() + b"\0")
             self.device = fcntl.ioctl(group_fd, vfio.GROUP_GET_DEVICE_FD, name)
             self._fds.append(self.device)
             os.set_inheritable(self.device, False)
@@ -142,9 +166,7 @@ class Type1(Iommu):
             self.close()
             if isinstance(error, NpuError):
                 raise
-            if error.errno == errno.EBUSY:
-                raise self._busy() from error
-            raise self._open_error(error, dev / group) from error
+            raise self._refused(error, f"open IOMMU group {group}") from error
         except BaseException:
             self.close()
             raise
@@ -173,8 +195,8 @@ class Iommufd(Iommu):
 
     kind = "iommufd"
 
-    def __init__(self, address: str, node: Path, iommu_node: Path) -> None:
-        """Open the device's `node` (/dev/vfio/devices/vfioN). Raises as `Iommu._open`, DeviceBusy."""
+    def __init__(self, address: str, folder: Path, node: Path, iommu_node: Path) -> None:
+        """Open the device's `node` (/dev/vfio/devices/vfioN); `folder` is the device's in sysfs. Raises likewise."""
         super().__init__(address)
         try:
             self._iommu = self._open(iommu_node)
@@ -184,8 +206,8 @@ class Iommufd(Iommu):
                 fcntl.ioctl(self.device, vfio.DEVICE_BIND_IOMMUFD, bytearray(bind))
             except OSError as error:
                 if error.errno in _BUSY:
-                    raise self._busy() from error
-                raise self._open_error(error, node) from error
+                    raise (_held_group(address, folder) or self._busy()) from error
+                raise self._refused(error, "bind it to iommufd") from error
             allocated = bytearray(vfio.IOAS_ALLOCATED.pack(vfio.IOAS_ALLOCATED.size, 0, 0))
             fcntl.ioctl(self._iommu, vfio.IOAS_ALLOC, allocated)
             *_, self._space = vfio.IOAS_ALLOCATED.unpack_from(allocated)
@@ -195,7 +217,7 @@ class Iommufd(Iommu):
             self.close()
             if isinstance(error, NpuError):
                 raise
-            raise self._open_error(error, iommu_node) from error
+            raise self._refused(error, "make an I/O address space") from error
         except BaseException:
             self.close()
             raise
@@ -228,25 +250,77 @@ class Iommufd(Iommu):
         fcntl.ioctl(self._iommu, vfio.IOAS_UNMAP, bytearray(request))
 
 
-def open_device(address: str, bus_address: str, sysfs: Path, dev: Path) -> Iommu:
-    """Open the function `bus_address`, by iommufd where the system offers it to us, else by its group.
+def open_device(address: str, folder: Path, dev: Path) -> Iommu:
+    """Open the function of this `folder` in sysfs, by iommufd where the system offers it to us, else by its group.
 
-    `sysfs` is its folder there, `dev` is /dev. Raises DeviceNotFound, DeviceBusy, PermissionDenied.
+    `dev` is /dev. Raises DeviceNotFound, DeviceBusy, PermissionDenied.
     """
     vfio_nodes = dev / "vfio"
-    own = next(iter(sorted((sysfs / "vfio-dev").glob("vfio*"))), None)
+    own = next(iter(sorted((folder / "vfio-dev").glob("vfio*"))), None)
     if own is not None and os.access(dev / "iommu", os.R_OK | os.W_OK):
         node = vfio_nodes / "devices" / own.name
         if os.access(node, os.R_OK | os.W_OK):
-            return Iommufd(address, node, dev / "iommu")
-    group = sysfs / "iommu_group"
-    if not group.exists():
+            return Iommufd(address, folder, node, dev / "iommu")
+    group = group_of(folder)
+    if group is None:
         raise DeviceNotFound(
             f"{address} is in no IOMMU group",
             device=address,
             remedy="enable the IOMMU in the firmware and on the kernel's command line; npuctl doctor says how",
         )
-    number = group.resolve().name
     if own is not None and not (vfio_nodes / "vfio").exists():  # this system has iommufd only: say what is wrong there
-        return Iommufd(address, vfio_nodes / "devices" / own.name, dev / "iommu")
-    return Type1(address, bus_address, vfio_nodes, number)
+        return Iommufd(address, folder, vfio_nodes / "devices" / own.name, dev / "iommu")
+    return Type1(address, folder, vfio_nodes, group)
+
+
+def undisturbed(opening: Callable[[], Iommu]) -> Iommu:
+    """Open a device where Ctrl-C cannot come in between the kernel's answer and our noting of it.
+
+    KeyboardInterrupt is the main thread's, and opening takes as long as a reset does.
+    """
+    opened: list[Iommu] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            opened.append(opening())
+        except BaseException as error:  # noqa: BLE001 - raised again below, in the caller's thread
+            failed.append(error)
+        finally:
+            ended.set()
+
+    ended = threading.Event()  # Thread.join would not do: interrupted, it takes the thread for ended (Python 3.11)
+    worker = threading.Thread(target=run, name="npu-open", daemon=True)
+    try:
+        worker.start()
+        ended.wait()
+    except BaseException:
+        deadline = time.monotonic() + timeouts.OPEN_S
+        while worker in threading.enumerate() and not ended.wait(timeouts.OPEN_POLL_S):
+            if time.monotonic() > deadline:
+                break
+        while opened:
+            opened.pop().close()
+        raise
+    if failed:
+        raise failed[0]
+    return opened[0]
+
+
+def _held_group(address: str, folder: Path) -> DeviceBusy | None:
+    """Which kernel drivers keep the group from VFIO, if any do."""
+    held = held_neighbours(folder)
+    if not held:
+        return None
+    names = ", ".join(f"{other.bus_address} ({other.driver})" for other in held)
+    return DeviceBusy(
+        f"{address}: kernel drivers hold other functions of its IOMMU group: {names}",
+        device=address,
+        subsystem="vfio",
+        remedy="bind all functions of the group to vfio-pci, or put the card elsewhere",
+    )
+
+
+def _close_all(fds: list[int], owner: int) -> None:
+    while fds and os.getpid() == owner:
+        os.close(fds.pop())

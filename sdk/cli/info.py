@@ -8,6 +8,7 @@ import click
 from rich.table import Table
 
 from driver_shim.errors import DeviceBusy
+from driver_shim.holder import canonical_address
 from driver_shim.pre_open import PreOpenRecord, saved_pre_open
 from sdk.cli.device_selection import device_option, open_named, queried
 from sdk.cli.exit_codes import Failure
@@ -37,7 +38,7 @@ def command(frame: Frame, wanted: tuple[str, ...], no_open: bool) -> None:
 
 
 def _entry(device: DeviceInfo, no_open: bool) -> dict[str, Any]:
-    found = _found(saved_pre_open(device.address))
+    found = _found(saved_pre_open(canonical_address(device.address)))
     closed = {**facts(device), "opened": False, "opened_with_reset": False, "errors_logged": None, "pre_open": found}
     if no_open or device.holder or not device.address.startswith("vfio-user:"):
         return closed

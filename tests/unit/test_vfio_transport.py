@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from driver_shim.errors import DeviceNotFound
 from driver_shim.protocol.config_space import EXPRESS, POWER_MANAGEMENT
 from driver_shim.transport.vfio import VfioTransport, _may_stop_decoding, _UnplugWatch
+from driver_shim.transport.vfio_iommu import Iommu, IovaRanges, undisturbed
 from tests.support import sysfs
 
 CARD = "0000:03:00.0"
@@ -111,3 +114,79 @@ def test_the_watch_may_be_closed_by_what_it_calls() -> None:
     watch = _UnplugWatch(let_go)
     os.eventfd_write(watch.request_fd, 1)
     assert done.wait(30)
+
+
+def test_somebody_elses_function_is_not_opened(tmp_path: Path) -> None:
+    folder = sysfs.add_function(tmp_path / "devices", CARD, vendor="0x10de", device="0x2330")
+    sysfs.link(folder, "driver", "vfio-pci")
+    sysfs.link(folder, "iommu_group", "12")
+    with pytest.raises(DeviceNotFound, match="10de:2330, not one of ours"):
+        opening(tmp_path)
+
+
+class FakeIommu(Iommu):
+    """What a device was opened with, without a kernel."""
+
+    kind = "none"
+
+    def __init__(self) -> None:
+        super().__init__("pci:test")
+        self.device = os.eventfd(0, os.EFD_CLOEXEC)
+        self._fds.append(self.device)
+
+    def ranges(self) -> IovaRanges:
+        return ()
+
+    def _map(self, address: int, iova: int, size: int) -> None: ...
+
+    def _unmap(self, iova: int, size: int) -> None: ...
+
+
+def is_open(fd: int) -> bool:
+    return os.path.exists(f"/proc/self/fd/{fd}")
+
+
+def test_ctrl_c_while_a_card_is_opened_leaves_nothing_open() -> None:
+    made: list[int] = []
+
+    def slow() -> Iommu:
+        os.kill(os.getpid(), signal.SIGINT)  # arrives in the main thread, which waits
+        time.sleep(0.1)
+        iommu = FakeIommu()
+        made.append(iommu.device)
+        return iommu
+
+    with pytest.raises(KeyboardInterrupt):
+        undisturbed(slow)
+    assert len(made) == 1
+    assert not is_open(made[0])
+
+
+def test_what_opening_raises_is_raised() -> None:
+    def fails() -> Iommu:
+        raise DeviceNotFound("no")
+
+    with pytest.raises(DeviceNotFound):
+        undisturbed(fails)
+
+
+def test_a_device_that_nobody_got_to_see_is_let_go() -> None:
+    fd = FakeIommu().device
+    assert not is_open(fd)
+
+
+def test_closing_while_the_request_is_answered_does_not_wait_for_the_answer() -> None:
+    answering, go_on = threading.Event(), threading.Event()
+
+    def answer() -> None:
+        answering.set()
+        go_on.wait(30)
+
+    watch = _UnplugWatch(answer)
+    os.eventfd_write(watch.request_fd, 1)
+    assert answering.wait(30)
+    closer = threading.Thread(target=watch.close)
+    closer.start()
+    closer.join(30)
+    assert not closer.is_alive()
+    go_on.set()

@@ -1,4 +1,4 @@
-"""One guest for all of the suite: booted once. Cards that are killed or taken away are not those that others use.
+"""One guest for all of the suite: booted once. What may end QEMU has a guest of its own.
 
 `NPU_VM_KERNEL=iommufd` boots the kernel that has iommufd in place of Debian's. The run ends with a table.
 """
@@ -19,14 +19,14 @@ PATIENCE_S = 60.0
 """A command in the guest, on a loaded host of two cores."""
 IOMMUFD = os.environ.get("NPU_VM_KERNEL") == "iommufd"
 _NOTE = "note"
-FIRST, SECOND, DOOMED, REMOVED = range(4)
-"""Cards of the guest, by port: two to work with, one whose emulator is killed, one that is taken away for a while."""
+FIRST, SECOND, REMOVED = range(3)
+"""Cards of the guest, by port: two to work with, one that is taken away for a while."""
 
 
 @pytest.fixture(scope="session")
 def guest() -> Iterator[Guest]:
-    """A booted guest with four cards, which no driver has yet."""
-    with Guest(parts(iommufd=IOMMUFD), cards=4) as booted:
+    """A booted guest with three cards, which no driver has yet."""
+    with Guest(parts(iommufd=IOMMUFD), cards=3) as booted:
         prepare(booted)
         yield booted
 

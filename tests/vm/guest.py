@@ -30,7 +30,8 @@ POLL_S = 0.05
 HUGE_PAGES = 384
 """Without them each 4 KiB of DMA memory costs a message to the emulator, and another to take it back."""
 KERNEL_ARGUMENTS = f"console=ttyS0 intel_iommu=on quiet loglevel=4 panic=-1 hugepages={HUGE_PAGES}"
-_TIMEOUT_STATUS = 124
+_UNMAPPED_NOTHING = "vfio_container_dma_unmap"
+"""QEMU logs a line each time it takes back what it never mapped."""
 
 
 class Ran(NamedTuple):
@@ -252,7 +253,8 @@ class Guest:
     def console(self) -> str:
         """What the kernel printed on its console, and QEMU on stderr."""
         texts = [self.folder / name for name in ("console", "qemu.log")]
-        return "\n".join(path.read_text("utf-8", "replace") for path in texts if path.exists())
+        lines = [line for path in texts if path.exists() for line in path.read_text("utf-8", "replace").splitlines()]
+        return "\n".join(line for line in lines if _UNMAPPED_NOTHING not in line)
 
     # --- helpers -----------------------------------------------------------------------------------------------
 

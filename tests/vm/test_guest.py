@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.vm.conftest import DOOMED, FIRST, IOMMUFD, PATIENCE_S, REMOVED, bind, last_line, prepare, program
+from tests.vm.conftest import FIRST, IOMMUFD, PATIENCE_S, REMOVED, bind, last_line, prepare, program
 from tests.vm.guest import HUGE_PAGES, Guest, GuestError
 from tests.vm.recipe import ROOT, parts
 
@@ -24,6 +24,8 @@ HEAVY = (
     "test_regions.py",
     "test_registers.py",
     "test_reset_matrix.py",
+    "test_sdk_events.py",
+    "test_sdk_queues.py",
     "test_transport.py",
 )
 """Half of the contract suite's work."""
@@ -31,6 +33,8 @@ LOST_S = 10.0
 """How long a program may take to learn that its device is gone, on a loaded host."""
 QEMU_UNPLUG_FAILURE = "memory_region_del_subregion: Assertion"
 """How QEMU up to 11.1.3 ends when any vfio-user device with MSI-X is unplugged."""
+MOST_WAKE_UPS = 3
+"""The device is woken once; before work has piled up, it may fall asleep again while the guest's processor is away."""
 MIB_64 = 64
 MOST_FDS = 64
 """Descriptors of the emulator's process with a client, whatever that has mapped."""
@@ -96,9 +100,8 @@ def test_submissions_trap_only_when_the_device_wakes_up(guest: Guest, address: s
     seen = last_line(guest.check(program("count_traps", str(lone), address), PATIENCE_S))
     note(f"{seen['submissions']} submissions, busy: {seen['busy']}; {lone} lone ones: {seen['lone']}")
     assert seen["lone"] == {"bells": lone}
-    # It may fall asleep while the guest's processor is away: once a millisecond of that at most, and never in between.
-    assert set(seen["busy"]) <= {"bells"}
-    assert seen["busy"]["bells"] <= seen["submissions"] // 100
+    assert set(seen["busy"]) == {"bells"}
+    assert seen["busy"]["bells"] <= MOST_WAKE_UPS
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------
@@ -114,7 +117,7 @@ def test_threads_carry_on_through_resets(guest: Guest, address: str, note: Note)
 def test_a_killed_client_leaves_a_card_that_works(guest: Guest, address: str, note: Note) -> None:
     job = guest.start(f"exec {program('storm', 'until-lost', address)}".replace("exec NPU", "NPU"))
     guest.wait_for_output(job, "running", PATIENCE_S)
-    guest.check("pkill -9 -f programs.storm", PATIENCE_S)
+    guest.check("busybox pkill -9 -f programs.storm", PATIENCE_S)
     assert guest.result(job, PATIENCE_S).status != 0
     began = time.monotonic()
     seen = last_line(guest.check(program("interrupts", address, address), PATIENCE_S))
@@ -122,14 +125,17 @@ def test_a_killed_client_leaves_a_card_that_works(guest: Guest, address: str, no
     assert seen["vectors"] == 32
 
 
-def test_a_killed_server_is_a_lost_device_and_nothing_worse(guest: Guest, note: Note) -> None:
-    card = guest.cards[DOOMED]
-    job = guest.start(program("storm", "until-lost", bind(guest, card)))
-    guest.wait_for_output(job, "running", PATIENCE_S)
-    card.kill()
-    seen = _lost(guest, job)
-    note(f"all four threads knew {seen['seconds']:.2f} s after the storm was on")
-    assert guest.running
+def test_a_killed_server_is_a_lost_device_and_nothing_worse(note: Note) -> None:
+    """In a guest of its own: QEMU may not survive what the guest does to a device whose server is gone."""
+    with Guest(parts(iommufd=IOMMUFD)) as own:
+        prepare(own)
+        card = own.cards[FIRST]
+        job = own.start(program("storm", "until-lost", bind(own, card)))
+        own.wait_for_output(job, "running", PATIENCE_S)
+        card.kill()
+        own.wait_for_output(job, '"after"', PATIENCE_S)
+        seen = _told(own, job)
+        note(f"all four threads knew {seen['seconds']:.2f} s after the storm was on")
 
 
 def test_a_card_that_is_taken_away_is_let_go_and_comes_back(guest: Guest, note: Note) -> None:
@@ -152,7 +158,7 @@ def test_an_idle_program_lets_a_card_go(guest: Guest) -> None:
     job = guest.start(program("hold", "0 /tmp/never idle", where))
     guest.wait_for_output(job, "holding", PATIENCE_S)
     guest.check(f"echo 1 >/sys/bus/pci/devices/{where}/remove", LOST_S)
-    guest.check("pkill -f programs.hold; echo 1 >/sys/bus/pci/rescan", PATIENCE_S)
+    guest.check("busybox pkill -f programs.hold; echo 1 >/sys/bus/pci/rescan", PATIENCE_S)
     assert guest.result(job, PATIENCE_S).status != 0
 
 
@@ -196,10 +202,15 @@ def test_64_mib_cost_the_server_neither_descriptors_nor_mappings(
 
 
 def _lost(guest: Guest, job: int) -> dict[str, Any]:
-    """What a storm that lost its device says: every thread was told, so is new work, and the program lives on."""
+    """A storm that lost its device, and ended as programs do."""
     ran = guest.result(job, PATIENCE_S)
     assert ran.status == 0, ran.output
-    seen: dict[str, Any] = last_line(ran.output)
+    return _told(guest, job)
+
+
+def _told(guest: Guest, job: int) -> dict[str, Any]:
+    """What it printed: every thread was told, and so is new work."""
+    seen: dict[str, Any] = last_line(guest.output(job))
     assert (seen["errors"]["device-lost"], seen["after"]) == (4, "device-lost")
     assert seen["seconds"] < LOST_S
     return seen

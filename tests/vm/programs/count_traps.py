@@ -15,6 +15,8 @@ from driver_shim.protocol.registers import BAR2
 from driver_shim.transport.base import Transport
 
 SUBMISSIONS = 10_000
+BUSY_BYTES = 4 << 20
+"""Filling as much takes longer than submitting it does in a guest: the device always has more to do."""
 ASLEEP_S = 0.2
 """Far longer than the device looks for more work after the last."""
 
@@ -48,11 +50,12 @@ def main() -> None:
     lone = int(sys.argv[1])
     with sdk.Device() as device, device.queue(depth=1024) as queue:
         counter = Counter(device.transport)
+        memory = device.buffer((BUSY_BYTES,), "int8")
         queue.nop().wait()
         time.sleep(ASLEEP_S)
         counter.take()
         for _ in range(SUBMISSIONS):
-            last = queue.nop()
+            last = queue.fill(memory, 0)
         last.wait()
         busy = counter.take()
         for _ in range(lone):

@@ -100,9 +100,9 @@ def until_lost() -> None:
     until = time.monotonic() + AFTERMATH_S / 10
     while time.monotonic() < until:
         aperture[:4] = bytes(aperture[4:8])
-    device.close()
     document = {"errors": storm.errors, "after": after, "seconds": seconds, "commands": storm.commands}
     print(json.dumps(document), flush=True)
+    device.close()
 
 
 if __name__ == "__main__":
