@@ -26,7 +26,7 @@ EMULATOR_STOP_S = 5.0
 """A private emulator's exit after its owner hung up, before it is killed."""
 
 OPEN_S = 10.0
-"""After Ctrl-C while a card is being opened: that resets it, which cannot be cut short and takes a tenth of a second."""
+"""After Ctrl-C while a card is being opened: that resets it, for a tenth of a second that cannot be cut short."""
 
 OPEN_POLL_S = 0.1
 """How often a second Ctrl-C is heard meanwhile."""

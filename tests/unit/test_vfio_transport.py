@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from driver_shim.errors import DeviceNotFound
-from driver_shim.protocol.config_space import EXPRESS, POWER_MANAGEMENT
-from driver_shim.transport.vfio import VfioTransport, _may_stop_decoding, _UnplugWatch
+from driver_shim.errors import Closed, DeviceLost, DeviceNotFound, HostMemoryLimit
+from driver_shim.mapping import DeviceMapping, create_memory_file
+from driver_shim.protocol.config_space import (
+    COMMAND_MEMORY,
+    COMMAND_OFFSET,
+    CONFIG_BYTES,
+    EXPRESS,
+    POWER_MANAGEMENT,
+)
+from driver_shim.protocol.registers import BAR0
+from driver_shim.protocol.vfio_user import RegionIndex
+from driver_shim.transport.base import RegionInfo
+from driver_shim.transport.vfio import VfioTransport, _may_stop_decoding, _Region, _UnplugWatch
 from driver_shim.transport.vfio_iommu import Iommu, IovaRanges, undisturbed
 from tests.support import sysfs
 
+BAR_BYTES = 0x1_0000
 CARD = "0000:03:00.0"
 
 
@@ -125,21 +138,182 @@ def test_somebody_elses_function_is_not_opened(tmp_path: Path) -> None:
 
 
 class FakeIommu(Iommu):
-    """What a device was opened with, without a kernel."""
+    """What a device was opened with, without a kernel: maps, and what to be interrupted or refused by."""
 
     kind = "none"
 
     def __init__(self) -> None:
         super().__init__("pci:test")
-        self.device = os.eventfd(0, os.EFD_CLOEXEC)
+        self.device = os.memfd_create("device", os.MFD_CLOEXEC)
+        os.ftruncate(self.device, CONFIG_BYTES + BAR_BYTES)
+        os.pwrite(self.device, bytes([0, 0, 0, 0, COMMAND_MEMORY]), 0)
         self._fds.append(self.device)
+        self.maps: dict[int, int] = {}
+        self.after_map: BaseException | None = None
 
     def ranges(self) -> IovaRanges:
         return ()
 
-    def _map(self, address: int, iova: int, size: int) -> None: ...
+    def _map(self, address: int, iova: int, size: int) -> None:
+        if iova in self.maps:
+            raise OSError(errno.EEXIST, "File exists")
+        self.maps[iova] = size
+        if self.after_map is not None:
+            raise self.after_map
 
-    def _unmap(self, iova: int, size: int) -> None: ...
+    def _unmap(self, iova: int, size: int) -> None:
+        if iova not in self.maps:
+            raise OSError(errno.ENOENT, "nothing is mapped")
+        del self.maps[iova]
+
+
+@pytest.fixture
+def transport() -> Iterator[tuple[VfioTransport, FakeIommu]]:
+    """A transport over a file in place of a device: configuration space, and one BAR behind it."""
+    made = VfioTransport.__new__(VfioTransport)
+    iommu = FakeIommu()
+    made.address = "pci:test"
+    made._lock = threading.RLock()
+    made._iommu = iommu
+    made._windows, made._mappings, made._mapped, made._ended = {}, [], {}, None
+    made._ranges = ((0, (1 << 64) - 1),)
+    made._power_at = None
+    made._can_reset = True
+    made._regions = {
+        BAR0: _Region(RegionInfo(BAR0, BAR_BYTES, True, True, ((0, BAR_BYTES),)), CONFIG_BYTES),
+        int(RegionIndex.CONFIG): _Region(RegionInfo(7, CONFIG_BYTES, True, True, ()), 0),
+    }
+    made._unplug = _UnplugWatch(made._let_go)
+    made.hang_up_fd = made._unplug.hang_up_fd
+    yield made, iommu
+    made.close()
+
+
+Made = tuple[VfioTransport, FakeIommu]
+
+
+def test_registers_are_reached_through_a_mapping_until_it_is_revoked(transport: Made) -> None:
+    made, iommu = transport
+    made.write(BAR0, 0x10, 0x1234_5678, 4)
+    assert os.pread(iommu.device, 4, CONFIG_BYTES + 0x10) == b"\x78\x56\x34\x12"
+    view = made.map_region(BAR0, 0, 4096)
+    assert view[0x10] == 0x78
+    made.config_write(COMMAND_OFFSET, b"\0\0")  # decoding goes off: what was mapped is the device's no more
+    assert view[0x10] == 0
+    view[0x10] = 1
+    assert made.read(BAR0, 0x10, 4) == 0x1234_5678  # through the kernel
+    with pytest.raises(ValueError, match="decoding is off"):
+        made.map_region(BAR0, 0, 4096)
+    made.config_write(COMMAND_OFFSET, bytes([COMMAND_MEMORY, 0]))
+    assert made.map_region(BAR0, 0, 4096)[0x10] == 0x78
+
+
+def test_a_misaligned_access_goes_through_the_kernel_and_a_strange_width_nowhere(transport: Made) -> None:
+    made, _ = transport
+    made.write(BAR0, 0x20, 0x1122_3344_5566_7788, 8)
+    assert made.read(BAR0, 0x21, 4) == 0x4455_6677
+    for width in (0, 3, 16):
+        with pytest.raises(ValueError, match="registers are 1, 2, 4 or 8 bytes wide"):
+            made.read(BAR0, 0, width)
+
+
+def test_ctrl_c_after_the_kernel_mapped_leaves_a_map_that_can_be_taken_back(transport: Made) -> None:
+    made, iommu = transport
+    fd = create_memory_file(4096)
+    iommu.after_map = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        made.dma_map(fd, 0, 0x1000, 4096)
+    iommu.after_map = None
+    made.dma_unmap(0x1000, 4096)
+    assert not iommu.maps
+    made.dma_map(fd, 0, 0x1000, 4096)
+    os.close(fd)
+
+
+def test_the_kernels_refusal_says_how_much_may_be_locked(transport: Made) -> None:
+    made, iommu = transport
+    fd = create_memory_file(8192)
+    made.dma_map(fd, 0, 0x1000, 4096)
+    iommu.after_map = OSError(errno.ENOMEM, "Cannot allocate memory")
+    with pytest.raises(HostMemoryLimit, match=r"4096 bytes for DMA .*: 4096 are pinned, the limit of locked memory is"):
+        made.dma_map(fd, 4096, 0x2000, 4096)
+    with pytest.raises(ValueError, match="not mapped"):
+        made.dma_unmap(0x2000, 4096)
+    os.close(fd)
+
+
+def test_an_end_that_was_cut_short_is_completed_by_the_next(transport: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, iommu = transport
+    view = made.map_region(BAR0, 0, 4096)
+
+    def interrupted(self: DeviceMapping) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(DeviceMapping, "revoke", interrupted)
+        made.close()
+    made.close()
+    assert not is_open(iommu.device)
+    view[0] = 1
+    with pytest.raises(Closed):
+        made.read(BAR0, 0, 4)
+
+
+def test_the_kernels_request_ends_all_work_and_tells(transport: Made) -> None:
+    made, iommu = transport
+    told: list[DeviceLost] = []
+    heard = threading.Event()
+
+    def hear(error: DeviceLost) -> None:
+        told.append(error)
+        heard.set()
+
+    made.on_unplug = hear
+    view = made.map_region(BAR0, 0, 4096)
+    os.eventfd_write(made._unplug.request_fd, 1)
+    assert heard.wait(30)
+    assert not is_open(iommu.device)
+    view[0] = 1
+    for use in (lambda: made.read(BAR0, 0, 4), lambda: made.config_read(0, 2), made.reset):
+        with pytest.raises(DeviceLost, match="being unplugged"):
+            use()
+    assert not made.alive()
+
+
+def test_four_threads_go_on_while_the_device_is_reset_over_and_over(
+    transport: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is cut short during each reset, as the kernel takes the pages: whoever touched one would be killed."""
+    made, iommu = transport
+    content = 0xABCD.to_bytes(4, "little") * (BAR_BYTES // 4)
+    os.pwrite(iommu.device, content, CONFIG_BYTES)
+
+    def kernel(fd: int, request: int, argument: int) -> int:
+        os.ftruncate(fd, CONFIG_BYTES)
+        time.sleep(0.0005)
+        os.ftruncate(fd, CONFIG_BYTES + BAR_BYTES)
+        os.pwrite(fd, content, CONFIG_BYTES)
+        return 0
+
+    monkeypatch.setattr("driver_shim.transport.vfio.fcntl.ioctl", kernel)
+    stop, wrong = threading.Event(), []
+
+    def look() -> None:
+        while not stop.is_set():
+            value = made.read(BAR0, 0x40, 4)
+            made.write(BAR0, 0x80, 0xABCD, 4)
+            if value != 0xABCD:
+                wrong.append(value)
+
+    threads = [threading.Thread(target=look) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(100):
+        made.reset()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
 
 
 def is_open(fd: int) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,8 @@ from tests.vm.recipe import parts
 
 PATIENCE_S = 60.0
 """A command in the guest, on a loaded host of two cores."""
+LONGEST_S = 1500.0
+"""The suite takes ten minutes on an idle machine of two cores; whatever hangs ends with the guest."""
 IOMMUFD = os.environ.get("NPU_VM_KERNEL") == "iommufd"
 _NOTE = "note"
 FIRST, SECOND, REMOVED = range(3)
@@ -27,8 +30,12 @@ FIRST, SECOND, REMOVED = range(3)
 def guest() -> Iterator[Guest]:
     """A booted guest with three cards, which no driver has yet."""
     with Guest(parts(iommufd=IOMMUFD), cards=3) as booted:
+        too_late = threading.Timer(LONGEST_S, booted.kill)
+        too_late.daemon = True
+        too_late.start()
         prepare(booted)
         yield booted
+        too_late.cancel()
 
 
 def prepare(guest: Guest) -> None:

@@ -224,6 +224,12 @@ class Guest:
         where = self.check(f"ls -d /sys/bus/pci/devices/0000:00:{FIRST_SLOT + card.port:02x}.0/0000:*:00.0", STOP_S)
         return where.strip().rpartition("/")[2]
 
+    def kill(self) -> None:
+        """End QEMU at once: whatever waits for the guest fails then."""
+        if self._qemu is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._qemu.pid, signal.SIGKILL)
+
     def close(self) -> None:
         """End QEMU and the emulators and remove the folder; idempotent."""
         if self._monitor is not None:
@@ -235,8 +241,7 @@ class Guest:
                 (self.exchange / "power-off").touch()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._qemu.wait(STOP_S)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._qemu.pid, signal.SIGKILL)
+            self.kill()
             self._qemu.wait()
         for card in self.cards.values():
             card.close()
