@@ -102,6 +102,11 @@ def program(name: str, arguments: str = "", device: str | None = None) -> str:
     return f"{chosen}python3 -m tests.vm.programs.{name} {arguments}"
 
 
+def killing(name: str) -> str:
+    """The command that ends every process with this in its command line, without a chance to tidy up."""
+    return f"for p in /proc/[0-9]*; do ! grep -qsa {name} $p/cmdline || kill -9 ${{p#/proc/}}; done"
+
+
 def last_line(output: str) -> Any:
     """The JSON document that a program printed last."""
     return json.loads(output.strip().splitlines()[-1])

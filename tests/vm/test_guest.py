@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.vm.conftest import FIRST, IOMMUFD, PATIENCE_S, REMOVED, bind, last_line, prepare, program
+from tests.vm.conftest import FIRST, IOMMUFD, PATIENCE_S, REMOVED, bind, killing, last_line, prepare, program
 from tests.vm.guest import HUGE_PAGES, Guest, GuestError
 from tests.vm.recipe import ROOT, parts
 
@@ -117,7 +117,7 @@ def test_threads_carry_on_through_resets(guest: Guest, address: str, note: Note)
 def test_a_killed_client_leaves_a_card_that_works(guest: Guest, address: str, note: Note) -> None:
     job = guest.start(f"exec {program('storm', 'until-lost', address)}".replace("exec NPU", "NPU"))
     guest.wait_for_output(job, "running", PATIENCE_S)
-    guest.check("busybox pkill -9 -f programs.storm", PATIENCE_S)
+    guest.check(killing("programs.storm"), PATIENCE_S)
     assert guest.result(job, PATIENCE_S).status != 0
     began = time.monotonic()
     seen = last_line(guest.check(program("interrupts", address, address), PATIENCE_S))
@@ -158,7 +158,7 @@ def test_an_idle_program_lets_a_card_go(guest: Guest) -> None:
     job = guest.start(program("hold", "0 /tmp/never idle", where))
     guest.wait_for_output(job, "holding", PATIENCE_S)
     guest.check(f"echo 1 >/sys/bus/pci/devices/{where}/remove", LOST_S)
-    guest.check("busybox pkill -f programs.hold; echo 1 >/sys/bus/pci/rescan", PATIENCE_S)
+    guest.check(f"{killing('programs.hold')}; echo 1 >/sys/bus/pci/rescan", PATIENCE_S)
     assert guest.result(job, PATIENCE_S).status != 0
 
 
