@@ -13,10 +13,18 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from driver_shim.errors import DeviceBusy, DeviceNotFound, NpuError, PermissionDenied
-from driver_shim.pci_sysfs import VFIO_PCI, Roots, driver_of, group_of, held_neighbours, text_of, vfio_nodes
+from driver_shim.pci_sysfs import (
+    PCI_SCHEME,
+    VFIO_DRIVER,
+    Roots,
+    driver_of,
+    group_of,
+    held_neighbours,
+    text_of,
+    vfio_nodes,
+)
 from driver_shim.vfio_users import find_users, group_is_taken
 
-ADDRESS_PREFIX = "pci:"
 _NO_OVERRIDE = "(null)"
 """What driver_override reads as when it names no driver."""
 _CLEAR = "\n"
@@ -58,17 +66,17 @@ class Binder:
         Raises DeviceNotFound, DeviceBusy, PermissionDenied, NpuError; whatever was done until then is undone.
         """
         before = self._present_driver(bus_address)
-        if before == VFIO_PCI:
+        if before == VFIO_DRIVER:
             return Binding(bus_address, before, before, False)
         self._require_vfio(bus_address)
         self._require_viable_group(bus_address, together_with)
         with self._undoing(bus_address, "bind"):
-            self._override(bus_address, VFIO_PCI)
+            self._override(bus_address, VFIO_DRIVER)
             self._let_go(bus_address)
             self._probe(bus_address)
             after = self.driver(bus_address)
-            if after != VFIO_PCI:
-                raise OSError(errno.EIO, f"{VFIO_PCI} did not take it (dmesg says why)")
+            if after != VFIO_DRIVER:
+                raise OSError(errno.EIO, f"{VFIO_DRIVER} did not take it (dmesg says why)")
         return Binding(bus_address, before, after, True)
 
     def unbind(self, bus_address: str) -> Binding:
@@ -78,8 +86,8 @@ class Binder:
         PermissionDenied, NpuError; whatever was done until then is undone.
         """
         before = self._present_driver(bus_address)
-        overridden = self._read_override(bus_address) == VFIO_PCI
-        if before != VFIO_PCI and not (before is None and overridden):
+        overridden = self._read_override(bus_address) == VFIO_DRIVER
+        if before != VFIO_DRIVER and not (before is None and overridden):
             return Binding(bus_address, before, before, False)
         self._require_unused(bus_address)
         with self._undoing(bus_address, "unbind"):
@@ -92,21 +100,21 @@ class Binder:
 
     def _present_driver(self, bus_address: str) -> str | None:
         if not self._folder(bus_address).is_dir():
-            address = ADDRESS_PREFIX + bus_address
+            address = PCI_SCHEME + bus_address
             raise DeviceNotFound(
                 f"{address}: no such function on the PCI bus", device=address, remedy="npuctl list shows what there is"
             )
         return self.driver(bus_address)
 
     def _require_vfio(self, bus_address: str) -> None:
-        address = ADDRESS_PREFIX + bus_address
-        if not (self.roots.drivers / VFIO_PCI).is_dir():
+        address = PCI_SCHEME + bus_address
+        if not (self.roots.drivers / VFIO_DRIVER).is_dir():
             raise NpuError(
-                f"{address} cannot be bound: the kernel module {VFIO_PCI} is not loaded",
+                f"{address} cannot be bound: the kernel module {VFIO_DRIVER} is not loaded",
                 device=address,
                 subsystem="binding",
                 code="driver-missing",
-                remedy=f"sudo modprobe {VFIO_PCI}",
+                remedy=f"sudo modprobe {VFIO_DRIVER}",
             )
         if group_of(self._folder(bus_address)) is None:
             raise NpuError(
@@ -121,7 +129,7 @@ class Binder:
         held = [one for one in held_neighbours(self._folder(bus_address)) if one.bus_address not in together_with]
         if not held:
             return
-        address = ADDRESS_PREFIX + bus_address
+        address = PCI_SCHEME + bus_address
         named = ", ".join(f"{one.bus_address} ({one.driver})" for one in held)
         free = "; ".join(f"echo {one.bus_address} | sudo tee /sys/bus/pci/drivers/{one.driver}/unbind" for one in held)
         raise DeviceBusy(
@@ -136,7 +144,7 @@ class Binder:
     def _require_unused(self, bus_address: str) -> None:
         nodes = vfio_nodes(self._folder(bus_address), self.roots.dev)
         users = find_users(bus_address, nodes, self.roots.proc)
-        address = ADDRESS_PREFIX + bus_address
+        address = PCI_SCHEME + bus_address
         if users.found:
             who, remedy = ", ".join(map(str, users.found)), "close that program first"
         elif group_is_taken(nodes):
@@ -188,7 +196,7 @@ class Binder:
         return None
 
     def _report(self, error: OSError, bus_address: str, verb: str, not_undone: str | None) -> NoReturn:
-        address = ADDRESS_PREFIX + bus_address
+        address = PCI_SCHEME + bus_address
         where = f" ({error.filename})" if error.filename else ""
         driver = self.driver(bus_address) or "none"
         what = f"{address}: {verb} failed: {error.strerror}{where}; "

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from driver_shim.findings import Machine, Observation, Status
-from driver_shim.pci_sysfs import NOIOMMU_NAME, VFIO_PCI, names_in, number_of, text_of
+from driver_shim.pci_sysfs import NOIOMMU_NAME, VFIO_DRIVER, names_in, number_of, text_of
 from driver_shim.protocol import runtime_folder as folders
 from driver_shim.protocol.config_space import DEVICE_ID, VENDOR_ID
 from driver_shim.protocol.registers import CONTRACT_MAJOR, CONTRACT_MINOR
@@ -133,18 +133,18 @@ def vfio_modules(machine: Machine) -> Observation:
     roots = machine.roots
     container = _has_module(machine, "vfio_iommu_type1") or (roots.dev / "vfio/vfio").exists()
     newer = _has_module(machine, "iommufd") or (roots.dev / "iommu").exists()
-    if not (roots.drivers / VFIO_PCI).is_dir() and not _has_module(machine, "vfio_pci"):
+    if not (roots.drivers / VFIO_DRIVER).is_dir() and not _has_module(machine, "vfio_pci"):
         return Observation(
             machine.hindrance,
-            f"{VFIO_PCI} is not loaded",
-            f"sudo modprobe {VFIO_PCI}\nat each boot: echo {VFIO_PCI} | sudo tee /etc/modules-load.d/npu.conf",
+            f"{VFIO_DRIVER} is not loaded",
+            f"sudo modprobe {VFIO_DRIVER}\nat each boot: echo {VFIO_DRIVER} | sudo tee /etc/modules-load.d/npu.conf",
         )
     if not container and not newer:
         return Observation(
             machine.hindrance, "neither vfio_iommu_type1 nor iommufd is loaded", "sudo modprobe vfio_iommu_type1"
         )
     ways = [name for name, there in (("type1", container), ("iommufd", newer)) if there]
-    return Observation(Status.OK, f"{VFIO_PCI}, {', '.join(ways)}")
+    return Observation(Status.OK, f"{VFIO_DRIVER}, {', '.join(ways)}")
 
 
 def vfio_nodes(machine: Machine) -> Observation:
@@ -152,7 +152,7 @@ def vfio_nodes(machine: Machine) -> Observation:
     nodes = [node for node in (machine.roots.dev / "vfio/vfio", machine.roots.dev / "iommu") if node.exists()]
     if not nodes:
         return Observation(
-            machine.hindrance, "neither /dev/vfio/vfio nor /dev/iommu is there", f"sudo modprobe {VFIO_PCI}"
+            machine.hindrance, "neither /dev/vfio/vfio nor /dev/iommu is there", f"sudo modprobe {VFIO_DRIVER}"
         )
     refused = [str(node) for node in nodes if not machine.access(node, _READ_WRITE)]
     allowed = [str(node) for node in nodes if str(node) not in refused]

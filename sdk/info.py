@@ -7,11 +7,13 @@ from typing import Any
 
 from driver_shim.discovery import PciCard, find_cards, find_served, parse_bus_address, select_cards
 from driver_shim.holder import holder_of
+from driver_shim.pci_sysfs import PCI_SCHEME
 from driver_shim.pre_open import PreOpenRecord
 from driver_shim.protocol.runtime_folder import Holder
 from sdk import environment
 
-PCI_SCHEME, SYSFS_SCHEME = CARD_SCHEMES = ("pci:", "sysfs:")
+SYSFS_SCHEME = "sysfs:"
+CARD_SCHEMES = (PCI_SCHEME, SYSFS_SCHEME)
 """How an address says which way a card is reached: through the kernel's VFIO, or through its files in sysfs."""
 
 

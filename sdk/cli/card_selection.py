@@ -7,13 +7,12 @@ from collections.abc import Sequence
 import click
 
 from driver_shim.errors import DeviceNotFound
-from driver_shim.pci_sysfs import Roots, ids_of
+from driver_shim.pci_sysfs import PCI_SCHEME, Roots, ids_of
 from driver_shim.protocol.config_space import DEVICE_ID, VENDOR_ID
 from sdk import environment
 from sdk.cli.device_selection import ALL
 from sdk.info import DeviceInfo
 
-PREFIX = "pci:"
 OUR_IDS = f"{VENDOR_ID:04x}:{DEVICE_ID:04x}"
 _OTHER_WAYS = ("emulator", "vfio-user:", "usb:")
 _SYSFS = "sysfs:"
@@ -21,7 +20,7 @@ _SYSFS = "sysfs:"
 
 def bus_address_of(device: DeviceInfo) -> str:
     """A card's place on the bus, "0000:03:00.0"."""
-    return device.address.removeprefix(PREFIX)
+    return device.address.removeprefix(PCI_SCHEME)
 
 
 def named_cards(wanted: Sequence[str], there: Sequence[DeviceInfo], roots: Roots | None = None) -> list[DeviceInfo]:
@@ -29,7 +28,7 @@ def named_cards(wanted: Sequence[str], there: Sequence[DeviceInfo], roots: Roots
 
     Raises DeviceNotFound (saying which IDs a function has that is not ours), click.UsageError for an emulator.
     """
-    cards = [device for device in there if device.address.startswith(PREFIX)]
+    cards = [device for device in there if device.address.startswith(PCI_SCHEME)]
     if not wanted or ALL in wanted:
         return cards
     chosen = (_named(name, cards, roots or Roots()) for name in wanted)
@@ -39,7 +38,7 @@ def named_cards(wanted: Sequence[str], there: Sequence[DeviceInfo], roots: Roots
 def cards_to_change(wanted: Sequence[str], there: Sequence[DeviceInfo], roots: Roots | None = None) -> list[DeviceInfo]:
     """As `named_cards`, else what `NPU_DEVICE` names; one of several must be named, and there must be one."""
     default = environment.device_address()
-    if not wanted and default and default.startswith((PREFIX, _SYSFS)):
+    if not wanted and default and default.startswith((PCI_SCHEME, _SYSFS)):
         wanted = (default,)
     cards = named_cards(wanted, there, roots)
     if not cards:
@@ -53,7 +52,7 @@ def cards_to_change(wanted: Sequence[str], there: Sequence[DeviceInfo], roots: R
 
 
 def _named(name: str, cards: Sequence[DeviceInfo], roots: Roots) -> DeviceInfo:
-    bus_address = name.removeprefix(_SYSFS).removeprefix(PREFIX)
+    bus_address = name.removeprefix(_SYSFS).removeprefix(PCI_SCHEME)
     for card in cards:
         if bus_address == bus_address_of(card) or (card.serial is not None and name == card.serial):
             return card
@@ -61,7 +60,7 @@ def _named(name: str, cards: Sequence[DeviceInfo], roots: Roots) -> DeviceInfo:
         raise click.UsageError(f"{name!r} is no card on the PCI bus: this verb is about cards")
     function = roots.functions / bus_address
     if bus_address and "/" not in bus_address and function.is_dir():
-        address = PREFIX + bus_address
+        address = PCI_SCHEME + bus_address
         raise DeviceNotFound(f"{address} has the IDs {ids_of(function)}; ours are {OUR_IDS}", device=address)
     known = ", ".join(card.address for card in cards) or "none"
     raise DeviceNotFound(f"no card has the address or serial {name!r}; there are: {known}", device=name)
