@@ -74,9 +74,33 @@ def select_cards(cards: Sequence[PciCard], wanted: Sequence[str] | None) -> list
     An entry is a bus address, an index into `cards`, or a serial number, and is tried as such in this order.
     Raises DeviceNotFound for an entry that names no card, or several.
     """
+    seen, wrong = seen_cards(cards, wanted)
+    for error in wrong.values():
+        raise error
+    return seen
+
+
+def seen_cards(
+    cards: Sequence[PciCard], wanted: Sequence[str] | None
+) -> tuple[list[PciCard], dict[str, DeviceNotFound]]:
+    """As `select_cards`, with the entries that name no card, or several, beside the rest, each with its error."""
     if wanted is None:
-        return list(cards)
-    return list(dict.fromkeys(_card_named(entry, cards) for entry in wanted))
+        return list(cards), {}
+    seen: list[PciCard] = []
+    wrong: dict[str, DeviceNotFound] = {}
+    for entry in dict.fromkeys(wanted):
+        try:
+            seen.append(_card_named(entry, cards))
+        except DeviceNotFound as error:
+            wrong[entry] = error
+    return list(dict.fromkeys(seen)), wrong
+
+
+def visible_entries(variable: str | None) -> tuple[str, ...] | None:
+    """The entries of `NPU_VISIBLE_DEVICES`; None without it, none when it hides every card."""
+    if variable is None:
+        return None
+    return tuple(entry for part in variable.split(",") if (entry := part.strip()))
 
 
 def _card_named(entry: str, cards: Sequence[PciCard]) -> PciCard:
@@ -96,7 +120,7 @@ def _card_named(entry: str, cards: Sequence[PciCard]) -> PciCard:
         raise DeviceNotFound(
             f"NPU_VISIBLE_DEVICES names {entry!r}, which fits {what}; there are: {there or 'none'}",
             subsystem="discovery",
-            remedy="list bus addresses, indexes or serials, or unset it to see every card",
+            remedy="name bus addresses, indexes or serials, or see every card: unset NPU_VISIBLE_DEVICES",
         )
     return found[0]
 

@@ -14,7 +14,7 @@ from sdk.cli.card_selection import bus_address_of, cards_to_change
 from sdk.cli.device_selection import confirm, device_option
 from sdk.cli.frame import Frame
 from sdk.cli.verb import verb
-from sdk.info import DeviceInfo, list_devices
+from sdk.info import DeviceInfo
 
 
 @verb("bind")
@@ -27,7 +27,7 @@ def command(frame: Frame, wanted: tuple[str, ...], yes: bool) -> None:
     its former driver back.
     """
     binder = Binder()
-    bind_cards(frame, cards_to_change(wanted, list_devices(), binder.roots), binder, yes)
+    bind_cards(frame, cards_to_change(wanted, binder.roots), binder, yes)
 
 
 def bind_cards(frame: Frame, cards: Sequence[DeviceInfo], binder: Binder, yes: bool) -> None:

@@ -26,7 +26,7 @@ def command(frame: Frame, wanted: tuple[str, ...], no_open: bool) -> None:
 
     A card is never opened for this, since opening resets it; an emulated device is, unless somebody else uses it.
     """
-    for device in queried(wanted):
+    for device in queried(wanted, frame):
         try:
             entry = _entry(device, no_open)
         except (NpuError, Failure) as error:

@@ -17,7 +17,7 @@ from sdk.info import CARD_SCHEMES, DeviceInfo
 @device_option
 def command(frame: Frame, wanted: tuple[str, ...]) -> None:
     """List the devices of this machine; none is opened."""
-    devices = queried(wanted)
+    devices = queried(wanted, frame)
     for device in devices:
         frame.add(facts(device))
     cards = [device for device in devices if device.address.startswith(CARD_SCHEMES)]

@@ -35,7 +35,7 @@ def command(frame: Frame, registers: tuple[str, ...], wanted: tuple[str, ...], u
         raise click.UsageError(
             "registers cannot be read without opening the device; -d sysfs:ADDRESS opens a card without resetting it"
         )
-    for device in changed(wanted) if writes else queried(wanted):
+    for device in changed(wanted) if writes else queried(wanted, frame):
         try:
             _one_device(frame, device, names, writes)
         except (NpuError, Failure) as error:

@@ -14,7 +14,7 @@ from sdk.cli.card_selection import bus_address_of, cards_to_change
 from sdk.cli.device_selection import confirm, device_option
 from sdk.cli.frame import Frame
 from sdk.cli.verb import verb
-from sdk.info import DeviceInfo, list_devices
+from sdk.info import DeviceInfo
 
 
 @verb("unbind")
@@ -23,11 +23,11 @@ from sdk.info import DeviceInfo, list_devices
 def command(frame: Frame, wanted: tuple[str, ...], yes: bool) -> None:
     """Take cards from vfio-pci; needs root.
 
-    A card that a program uses is left alone (exit 1). The kernel offers the card to the driver it would have by itself;
+    A card that a process uses is left alone (exit 1). The kernel offers the card to the driver it would have by itself;
     normally there is none.
     """
     binder = Binder()
-    unbind_cards(frame, cards_to_change(wanted, list_devices(), binder.roots), binder, yes)
+    unbind_cards(frame, cards_to_change(wanted, binder.roots), binder, yes)
 
 
 def unbind_cards(frame: Frame, cards: Sequence[DeviceInfo], binder: Binder, yes: bool) -> None:
