@@ -1,7 +1,7 @@
 """Binds functions of ours to vfio-pci and back, through sysfs. A step that fails undoes those before it.
 
 The kernel's files are described in its Documentation/ABI/testing/sysfs-bus-pci (driver_override, drivers_probe, bind,
-unbind). An `unbind` write blocks for as long as a program holds the function, so holders are looked for first.
+unbind). An `unbind` write blocks for as long as a process holds the function, so holders are looked for first.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Binder:
     def unbind(self, bus_address: str) -> Binding:
         """Take a function from vfio-pci and offer it to the driver it would have by itself; normally there is none.
 
-        Nothing happens if another driver has it. Raises DeviceNotFound, DeviceBusy while a program uses it,
+        Nothing happens if another driver has it. Raises DeviceNotFound, DeviceBusy while a process uses it,
         PermissionDenied, NpuError; whatever was done until then is undone.
         """
         before = self._present_driver(bus_address)
@@ -138,7 +138,7 @@ class Binder:
             device=address,
             subsystem="binding",
             code="group-not-viable",
-            remedy=f"take them from their drivers ({free}), or move the card to another slot",
+            remedy=f"take them from their drivers ({free}), or move the card to another PCIe connector",
         )
 
     def _require_unused(self, bus_address: str) -> None:
@@ -146,7 +146,7 @@ class Binder:
         users = find_users(bus_address, nodes, self.roots.proc)
         address = PCI_SCHEME + bus_address
         if users.found:
-            who, remedy = ", ".join(map(str, users.found)), "close that program first"
+            who, remedy = ", ".join(map(str, users.found)), "end that process first"
         elif group_is_taken(nodes):
             who, remedy = "a process that is not visible to you", "look for it as root and outside containers"
         else:

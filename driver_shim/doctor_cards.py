@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from driver_shim.doctor_machine import JOIN_GROUP
+from driver_shim.doctor_machine import JOIN_GROUP, iommu
 from driver_shim.findings import Machine, Observation, Status
 from driver_shim.pci_sysfs import (
     PCI_SCHEME,
@@ -22,6 +22,7 @@ from driver_shim.pci_sysfs import vfio_nodes as nodes_of
 from driver_shim.protocol.registers import BAR0, BAR0_BYTES, BAR2, BAR4, DOORBELL_PAGE_BYTES
 from driver_shim.vfio_users import find_users
 
+_IOMMU_LOG = "see why: sudo dmesg | grep -i -e dmar -e iommu"
 _READ_WRITE = os.R_OK | os.W_OK
 _LEAST_BAR_BYTES = {BAR0: BAR0_BYTES, BAR2: 2 * DOORBELL_PAGE_BYTES}
 """What the driver needs: the registers, and the doorbells of the admin queue and one more. BAR4 may be missing."""
@@ -42,7 +43,7 @@ def iommu_group(machine: Machine, card: str) -> Observation:
     folder = _folder(machine, card)
     group = group_of(folder)
     if group is None:
-        return Observation(Status.FAIL, "in no IOMMU group", "the line “iommu” above says what to do")
+        return Observation(Status.FAIL, "in no IOMMU group", iommu(machine).remedy or _IOMMU_LOG)
     held = held_neighbours(folder)
     if not held:
         members = len(names_in(folder / "iommu_group/devices"))
@@ -89,7 +90,7 @@ def bars(machine: Machine, card: str) -> Observation:
             wrong.append(f"BAR{bar} has {_binary(size)} of {_binary(least)}")
     if not wrong:
         return Observation(Status.OK, ", ".join(shown))
-    remedy = "docs/your-board.md says what the driver expects"
+    remedy = f"docs/your-board.md says what the driver expects; see yours: sudo lspci -vv -s {card}"
     if unassigned:
         remedy = (
             "switch on “Above 4G decoding”: sudo systemctl reboot --firmware-setup\n"
@@ -111,10 +112,10 @@ def link(machine: Machine, card: str) -> Observation:
         return Observation(
             Status.WARN,
             f"{now}, though {possible} is possible (a sleeping link may be slower)",
-            f"reseat the card, check the slot; then: npuctl doctor -d {PCI_SCHEME}{card}",
+            f"reseat the card, check its connector; then: npuctl doctor -d {PCI_SCHEME}{card}",
         )
     if possible != own:
-        return Observation(Status.INFO, f"{now}, all that the slot can; the card can {own}")
+        return Observation(Status.INFO, f"{now}, all that its connector can; the card can {own}")
     return Observation(Status.OK, str(now))
 
 

@@ -18,7 +18,7 @@ WEAK = Finding("link", Status.WARN, "x4, " * 40, "reseat it\nthen: npuctl doctor
 
 def test_a_failed_line_ends_with_its_command() -> None:
     first, last = (line.plain for line in lines(BAD))
-    assert first == "  FAIL  driver          bound to no driver"
+    assert first == "  FAIL  driver           bound to no driver"
     assert last == f"      → sudo npuctl bind -d {CARD}"
 
 
