@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from sdk.device import Device
 
 ALL = "all"
+OPENED_WITH_RESET = "opened with a reset"
+"""What verbs say of a device where opening it did that."""
 _SOCKET = "vfio-user:"
 
 

@@ -182,12 +182,13 @@ def test_list_shows_who_holds_a_device_within_80_columns(
 
 
 def test_registers_are_read_by_name_and_scratch_is_written(served: tuple[Npuctl, str]) -> None:
-    tool, _ = served
+    tool, address = served
     (device,) = tool.document("regs", "identity", "scratch=0xabc")["devices"]
     assert device["registers"] == [
         {"name": "identity", "offset": "0x0000", "value": "0x55504e31", "fields": {"magic": "0x55504e31"}},
         {"name": "scratch", "offset": "0x00a0", "value": "0x00000abc", "fields": {"value": "0xabc"}},
     ]
+    assert tool("regs", "identity").stdout.splitlines()[:2] == [address, "opened with a reset"]
     (everything,) = tool.document("regs")["devices"]
     assert len(everything["registers"]) > len(device["registers"])
 
@@ -196,7 +197,8 @@ def test_reset_asks_first_and_has_nobody_to_ask(served: tuple[Npuctl, str]) -> N
     tool, address = served
     assert tool("reset").returncode == 2
     (device,) = tool.document("reset", "--yes")["devices"]
-    assert device["address"] == address
+    assert device["address"] == address and device["opened_with_reset"] is True
+    assert tool("reset", "--yes").stdout.splitlines()[-1] == f"{address}: opened with a reset"
 
 
 @pytest.mark.parametrize(("answer", "code"), [(b"y\n", 0), (b"n\n", 1)])
