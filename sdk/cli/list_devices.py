@@ -30,7 +30,7 @@ def command(frame: Frame, wanted: tuple[str, ...]) -> None:
         frame.console.print(_emulator_table(emulators))
     for device in devices:
         if device.holder:
-            who = f"held by PID {device.holder.pid}: {device.holder.command}"
+            who = f"held by {device.holder.shown_pid}: {device.holder.command}"
             frame.console.print(f"{device.address} is {who}", overflow="fold")
 
 

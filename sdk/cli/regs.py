@@ -8,7 +8,7 @@ import click
 from rich.table import Table
 
 from driver_shim.errors import DeviceBusy
-from driver_shim.holder import describe, holder_of
+from driver_shim.holder import holder_of
 from driver_shim.pci_sysfs import PCI_SCHEME
 from driver_shim.protocol.register_kinds import Access, Register
 from driver_shim.protocol.registers import REGISTERS
@@ -107,7 +107,7 @@ def _require_unheld(address: str) -> None:
     holder = holder_of(PCI_SCHEME + address.removeprefix(SYSFS_SCHEME))
     if holder is not None:
         raise DeviceBusy(
-            f"{address} is not written to: it is held by {describe(holder)}",
+            f"{address} is not written to: it is held by {holder}",
             device=address,
             subsystem="holder",
             remedy="end that process first",

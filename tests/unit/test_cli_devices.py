@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from driver_shim.discovery import PciCard, find_cards
+from driver_shim.protocol.runtime_folder import Holder
 from sdk import environment, info
 from sdk.cli import device_selection, list_devices
+from sdk.cli import info as info_verb
 from sdk.cli.frame import Frame
 from sdk.errors import DeviceNotFound
 from sdk.info import DeviceInfo
@@ -175,6 +177,17 @@ def test_a_query_goes_on_with_the_devices_that_are_there() -> None:
 
 
 # --- text and documents ---------------------------------------------------------------------------------------------
+
+
+def test_a_pid_of_another_namespace_is_not_shown_as_one_of_ours(
+    machine: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.setattr(info, "holder_of", lambda address: Holder(41, "train", 0.0, elsewhere=True))
+    for command in (list_devices.command, info_verb.command):
+        body = getattr(command.callback, "__wrapped__", None)
+        assert body is not None
+        body(Frame(str(command.name), as_json=False, timeout=None), ("NPU-0001",), *([True] * (command.name == "info")))
+        assert "PID 41 in another PID namespace" in " ".join(capsys.readouterr().out.split())
 
 
 def test_cards_fit_80_columns_one_line_each() -> None:
