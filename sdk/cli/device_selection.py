@@ -39,19 +39,11 @@ def device_option(function: Callable[..., Any]) -> Callable[..., Any]:
 def queried(wanted: Sequence[str], frame: Frame | None = None) -> list[DeviceInfo]:
     """What a query speaks of: the named devices, else all. Raises DeviceNotFound, click.UsageError.
 
-    With a frame, names and entries of `NPU_VISIBLE_DEVICES` that fit nothing are reported there, the rest is returned.
+    With a frame, entries of `NPU_VISIBLE_DEVICES` that fit nothing and sockets that nobody serves are reported there,
+    and the rest is returned.
     """
-
-    def named(name: str) -> DeviceInfo | None:
-        try:
-            return _named(name)
-        except DeviceNotFound as error:
-            if frame is None:
-                raise
-            frame.fail(error, name)
-            return None
-
-    return all_or_named(list(wanted) or _from_environment() or (ALL,), lambda: _all(frame), named)
+    found = all_or_named(list(wanted) or _from_environment() or (ALL,), lambda: _all(frame), _named)
+    return found if frame is None else [device for device in found if _is_there(device, frame)]
 
 
 def changed(wanted: Sequence[str]) -> list[DeviceInfo]:
@@ -108,11 +100,11 @@ def open_for_work(wanted: Sequence[str], frame: Frame) -> Device:
 
 
 def all_or_named(
-    wanted: Sequence[str], everything: Callable[[], list[DeviceInfo]], named: Callable[[str], DeviceInfo | None]
+    wanted: Sequence[str], everything: Callable[[], list[DeviceInfo]], named: Callable[[str], DeviceInfo]
 ) -> list[DeviceInfo]:
     """What names stand for, each device once: “all” for `everything()`, which comes first, others for `named(name)`."""
     found = everything() if ALL in wanted else []
-    found = found + [device for name in wanted if name != ALL and (device := named(name))]
+    found = found + [named(name) for name in wanted if name != ALL]
     return list({device.address: device for device in found}.values())
 
 
@@ -156,7 +148,6 @@ def _named(name: str) -> DeviceInfo:
     if name.startswith("emulator"):
         raise click.UsageError(f"{name!r}: only run, bench and demo start an emulator; serve one with npuctl emulate")
     if name.startswith(_SOCKET):  # may be served elsewhere, or published in a folder that we do not look into
-        _require_socket(name)
         published = (device for device in served_devices() if device.address == name)
         return next(published, DeviceInfo(name="NPU", address=name, holder=holder_of(name)))
     found = card_called(name)
@@ -165,8 +156,11 @@ def _named(name: str) -> DeviceInfo:
     return found
 
 
-def _require_socket(address: str) -> None:
-    path = address.removeprefix(_SOCKET)
+def _is_there(device: DeviceInfo, frame: Frame) -> bool:
+    """Report an unpublished socket that nobody can be serving: verbs that do not open a device would not notice."""
+    if not device.address.startswith(_SOCKET) or device.pid is not None:
+        return True
+    path = device.address.removeprefix(_SOCKET)
     try:
         why = None if stat.S_ISSOCK(os.stat(path).st_mode) else "it is no socket"
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -174,5 +168,6 @@ def _require_socket(address: str) -> None:
     except (OSError, ValueError):  # says nothing of the socket; opening it will say more
         why = None
     if why is not None:
-        remedy = f"serve it: npuctl emulate --socket {path}"
-        raise DeviceNotFound(f"{address}: nobody serves a device there: {why}", device=address, remedy=remedy)
+        what = f"{device.address}: nobody serves a device there: {why}"
+        frame.fail(DeviceNotFound(what, remedy=f"serve it: npuctl emulate --socket {path}"), device.address)
+    return why is None
