@@ -142,6 +142,28 @@ def test_list_shows_a_served_emulator(served: tuple[Npuctl, str]) -> None:
     assert (device["address"], device["emulated"], device["profile"]) == (address, True, "generic")
 
 
+def test_a_wrong_visible_device_does_not_hide_a_served_emulator(served: tuple[Npuctl, str]) -> None:
+    tool, address = served
+    document = tool.document("list", code=7, NPU_VISIBLE_DEVICES="garbage")
+    assert [device["address"] for device in document["devices"]] == [address]
+    assert [error["device"] for error in document["errors"]] == ["garbage"]
+    checks = {
+        check["name"]: check for check in tool.document("doctor", code=5, NPU_VISIBLE_DEVICES="garbage")["checks"]
+    }
+    assert (checks["visible-devices"]["status"], checks["visible-devices"]["remedy"]) == (
+        "fail",
+        "unset NPU_VISIBLE_DEVICES",
+    )
+
+
+@pytest.mark.parametrize("arguments", [("list",), ("info", "--no-open")])
+def test_a_socket_that_nobody_serves_is_no_device(npuctl: Npuctl, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    address = f"vfio-user:{tmp_path / 'nobody.sock'}"
+    document = npuctl.document(*arguments, "-d", address, code=3)
+    assert document["devices"] == []
+    assert [error["code"] for error in document["errors"]] == ["device-not-found"]
+
+
 def test_info_of_an_idle_emulator_opens_it_and_says_so(served: tuple[Npuctl, str]) -> None:
     tool, _ = served
     (device,) = tool.document("info")["devices"]
