@@ -1,7 +1,7 @@
 """Binds functions of ours to vfio-pci and back, through sysfs. A step that fails undoes those before it.
 
 The kernel's files are described in its Documentation/ABI/testing/sysfs-bus-pci (driver_override, drivers_probe, bind,
-unbind). An `unbind` write blocks for as long as a program holds the function, so holders are looked for first.
+unbind). An `unbind` write blocks for as long as a process holds the function, so holders are looked for first.
 """
 
 from __future__ import annotations
@@ -13,10 +13,18 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from driver_shim.errors import DeviceBusy, DeviceNotFound, NpuError, PermissionDenied
-from driver_shim.pci_sysfs import VFIO_PCI, Roots, driver_of, group_of, held_neighbours, text_of, vfio_nodes
+from driver_shim.pci_sysfs import (
+    PCI_SCHEME,
+    VFIO_DRIVER,
+    Roots,
+    driver_of,
+    group_of,
+    held_neighbours,
+    text_of,
+    vfio_nodes,
+)
 from driver_shim.vfio_users import find_users, group_is_taken
 
-ADDRESS_PREFIX = "pci:"
 _NO_OVERRIDE = "(null)"
 """What driver_override reads as when it names no driver."""
 _CLEAR = "\n"
@@ -58,28 +66,28 @@ class Binder:
         Raises DeviceNotFound, DeviceBusy, PermissionDenied, NpuError; whatever was done until then is undone.
         """
         before = self._present_driver(bus_address)
-        if before == VFIO_PCI:
+        if before == VFIO_DRIVER:
             return Binding(bus_address, before, before, False)
         self._require_vfio(bus_address)
         self._require_viable_group(bus_address, together_with)
         with self._undoing(bus_address, "bind"):
-            self._override(bus_address, VFIO_PCI)
+            self._override(bus_address, VFIO_DRIVER)
             self._let_go(bus_address)
             self._probe(bus_address)
             after = self.driver(bus_address)
-            if after != VFIO_PCI:
-                raise OSError(errno.EIO, f"{VFIO_PCI} did not take it (dmesg says why)")
+            if after != VFIO_DRIVER:
+                raise OSError(errno.EIO, f"{VFIO_DRIVER} did not take it (dmesg says why)")
         return Binding(bus_address, before, after, True)
 
     def unbind(self, bus_address: str) -> Binding:
         """Take a function from vfio-pci and offer it to the driver it would have by itself; normally there is none.
 
-        Nothing happens if another driver has it. Raises DeviceNotFound, DeviceBusy while a program uses it,
+        Nothing happens if another driver has it. Raises DeviceNotFound, DeviceBusy while a process uses it,
         PermissionDenied, NpuError; whatever was done until then is undone.
         """
         before = self._present_driver(bus_address)
-        overridden = self._read_override(bus_address) == VFIO_PCI
-        if before != VFIO_PCI and not (before is None and overridden):
+        overridden = self._read_override(bus_address) == VFIO_DRIVER
+        if before != VFIO_DRIVER and not (before is None and overridden):
             return Binding(bus_address, before, before, False)
         self._require_unused(bus_address)
         with self._undoing(bus_address, "unbind"):
@@ -92,21 +100,21 @@ class Binder:
 
     def _present_driver(self, bus_address: str) -> str | None:
         if not self._folder(bus_address).is_dir():
-            address = ADDRESS_PREFIX + bus_address
+            address = PCI_SCHEME + bus_address
             raise DeviceNotFound(
                 f"{address}: no such function on the PCI bus", device=address, remedy="npuctl list shows what there is"
             )
         return self.driver(bus_address)
 
     def _require_vfio(self, bus_address: str) -> None:
-        address = ADDRESS_PREFIX + bus_address
-        if not (self.roots.drivers / VFIO_PCI).is_dir():
+        address = PCI_SCHEME + bus_address
+        if not (self.roots.drivers / VFIO_DRIVER).is_dir():
             raise NpuError(
-                f"{address} cannot be bound: the kernel module {VFIO_PCI} is not loaded",
+                f"{address} cannot be bound: the kernel module {VFIO_DRIVER} is not loaded",
                 device=address,
                 subsystem="binding",
                 code="driver-missing",
-                remedy=f"sudo modprobe {VFIO_PCI}",
+                remedy=f"sudo modprobe {VFIO_DRIVER}",
             )
         if group_of(self._folder(bus_address)) is None:
             raise NpuError(
@@ -121,7 +129,7 @@ class Binder:
         held = [one for one in held_neighbours(self._folder(bus_address)) if one.bus_address not in together_with]
         if not held:
             return
-        address = ADDRESS_PREFIX + bus_address
+        address = PCI_SCHEME + bus_address
         named = ", ".join(f"{one.bus_address} ({one.driver})" for one in held)
         free = "; ".join(f"echo {one.bus_address} | sudo tee /sys/bus/pci/drivers/{one.driver}/unbind" for one in held)
         raise DeviceBusy(
@@ -130,15 +138,15 @@ class Binder:
             device=address,
             subsystem="binding",
             code="group-not-viable",
-            remedy=f"take them from their drivers ({free}), or move the card to another slot",
+            remedy=f"take them from their drivers ({free}), or move the card to another PCIe connector",
         )
 
     def _require_unused(self, bus_address: str) -> None:
         nodes = vfio_nodes(self._folder(bus_address), self.roots.dev)
         users = find_users(bus_address, nodes, self.roots.proc)
-        address = ADDRESS_PREFIX + bus_address
+        address = PCI_SCHEME + bus_address
         if users.found:
-            who, remedy = ", ".join(map(str, users.found)), "close that program first"
+            who, remedy = ", ".join(map(str, users.found)), "end that process first"
         elif group_is_taken(nodes):
             who, remedy = "a process that is not visible to you", "look for it as root and outside containers"
         else:
@@ -188,7 +196,7 @@ class Binder:
         return None
 
     def _report(self, error: OSError, bus_address: str, verb: str, not_undone: str | None) -> NoReturn:
-        address = ADDRESS_PREFIX + bus_address
+        address = PCI_SCHEME + bus_address
         where = f" ({error.filename})" if error.filename else ""
         driver = self.driver(bus_address) or "none"
         what = f"{address}: {verb} failed: {error.strerror}{where}; "

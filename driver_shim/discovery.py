@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from driver_shim.errors import DeviceNotFound
+from driver_shim.pci_sysfs import PCI_SCHEME, Link, Roots, driver_of, group_of, link_of, number_of, text_of
+from driver_shim.pci_sysfs import VFIO_DRIVER as VFIO_DRIVER
 from driver_shim.protocol.config_space import CONFIG_BYTES, DEVICE_ID, VENDOR_ID, serial_text
 from driver_shim.protocol.runtime_folder import (
     PUBLICATION_SUFFIX,
@@ -21,13 +23,8 @@ from driver_shim.protocol.runtime_folder import (
     runtime_folder,
 )
 
-SYSFS_PCI = Path("/sys/bus/pci/devices")
+SYSFS_PCI = Roots().functions
 _log = logging.getLogger("npu")
-
-
-VFIO_DRIVER = "vfio-pci"
-"""The kernel driver that hands a function to user space."""
-_MAX_LANES = 32
 _D3COLD = "D3cold"
 _BUS_ADDRESS = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{1,2}):([0-9a-f]{1,2})\.([0-7])", re.IGNORECASE)
 
@@ -39,6 +36,7 @@ class PciCard(NamedTuple):
     """Domain:bus:device.function, "0000:03:00.0"."""
     driver: str | None
     iommu_group: str | None = None
+    """None without an IOMMU."""
     numa_node: int | None = None
     link_speed_gt_per_s: float | None = None
     link_width_lanes: int | None = None
@@ -57,7 +55,7 @@ def find_cards(root: Path = SYSFS_PCI) -> list[PciCard]:
     return [
         _card(folder)
         for folder in sorted(root.iterdir())
-        if _hex(folder / "vendor") == VENDOR_ID and _hex(folder / "device") == DEVICE_ID
+        if number_of(folder / "vendor") == VENDOR_ID and number_of(folder / "device") == DEVICE_ID
     ]
 
 
@@ -76,13 +74,37 @@ def select_cards(cards: Sequence[PciCard], wanted: Sequence[str] | None) -> list
     An entry is a bus address, an index into `cards`, or a serial number, and is tried as such in this order.
     Raises DeviceNotFound for an entry that names no card, or several.
     """
+    seen, wrong = seen_cards(cards, wanted)
+    for error in wrong.values():
+        raise error
+    return seen
+
+
+def seen_cards(
+    cards: Sequence[PciCard], wanted: Sequence[str] | None
+) -> tuple[list[PciCard], dict[str, DeviceNotFound]]:
+    """As `select_cards`, with the entries that name no card, or several, beside the rest, each with its error."""
     if wanted is None:
-        return list(cards)
-    return list(dict.fromkeys(_card_named(entry, cards) for entry in wanted))
+        return list(cards), {}
+    seen: list[PciCard] = []
+    wrong: dict[str, DeviceNotFound] = {}
+    for entry in dict.fromkeys(wanted):
+        try:
+            seen.append(_card_named(entry, cards))
+        except DeviceNotFound as error:
+            wrong[entry] = error
+    return list(dict.fromkeys(seen)), wrong
+
+
+def visible_entries(variable: str | None) -> tuple[str, ...] | None:
+    """The entries of `NPU_VISIBLE_DEVICES`; None without it, none when it hides every card."""
+    if variable is None:
+        return None
+    return tuple(entry for part in variable.split(",") if (entry := part.strip()))
 
 
 def _card_named(entry: str, cards: Sequence[PciCard]) -> PciCard:
-    bus_address = parse_bus_address(entry.removeprefix("pci:"))
+    bus_address = parse_bus_address(entry.removeprefix(PCI_SCHEME))
     if bus_address is not None:
         found = [card for card in cards if card.bus_address == bus_address]
     elif entry.isdecimal() and int(entry) < len(cards):
@@ -98,23 +120,24 @@ def _card_named(entry: str, cards: Sequence[PciCard]) -> PciCard:
         raise DeviceNotFound(
             f"NPU_VISIBLE_DEVICES names {entry!r}, which fits {what}; there are: {there or 'none'}",
             subsystem="discovery",
-            remedy="list bus addresses, indexes or serials, or unset it to see every card",
+            remedy="name bus addresses, indexes or serials, or see every card: unset NPU_VISIBLE_DEVICES",
         )
     return found[0]
 
 
 def _card(folder: Path) -> PciCard:
-    state = _text(folder / "power_state")
+    state = text_of(folder / "power_state")
     awake = state != _D3COLD  # the kernel would wake the card to read link and configuration space
+    now, most = (link_of(folder, which) if awake else Link(None, None) for which in ("current", "max"))
     return PciCard(
         bus_address=folder.name,
-        driver=_link_name(folder / "driver"),
-        iommu_group=_link_name(folder / "iommu_group"),
+        driver=driver_of(folder),
+        iommu_group=group_of(folder),
         numa_node=_numa_node(folder / "numa_node"),
-        link_speed_gt_per_s=_speed(folder / "current_link_speed") if awake else None,
-        link_width_lanes=_lanes(folder / "current_link_width") if awake else None,
-        link_max_speed_gt_per_s=_speed(folder / "max_link_speed") if awake else None,
-        link_max_width_lanes=_lanes(folder / "max_link_width") if awake else None,
+        link_speed_gt_per_s=now.speed_gt_per_s,
+        link_width_lanes=now.width_lanes,
+        link_max_speed_gt_per_s=most.speed_gt_per_s,
+        link_max_width_lanes=most.width_lanes,
         serial=_serial(folder / "config") if awake else None,
         power_state=state if state and state.startswith("D") else None,
     )
@@ -156,43 +179,9 @@ def _publication(path: Path) -> Publication | None:
         return None
 
 
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text("ascii").strip()
-    except (OSError, ValueError):
-        return None
-
-
-def _hex(path: Path) -> int | None:
-    return _number(path, 16)
-
-
-def _number(path: Path, base: int = 10) -> int | None:
-    try:
-        return int(_text(path) or "", base)
-    except ValueError:
-        return None
-
-
-def _link_name(path: Path) -> str | None:
-    return path.resolve().name if path.exists() else None
-
-
 def _numa_node(path: Path) -> int | None:
-    node = _number(path)
+    node = number_of(path, 10)
     return node if node is not None and node >= 0 else None  # -1: the firmware does not say
-
-
-def _speed(path: Path) -> float | None:
-    """ "5.0 GT/s PCIe"; "Unknown" while the link is down."""
-    match = re.match(r"(\d+(?:\.\d+)?) GT/s", _text(path) or "")
-    return float(match[1]) if match else None
-
-
-def _lanes(path: Path) -> int | None:
-    """0 while the link is down, 255 for a width that the kernel could not read."""
-    lanes = _number(path)
-    return lanes if lanes is not None and 0 < lanes <= _MAX_LANES else None
 
 
 def _serial(path: Path) -> str | None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from driver_shim import doctor_cards, doctor_machine
-from driver_shim.binding import ADDRESS_PREFIX
 from driver_shim.findings import Finding, Machine, Observation
+from driver_shim.pci_sysfs import PCI_SCHEME
 
 MACHINE_CHECKS: dict[str, Callable[[Machine], Observation]] = {
     "versions": doctor_machine.versions,
     "emulator": doctor_machine.emulator,
     "runtime-folder": doctor_machine.runtime_folder,
     "card": doctor_machine.card,
+    "visible-devices": doctor_machine.visible_devices,
     "iommu": doctor_machine.iommu,
+    "interrupts": doctor_machine.interrupts,
     "vfio-modules": doctor_machine.vfio_modules,
     "vfio-nodes": doctor_machine.vfio_nodes,
     "locked-memory": doctor_machine.locked_memory,
@@ -40,4 +42,4 @@ def examine(machine: Machine, cards: Sequence[str] | None = None) -> Iterator[Fi
         yield Finding(name, *check(machine), device=None)
     for card in machine.cards if cards is None else cards:
         for name, check_card in CARD_CHECKS.items():
-            yield Finding(name, *check_card(machine, card), device=ADDRESS_PREFIX + card)
+            yield Finding(name, *check_card(machine, card), device=PCI_SCHEME + card)

@@ -6,28 +6,36 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from driver_shim.binding import ADDRESS_PREFIX
-from driver_shim.doctor_machine import JOIN_GROUP
+from driver_shim.doctor_machine import JOIN_GROUP, iommu
 from driver_shim.findings import Machine, Observation, Status
-from driver_shim.pci_sysfs import VFIO_PCI, driver_of, group_of, held_neighbours, names_in, text_of
+from driver_shim.pci_sysfs import (
+    PCI_SCHEME,
+    VFIO_DRIVER,
+    driver_of,
+    group_of,
+    held_neighbours,
+    link_of,
+    names_in,
+    text_of,
+)
 from driver_shim.pci_sysfs import vfio_nodes as nodes_of
 from driver_shim.protocol.registers import BAR0, BAR0_BYTES, BAR2, BAR4, DOORBELL_PAGE_BYTES
 from driver_shim.vfio_users import find_users
 
+_IOMMU_LOG = "see why: sudo dmesg | grep -i -e dmar -e iommu"
 _READ_WRITE = os.R_OK | os.W_OK
 _LEAST_BAR_BYTES = {BAR0: BAR0_BYTES, BAR2: 2 * DOORBELL_PAGE_BYTES}
 """What the driver needs: the registers, and the doorbells of the admin queue and one more. BAR4 may be missing."""
 _BARS = (BAR0, BAR2, BAR4)
-_UNKNOWN_WIDTHS = (0, 255)
 
 
 def driver(machine: Machine, card: str) -> Observation:
     """Whether vfio-pci has the card."""
     bound = driver_of(_folder(machine, card))
-    if bound == VFIO_PCI:
-        return Observation(Status.OK, VFIO_PCI)
-    found = f"bound to {bound}, not to {VFIO_PCI}" if bound else "bound to no driver"
-    return Observation(Status.FAIL, found, f"sudo npuctl bind -d {ADDRESS_PREFIX}{card}")
+    if bound == VFIO_DRIVER:
+        return Observation(Status.OK, VFIO_DRIVER)
+    found = f"bound to {bound}, not to {VFIO_DRIVER}" if bound else "bound to no driver"
+    return Observation(Status.FAIL, found, f"sudo npuctl bind -d {PCI_SCHEME}{card}")
 
 
 def iommu_group(machine: Machine, card: str) -> Observation:
@@ -35,7 +43,7 @@ def iommu_group(machine: Machine, card: str) -> Observation:
     folder = _folder(machine, card)
     group = group_of(folder)
     if group is None:
-        return Observation(Status.FAIL, "in no IOMMU group", "the line “iommu” above says what to do")
+        return Observation(Status.FAIL, "in no IOMMU group", iommu(machine).remedy or _IOMMU_LOG)
     held = held_neighbours(folder)
     if not held:
         members = len(names_in(folder / "iommu_group/devices"))
@@ -49,8 +57,8 @@ def iommu_group(machine: Machine, card: str) -> Observation:
 def access(machine: Machine, card: str) -> Observation:
     """Whether this user may open the card, through its group or by itself."""
     folder, dev = _folder(machine, card), machine.roots.dev
-    if driver_of(folder) != VFIO_PCI:
-        return Observation(Status.INFO, f"there is nothing to open before {VFIO_PCI} has it")
+    if driver_of(folder) != VFIO_DRIVER:
+        return Observation(Status.INFO, f"there is nothing to open before {VFIO_DRIVER} has it")
     own = nodes_of(folder, dev)
     ways = [(dev / "iommu" if node.parent.name == "devices" else dev / "vfio/vfio", node) for node in own]
     troubles = {}
@@ -82,7 +90,7 @@ def bars(machine: Machine, card: str) -> Observation:
             wrong.append(f"BAR{bar} has {_binary(size)} of {_binary(least)}")
     if not wrong:
         return Observation(Status.OK, ", ".join(shown))
-    remedy = "docs/your-board.md says what the driver expects"
+    remedy = f"docs/your-board.md says what the driver expects; see yours: sudo lspci -vv -s {card}"
     if unassigned:
         remedy = (
             "switch on “Above 4G decoding”: sudo systemctl reboot --firmware-setup\n"
@@ -104,10 +112,10 @@ def link(machine: Machine, card: str) -> Observation:
         return Observation(
             Status.WARN,
             f"{now}, though {possible} is possible (a sleeping link may be slower)",
-            f"reseat the card, check the slot; then: npuctl doctor -d {ADDRESS_PREFIX}{card}",
+            f"reseat the card, check its connector; then: npuctl doctor -d {PCI_SCHEME}{card}",
         )
     if possible != own:
-        return Observation(Status.INFO, f"{now}, all that the slot can; the card can {own}")
+        return Observation(Status.INFO, f"{now}, all that its connector can; the card can {own}")
     return Observation(Status.OK, str(now))
 
 
@@ -129,7 +137,7 @@ def user(machine: Machine, card: str) -> Observation:
         return Observation(
             Status.INFO,
             f"nobody that you can see; {users.hidden} processes are not yours to look into",
-            f"sudo npuctl doctor -d {ADDRESS_PREFIX}{card}",
+            f"sudo npuctl doctor -d {PCI_SCHEME}{card}",
         )
     return Observation(Status.INFO, "nobody")
 
@@ -171,12 +179,8 @@ def _ranges(resource: Path) -> dict[int, _Range]:
 
 
 def _link(folder: Path, which: str) -> _Link | None:
-    try:
-        width = int(text_of(folder / f"{which}_link_width") or "")
-        speed = float((text_of(folder / f"{which}_link_speed") or "").split()[0])
-    except (ValueError, IndexError):
-        return None
-    return None if width in _UNKNOWN_WIDTHS else _Link(width, speed)
+    speed, width = link_of(folder, which)
+    return None if speed is None or width is None else _Link(width, speed)
 
 
 def _binary(size: int) -> str:

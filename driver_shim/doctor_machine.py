@@ -7,8 +7,9 @@ import platform
 import sys
 from pathlib import Path
 
+from driver_shim.discovery import find_cards, seen_cards, visible_entries
 from driver_shim.findings import Machine, Observation, Status
-from driver_shim.pci_sysfs import NOIOMMU_NAME, VFIO_PCI, names_in, number_of, text_of
+from driver_shim.pci_sysfs import NOIOMMU_NAME, VFIO_DRIVER, names_in, number_of, text_of
 from driver_shim.protocol import runtime_folder as folders
 from driver_shim.protocol.config_space import DEVICE_ID, VENDOR_ID
 from driver_shim.protocol.registers import CONTRACT_MAJOR, CONTRACT_MINOR
@@ -23,6 +24,11 @@ _MACHINES = ("x86_64", "aarch64")
 _IOMMU_OPTIONS = ("intel_iommu", "amd_iommu", "iommu", "iommu.passthrough", "arm-smmu.disable_bypass")
 _GRUB = "GRUB_CMDLINE_LINUX: sudoedit /etc/default/grub\nthen: sudo update-grub && sudo reboot"
 _READ_WRITE = os.R_OK | os.W_OK
+_VISIBLE = "NPU_VISIBLE_DEVICES"
+_TYPE1, _UNSAFE = "vfio_iommu_type1", "allow_unsafe_interrupts"
+_ECAP_IR = 3
+"""Bit of Intel's extended capability register: the unit remaps interrupts (VT-d specification, 11.4.3)."""
+_REMAPPING_OFF = ("intremap=off", "nointremap")
 JOIN_GROUP = (
     "once, as udev/README.md says: sudo make install-udev\nthen log out and in after: sudo usermod -aG npu $USER"
 )
@@ -48,11 +54,13 @@ def versions(machine: Machine) -> Observation:
 
 
 def emulator(machine: Machine) -> Observation:
-    """Whether programs can use an emulated device here."""
+    """Whether processes can use an emulated device here."""
     kind = platform.machine()
     if sys.platform != "linux" or kind not in _MACHINES:
         return Observation(
-            Status.FAIL, f"{sys.platform} {kind}: devices need Linux on x86-64 or AArch64", "use such a machine"
+            Status.FAIL,
+            f"{sys.platform} {kind}: devices need Linux on x86-64 or AArch64",
+            "go on where this prints “Linux x86_64” or “Linux aarch64”: uname -sm",
         )
     try:
         os.close(os.memfd_create("npu-doctor", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
@@ -60,7 +68,7 @@ def emulator(machine: Machine) -> Observation:
         return Observation(
             Status.FAIL,
             f"the kernel refuses shared memory (memfd_create: {error.strerror})",
-            "allow it, in a container for example by: --security-opt seccomp=unconfined",
+            "allow it, in a container for example by: docker run --security-opt seccomp=unconfined IMAGE",
         )
     return Observation(Status.OK, 'ready: sdk.Device("emulator"), npuctl emulate')
 
@@ -71,7 +79,7 @@ def runtime_folder(machine: Machine) -> Observation:
     there = folder
     while not there.exists() and there != there.parent:
         there = there.parent
-    if not there.is_dir() or not machine.access(there, os.W_OK | os.X_OK):
+    if not there.is_dir() or not machine.writable(there):
         return Observation(
             Status.FAIL,
             f"{folder} cannot be used: {there} cannot be written",
@@ -98,7 +106,8 @@ def card(machine: Machine) -> Observation:
     ]
     if kin:
         found = f"no device {DEVICE_ID:04x}, but others of vendor {VENDOR_ID:04x}: {', '.join(kin)}"
-        return Observation(Status.WARN, found, "docs/your-board.md says where the IDs are declared")
+        remedy = f"docs/your-board.md says where the IDs are declared; see yours: lspci -nn -d {VENDOR_ID:04x}:"
+        return Observation(Status.WARN, found, remedy)
     return Observation(Status.INFO, "no card on the bus: programs use an emulator (what follows is for a card)")
 
 
@@ -128,23 +137,66 @@ def iommu(machine: Machine) -> Observation:
     return Observation(machine.hindrance, found, remedy)
 
 
+def visible_devices(machine: Machine) -> Observation:
+    """Whether `NPU_VISIBLE_DEVICES`, if it is set, names cards that are there."""
+    entries = visible_entries(machine.environment.get(_VISIBLE))
+    if entries is None:
+        return Observation(Status.INFO, f"{_VISIBLE} is not set: every card is visible")
+    show_all = f"unset {_VISIBLE}"
+    if not entries:
+        return Observation(Status.INFO, f"{_VISIBLE} is empty: no card is visible", show_all)
+    seen, wrong = seen_cards(find_cards(machine.roots.functions), entries)
+    if wrong:
+        return Observation(Status.FAIL, "; ".join(error.message for error in wrong.values()), show_all)
+    return Observation(Status.OK, ", ".join(card.bus_address for card in seen))
+
+
+def interrupts(machine: Machine) -> Observation:
+    """Whether interrupts are remapped: without that, VFIO opens a card only where it is told that this is accepted."""
+    module = machine.roots.sys / "module" / _TYPE1
+    allowed = text_of(module / "parameters" / _UNSAFE) in ("Y", "1")
+    units = machine.roots.sys / "class/iommu"
+    found = (number_of(units / name / "intel-iommu/ecap") for name in names_in(units))
+    capabilities = [value for value in found if value is not None]
+    words = (text_of(machine.roots.proc / "cmdline") or "").split()
+    off = next((word for word in words if word in _REMAPPING_OFF), None)
+    if not off and capabilities and all(value >> _ECAP_IR & 1 for value in capabilities):
+        return Observation(Status.OK, "the IOMMU remaps them")
+    if allowed:
+        return Observation(Status.INFO, f"{_UNSAFE} is set: VFIO does not ask whether they are remapped")
+    if not off and not capabilities:
+        return Observation(Status.INFO, "the kernel does not tell whether they are remapped")
+    status = Status.WARN if machine.cards else Status.INFO
+    if off:
+        return Observation(status, f"not remapped, by the kernel's command line: {off}", f"take {off} out of {_GRUB}")
+    load = f"echo 1 | sudo tee /sys/module/{_TYPE1}/parameters/{_UNSAFE}"
+    if not module.is_dir():
+        load = f"sudo modprobe {_TYPE1} {_UNSAFE}=1"
+    return Observation(
+        status,
+        "the IOMMU cannot remap them: VFIO refuses cards (EPERM), since a card could forge any interrupt",
+        f"where you trust the card: {load}\n"
+        f"at each boot: echo options {_TYPE1} {_UNSAFE}=1 | sudo tee /etc/modprobe.d/npu.conf",
+    )
+
+
 def vfio_modules(machine: Machine) -> Observation:
     """Whether the kernel's VFIO is there, as modules or built in."""
     roots = machine.roots
     container = _has_module(machine, "vfio_iommu_type1") or (roots.dev / "vfio/vfio").exists()
     newer = _has_module(machine, "iommufd") or (roots.dev / "iommu").exists()
-    if not (roots.drivers / VFIO_PCI).is_dir() and not _has_module(machine, "vfio_pci"):
+    if not (roots.drivers / VFIO_DRIVER).is_dir() and not _has_module(machine, "vfio_pci"):
         return Observation(
             machine.hindrance,
-            f"{VFIO_PCI} is not loaded",
-            f"sudo modprobe {VFIO_PCI}\nat each boot: echo {VFIO_PCI} | sudo tee /etc/modules-load.d/npu.conf",
+            f"{VFIO_DRIVER} is not loaded",
+            f"sudo modprobe {VFIO_DRIVER}\nat each boot: echo {VFIO_DRIVER} | sudo tee /etc/modules-load.d/npu.conf",
         )
     if not container and not newer:
         return Observation(
             machine.hindrance, "neither vfio_iommu_type1 nor iommufd is loaded", "sudo modprobe vfio_iommu_type1"
         )
     ways = [name for name, there in (("type1", container), ("iommufd", newer)) if there]
-    return Observation(Status.OK, f"{VFIO_PCI}, {', '.join(ways)}")
+    return Observation(Status.OK, f"{VFIO_DRIVER}, {', '.join(ways)}")
 
 
 def vfio_nodes(machine: Machine) -> Observation:
@@ -152,7 +204,7 @@ def vfio_nodes(machine: Machine) -> Observation:
     nodes = [node for node in (machine.roots.dev / "vfio/vfio", machine.roots.dev / "iommu") if node.exists()]
     if not nodes:
         return Observation(
-            machine.hindrance, "neither /dev/vfio/vfio nor /dev/iommu is there", f"sudo modprobe {VFIO_PCI}"
+            machine.hindrance, "neither /dev/vfio/vfio nor /dev/iommu is there", f"sudo modprobe {VFIO_DRIVER}"
         )
     refused = [str(node) for node in nodes if not machine.access(node, _READ_WRITE)]
     allowed = [str(node) for node in nodes if str(node) not in refused]

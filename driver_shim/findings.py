@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import importlib.metadata
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,7 @@ class Status(enum.StrEnum):
     OK = "ok"
     WARN = "warn"
     FAIL = "fail"
-    """A program cannot use the card, or the emulator, until this is mended."""
+    """A process cannot use the card, or the emulator, until this is mended."""
     INFO = "info"
 
 
@@ -51,6 +52,15 @@ def package_version(name: str) -> str | None:
         return None
 
 
+def writable(folder: Path) -> bool:
+    """Whether files can be made in a folder: tried, since root has access where a file system still refuses."""
+    try:
+        with tempfile.TemporaryFile(dir=folder, prefix=".npu-doctor-"):
+            return True
+    except OSError:
+        return False
+
+
 @dataclasses.dataclass(frozen=True)
 class Machine:
     """What checks look at. Every part can be another's in tests."""
@@ -61,8 +71,9 @@ class Machine:
     environment: Mapping[str, str] = dataclasses.field(default_factory=lambda: os.environ)
     access: Callable[[Path, int], bool] = os.access
     package_version: Callable[[str], str | None] = package_version
+    writable: Callable[[Path], bool] = writable
 
     @property
     def hindrance(self) -> Status:
-        """Of what keeps programs from a card: a failure where there is a card, else only worth knowing."""
+        """Of what keeps processes from a card: a failure where there is a card, else only worth knowing."""
         return Status.FAIL if self.cards else Status.INFO

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
-VFIO_PCI = "vfio-pci"
+PCI_SCHEME = "pci:"
+"""How the address of a card begins that is reached through VFIO; its bus address follows."""
+VFIO_DRIVER = "vfio-pci"
+"""The kernel driver that hands a function to user space."""
 NOIOMMU_NAME = "vfio-noiommu"
 """What `name` of an IOMMU group says that VFIO made up for want of an IOMMU."""
-HARMLESS_DRIVERS = frozenset({VFIO_PCI, "pcieport", "pci-stub"})
+HARMLESS_DRIVERS = frozenset({VFIO_DRIVER, "pcieport", "pci-stub"})
 """Kernel drivers that do no DMA of their own and so leave a group to VFIO."""
 _BRIDGE_CLASS = 0x06
+_MAX_LANES = 32
 
 
 class Roots(NamedTuple):
@@ -36,6 +41,13 @@ class Neighbour(NamedTuple):
 
     bus_address: str
     driver: str
+
+
+class Link(NamedTuple):
+    """A PCI Express link; what the kernel does not tell is None."""
+
+    speed_gt_per_s: float | None
+    width_lanes: int | None
 
 
 def text_of(path: Path) -> str | None:
@@ -91,8 +103,15 @@ def held_neighbours(function: Path) -> list[Neighbour]:
     return found
 
 
+def link_of(function: Path, which: str) -> Link:
+    """The link as it is ("current") or as the function could do ("max")."""
+    speed = re.match(r"(\d+(?:\.\d+)?) GT/s", text_of(function / f"{which}_link_speed") or "")  # or "Unknown": down
+    lanes = number_of(function / f"{which}_link_width", 10)  # 0: the link is down; 255: it could not be read
+    return Link(float(speed[1]) if speed else None, lanes if lanes is not None and 0 < lanes <= _MAX_LANES else None)
+
+
 def vfio_nodes(function: Path, dev: Path) -> list[Path]:
-    """Nodes that a program opens to use the function, whether or not they exist: of its group, and of itself."""
+    """Nodes that a process opens to use the function, whether or not they exist: of its group, and of itself."""
     nodes = []
     if (group := _link_name(function / "iommu_group")) is not None:
         prefix = "" if group_of(function) else "noiommu-"

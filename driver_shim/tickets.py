@@ -237,7 +237,7 @@ def _inspect(number: int, path: Path) -> Ticket | None:
     here = record["pid_namespace"] == _pid_namespace()
     if here and process_start_time(record["pid"]) != record["start_time"]:
         return None
-    return Ticket(number, Holder(record["pid"], record["command"], record["since"]))
+    return Ticket(number, Holder(record["pid"], record["command"], record["since"], elsewhere=not here))
 
 
 def _read(file: io.FileIO, path: Path) -> TicketRecord | None:

@@ -6,6 +6,7 @@ import math
 import os
 
 from driver_shim import timeouts
+from driver_shim.discovery import visible_entries
 
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"", "0", "false", "no", "off"}
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -21,10 +22,7 @@ def visible_devices() -> tuple[str, ...] | None:
 
     None without it; empty means that no card is visible.
     """
-    value = os.environ.get("NPU_VISIBLE_DEVICES")
-    if value is None:
-        return None
-    return tuple(entry for part in value.split(",") if (entry := part.strip()))
+    return visible_entries(os.environ.get("NPU_VISIBLE_DEVICES"))
 
 
 def profile() -> str:

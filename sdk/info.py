@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from driver_shim.discovery import PciCard, find_cards, find_served, parse_bus_address, select_cards
+from driver_shim.discovery import PciCard, find_cards, find_served, parse_bus_address, seen_cards
+from driver_shim.errors import DeviceNotFound
 from driver_shim.holder import holder_of
+from driver_shim.pci_sysfs import PCI_SCHEME
 from driver_shim.pre_open import PreOpenRecord
 from driver_shim.protocol.runtime_folder import Holder
 from sdk import environment
 
-PCI_SCHEME, SYSFS_SCHEME = CARD_SCHEMES = ("pci:", "sysfs:")
+SYSFS_SCHEME = "sysfs:"
+CARD_SCHEMES = (PCI_SCHEME, SYSFS_SCHEME)
 """How an address says which way a card is reached: through the kernel's VFIO, or through its files in sysfs."""
 
 
@@ -84,7 +87,16 @@ def list_devices() -> list[DeviceInfo]:
 
     Raises DeviceNotFound when `NPU_VISIBLE_DEVICES` names a card that is not there.
     """
-    return [_card_info(card) for card in select_cards(find_cards(), environment.visible_devices())] + served_devices()
+    found, wrong = listing()
+    for error in wrong.values():
+        raise error
+    return found
+
+
+def listing() -> tuple[list[DeviceInfo], dict[str, DeviceNotFound]]:
+    """As `list_devices`; entries of `NPU_VISIBLE_DEVICES` that name no card are told beside it, each with its error."""
+    cards, wrong = seen_cards(find_cards(), environment.visible_devices())
+    return [_card_info(card) for card in cards] + served_devices(), wrong
 
 
 def card_at(address: str) -> DeviceInfo | None:

@@ -1,12 +1,13 @@
 """Where running devices and their holders are published, and what is written there.
 
 Runtime files live in `$NPU_RUNTIME_DIR`, else /run/npu (if it can be written), else `$XDG_RUNTIME_DIR/npu`, else a
-0700 folder of this user in the temporary directory. One JSON file a served emulator, one a program that holds a
+0700 folder of this user in the temporary directory. One JSON file a served emulator, one a process that holds a
 device or waits for it.
 """
 
 from __future__ import annotations
 
+import datetime
 import errno
 import os
 import stat
@@ -41,7 +42,7 @@ class Publication(TypedDict):
 
 
 class TicketRecord(TypedDict):
-    """What a program that holds a device, or waits for it, says of itself."""
+    """What a process that holds a device, or waits for it, says of itself."""
 
     version: int
     address: str
@@ -57,13 +58,28 @@ class TicketRecord(TypedDict):
 
 
 class Holder(NamedTuple):
-    """A program that holds a device."""
+    """A process that holds a device; as text for people."""
 
     pid: int
     command: str
     """Its command line, shortened."""
     since: float
     """Seconds since the epoch."""
+    elsewhere: bool = False
+    """It is in another PID namespace (a container, or the host of ours), where its PID counts and ours does not."""
+
+    def __str__(self) -> str:
+        """For people: "PID 4711 (python train.py) since 2026-01-31 12:00:00 UTC"."""
+        since = datetime.datetime.fromtimestamp(self.since, datetime.UTC)
+        return f"{self.shown_pid} ({self.command}){self._where()} since {since:%Y-%m-%d %H:%M:%S} UTC"
+
+    @property
+    def shown_pid(self) -> str:
+        """The PID for people, who may not look for it here when it is another namespace's."""
+        return f"PID {self.pid}" + (" in another PID namespace" if self.elsewhere else "")
+
+    def _where(self) -> str:
+        return ", this process," if self.pid == os.getpid() and not self.elsewhere else ""
 
 
 class UnsafeFolder(PermissionError):

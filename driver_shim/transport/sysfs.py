@@ -30,6 +30,7 @@ from driver_shim.errors import (
     no_dma,
 )
 from driver_shim.mapping import map_memory_file
+from driver_shim.pci_sysfs import driver_of
 from driver_shim.protocol import config_space as facts
 from driver_shim.protocol.mmio import MappedRegisters
 from driver_shim.protocol.registers import ALL_ONES_32, BAR0, BAR0_BYTES, REGISTERS
@@ -341,13 +342,13 @@ class SysfsTransport(Transport):
                 else "run as root",
             )
         if verb == "map" and error.errno in (errno.EINVAL, errno.EBUSY):
-            driver = self._folder / "driver"
-            holder = f"the kernel driver {driver.resolve().name}" if driver.exists() else "a kernel driver"
+            driver = driver_of(self._folder)
+            holder = f"the kernel driver {driver}" if driver else "a kernel driver"
             return DeviceBusy(
                 f"{what}; {holder} keeps the BARs to itself",
                 device=self.address,
                 cause="exclusive memory resource (CONFIG_IO_STRICT_DEVMEM)",
-                remedy="unbind the driver, or close the program that uses the card: npuctl list shows the driver",
+                remedy="unbind the driver, or end the process that uses the card: npuctl list shows the driver",
             )
         if error.errno == errno.ENOENT:
             return DeviceNotFound(

@@ -9,12 +9,12 @@ import click
 
 from driver_shim.binding import Binder, Binding
 from driver_shim.errors import NpuError
-from driver_shim.pci_sysfs import VFIO_PCI
-from sdk.cli.card_selection import PREFIX, bus_address_of, cards_to_change
+from driver_shim.pci_sysfs import PCI_SCHEME, VFIO_DRIVER
+from sdk.cli.card_selection import bus_address_of, cards_to_change
 from sdk.cli.device_selection import confirm, device_option
 from sdk.cli.frame import Frame
 from sdk.cli.verb import verb
-from sdk.info import DeviceInfo, list_devices
+from sdk.info import DeviceInfo
 
 
 @verb("bind")
@@ -27,13 +27,15 @@ def command(frame: Frame, wanted: tuple[str, ...], yes: bool) -> None:
     its former driver back.
     """
     binder = Binder()
-    bind_cards(frame, cards_to_change(wanted, list_devices(), binder.roots), binder, yes)
+    bind_cards(frame, cards_to_change(wanted, binder.roots), binder, yes)
 
 
 def bind_cards(frame: Frame, cards: Sequence[DeviceInfo], binder: Binder, yes: bool) -> None:
     """Bind each card and report it; an error of one does not keep the others from being bound."""
     addresses = [bus_address_of(card) for card in cards]
-    taken = [(address, driver) for address in addresses if (driver := binder.driver(address)) not in (None, VFIO_PCI)]
+    taken = [
+        (address, driver) for address in addresses if (driver := binder.driver(address)) not in (None, VFIO_DRIVER)
+    ]
     if taken:
         named = ", ".join(f"{address} from its driver {driver}" for address, driver in taken)
         confirm(f"Take {named}?", yes)
@@ -41,13 +43,13 @@ def bind_cards(frame: Frame, cards: Sequence[DeviceInfo], binder: Binder, yes: b
         try:
             report(frame, binder.bind(address, together_with=addresses))
         except NpuError as error:
-            frame.fail(error, PREFIX + address)
+            frame.fail(error, PCI_SCHEME + address)
 
 
 def report(frame: Frame, binding: Binding) -> None:
     """One card's entry and line."""
     entry: dict[str, Any] = {
-        "address": PREFIX + binding.bus_address,
+        "address": PCI_SCHEME + binding.bus_address,
         "driver_before": binding.driver_before,
         "driver": binding.driver,
         "changed": binding.changed,

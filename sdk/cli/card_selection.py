@@ -6,45 +6,41 @@ from collections.abc import Sequence
 
 import click
 
+from driver_shim.discovery import parse_bus_address
 from driver_shim.errors import DeviceNotFound
-from driver_shim.pci_sysfs import Roots, ids_of
+from driver_shim.pci_sysfs import PCI_SCHEME, Roots, ids_of
 from driver_shim.protocol.config_space import DEVICE_ID, VENDOR_ID
 from sdk import environment
-from sdk.cli.device_selection import ALL
-from sdk.info import DeviceInfo
+from sdk.cli.device_selection import ALL, all_or_named, card_called, no_such_device
+from sdk.info import CARD_SCHEMES, SYSFS_SCHEME, DeviceInfo, list_devices
 
-PREFIX = "pci:"
 OUR_IDS = f"{VENDOR_ID:04x}:{DEVICE_ID:04x}"
 _OTHER_WAYS = ("emulator", "vfio-user:", "usb:")
-_SYSFS = "sysfs:"
 
 
 def bus_address_of(device: DeviceInfo) -> str:
     """A card's place on the bus, "0000:03:00.0"."""
-    return device.address.removeprefix(PREFIX)
+    return device.address.removeprefix(PCI_SCHEME)
 
 
-def named_cards(wanted: Sequence[str], there: Sequence[DeviceInfo], roots: Roots | None = None) -> list[DeviceInfo]:
-    """The cards that `-d` names by address, bus address, serial or “all”; all of them when it names none.
+def named_cards(wanted: Sequence[str], roots: Roots | None = None) -> list[DeviceInfo]:
+    """The cards that `-d` names by address, bus address, serial or “all”; all visible ones when it names none.
 
     Raises DeviceNotFound (saying which IDs a function has that is not ours), click.UsageError for an emulator.
     """
-    cards = [device for device in there if device.address.startswith(PREFIX)]
-    if not wanted or ALL in wanted:
-        return cards
-    chosen = (_named(name, cards, roots or Roots()) for name in wanted)
-    return list({card.address: card for card in chosen}.values())
+    return all_or_named(wanted or (ALL,), _visible_cards, lambda name: _named(name, roots or Roots()))
 
 
-def cards_to_change(wanted: Sequence[str], there: Sequence[DeviceInfo], roots: Roots | None = None) -> list[DeviceInfo]:
+def cards_to_change(wanted: Sequence[str], roots: Roots | None = None) -> list[DeviceInfo]:
     """As `named_cards`, else what `NPU_DEVICE` names; one of several must be named, and there must be one."""
     default = environment.device_address()
-    if not wanted and default and default.startswith((PREFIX, _SYSFS)):
+    if not wanted and default and default.startswith(CARD_SCHEMES):
         wanted = (default,)
-    cards = named_cards(wanted, there, roots)
+    cards = named_cards(wanted, roots)
     if not cards:
         raise DeviceNotFound(
-            f"there is no card on the bus with our IDs {OUR_IDS}", remedy="npuctl doctor says what else is missing"
+            f"there is no visible card on the bus with our IDs {OUR_IDS}",
+            remedy="npuctl doctor says what else is missing",
         )
     if not wanted and len(cards) > 1:
         names = ", ".join(card.address for card in cards)
@@ -52,16 +48,22 @@ def cards_to_change(wanted: Sequence[str], there: Sequence[DeviceInfo], roots: R
     return cards
 
 
-def _named(name: str, cards: Sequence[DeviceInfo], roots: Roots) -> DeviceInfo:
-    bus_address = name.removeprefix(_SYSFS).removeprefix(PREFIX)
-    for card in cards:
-        if bus_address == bus_address_of(card) or (card.serial is not None and name == card.serial):
-            return card
+def _visible_cards() -> list[DeviceInfo]:
+    return [device for device in list_devices() if device.address.startswith(PCI_SCHEME)]
+
+
+def _named(name: str, roots: Roots) -> DeviceInfo:
     if name.startswith(_OTHER_WAYS):
         raise click.UsageError(f"{name!r} is no card on the PCI bus: this verb is about cards")
-    function = roots.functions / bus_address
-    if bus_address and "/" not in bus_address and function.is_dir():
-        address = PREFIX + bus_address
+    unschemed = name.removeprefix(SYSFS_SCHEME).removeprefix(PCI_SCHEME)
+    bus_address = parse_bus_address(unschemed)
+    card = card_called(name if bus_address is None else PCI_SCHEME + bus_address)
+    if card is not None:
+        if not card.address.startswith(PCI_SCHEME):
+            raise click.UsageError(f"{name!r} is {card.name}, no card on the PCI bus: this verb is about cards")
+        return card
+    function = roots.functions / (bus_address or "")
+    if bus_address is not None and function.is_dir():
+        address = PCI_SCHEME + bus_address
         raise DeviceNotFound(f"{address} has the IDs {ids_of(function)}; ours are {OUR_IDS}", device=address)
-    known = ", ".join(card.address for card in cards) or "none"
-    raise DeviceNotFound(f"no card has the address or serial {name!r}; there are: {known}", device=name)
+    raise no_such_device(name, "card")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -9,17 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from driver_shim.discovery import parse_bus_address
 from driver_shim.errors import DeviceNotFound
 from driver_shim.holder import holder_of
+from driver_shim.pci_sysfs import PCI_SCHEME
 from sdk import environment
 from sdk.cli.exit_codes import ExitCode, Failure
-from sdk.info import CARD_SCHEMES, DeviceInfo, card_at, list_devices, served_devices
+from sdk.info import CARD_SCHEMES, DeviceInfo, card_at, listing, served_devices
 
 if TYPE_CHECKING:
     from sdk.cli.frame import Frame
     from sdk.device import Device
 
 ALL = "all"
+OPENED_WITH_RESET = "opened with a reset"
+"""What verbs say of a device where opening it did that."""
 _SOCKET = "vfio-user:"
 
 
@@ -30,18 +36,14 @@ def device_option(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
 
 
-def queried(wanted: Sequence[str]) -> list[DeviceInfo]:
-    """What a query speaks of: the named devices, else all. Raises DeviceNotFound, click.UsageError."""
-    named = list(wanted) or _from_environment()
-    if not named or ALL in named:
-        there = list_devices()
-        if not there:
-            raise DeviceNotFound(
-                "there is no device on this machine", remedy="serve one: npuctl emulate --socket PATH, then -d"
-            )
-        others = [_named(name) for name in dict.fromkeys(named) if name != ALL]
-        return there + [device for device in others if device not in there]
-    return [_named(name) for name in dict.fromkeys(named)]
+def queried(wanted: Sequence[str], frame: Frame | None = None) -> list[DeviceInfo]:
+    """What a query speaks of: the named devices, else all. Raises DeviceNotFound, click.UsageError.
+
+    With a frame, entries of `NPU_VISIBLE_DEVICES` that fit nothing and sockets that nobody serves are reported there,
+    and the rest is returned.
+    """
+    found = all_or_named(list(wanted) or _from_environment() or (ALL,), lambda: _all(frame), _named)
+    return found if frame is None else [device for device in found if _is_there(device, frame)]
 
 
 def changed(wanted: Sequence[str]) -> list[DeviceInfo]:
@@ -97,23 +99,75 @@ def open_for_work(wanted: Sequence[str], frame: Frame) -> Device:
     return device
 
 
+def all_or_named(
+    wanted: Sequence[str], everything: Callable[[], list[DeviceInfo]], named: Callable[[str], DeviceInfo]
+) -> list[DeviceInfo]:
+    """What names stand for, each device once: “all” for `everything()`, which comes first, others for `named(name)`."""
+    found = everything() if ALL in wanted else []
+    found = found + [named(name) for name in wanted if name != ALL]
+    return list({device.address: device for device in found}.values())
+
+
+def card_called(name: str) -> DeviceInfo | None:
+    """The card with this address or bus address, visible or not, or with this serial among the visible devices."""
+    scheme = next((scheme for scheme in CARD_SCHEMES if name.startswith(scheme)), None)
+    if scheme is not None:
+        return card_at(name)
+    if parse_bus_address(name) is not None:
+        return card_at(PCI_SCHEME + name)
+    return next((device for device in listing()[0] if device.serial == name), None)
+
+
+def no_such_device(name: str, kind: str = "device") -> DeviceNotFound:
+    """The error for a name that nothing has, with the names that there are."""
+    there = [device.address for device in listing()[0]]
+    known = ", ".join(address for address in there if kind == "device" or address.startswith(PCI_SCHEME)) or "none"
+    return DeviceNotFound(f"no {kind} has the address or serial {name!r}; there are: {known}", device=name)
+
+
+def _all(frame: Frame | None) -> list[DeviceInfo]:
+    there, wrong = listing()
+    for entry, error in wrong.items():
+        if frame is None:
+            raise error
+        frame.fail(error, entry)
+    if not there and not wrong:
+        raise DeviceNotFound(
+            "there is no device on this machine", remedy="serve one: npuctl emulate --socket PATH, then -d"
+        )
+    return there
+
+
 def _from_environment() -> list[str]:
     address = environment.device_address()
     return [address] if address else []
 
 
 def _named(name: str) -> DeviceInfo:
-    """The device with this address, hidden by `NPU_VISIBLE_DEVICES` or not, or with this serial among the visible."""
+    """The device with this address or bus address, visible or not, or with this serial among the visible."""
     if name.startswith("emulator"):
         raise click.UsageError(f"{name!r}: only run, bench and demo start an emulator; serve one with npuctl emulate")
-    if name.startswith(CARD_SCHEMES):
-        found = card_at(name)
-    elif name.startswith(_SOCKET):  # may be served elsewhere, or published in a folder that we do not look into
+    if name.startswith(_SOCKET):  # may be served elsewhere, or published in a folder that we do not look into
         published = (device for device in served_devices() if device.address == name)
-        found = next(published, DeviceInfo(name="NPU", address=name, holder=holder_of(name)))
-    else:
-        found = next((device for device in list_devices() if device.serial == name), None)
+        return next(published, DeviceInfo(name="NPU", address=name, holder=holder_of(name)))
+    found = card_called(name)
     if found is None:
-        known = ", ".join(device.address for device in list_devices()) or "none"
-        raise DeviceNotFound(f"no device has the address or serial {name!r}; there are: {known}")
+        raise no_such_device(name)
     return found
+
+
+def _is_there(device: DeviceInfo, frame: Frame) -> bool:
+    """Report an unpublished socket that nobody can be serving: verbs that do not open a device would not notice."""
+    if not device.address.startswith(_SOCKET) or device.pid is not None:
+        return True
+    path = device.address.removeprefix(_SOCKET)
+    try:
+        why = None if stat.S_ISSOCK(os.stat(path).st_mode) else "it is no socket"
+    except (FileNotFoundError, NotADirectoryError) as error:
+        why = error.strerror
+    except (OSError, ValueError):  # says nothing of the socket; opening it will say more
+        why = None
+    if why is not None:
+        what = f"{device.address}: nobody serves a device there: {why}"
+        frame.fail(DeviceNotFound(what, remedy=f"serve it: npuctl emulate --socket {path}"), device.address)
+    return why is None

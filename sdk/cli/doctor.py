@@ -11,11 +11,10 @@ from driver_shim.doctor import CARD_CHECKS, MACHINE_CHECKS, examine
 from driver_shim.findings import Finding, Machine, Status
 from driver_shim.pci_sysfs import Roots
 from sdk.cli.card_selection import bus_address_of, named_cards
-from sdk.cli.device_selection import device_option
+from sdk.cli.device_selection import ALL, device_option
 from sdk.cli.exit_codes import ExitCode, Failure
 from sdk.cli.frame import Frame
 from sdk.cli.verb import verb
-from sdk.info import list_devices
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -38,8 +37,9 @@ def command(frame: Frame, wanted: tuple[str, ...]) -> None:
     frame.sections["checks"] = []
     roots = Roots()
     machine = Machine(roots, tuple(card.bus_address for card in find_cards(roots.functions)))
-    named = [bus_address_of(card) for card in named_cards(wanted, list_devices(), roots)] if wanted else None
-    report(frame, examine(machine, named))
+    named = [name for name in wanted if name != ALL]
+    cards = [bus_address_of(card) for card in named_cards(named, roots)] if named else []
+    report(frame, examine(machine, machine.cards if len(named) < len(wanted) or not wanted else cards))
 
 
 def report(frame: Frame, findings: Iterable[Finding]) -> None:

@@ -10,6 +10,7 @@ from rich.table import Table
 from driver_shim.errors import DeviceBusy
 from driver_shim.holder import canonical_address
 from driver_shim.pre_open import PreOpenRecord, saved_pre_open
+from driver_shim.protocol.runtime_folder import Holder
 from sdk.cli.device_selection import device_option, open_named, queried
 from sdk.cli.exit_codes import Failure
 from sdk.cli.frame import Frame, holder_facts, rfc3339
@@ -27,14 +28,14 @@ def command(frame: Frame, wanted: tuple[str, ...], no_open: bool) -> None:
 
     A card is never opened for this, since opening resets it; an emulated device is, unless somebody else uses it.
     """
-    for device in queried(wanted):
+    for device in queried(wanted, frame):
         try:
             entry = _entry(device, no_open)
         except (NpuError, Failure) as error:
             frame.fail(error, device.address)
             continue
         frame.add(entry)
-        _show(frame, entry)
+        _show(frame, entry, device.holder)
 
 
 def _entry(device: DeviceInfo, no_open: bool) -> dict[str, Any]:
@@ -64,11 +65,13 @@ def _found(record: PreOpenRecord | None) -> dict[str, Any] | None:
     }
 
 
-def _show(frame: Frame, entry: dict[str, Any]) -> None:
+def _show(frame: Frame, entry: dict[str, Any], holder: Holder | None = None) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for key, value in entry.items():
         table.add_row(key, _text(value))
     frame.console.print(table)
+    if holder is not None and holder.elsewhere:
+        frame.say(f"its holder is {holder.shown_pid}")
     frame.say()
 
 

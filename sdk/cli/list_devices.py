@@ -17,7 +17,7 @@ from sdk.info import CARD_SCHEMES, DeviceInfo
 @device_option
 def command(frame: Frame, wanted: tuple[str, ...]) -> None:
     """List the devices of this machine; none is opened."""
-    devices = queried(wanted)
+    devices = queried(wanted, frame)
     for device in devices:
         frame.add(facts(device))
     cards = [device for device in devices if device.address.startswith(CARD_SCHEMES)]
@@ -30,7 +30,7 @@ def command(frame: Frame, wanted: tuple[str, ...]) -> None:
         frame.console.print(_emulator_table(emulators))
     for device in devices:
         if device.holder:
-            who = f"held by PID {device.holder.pid}: {device.holder.command}"
+            who = f"held by {device.holder.shown_pid}: {device.holder.command}"
             frame.console.print(f"{device.address} is {who}", overflow="fold")
 
 

@@ -7,14 +7,17 @@ from typing import Any
 import click
 from rich.table import Table
 
+from driver_shim.errors import DeviceBusy
+from driver_shim.holder import holder_of
+from driver_shim.pci_sysfs import PCI_SCHEME
 from driver_shim.protocol.register_kinds import Access, Register
 from driver_shim.protocol.registers import REGISTERS
-from sdk.cli.device_selection import changed, device_option, open_named, queried
+from sdk.cli.device_selection import OPENED_WITH_RESET, changed, device_option, open_named, queried
 from sdk.cli.exit_codes import Failure
 from sdk.cli.frame import Frame
 from sdk.cli.verb import verb
 from sdk.errors import NpuError
-from sdk.info import DeviceInfo
+from sdk.info import SYSFS_SCHEME, DeviceInfo
 
 SAFE_TO_WRITE = frozenset({"scratch", "scratch_wide"})
 
@@ -28,14 +31,14 @@ def command(frame: Frame, registers: tuple[str, ...], wanted: tuple[str, ...], u
     """Read all registers, the named ones, or write NAME=VALUE.
 
     Opening the device resets it, except as sysfs:ADDRESS (as root). Writes go to scratch registers only, unless
-    --unsafe is given: they can stop the device until its next reset.
+    --unsafe is given: they can stop the device until its next reset. A card that somebody holds is not written to.
     """
     names, writes = _parse(registers, unsafe)
     if no_open:
         raise click.UsageError(
             "registers cannot be read without opening the device; -d sysfs:ADDRESS opens a card without resetting it"
         )
-    for device in changed(wanted) if writes else queried(wanted):
+    for device in changed(wanted) if writes else queried(wanted, frame):
         try:
             _one_device(frame, device, names, writes)
         except (NpuError, Failure) as error:
@@ -78,6 +81,8 @@ def _value(register: Register, text: str) -> int:
 
 
 def _one_device(frame: Frame, device: DeviceInfo, shown: list[Register], writes: dict[str, int]) -> None:
+    if writes:
+        _require_unheld(device.address)
     with open_named(device.address) as opened:
         access = opened.registers
         for name, value in writes.items():
@@ -86,11 +91,28 @@ def _one_device(frame: Frame, device: DeviceInfo, shown: list[Register], writes:
         with_reset = opened.transport.resets_on_open
     frame.add({"address": device.address, "opened_with_reset": with_reset, "registers": entries})
     frame.say(device.address)
+    if with_reset:
+        frame.say(OPENED_WITH_RESET)
     table = Table("offset", "register", "value", "fields", box=None, pad_edge=False)
     for entry in entries:
         fields = " ".join(f"{name}={value}" for name, value in entry["fields"].items())
         table.add_row(entry["offset"], entry["name"], entry["value"], fields)
     frame.console.print(table)
+
+
+def _require_unheld(address: str) -> None:
+    """Looking at a card through sysfs disturbs nobody and is not kept from anyone; writing would. Raises DeviceBusy."""
+    if not address.startswith(SYSFS_SCHEME):
+        return  # who opens it becomes its holder
+    holder = holder_of(PCI_SCHEME + address.removeprefix(SYSFS_SCHEME))
+    if holder is not None:
+        raise DeviceBusy(
+            f"{address} is not written to: it is held by {holder}",
+            device=address,
+            subsystem="holder",
+            remedy="end that process first",
+            holder=holder,
+        )
 
 
 def _entry(register: Register, value: int) -> dict[str, Any]:

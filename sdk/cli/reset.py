@@ -6,7 +6,7 @@ import time
 
 import click
 
-from sdk.cli.device_selection import changed, confirm, device_option, open_named
+from sdk.cli.device_selection import OPENED_WITH_RESET, changed, confirm, device_option, open_named
 from sdk.cli.exit_codes import Failure
 from sdk.cli.frame import Frame
 from sdk.cli.verb import verb
@@ -23,11 +23,14 @@ def command(frame: Frame, wanted: tuple[str, ...], yes: bool) -> None:
     for device in devices:
         try:
             with open_named(device.address) as opened:
+                with_reset = opened.transport.resets_on_open
                 began = time.monotonic()
                 opened.reset()
                 seconds = time.monotonic() - began
         except (NpuError, Failure) as error:
             frame.fail(error, device.address)
             continue
-        frame.add({"address": device.address, "opened_with_reset": True, "wall_reset_seconds": seconds})
+        frame.add({"address": device.address, "opened_with_reset": with_reset, "wall_reset_seconds": seconds})
         frame.say(f"{device.address}: reset in {seconds * 1000:.1f} ms (wall)")
+        if with_reset:
+            frame.say(f"{device.address}: {OPENED_WITH_RESET}")

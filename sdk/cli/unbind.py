@@ -8,13 +8,13 @@ import click
 
 from driver_shim.binding import Binder
 from driver_shim.errors import NpuError
-from driver_shim.pci_sysfs import VFIO_PCI
+from driver_shim.pci_sysfs import PCI_SCHEME, VFIO_DRIVER
 from sdk.cli.bind import report
-from sdk.cli.card_selection import PREFIX, bus_address_of, cards_to_change
+from sdk.cli.card_selection import bus_address_of, cards_to_change
 from sdk.cli.device_selection import confirm, device_option
 from sdk.cli.frame import Frame
 from sdk.cli.verb import verb
-from sdk.info import DeviceInfo, list_devices
+from sdk.info import DeviceInfo
 
 
 @verb("unbind")
@@ -23,21 +23,21 @@ from sdk.info import DeviceInfo, list_devices
 def command(frame: Frame, wanted: tuple[str, ...], yes: bool) -> None:
     """Take cards from vfio-pci; needs root.
 
-    A card that a program uses is left alone (exit 1). The kernel offers the card to the driver it would have by itself;
+    A card that a process uses is left alone (exit 1). The kernel offers the card to the driver it would have by itself;
     normally there is none.
     """
     binder = Binder()
-    unbind_cards(frame, cards_to_change(wanted, list_devices(), binder.roots), binder, yes)
+    unbind_cards(frame, cards_to_change(wanted, binder.roots), binder, yes)
 
 
 def unbind_cards(frame: Frame, cards: Sequence[DeviceInfo], binder: Binder, yes: bool) -> None:
     """Unbind each card and report it; an error of one does not keep the others from being unbound."""
     addresses = [bus_address_of(card) for card in cards]
-    bound = [address for address in addresses if binder.driver(address) == VFIO_PCI]
+    bound = [address for address in addresses if binder.driver(address) == VFIO_DRIVER]
     if bound:
-        confirm(f"Take {', '.join(bound)} from {VFIO_PCI}?", yes)
+        confirm(f"Take {', '.join(bound)} from {VFIO_DRIVER}?", yes)
     for address in addresses:
         try:
             report(frame, binder.unbind(address))
         except NpuError as error:
-            frame.fail(error, PREFIX + address)
+            frame.fail(error, PCI_SCHEME + address)

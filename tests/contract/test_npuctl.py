@@ -142,6 +142,28 @@ def test_list_shows_a_served_emulator(served: tuple[Npuctl, str]) -> None:
     assert (device["address"], device["emulated"], device["profile"]) == (address, True, "generic")
 
 
+def test_a_wrong_visible_device_does_not_hide_a_served_emulator(served: tuple[Npuctl, str]) -> None:
+    tool, address = served
+    document = tool.document("list", code=7, NPU_VISIBLE_DEVICES="garbage")
+    assert [device["address"] for device in document["devices"]] == [address]
+    assert [error["device"] for error in document["errors"]] == ["garbage"]
+    checks = {
+        check["name"]: check for check in tool.document("doctor", code=5, NPU_VISIBLE_DEVICES="garbage")["checks"]
+    }
+    assert (checks["visible-devices"]["status"], checks["visible-devices"]["remedy"]) == (
+        "fail",
+        "unset NPU_VISIBLE_DEVICES",
+    )
+
+
+@pytest.mark.parametrize("arguments", [("list",), ("info", "--no-open")])
+def test_a_socket_that_nobody_serves_is_no_device(npuctl: Npuctl, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    address = f"vfio-user:{tmp_path / 'nobody.sock'}"
+    document = npuctl.document(*arguments, "-d", address, code=3)
+    assert document["devices"] == []
+    assert [error["code"] for error in document["errors"]] == ["device-not-found"]
+
+
 def test_info_of_an_idle_emulator_opens_it_and_says_so(served: tuple[Npuctl, str]) -> None:
     tool, _ = served
     (device,) = tool.document("info")["devices"]
@@ -182,12 +204,13 @@ def test_list_shows_who_holds_a_device_within_80_columns(
 
 
 def test_registers_are_read_by_name_and_scratch_is_written(served: tuple[Npuctl, str]) -> None:
-    tool, _ = served
+    tool, address = served
     (device,) = tool.document("regs", "identity", "scratch=0xabc")["devices"]
     assert device["registers"] == [
         {"name": "identity", "offset": "0x0000", "value": "0x55504e31", "fields": {"magic": "0x55504e31"}},
         {"name": "scratch", "offset": "0x00a0", "value": "0x00000abc", "fields": {"value": "0xabc"}},
     ]
+    assert tool("regs", "identity").stdout.splitlines()[:2] == [address, "opened with a reset"]
     (everything,) = tool.document("regs")["devices"]
     assert len(everything["registers"]) > len(device["registers"])
 
@@ -196,7 +219,8 @@ def test_reset_asks_first_and_has_nobody_to_ask(served: tuple[Npuctl, str]) -> N
     tool, address = served
     assert tool("reset").returncode == 2
     (device,) = tool.document("reset", "--yes")["devices"]
-    assert device["address"] == address
+    assert device["address"] == address and device["opened_with_reset"] is True
+    assert tool("reset", "--yes").stdout.splitlines()[-1] == f"{address}: opened with a reset"
 
 
 @pytest.mark.parametrize(("answer", "code"), [(b"y\n", 0), (b"n\n", 1)])

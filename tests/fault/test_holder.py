@@ -329,6 +329,8 @@ def test_a_ticket_of_a_process_that_is_gone_does_not_count_even_if_locked(
 
 def test_a_process_of_another_pid_namespace_is_believed_by_its_lock_alone(tmp_path: Path) -> None:
     fd = locked(ticket(tmp_path, encoded(pid=UNUSED_PID, pid_namespace="pid:[1]")))
+    holder = holder_of(ADDRESS, tmp_path)
+    assert holder is not None and str(holder).startswith(f"PID {UNUSED_PID} in another PID namespace (")
     with pytest.raises(DeviceBusy, match=str(UNUSED_PID)):
         ours(tmp_path)
     os.close(fd)

@@ -6,7 +6,7 @@ import errno
 import os
 from pathlib import Path
 
-from driver_shim.pci_sysfs import VFIO_PCI, Roots
+from driver_shim.pci_sysfs import VFIO_DRIVER, Roots
 from driver_shim.protocol.config_space import DEVICE_ID, VENDOR_ID
 
 CARD = "0000:03:00.0"
@@ -24,7 +24,7 @@ class FakeHost:
         """Attribute, by the last two parts of its path → the errno that a write to it fails with."""
         self.refused: set[str] = set()
         """Functions that vfio-pci's probe refuses without an error, as the kernel does."""
-        for name in (VFIO_PCI, "xdma"):
+        for name in (VFIO_DRIVER, "xdma"):
             (self.roots.drivers / name).mkdir(parents=True)
         self.roots.functions.mkdir(parents=True)
         self.roots.proc.mkdir()
@@ -112,7 +112,7 @@ class FakeHost:
         folder = self.roots.functions / address
         (self.roots.drivers / driver).mkdir(exist_ok=True)
         (folder / "driver").symlink_to(self.roots.drivers / driver)
-        if driver == VFIO_PCI and (folder / "iommu_group").exists():
+        if driver == VFIO_DRIVER and (folder / "iommu_group").exists():
             self.node(f"vfio/{(folder / 'iommu_group').resolve().name}")
 
     def _detach(self, address: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from driver_shim.discovery import PciCard, find_cards
+from driver_shim.protocol.runtime_folder import Holder
 from sdk import environment, info
 from sdk.cli import device_selection, list_devices
+from sdk.cli import info as info_verb
+from sdk.cli.frame import Frame
 from sdk.errors import DeviceNotFound
 from sdk.info import DeviceInfo
 from tests.support import sysfs
@@ -22,6 +26,8 @@ CARDS = [
     PciCard("0000:03:00.0", "vfio-pci", "17", 0, 2.5, 1, 5.0, 16, "NPU-0001", "D0"),
     PciCard("0000:05:00.0", None, None, None, 5.0, 16, 5.0, 16, None, "D3hot"),
 ]
+
+SERVED = DeviceInfo("NPU generic (emulator)", "vfio-user:/run/npu0.sock", serial="E3", pid=41)
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +111,7 @@ def test_an_open_card_has_the_facts_of_its_bus(machine: pytest.MonkeyPatch) -> N
         ("sysfs:0000:03:00.0", "sysfs:0000:03:00.0"),
         ("sysfs:05:00.0", "sysfs:0000:05:00.0"),
         ("NPU-0001", "pci:0000:03:00.0"),
-        ("vfio-user:/run/elsewhere.sock", "vfio-user:/run/elsewhere.sock"),
+        ("05:00.0", "pci:0000:05:00.0"),
     ],
 )
 def test_a_device_is_named_by_address_or_serial(name: str, address: str) -> None:
@@ -132,7 +138,50 @@ def test_what_is_not_there_is_answered_with_what_is(name: str) -> None:
         device_selection.queried([name])
 
 
+def test_a_socket_may_be_served_out_of_our_sight_but_must_be_there(tmp_path: Path) -> None:
+    path = tmp_path / "elsewhere.sock"
+    address = f"vfio-user:{path}"
+    frame = Frame("list", as_json=True, timeout=None)
+    assert addresses(device_selection.queried([address, "NPU-0001"], frame)) == ["pci:0000:03:00.0"]
+    path.touch()
+    assert device_selection.queried([address], frame) == []
+    absent, wrong = frame.errors
+    assert "No such file" in absent["message"] and "no socket" in wrong["message"]
+    assert (absent["device"], absent["remedy"]) == (address, f"serve it: npuctl emulate --socket {path}")
+    assert frame.exit_code() == 3
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        assert addresses(device_selection.queried([address], frame)) == [address]
+
+
+def test_a_wrong_entry_of_the_variable_hides_nothing_else(machine: pytest.MonkeyPatch) -> None:
+    machine.setattr(info, "served_devices", lambda: [SERVED])
+    machine.setenv("NPU_VISIBLE_DEVICES", "garbage")
+    frame = Frame("list", as_json=True, timeout=None)
+    assert addresses(device_selection.queried([], frame)) == [SERVED.address]
+    assert [error["device"] for error in frame.errors] == ["garbage"]
+    assert frame.exit_code() == 3
+    machine.setenv("NPU_VISIBLE_DEVICES", "1,garbage")
+    assert addresses(device_selection.queried(["all"], frame)) == ["pci:0000:05:00.0", SERVED.address]
+    frame.add({"address": SERVED.address})
+    assert frame.exit_code() == 7
+    with pytest.raises(DeviceNotFound, match="garbage"):
+        device_selection.changed(["all"])
+
+
 # --- text and documents ---------------------------------------------------------------------------------------------
+
+
+def test_a_pid_of_another_namespace_is_not_shown_as_one_of_ours(
+    machine: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.setattr(info, "holder_of", lambda address: Holder(41, "train", 0.0, elsewhere=True))
+    for command in (list_devices.command, info_verb.command):
+        body = getattr(command.callback, "__wrapped__", None)
+        assert body is not None
+        body(Frame(str(command.name), as_json=False, timeout=None), ("NPU-0001",), *([True] * (command.name == "info")))
+        assert "PID 41 in another PID namespace" in " ".join(capsys.readouterr().out.split())
 
 
 def test_cards_fit_80_columns_one_line_each() -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
-from driver_shim.findings import Finding, Status
+from driver_shim.discovery import PciCard
+from driver_shim.errors import DeviceNotFound
+from driver_shim.findings import Finding, Machine, Status
+from sdk import info
+from sdk.cli import doctor
 from sdk.cli.doctor import WIDTH, lines, report
 from sdk.cli.exit_codes import ExitCode, Failure
 from sdk.cli.frame import Frame
@@ -18,7 +24,7 @@ WEAK = Finding("link", Status.WARN, "x4, " * 40, "reseat it\nthen: npuctl doctor
 
 def test_a_failed_line_ends_with_its_command() -> None:
     first, last = (line.plain for line in lines(BAD))
-    assert first == "  FAIL  driver          bound to no driver"
+    assert first == "  FAIL  driver           bound to no driver"
     assert last == f"      → sudo npuctl bind -d {CARD}"
 
 
@@ -56,3 +62,35 @@ def test_warnings_exit_0() -> None:
 def test_each_card_has_a_heading(capsys: pytest.CaptureFixture[str]) -> None:
     report(Frame("doctor", as_json=False, timeout=None), [GOOD, WEAK])
     assert f"\n\n{CARD}\n  warn  link " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("wanted", "cards"),
+    [
+        ((), ["0000:03:00.0", "0000:04:00.0"]),
+        (("all",), ["0000:03:00.0", "0000:04:00.0"]),
+        (("04:00.0", "all"), ["0000:03:00.0", "0000:04:00.0"]),
+        (("pci:04:00.0",), ["0000:04:00.0"]),
+    ],
+)
+@pytest.mark.parametrize("visible", ["0", "garbage"])
+def test_hidden_cards_are_examined_too(
+    monkeypatch: pytest.MonkeyPatch, wanted: tuple[str, ...], cards: list[str], visible: str
+) -> None:
+    examined: list[str] = []
+
+    def examine(machine: Machine, named: Sequence[str]) -> list[Finding]:
+        examined.extend(named)
+        return []
+
+    there = [PciCard("0000:03:00.0", None), PciCard("0000:04:00.0", None)]
+    monkeypatch.setenv("NPU_VISIBLE_DEVICES", visible)
+    for module in (info, doctor):
+        monkeypatch.setattr(module, "find_cards", lambda root=None: there)
+    monkeypatch.setattr(doctor, "examine", examine)
+    body = getattr(doctor.command.callback, "__wrapped__", None)
+    assert body is not None
+    body(Frame("doctor", as_json=True, timeout=None), wanted)
+    assert examined == cards
+    with pytest.raises(DeviceNotFound, match="'bogus'"):
+        body(Frame("doctor", as_json=True, timeout=None), ("all", "bogus"))

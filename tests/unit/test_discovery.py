@@ -55,6 +55,13 @@ def test_a_card_of_which_sysfs_tells_nothing(root: Path) -> None:
     assert only_card(root) == PciCard("0000:03:00.0", None)
 
 
+def test_a_group_that_vfio_made_up_is_no_iommu_group(root: Path) -> None:
+    folder = sysfs.add_function(root, "0000:03:00.0")
+    sysfs.link(folder, "iommu_group", "7")
+    (folder / "iommu_group/name").write_text("vfio-noiommu\n")
+    assert only_card(root).iommu_group is None
+
+
 def test_other_functions_are_no_cards_and_cards_are_sorted(root: Path) -> None:
     sysfs.add_function(root, "0000:05:00.0")
     sysfs.add_function(root, "0000:03:00.0")

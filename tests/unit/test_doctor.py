@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import platform
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from driver_shim import dma, doctor_cards, doctor_machine
+from driver_shim import dma, doctor_cards, doctor_machine, findings
 from driver_shim.doctor import CARD_CHECKS, MACHINE_CHECKS, examine
 from driver_shim.findings import Machine, Observation, Status
 from driver_shim.protocol import runtime_folder
@@ -201,8 +203,78 @@ def test_the_runtime_folder(machine: Machine, tmp_path: Path, monkeypatch: pytes
     unshared = doctor_machine.runtime_folder(own)
     assert unshared.status is Status.WARN
     assert "sudo usermod" in str(unshared.remedy)
-    refused = doctor_machine.runtime_folder(replace(machine, access=lambda path, mode: False))
+    refused = doctor_machine.runtime_folder(replace(machine, writable=lambda folder: False))
     assert (refused.status, str(tmp_path) in refused.found) == (Status.FAIL, True)
+
+
+def test_a_folder_that_only_seems_writable_is_found_out(machine: Machine, tmp_path: Path) -> None:
+    """Root has access to /proc, in which nobody can make a file."""
+    for named in ("/proc", "/proc/nosuch"):
+        found = doctor_machine.runtime_folder(replace(machine, environment={"NPU_RUNTIME_DIR": named}))
+        assert (found.status, found.found) == (Status.FAIL, f"{named} cannot be used: /proc cannot be written")
+    before = list(tmp_path.iterdir())
+    assert findings.writable(tmp_path)
+    assert list(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("variable", "status", "found"),
+    [
+        (None, Status.INFO, "every card is visible"),
+        ("", Status.INFO, "no card is visible"),
+        ("03:00.0", Status.OK, CARD),
+        ("0, garbage", Status.FAIL, "'garbage', which fits no card"),
+        ("1", Status.FAIL, "'1', which fits no card"),
+    ],
+)
+def test_what_the_variable_shows(machine: Machine, variable: str | None, status: Status, found: str) -> None:
+    there = {} if variable is None else {"NPU_VISIBLE_DEVICES": variable}
+    answer = doctor_machine.visible_devices(replace(machine, environment=there))
+    assert (answer.status, found in answer.found) == (status, True)
+    assert (answer.remedy == "unset NPU_VISIBLE_DEVICES") == (status is Status.FAIL or variable == "")
+
+
+IR, NO_IR = "f020df", "f020d7"
+TYPE1 = "module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
+
+
+@pytest.mark.parametrize(
+    ("units", "unsafe", "option", "status", "found"),
+    [
+        ([IR, IR], "N", "quiet", Status.OK, "remaps"),
+        ([IR, NO_IR], "N", "quiet", Status.WARN, "cannot remap"),
+        ([NO_IR], "Y", "quiet", Status.INFO, "is set"),
+        ([IR], "N", "intremap=off", Status.WARN, "command line: intremap=off"),
+        ([], "N", "quiet", Status.INFO, "does not tell"),
+        ([], "Y", "quiet", Status.INFO, "is set"),
+    ],
+)
+def test_whether_interrupts_are_remapped(
+    host: FakeHost, machine: Machine, units: list[str], unsafe: str, option: str, status: Status, found: str
+) -> None:
+    for number, capabilities in enumerate(units):
+        host.put(host.roots.sys / f"class/iommu/dmar{number}/intel-iommu/ecap", capabilities)
+    host.put(host.roots.sys / TYPE1, unsafe)
+    host.put(host.roots.proc / "cmdline", option)
+    answer = doctor_machine.interrupts(machine)
+    assert (answer.status, found in answer.found) == (status, True)
+    if status is Status.WARN:
+        assert doctor_machine.interrupts(replace(machine, cards=())).status is Status.INFO
+
+
+def test_unsafe_interrupts_are_allowed_by_a_command(host: FakeHost, machine: Machine) -> None:
+    host.put(host.roots.sys / "class/iommu/dmar0/intel-iommu/ecap", NO_IR)
+    unloaded = str(doctor_machine.interrupts(machine).remedy).splitlines()[0]
+    assert unloaded.endswith(": sudo modprobe vfio_iommu_type1 allow_unsafe_interrupts=1")
+    host.put(host.roots.sys / TYPE1, "N")
+    loaded = str(doctor_machine.interrupts(machine).remedy).splitlines()[0]
+    assert loaded.endswith(f": echo 1 | sudo tee /sys/{TYPE1}")
+
+
+def test_an_unfit_machine_is_told_by_a_command(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    found = doctor_machine.emulator(machine)
+    assert (found.status, str(found.remedy).endswith(": uname -sm")) == (Status.FAIL, True)
 
 
 # --- a card ------------------------------------------------------------------------------------------------------
@@ -230,7 +302,13 @@ def test_the_group_must_be_free_of_kernel_drivers(host: FakeHost, machine: Machi
 
 def test_a_card_outside_any_group(host: FakeHost, machine: Machine) -> None:
     host.add(SECOND, group=None)
-    assert doctor_cards.iommu_group(machine, SECOND).status is Status.FAIL
+    found = doctor_cards.iommu_group(machine, SECOND)
+    assert (found.status, found.remedy) == (Status.FAIL, "see why: sudo dmesg | grep -i -e dmar -e iommu")
+    shutil.rmtree(host.roots.sys / "kernel/iommu_groups")
+    host.put(host.roots.sys / "firmware/acpi/tables/DMAR", "")
+    found = doctor_cards.iommu_group(machine, SECOND)
+    assert found.remedy == doctor_machine.iommu(machine).remedy
+    assert str(found.remedy).endswith("sudo update-grub && sudo reboot")
 
 
 def test_either_way_to_the_card_is_enough(host: FakeHost, machine: Machine) -> None:
@@ -270,6 +348,7 @@ def test_a_board_whose_ranges_are_too_small(host: FakeHost, machine: Machine) ->
     host.put(host.roots.functions / CARD / "resource", "0x1000 0x1fff 0x40200")
     found = doctor_cards.bars(machine, CARD)
     assert (found.status, found.found) == (Status.FAIL, "BAR0 has 4 KiB of 64 KiB; BAR2 has 0 bytes of 8 KiB")
+    assert str(found.remedy).endswith(f": sudo lspci -vv -s {CARD}")
 
 
 def test_a_link_below_what_it_can_is_a_warning(host: FakeHost, machine: Machine) -> None:
@@ -280,12 +359,12 @@ def test_a_link_below_what_it_can_is_a_warning(host: FakeHost, machine: Machine)
     assert found.found.startswith("x4 at 16 GT/s, though x16 at 16 GT/s is possible")
 
 
-def test_a_slower_slot_is_no_fault_of_the_card(host: FakeHost, machine: Machine) -> None:
+def test_a_slower_connector_is_no_fault_of_the_card(host: FakeHost, machine: Machine) -> None:
     host.put(host.roots.functions / CARD / "current_link_speed", "8.0 GT/s PCIe")
     host.put(host.roots.functions / "max_link_speed", "8.0 GT/s PCIe")
     host.put(host.roots.functions / "max_link_width", "16")
     found = doctor_cards.link(machine, CARD)
-    assert (found.status, "all that the slot can" in found.found) == (Status.INFO, True)
+    assert (found.status, "all that its connector can" in found.found) == (Status.INFO, True)
 
 
 def test_a_link_of_which_nothing_is_told(host: FakeHost, machine: Machine) -> None:

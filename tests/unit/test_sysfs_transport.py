@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,14 @@ from typing import Any
 import pytest
 
 import sdk
+from driver_shim.holder import claim
 from driver_shim.protocol import config_space as facts
 from driver_shim.protocol.registers import BAR0, BAR0_BYTES, BAR2, BAR4, IDENTITY, REGISTERS
 from driver_shim.transport import sysfs as module
 from driver_shim.transport.sysfs import SysfsTransport
 from sdk import opening
 from sdk.cli import regs
+from sdk.cli.exit_codes import exit_code_of
 from sdk.cli.frame import Frame
 from sdk.info import DeviceInfo
 from tests.support import sysfs
@@ -429,6 +432,28 @@ def test_a_board_whose_firmware_answers_nothing_yet_can_be_looked_at(
         with pytest.raises(sdk.DeviceLost):
             opened.check_alive()
     assert "0x00000000, not 0x55504e31" in caplog.text
+
+
+def test_a_card_that_somebody_holds_is_looked_at_but_not_written_to(
+    folder: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NPU_RUNTIME_DIR", str(tmp_path / "runtime"))
+    monkeypatch.setattr(opening, "SysfsTransport", lambda bus_address: SysfsTransport(bus_address, root))
+    before = (folder / "resource0").read_bytes()
+    device, scratch = DeviceInfo("NPU", ADDRESS), [REGISTERS["scratch"]]
+    frame = Frame("regs", as_json=False, timeout=None)
+    held = claim(f"pci:{BUS_ADDRESS}", "fail", math.inf)
+    try:
+        with pytest.raises(sdk.DeviceBusy, match=f"held by PID {os.getpid()} .*python") as caught:
+            regs._one_device(frame, device, scratch, {"scratch": 0xABC})
+        assert (exit_code_of(caught.value), caught.value.holder is not None) == (1, True)
+        assert (folder / "resource0").read_bytes() == before
+        regs._one_device(frame, device, scratch, {})
+    finally:
+        held.release()
+    regs._one_device(frame, device, scratch, {"scratch": 0xABC})
+    shown = capsys.readouterr().out
+    assert "0x00000abc" in shown and "reset" not in shown
 
 
 def test_registers_are_reported_as_read_without_a_reset(
