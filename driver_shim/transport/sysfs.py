@@ -170,11 +170,12 @@ class SysfsTransport(Transport):
 
     def config_read(self, offset: int, size: int) -> bytes:
         """Read configuration space."""
-        self._check_config_range(offset, size)
-        try:
-            data = os.pread(self._config, size, offset)
-        except OSError as error:
-            raise self._refused(error, "read", "config") from error
+        with self._lock:  # else the descriptor might be another file's by then
+            self._check_config_range(offset, size)
+            try:
+                data = os.pread(self._config, size, offset)
+            except OSError as error:
+                raise self._refused(error, "read", "config") from error
         if len(data) != size:
             raise PermissionDenied(
                 f"{self.address}: {len(data)} of {size} bytes at {offset:#x} of configuration space can be read",
@@ -185,13 +186,14 @@ class SysfsTransport(Transport):
 
     def config_write(self, offset: int, data: bytes) -> None:
         """Write configuration space."""
-        self._check_config_range(offset, len(data))
-        try:
-            os.pwrite(self._config, data, offset)
-        except OSError as error:
-            raise self._refused(error, "write", "config") from error
-        if offset < facts.COMMAND_OFFSET + 2 and offset + len(data) > facts.COMMAND_OFFSET:
-            self._left_command = self.config_read(facts.COMMAND_OFFSET, 2)
+        with self._lock:
+            self._check_config_range(offset, len(data))
+            try:
+                os.pwrite(self._config, data, offset)
+            except OSError as error:
+                raise self._refused(error, "write", "config") from error
+            if offset < facts.COMMAND_OFFSET + 2 and offset + len(data) > facts.COMMAND_OFFSET:
+                self._left_command = self.config_read(facts.COMMAND_OFFSET, 2)
 
     def read(self, region: int, offset: int, width: int) -> int:
         """One register read: one load."""
