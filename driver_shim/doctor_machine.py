@@ -25,7 +25,7 @@ _IOMMU_OPTIONS = ("intel_iommu", "amd_iommu", "iommu", "iommu.passthrough", "arm
 _GRUB = "GRUB_CMDLINE_LINUX: sudoedit /etc/default/grub\nthen: sudo update-grub && sudo reboot"
 _READ_WRITE = os.R_OK | os.W_OK
 _VISIBLE = "NPU_VISIBLE_DEVICES"
-_TYPE1, _UNSAFE = "vfio_iommu_type1", "allow_unsafe_interrupts"
+_WAYS, _UNSAFE = ("vfio_iommu_type1", "iommufd"), "allow_unsafe_interrupts"
 _ECAP_IR = 3
 """Bit of Intel's extended capability register: the unit remaps interrupts (VT-d specification, 11.4.3)."""
 _REMAPPING_OFF = ("intremap=off", "nointremap")
@@ -153,8 +153,10 @@ def visible_devices(machine: Machine) -> Observation:
 
 def interrupts(machine: Machine) -> Observation:
     """Whether interrupts are remapped: without that, VFIO opens a card only where it is told that this is accepted."""
-    module = machine.roots.sys / "module" / _TYPE1
-    allowed = text_of(module / "parameters" / _UNSAFE) in ("Y", "1")
+    ways = [name for name in _WAYS if _has_module(machine, name)] or [_WAYS[0]]  # each has a parameter of its own
+    asking = [
+        name for name in ways if text_of(machine.roots.sys / f"module/{name}/parameters/{_UNSAFE}") not in ("Y", "1")
+    ]
     units = machine.roots.sys / "class/iommu"
     found = (number_of(units / name / "intel-iommu/ecap") for name in names_in(units))
     capabilities = [value for value in found if value is not None]
@@ -162,21 +164,24 @@ def interrupts(machine: Machine) -> Observation:
     off = next((word for word in words if word in _REMAPPING_OFF), None)
     if not off and capabilities and all(value >> _ECAP_IR & 1 for value in capabilities):
         return Observation(Status.OK, "the IOMMU remaps them")
-    if allowed:
+    if not asking:
         return Observation(Status.INFO, f"{_UNSAFE} is set: VFIO does not ask whether they are remapped")
     if not off and not capabilities:
         return Observation(Status.INFO, "the kernel does not tell whether they are remapped")
     status = Status.WARN if machine.cards else Status.INFO
     if off:
         return Observation(status, f"not remapped, by the kernel's command line: {off}", f"take {off} out of {_GRUB}")
-    load = f"echo 1 | sudo tee /sys/module/{_TYPE1}/parameters/{_UNSAFE}"
-    if not module.is_dir():
-        load = f"sudo modprobe {_TYPE1} {_UNSAFE}=1"
+    now = [
+        f"where you trust the card: echo 1 | sudo tee /sys/module/{name}/parameters/{_UNSAFE}"
+        if _has_module(machine, name)
+        else f"where you trust the card: sudo modprobe {name} {_UNSAFE}=1"
+        for name in asking
+    ]
+    later = [f"at each boot: echo options {name} {_UNSAFE}=1 | sudo tee -a /etc/modprobe.d/npu.conf" for name in asking]
     return Observation(
         status,
         "the IOMMU cannot remap them: VFIO refuses cards (EPERM), since a card could forge any interrupt",
-        f"where you trust the card: {load}\n"
-        f"at each boot: echo options {_TYPE1} {_UNSAFE}=1 | sudo tee /etc/modprobe.d/npu.conf",
+        "\n".join(now + later),
     )
 
 

@@ -269,6 +269,14 @@ def test_unsafe_interrupts_are_allowed_by_a_command(host: FakeHost, machine: Mac
     host.put(host.roots.sys / TYPE1, "N")
     loaded = str(doctor_machine.interrupts(machine).remedy).splitlines()[0]
     assert loaded.endswith(f": echo 1 | sudo tee /sys/{TYPE1}")
+    host.put(host.roots.sys / TYPE1, "Y")
+    assert doctor_machine.interrupts(machine).status is Status.INFO
+    newer = TYPE1.replace("vfio_iommu_type1", "iommufd")  # the driver prefers it, and it asks again
+    host.put(host.roots.sys / newer, "N")
+    assert str(doctor_machine.interrupts(machine).remedy).splitlines() == [
+        f"where you trust the card: echo 1 | sudo tee /sys/{newer}",
+        "at each boot: echo options iommufd allow_unsafe_interrupts=1 | sudo tee -a /etc/modprobe.d/npu.conf",
+    ]
 
 
 def test_an_unfit_machine_is_told_by_a_command(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
