@@ -7,7 +7,6 @@ opened, because not everybody stands in a line that we see: other users may use 
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import logging
 import math
@@ -19,13 +18,13 @@ from typing import NoReturn, TypeVar
 
 from driver_shim import timeouts
 from driver_shim.errors import DeviceBusy, Timeout
-from driver_shim.pci_sysfs import Roots, vfio_nodes
+from driver_shim.pci_sysfs import PCI_SCHEME, Roots, vfio_nodes
 from driver_shim.protocol.runtime_folder import Holder, UnsafeFolder, runtime_folder
 from driver_shim.tickets import Line, Place, Ticket
 from driver_shim.vfio_users import User, find_users
 
 WHEN_BUSY = ("fail", "wait")
-_SOCKET, _PCI = "vfio-user:", "pci:"
+_SOCKET = "vfio-user:"
 _NAME_DIGITS = 12
 _log = logging.getLogger("npu")
 _Opened = TypeVar("_Opened")
@@ -84,10 +83,10 @@ class Claim:
 
     def _unseen(self, busy: DeviceBusy) -> NoReturn:
         """Somebody holds the device who is not in our line."""
-        users = _users_of_card(self._address.removeprefix(_PCI)) if self._address.startswith(_PCI) else ()
+        users = _users_of_card(self._address.removeprefix(PCI_SCHEME)) if self._address.startswith(PCI_SCHEME) else ()
         if users:
             who = "open in " + ", ".join(map(str, users))
-            remedy = "end that program"
+            remedy = "end that process"
         else:
             who = "its holder is not visible to you"
             remedy = "ask who uses it from another account, a container or a virtual machine"
@@ -179,13 +178,6 @@ def canonical_address(address: str) -> str:
     return address
 
 
-def describe(holder: Holder) -> str:
-    """A holder for people: "PID 4711 (python train.py) since 2026-01-31 12:00:00 UTC"."""
-    since = datetime.datetime.fromtimestamp(holder.since, datetime.UTC)
-    here = ", this process," if holder.pid == os.getpid() else ""
-    return f"PID {holder.pid} ({holder.command}){here} since {since:%Y-%m-%d %H:%M:%S} UTC"
-
-
 def _users_of_card(bus_address: str) -> tuple[User, ...]:
     roots = Roots()
     return find_users(bus_address, vfio_nodes(roots.functions / bus_address, roots.dev), roots.proc).found
@@ -200,7 +192,7 @@ def device_line(address: str, folder: Path | None = None) -> Line:
 
 def _held(tickets: list[Ticket]) -> str:
     owner = tickets[0].owner
-    return f"held by {describe(owner)}" if owner else "held by a program whose ticket cannot be read"
+    return f"held by {owner}" if owner else "held by a process whose ticket cannot be read"
 
 
 def _others(count: int, what: str) -> str:

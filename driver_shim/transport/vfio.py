@@ -27,7 +27,7 @@ import numpy as np
 from driver_shim import timeouts
 from driver_shim.errors import Closed, DeviceLost, DeviceNotFound, NpuError, UnsupportedPlatform
 from driver_shim.mapping import PAGE_BYTES, DeviceMapping, map_memory_file
-from driver_shim.pci_sysfs import driver_of, ids_of
+from driver_shim.pci_sysfs import PCI_SCHEME, VFIO_DRIVER, driver_of, ids_of
 from driver_shim.protocol import vfio_ioctls as vfio
 from driver_shim.protocol.config_space import (
     COMMAND_MEMORY,
@@ -58,10 +58,8 @@ from driver_shim.protocol.vfio_user import (
 from driver_shim.transport.base import RegionInfo, Transport
 from driver_shim.transport.vfio_iommu import open_device, undisturbed
 
-PREFIX = "pci:"
 SYSFS_PCI = Path("/sys/bus/pci/devices")
 DEV = Path("/dev")
-DRIVER = "vfio-pci"
 _CONFIG = int(RegionIndex.CONFIG)
 _WIDTHS = (1, 2, 4, 8)
 OUR_IDS = f"{VENDOR_ID:04x}:{DEVICE_ID:04x}"
@@ -92,14 +90,14 @@ class _Window:
 class VfioTransport(Transport):
     """A function in the hands of the kernel's VFIO."""
 
-    name = DRIVER
+    name = VFIO_DRIVER
 
     def __init__(self, bus_address: str, sysfs: Path = SYSFS_PCI, dev: Path = DEV) -> None:
         """Open the function at `bus_address` ("0000:03:00.0"); the kernel resets it.
 
         Raises DeviceNotFound (absent, or not bound to vfio-pci), DeviceBusy, PermissionDenied, DeviceLost.
         """
-        self.address = PREFIX + bus_address
+        self.address = PCI_SCHEME + bus_address
         self._lock = threading.RLock()
         """Guards descriptors and mappings: whoever uses or revokes them holds it."""
         self._regions: dict[int, _Region] = {}
@@ -152,7 +150,7 @@ class VfioTransport(Transport):
                 remedy="see npuctl list",
             )
         driver = driver_of(folder)
-        if driver != DRIVER:
+        if driver != VFIO_DRIVER:
             raise wrong_driver(self.address, driver)
 
     def _device_info(self) -> tuple[int, int]:
@@ -503,7 +501,7 @@ class VfioTransport(Transport):
 def wrong_driver(address: str, driver: str | None) -> DeviceNotFound:
     """A card that VFIO has not got."""
     return DeviceNotFound(
-        f"{address} is bound to {driver or 'no driver'}, not to {DRIVER}",
+        f"{address} is bound to {driver or 'no driver'}, not to {VFIO_DRIVER}",
         device=address,
         remedy=f"npuctl bind -d {address}",
     )

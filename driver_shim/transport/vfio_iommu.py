@@ -112,15 +112,15 @@ class Iommu(abc.ABC):
                 what, device=self._address, remedy="install the udev rules and join the group npu, or run as root"
             )
         if error.errno == errno.EBUSY:
-            return DeviceBusy(what, device=self._address, remedy="close the program that uses the device")
+            return DeviceBusy(what, device=self._address, remedy="end the process that uses the device")
         return DeviceNotFound(what, device=self._address, remedy="modprobe vfio-pci; npuctl doctor says more")
 
     def _busy(self) -> DeviceBusy:
         return DeviceBusy(
-            f"{self._address} is held by another program",
+            f"{self._address} is held by another process",
             device=self._address,
             subsystem="vfio",
-            remedy="close the program that uses it",
+            remedy="end the process that uses it",
         )
 
     def _out_of_memory(self, error: OSError, size: int, mapped_bytes: int) -> HostMemoryLimit:
