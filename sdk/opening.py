@@ -151,7 +151,7 @@ def _first_free(cards: Sequence[PciCard], when_busy: str, deadline: float) -> Op
             f"{', '.join(addresses)} are all in use",
             device=addresses[0],
             cause="; ".join(error.message for error in busy),
-            remedy="end a process that uses one of them, or wait: when_busy="wait"",
+            remedy='end a process that uses one of them, or line up with when_busy="wait"',
         ) from busy[0]
     raise [*busy, *denied, *elsewhere][0]
 
