@@ -304,7 +304,7 @@ def test_an_unreadable_ticket_counts_while_it_is_locked_and_is_removed_afterward
 ) -> None:
     path = ticket(tmp_path, content)
     fd = locked(path)
-    with pytest.raises(DeviceBusy, match="a program whose ticket cannot be read") as caught:
+    with pytest.raises(DeviceBusy, match="a process whose ticket cannot be read") as caught:
         ours(tmp_path)
     assert caught.value.holder is None and holder_of(ADDRESS, tmp_path) is None
     os.close(fd)
