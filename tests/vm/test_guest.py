@@ -35,6 +35,8 @@ QEMU_UNPLUG_FAILURE = "memory_region_del_subregion: Assertion"
 """How QEMU up to 11.1.3 ends when any vfio-user device with MSI-X is unplugged."""
 MOST_WAKE_UPS = 3
 """The device is woken once; before work has piled up, it may fall asleep again while the guest's processor is away."""
+NOTICE_S = 1.0
+"""What QEMU needs to see that a socket was closed."""
 MIB_64 = 64
 MOST_FDS = 64
 """Descriptors of the emulator's process with a client, whatever that has mapped."""
@@ -100,8 +102,8 @@ def test_submissions_trap_only_when_the_device_wakes_up(guest: Guest, address: s
     seen = last_line(guest.check(program("count_traps", str(lone), address), PATIENCE_S))
     note(f"{seen['submissions']} submissions, busy: {seen['busy']}; {lone} lone ones: {seen['lone']}")
     assert seen["lone"] == {"bells": lone}
-    assert set(seen["busy"]) == {"bells"}
-    assert seen["busy"]["bells"] <= MOST_WAKE_UPS
+    assert set(seen["busy"]) <= {"bells", "head bells"}  # a device that sleeps wants to hear of either
+    assert all(count <= MOST_WAKE_UPS for count in seen["busy"].values())
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------
@@ -126,13 +128,16 @@ def test_a_killed_client_leaves_a_card_that_works(guest: Guest, address: str, no
 
 
 def test_a_killed_server_is_a_lost_device_and_nothing_worse(note: Note) -> None:
-    """In a guest of its own: QEMU may not survive what the guest does to a device whose server is gone."""
+    """In a guest of its own, while that stands still: QEMU ends when a server is killed in the middle of a message."""
     with Guest(parts(iommufd=IOMMUFD)) as own:
         prepare(own)
         card = own.cards[FIRST]
         job = own.start(program("storm", "until-lost", bind(own, card)))
         own.wait_for_output(job, "running", PATIENCE_S)
+        own.monitor.execute("stop")
         card.kill()
+        time.sleep(NOTICE_S)
+        own.monitor.execute("cont")
         own.wait_for_output(job, '"after"', PATIENCE_S)
         seen = _told(own, job)
         note(f"all four threads knew {seen['seconds']:.2f} s after the storm was on")

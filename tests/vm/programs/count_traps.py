@@ -14,14 +14,17 @@ import numpy as np
 
 import sdk
 from driver_shim.protocol import commands as c
-from driver_shim.protocol.registers import BAR2
+from driver_shim.protocol.registers import BAR2, CQ_HEAD_DOORBELL, DOORBELL_PAGE_BYTES, SQ_TAIL_DOORBELL
 from driver_shim.transport.base import Transport
 
 SUBMISSIONS = 10_000
-BUSY_BYTES = 2 << 20
-"""Filling as much takes some 100 µs, and many such commands go in at once: the device always has more to do."""
+BUSY_BYTES = 8 << 20
+"""Filling as much takes so long that half a queue outlasts what a guest needs to fill the other half."""
 ASLEEP_S = 0.2
 """Far longer than the device looks for more work after the last."""
+
+
+_NAMES = {SQ_TAIL_DOORBELL: "bells", CQ_HEAD_DOORBELL: "head bells"}
 
 
 class Counter:
@@ -36,7 +39,7 @@ class Counter:
             return read(region, offset, width)
 
         def counted_write(region: int, offset: int, value: int, width: int) -> None:
-            self.counts["bells" if region == BAR2 else "other writes"] += 1
+            self.counts[_NAMES.get(offset % DOORBELL_PAGE_BYTES, "?") if region == BAR2 else "other writes"] += 1
             write(region, offset, value, width)
 
         transport.read = counted_read  # type: ignore[method-assign]
@@ -51,7 +54,7 @@ class Counter:
 def main() -> None:
     """Print both counts as one JSON object."""
     lone = int(sys.argv[1])
-    with sdk.Device() as device, device.queue(depth=1024) as queue:
+    with sdk.Device() as device, device.queue(depth=4096) as queue:
         counter = Counter(device.transport)
         memory = device.buffer((BUSY_BYTES,), "int8")
         queue.nop().wait()
