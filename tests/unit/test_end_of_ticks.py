@@ -14,7 +14,7 @@ from emulator.engines.inline import InlineEngines
 from emulator.function import PciFunction
 from emulator.model.clock import LAST_TICK
 from emulator.model.profile import load_profile
-from tests.support.bus_client import BOTH, BusClient
+from tests.support.bus_client import BOTH, MEMORY_BYTES, BusClient
 
 FAST_HZ = 1 << 62
 """So fast that four seconds fill the counter."""
@@ -44,7 +44,7 @@ def test_ticks_stop_at_the_largest_number(count: int) -> None:
     assert c.ACTIVITY_LOG.parse(bus.log_page(c.LogPage.ACTIVITY, 128)).busy_ticks == LAST_TICK
     function.client_lost()  # a black box with all of this in it
     assert np.frombuffer(function.black_box[: c.BLACK_BOX.size], c.BLACK_BOX.dtype)["tick"][0] == LAST_TICK
-    transport.dma_map(bus.file, 0, 0x1_0000_0000, 4 << 20)
+    transport.dma_map(bus.file, 0, 0x1_0000_0000, MEMORY_BYTES)
     bus.command(BOTH)
     bus.close()
     transport.close()
