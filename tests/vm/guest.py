@@ -158,7 +158,7 @@ class Guest:
                 self.cards[port] = Card(self.folder, port)
             began = time.monotonic()
             self._start(arguments)
-            self._wait((self.exchange / "ready").exists, BOOT_S, "the guest's agent")
+            self._wait((self.exchange / "ready").exists, BOOT_S, "the guest to be ready for jobs")
             self.boot_seconds = time.monotonic() - began
         except BaseException:
             self.close()
@@ -302,12 +302,12 @@ class Guest:
         return command
 
     def _initramfs(self) -> Path:
-        """First file system: busybox, the modules that find the second, and the agent."""
+        """First file system: busybox, the modules that find the second, and what runs jobs there."""
         stage = self.folder / "initramfs.d"
         (stage / "bin").mkdir(parents=True)
         shutil.copy(self._parts.busybox, stage / "bin/busybox")
         shutil.copytree(self._parts.modules, stage / "modules")
-        for name, source in (("init", "init.sh"), ("agent", "agent.sh")):
+        for name, source in (("init", "init.sh"), ("jobs", "jobs.sh")):
             shutil.copy(HERE / source, stage / name)
             (stage / name).chmod(0o755)
         names = "".join(f"{path.relative_to(stage)}\n" for path in sorted(stage.rglob("*")))
