@@ -54,10 +54,7 @@ def figures() -> list[Figure]:
         os.sched_setaffinity(0, processors[:1])
         reads = [ours] if theirs is None else [ours, theirs]
         found = []
-        for name, pause_s, budget in (
-            ("trapped read", 0.0, SHARE_OF_PEER),
-            ("trapped read of a sleeper", ASLEEP_S, None),
-        ):
+        for name, pause_s, budget in _KINDS:
             p50s = _medians(reads, pause_s)
             peer = p50s[1] if theirs else None
             found.append(Figure(f"{name}, p50", p50s[0], "µs", PEER if peer else None, peer))

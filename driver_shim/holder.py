@@ -7,7 +7,6 @@ opened, because not everybody stands in a line that we see: other users may use 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import os
@@ -19,13 +18,12 @@ from typing import NoReturn, TypeVar
 from driver_shim import timeouts
 from driver_shim.errors import DeviceBusy, Timeout
 from driver_shim.pci_sysfs import PCI_SCHEME, Roots, vfio_nodes
-from driver_shim.protocol.runtime_folder import Holder, UnsafeFolder, runtime_folder
+from driver_shim.protocol.runtime_folder import Holder, UnsafeFolder, device_file_name, runtime_folder
 from driver_shim.tickets import Line, Place, Ticket
 from driver_shim.vfio_users import User, find_users
 
 WHEN_BUSY = ("fail", "wait")
 _SOCKET = "vfio-user:"
-_NAME_DIGITS = 12
 _log = logging.getLogger("npu")
 _Opened = TypeVar("_Opened")
 
@@ -186,8 +184,7 @@ def _users_of_card(bus_address: str) -> tuple[User, ...]:
 def device_line(address: str, folder: Path | None = None) -> Line:
     """The line of the device at `address`, in the runtime folder or another."""
     where = folder or runtime_folder()
-    name = hashlib.sha256(canonical_address(address).encode()).hexdigest()[:_NAME_DIGITS]
-    return Line(where, name)
+    return Line(where, device_file_name(canonical_address(address)))
 
 
 def _held(tickets: list[Ticket]) -> str:

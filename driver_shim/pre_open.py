@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -17,7 +16,12 @@ from pathlib import Path
 
 from driver_shim.protocol.commands import ResetCause
 from driver_shim.protocol.registers import REGISTERS
-from driver_shim.protocol.runtime_folder import check_runtime_folder, make_runtime_folder, runtime_folder
+from driver_shim.protocol.runtime_folder import (
+    check_runtime_folder,
+    device_file_name,
+    make_runtime_folder,
+    runtime_folder,
+)
 from driver_shim.registers import Registers
 
 REGISTERS_READ = (
@@ -31,7 +35,6 @@ REGISTERS_READ = (
 )
 """Registers of the cold domain that say what happened."""
 RECORD_VERSION = 1
-_NAME_DIGITS = 12
 _log = logging.getLogger("npu")
 
 
@@ -107,8 +110,7 @@ def saved_pre_open(address: str, folder: Path | None = None) -> PreOpenRecord | 
 
 
 def _path(address: str, folder: Path | None) -> Path:
-    name = hashlib.sha256(address.encode()).hexdigest()[:_NAME_DIGITS]
-    return (folder or runtime_folder()) / f"{name}.pre-open.json"
+    return (folder or runtime_folder()) / f"{device_file_name(address)}.pre-open.json"
 
 
 def _cause_name(cause: int) -> str:

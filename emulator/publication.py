@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -13,13 +12,13 @@ from driver_shim.protocol.runtime_folder import (
     PUBLICATION_SUFFIX,
     PUBLICATION_VERSION,
     Publication,
+    device_file_name,
     make_runtime_folder,
     process_start_time,
     runtime_folder,
 )
 
 _logger = logging.getLogger("npu.emulator")
-_NAME_DIGITS = 12
 
 
 class PublishedEmulator:
@@ -28,7 +27,7 @@ class PublishedEmulator:
     def __init__(self, socket_path: Path, profile: str, serial: str, kernels: str, folder: Path | None = None) -> None:
         """Publish. A folder that cannot be written is no reason not to serve: it is logged."""
         address = f"vfio-user:{socket_path.resolve()}"
-        name = hashlib.sha256(address.encode()).hexdigest()[:_NAME_DIGITS]
+        name = device_file_name(address)
         self._path: Path | None = (folder or runtime_folder()) / f"{name}{PUBLICATION_SUFFIX}"
         record = Publication(
             version=PUBLICATION_VERSION,

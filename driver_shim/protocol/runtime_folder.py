@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import errno
+import hashlib
 import os
 import stat
 import tempfile
@@ -22,6 +23,7 @@ TICKET_VERSION = 1
 TICKET_SUFFIX = ".ticket"
 SYSTEM_FOLDER = Path("/run/npu")
 _FOLDER_MODE = 0o700
+_NAME_DIGITS = 12
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -95,6 +97,11 @@ def runtime_folder(environment: Mapping[str, str] = os.environ) -> Path:
     if session := environment.get("XDG_RUNTIME_DIR"):
         return Path(session) / "npu"
     return _fallback_folder()
+
+
+def device_file_name(address: str) -> str:
+    """What the names of a device's files in the folder begin with."""
+    return hashlib.sha256(address.encode()).hexdigest()[:_NAME_DIGITS]
 
 
 def make_runtime_folder(folder: Path) -> None:

@@ -18,15 +18,12 @@ def _request(number: int) -> int:
     return _TYPE | (_BASE + number)
 
 
-API_VERSION = 0
 TYPE1V2_IOMMU = 3
 
 GET_API_VERSION = _request(0)
-CHECK_EXTENSION = _request(1)
 SET_IOMMU = _request(2)
 GROUP_GET_STATUS = _request(3)
 GROUP_SET_CONTAINER = _request(4)
-GROUP_UNSET_CONTAINER = _request(5)
 GROUP_GET_DEVICE_FD = _request(6)
 DEVICE_GET_INFO = _request(7)
 DEVICE_GET_REGION_INFO = _request(8)
@@ -50,7 +47,6 @@ class GroupFlag(enum.IntFlag):
     """`flags` of GROUP_GET_STATUS."""
 
     VIABLE = 1 << 0
-    CONTAINER_SET = 1 << 1
 
 
 class IommuFlag(enum.IntFlag):

@@ -25,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from driver_shim import timeouts
+from driver_shim.discovery import SYSFS_PCI
 from driver_shim.errors import Closed, DeviceLost, DeviceNotFound, NpuError, UnsupportedPlatform
 from driver_shim.mapping import PAGE_BYTES, DeviceMapping, map_memory_file
 from driver_shim.pci_sysfs import PCI_SCHEME, VFIO_DRIVER, driver_of, ids_of
@@ -58,7 +59,6 @@ from driver_shim.protocol.vfio_user import (
 from driver_shim.transport.base import RegionInfo, Transport
 from driver_shim.transport.vfio_iommu import open_device, undisturbed
 
-SYSFS_PCI = Path("/sys/bus/pci/devices")
 DEV = Path("/dev")
 _CONFIG = int(RegionIndex.CONFIG)
 _WIDTHS = (1, 2, 4, 8)
