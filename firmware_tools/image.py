@@ -29,6 +29,9 @@ from firmware_tools.errors import BuildError
 DEFAULT_HEADER_SIZE = 0x200
 """Room for the vector table's alignment behind it; the reference firmware is linked with it."""
 
+MAX_HEADER_BYTES = 0xFFFF
+ADDRESS_LIMIT = 1 << 32
+
 _Entries = Sequence[tuple[int, bytes]]
 
 
@@ -49,11 +52,16 @@ class ImageContents:
 
 
 def build_image(contents: ImageContents) -> bytes:
-    """An unsigned image, with its SHA-256. Raises BuildError, FieldError for a number that does not fit."""
+    """An unsigned image, with its SHA-256. Raises BuildError."""
     if not contents.payload:
         raise BuildError("there is nothing to build an image of: the program is empty")
-    if contents.header_size < IMAGE_HEADER.size:
-        raise BuildError(f"a header of {contents.header_size} bytes: it takes {IMAGE_HEADER.size}")
+    if not IMAGE_HEADER.size <= contents.header_size <= MAX_HEADER_BYTES:
+        raise BuildError(
+            f"a header of {contents.header_size} bytes; {IMAGE_HEADER.size} to {MAX_HEADER_BYTES} are allowed"
+        )
+    end = (contents.load_address or 0) + contents.header_size + len(contents.payload)
+    if end > ADDRESS_LIMIT:
+        raise BuildError(f"the image would be loaded up to {end:#x}; addresses have 32 bits")
     if len(set(contents.hardware_ids)) != len(contents.hardware_ids):
         raise BuildError("a hardware id is named twice")
     loaded_bytes = contents.header_size + len(contents.payload)

@@ -53,7 +53,7 @@ def load_public_key(path: Path) -> bytes:
         raise extra_missing(error) from error
     data = path.read_bytes()
     if b"PRIVATE KEY-----" in data:
-        return load_private_key(path).public_key().public_bytes_raw()
+        return load_private_key(path, _public_instead).public_key().public_bytes_raw()
     _check_pem(path, data)
     try:
         key = load_pem_public_key(data)
@@ -81,6 +81,10 @@ def generate_key(private: Path, public: Path, password: bytes | None) -> bytes:
         public.unlink()
         raise
     return key.public_key().public_bytes_raw()
+
+
+def _public_instead(path: Path) -> bytes:
+    raise PasswordNeeded(f"{path} is an encrypted private key", remedy="give its public key instead")
 
 
 def key_hash(public_key: bytes) -> bytes:
@@ -123,8 +127,7 @@ def _check_pem(path: Path, data: bytes) -> None:
 def _kind(key: object) -> str:
     """`an RSA key` and the like."""
     name = type(key).__name__.lstrip("_").removesuffix("PrivateKey").removesuffix("PublicKey")
-    names = {"EllipticCurve": "an EC (ECDSA) key", "RSA": "an RSA key"}
-    return names.get(name, f"a key of another kind ({name})")
+    return f"{'an' if name[:1] in 'ERX' else 'a'} {name} key"
 
 
 def _first_line(error: BaseException) -> str:
