@@ -13,12 +13,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from driver_shim.protocol.registers import CoreReset
 from emulator.management.board import Board, BoardError, MemoryEntry, PeripheralEntry, Unmapped, bus_sizes
 from emulator.management.clint import Clint
 from emulator.management.csr import Interrupt
 from emulator.management.hart import Access, BusFault, Halt, Hart
 from emulator.management.memory import Memories, Memory, zeroed_buffer
-from emulator.management.peripheral import CoreReset, Peripheral
+from emulator.management.peripheral import Peripheral
 from emulator.management.plic import Plic
 from emulator.management.power_off import PowerOff
 from emulator.management.uart16550 import Uart16550

@@ -5,7 +5,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 
-from emulator.management.peripheral import CoreReset, MachinePort, Peripheral
+from driver_shim.protocol.registers import CoreReset
+from emulator.management.peripheral import MachinePort, Peripheral
 
 
 class Command(enum.IntEnum):

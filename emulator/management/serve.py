@@ -23,7 +23,6 @@ from driver_shim.protocol.registers import CoreReset
 from emulator.management.board import BoardError
 from emulator.management.chip import Chip, ForeignFirmware
 from emulator.management.console_wire import ConsoleWire
-from emulator.management.elf import ElfError
 from emulator.management.link import Link
 from emulator.management.machine import Stop, StopReason
 from emulator.management.recovery_channel import answer_requests
@@ -151,7 +150,7 @@ def main(arguments: Sequence[str]) -> None:
     logging.getLogger("npu").setLevel(chosen.log_level)
     try:
         _serve(chosen)
-    except (BoardError, ElfError) as error:
+    except BoardError as error:
         _logger.error("%s", error)
         raise SystemExit(EXIT_FAILED) from error
 
