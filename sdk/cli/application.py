@@ -25,6 +25,7 @@ VERBS = {
     "doctor": ("doctor", "Find what keeps programs from their devices."),
     "bind": ("bind", "Hand cards to vfio-pci, so that programs can use them."),
     "unbind": ("unbind", "Take cards from vfio-pci."),
+    "fw": ("fw", "Work with firmware and register maps."),
     "demo": ("demo", "Classify files with a trained model and check every answer."),
 }
 """Verb → (module of this package, one line of help)."""

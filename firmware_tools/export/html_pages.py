@@ -1,0 +1,34 @@
+"""The register maps as HTML pages, made by PeakRDL from the SystemRDL description."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from firmware_tools.export.errors import MissingExtra
+from firmware_tools.export.maps import CONTRACT, ExportedMap
+from firmware_tools.export.output import write_folder
+from firmware_tools.export.system_rdl import PROPERTIES, system_rdl
+
+
+def write_html(maps: Sequence[ExportedMap], folder: Path) -> None:
+    """Make the pages in `folder`; begin with index.html.
+
+    Raises MissingExtra without PeakRDL, ForeignOutput when `folder` holds anything that no export made, OSError.
+    """
+    try:
+        from peakrdl_html import HTMLExporter
+        from systemrdl import RDLCompiler
+    except ImportError as error:
+        raise MissingExtra("HTML pages", error.name or "peakrdl-html") from error
+
+    compiler = RDLCompiler()
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch) / "registers.rdl"
+        source.write_text(system_rdl(maps), "utf-8")
+        compiler.compile_file(str(source))
+        tops = [compiler.elaborate(each.name) for each in maps]
+        exporter = HTMLExporter(extra_doc_properties=list(PROPERTIES), generate_source_links=False)
+        title = f"NPU registers, contract {CONTRACT}"
+        write_folder(folder, lambda fresh: exporter.export(tops, str(fresh), title=title, footer=""))
