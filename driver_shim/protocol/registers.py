@@ -1,4 +1,4 @@
-"""The register map of BAR0 (contract 0.2) and where everything lies in the BARs.
+"""The register map of BAR0 (contract 0.3) and where everything lies in the BARs.
 
 One declaration serves the emulator's behaviour, the driver's accessors (`driver_shim/registers.py`), `npuctl regs`
 and docs/registers.md. The first 256 bytes never change from contract 1.0 on.
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import enum
 
-from driver_shim.protocol.register_kinds import Access, Field, Register, RegisterMap, ResetDomain
+from driver_shim.protocol.register_kinds import Access, Field, Register, RegisterMap, ResetDomain, ValidFrom
 
 CONTRACT_MAJOR = 0
-CONTRACT_MINOR = 2
+CONTRACT_MINOR = 3
 IDENTITY = 0x5550_4E31
 """Value of the identity register: "1NPU" read as little-endian ASCII."""
 
@@ -42,10 +42,55 @@ ALL_FEATURES = ~Feature(0)
 
 
 class Post(enum.IntEnum):
-    """`boot_progress.post_code`: how far the management core has come."""
+    """`boot_progress.post_code`: how far the management core has come. Firmware may show other codes of its own."""
 
-    ABSENT = 0
+    ABSENT = 0x00
     """There is no management core; everything else works."""
+    HELD = 0x01
+    """`core_control.hold` keeps the core in reset."""
+    BOOT_ROM = 0x10
+    """The boot ROM runs."""
+    CHECKING_A = 0x11
+    """The boot ROM verifies the image in slot A."""
+    CHECKING_B = 0x12
+    HANDED_OVER = 0x1F
+    """The boot ROM has started an image; from here on it is the image's to count."""
+    FIRMWARE_START = 0x20
+    FIRMWARE_DRIVERS = 0x30
+    FIRMWARE_READY = 0x40
+    """The mailbox is answered."""
+    FIRMWARE_FAULT = 0xE0
+    """The firmware's fault handler runs; the watchdog will reset the core."""
+    RECOVERY = 0xF0
+    """No slot holds an image that boots: the USB debug port takes one."""
+    POWERED_OFF = 0xF1
+    """The image has switched the core off."""
+    LOST = 0xFF
+    """The core broke down; a reset of the device starts it anew."""
+
+
+class CoreReset(enum.IntEnum):
+    """`boot_progress.boot_reason`: why the management core was last reset."""
+
+    POWER_ON = 1
+    HOST = 2
+    """`core_control.reset`."""
+    FIRMWARE = 3
+    """The firmware asked for it."""
+    WATCHDOG = 4
+    FALL_BACK = 5
+    """A trial image was reset before it was confirmed, so the confirmed one runs again."""
+    RECOVERY = 6
+    """`core_control.recovery`."""
+
+
+CONSOLE_WINDOW_OFFSET = 0x2000
+CONSOLE_WINDOW_BYTES = 0x1000
+"""The last bytes that the core's UART sent: byte n lies at n modulo the window's size. Reads only, 4 or 8 bytes."""
+MAILBOX_DATA_OFFSET = 0x500
+MAILBOX_DATA_REGISTERS = 32
+NEVER_MEASURED = 0xFFFF_FFFF
+"""Value of `sensor_age` before the firmware has published a reading."""
 
 
 REGISTERS = RegisterMap(
@@ -119,6 +164,9 @@ REGISTERS = RegisterMap(
         4,
         "How far the management core has booted.",
         Field("post_code", 0, 16, RO, "Stage reached, see Post; 0 means that there is no management core."),
+        Field("boot_reason", 16, 8, RO, "Why the core was last reset, see CoreReset."),
+        Field("slot", 24, 2, RO, "Slot whose image runs: 1 is A, 2 is B, 0 none or an image loaded from outside."),
+        Field("trial", 26, 1, RO, "That image is on trial: unconfirmed, the next reset falls back."),
         domain=COLD,
     ),
     Register(
@@ -129,6 +177,18 @@ REGISTERS = RegisterMap(
         Field("cause", 0, 8, RO, "See ResetCause."),
         Field("count", 8, 24, RO, "Resets since power-on, modulo 2^24."),
         domain=COLD,
+    ),
+    Register(
+        "firmware_version",
+        0x028,
+        8,
+        "Version of the image that runs on the management core.",
+        Field("major", 0, 8, RO, "As the image's header has it."),
+        Field("minor", 8, 8, RO, "As the image's header has it."),
+        Field("revision", 16, 16, RO, "As the image's header has it."),
+        Field("build", 32, 32, RO, "As the image's header has it."),
+        domain=COLD,
+        valid_from=ValidFrom.BOOT_ROM,
     ),
     Register(
         "admin_queue_size",
@@ -151,6 +211,15 @@ REGISTERS = RegisterMap(
         8,
         "Bus address of the admin completion ring.",
         Field("address", 0, 64, RW, "Page-aligned, in a shareable mapping."),
+    ),
+    Register(
+        "firmware_build_id",
+        0x048,
+        4,
+        "Which build runs on the management core; log records carry it too.",
+        Field("value", 0, 32, RO, "First four bytes of the firmware's build id."),
+        domain=COLD,
+        valid_from=ValidFrom.FIRMWARE,
     ),
     Register(
         "interrupt_status",
@@ -296,5 +365,108 @@ REGISTERS = RegisterMap(
         "Ticks that commands took since power-on, at the last counter snapshot.",
         Field("ticks", 0, 64, RO, "Sum over all commands."),
         domain=COLD,
+    ),
+    Register(
+        "core_control",
+        0x200,
+        4,
+        "Holds and resets the management core.",
+        Field("hold", 0, 1, RW, "One keeps the core from running; zero lets it boot."),
+        Field("reset", 1, 1, W1S, "Writing one resets the core; reads zero."),
+        Field("recovery", 2, 1, W1S, "Writing one resets the core into recovery mode; reads zero."),
+        domain=COLD,
+    ),
+    Register(
+        "sensor_temperature",
+        0x280,
+        4,
+        "Temperature of the die, as the firmware last published it.",
+        Field("millicelsius", 0, 32, RO, "Two's complement; see sensor_age."),
+        domain=COLD,
+        valid_from=ValidFrom.FIRMWARE,
+    ),
+    Register(
+        "sensor_power",
+        0x284,
+        4,
+        "Power that the chip takes, as the firmware last published it.",
+        Field("milliwatts", 0, 32, RO, "See sensor_age."),
+        domain=COLD,
+        valid_from=ValidFrom.FIRMWARE,
+    ),
+    Register(
+        "sensor_voltage",
+        0x288,
+        4,
+        "Voltage of the engines' supply, as the firmware last published it.",
+        Field("millivolts", 0, 32, RO, "See sensor_age."),
+        domain=COLD,
+        valid_from=ValidFrom.FIRMWARE,
+    ),
+    Register(
+        "sensor_age",
+        0x28C,
+        4,
+        "How old the readings are: firmware that stopped publishes nothing.",
+        Field("milliseconds", 0, 32, RO, "All ones when there are none.", NEVER_MEASURED),
+        domain=COLD,
+    ),
+    Register(
+        "throttle",
+        0x290,
+        4,
+        "How much the firmware slows the engines down to keep the chip cool.",
+        Field("level", 0, 3, RO, "Engines do 8 - level eighths of their work a tick."),
+        domain=COLD,
+    ),
+    Register(
+        "console_written",
+        0x300,
+        8,
+        "Bytes that the management core's UART has sent since power-on; the last of them are in the console window.",
+        Field("bytes", 0, 64, RO, "Where the next byte goes."),
+        domain=COLD,
+    ),
+    Register(
+        "console_input",
+        0x308,
+        4,
+        "Sends a byte to the management core's UART.",
+        Field("byte", 0, 8, WO, "Lost when console_room is zero."),
+        domain=COLD,
+    ),
+    Register(
+        "console_room",
+        0x30C,
+        4,
+        "Bytes that console_input takes at the moment.",
+        Field("bytes", 0, 16, RO, "Zero without a running core."),
+        domain=COLD,
+    ),
+    Register(
+        "mailbox_control",
+        0x400,
+        4,
+        "Hands a request to the firmware, or takes it back.",
+        Field("ring", 0, 1, W1S, "Writing one hands over what is in mailbox_data_*; a fault while busy; reads zero."),
+        Field("withdraw", 1, 1, W1S, "Writing one makes the mailbox idle: the firmware's answer is lost; reads zero."),
+    ),
+    Register(
+        "mailbox_status",
+        0x404,
+        4,
+        "Where the request is.",
+        Field("state", 0, 4, RO, "See MailboxState."),
+        Field("result", 16, 16, RO, "See MailboxResult; valid when done."),
+    ),
+    *(
+        Register(
+            f"mailbox_data_{i}",
+            MAILBOX_DATA_OFFSET + 8 * i,
+            8,
+            "Request and answer.",
+            Field("value", 0, 64, RW, "Little-endian; the firmware's while the mailbox is busy."),
+        )
+        for i in range(MAILBOX_DATA_REGISTERS)
     ),
 )

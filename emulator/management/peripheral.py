@@ -3,23 +3,9 @@
 from __future__ import annotations
 
 import abc
-import enum
 from typing import Protocol
 
-
-class CoreReset(enum.IntEnum):
-    """Why the management core was last reset: `boot_progress.boot_reason`."""
-
-    POWER_ON = 1
-    HOST = 2
-    """`core_control.reset`, from PCI or USB."""
-    FIRMWARE = 3
-    """The firmware asked for it."""
-    WATCHDOG = 4
-    FALL_BACK = 5
-    """A trial image was reset before it was confirmed, so the confirmed one runs again."""
-    RECOVERY = 6
-    """Somebody asked for recovery mode."""
+from driver_shim.protocol.registers import CoreReset
 
 
 class MachinePort(Protocol):
