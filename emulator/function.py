@@ -29,6 +29,8 @@ from driver_shim.protocol.registers import (
     BAR0_BYTES,
     BAR2,
     BAR4,
+    CONSOLE_WINDOW_BYTES,
+    CONSOLE_WINDOW_OFFSET,
     CONTRACT_MAJOR,
     CONTRACT_MINOR,
     CQ_HEAD_DOORBELL,
@@ -54,6 +56,7 @@ from emulator.engines.pool import EnginePool
 from emulator.error_log import ErrorLog, ErrorRecord
 from emulator.exec_job import MAX_PROGRAM_BYTES, MAX_PROGRAMS, Programs
 from emulator.jobs import Activity, CommandError, Machine
+from emulator.management.port import AbsentCore, ManagementPort
 from emulator.model.clock import TickClock
 from emulator.model.profile import Profile, load_profile
 from emulator.state import KeptState, StateError, StateFolder, new_serial
@@ -64,6 +67,9 @@ CONFIG_REGION = 7
 """VFIO's number of configuration space."""
 VECTORS = MAX_IO_QUEUES + 1
 CONFIG_BYTES = 4096
+CONSOLE_WIDTHS = (4, 8)
+STEPS_PER_MANAGEMENT_STEP = 8
+"""The management core is slow and rarely wants anything; commands must not pay for looking."""
 _RESET_HISTORY_MASK = (1 << 8 * REGISTERS["reset_history"].size) - 1
 
 
@@ -89,9 +95,13 @@ class PciFunction:
         open_engines: Callable[[DeviceMemory], Engines],
         kernels: str,
         state: StateFolder | None = None,
+        management: ManagementPort | None = None,
         wall_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """Power on. What `open_engines` gives runs programs on the device's memory and is closed with the function."""
+        """Power on. What `open_engines` gives runs programs on the device's memory and is closed with the function.
+
+        So is `management`, the management core; without it there is none.
+        """
         kept = state.load() if state else KeptState(new_serial(), {})
         self.profile = profile
         self.kernels = kernels
@@ -106,6 +116,7 @@ class PciFunction:
         self.black_box = kept.black_box or EMPTY
         self.memory = DeviceMemory(profile.memory_bytes)
         self._engines = open_engines(self.memory)
+        self.management = management or AbsentCore()
         self.address_space = AddressSpace()
         self.reset_cause = ResetCause.POWER_ON
         self.reset_history = 0
@@ -135,6 +146,7 @@ class PciFunction:
             self._identify,
             self._log_page,
         )
+        self._steps = 0
         self._held_vectors = 0
         self._config_error = False
         self.registers = RegisterBlock(REGISTERS, behaviours(self), self._register_fault)
@@ -184,6 +196,9 @@ class PciFunction:
             return self.interrupts.pba_read(offset - MSIX_PBA_OFFSET, size)
         if offset >= MSIX_TABLE_OFFSET:
             return self.interrupts.table_read(offset - MSIX_TABLE_OFFSET, size)
+        at = offset - CONSOLE_WINDOW_OFFSET
+        if 0 <= at < CONSOLE_WINDOW_BYTES and size in CONSOLE_WIDTHS and at % size == 0:
+            return self.management.console_window(at, size)
         return self.registers.read(offset, size).to_bytes(size, "little")
 
     def _write_bar0(self, offset: int, data: bytes) -> None:
@@ -221,6 +236,11 @@ class PciFunction:
     def step(self) -> bool:
         """Do a bounded slice of work; True if anything was done."""
         worked = self.controller.step()
+        self._steps += 1
+        if not self._steps % STEPS_PER_MANAGEMENT_STEP and self.management.step(
+            self.address_space, bus_master=self.config.bus_master, busy_ticks=self.activity.busy_ticks
+        ):
+            worked = True
         if self.controller.fatal and self.controller.enabled:
             self._save_black_box(ResetCause.FATAL)
             self.controller.disable()
@@ -233,7 +253,7 @@ class PciFunction:
 
     def wake_fds(self) -> list[int]:
         """Descriptors whose readability means that `step` has work."""
-        return self._engines.fds()
+        return self._engines.fds() + self.management.wake_fds()
 
     def next_deadline_ns(self) -> int | None:
         """No part of this function needs a timer."""
@@ -251,6 +271,8 @@ class PciFunction:
         self.registers.reset({ResetDomain.FUNCTION, ResetDomain.ENGINE, ResetDomain.CONTEXT})
         self._held_vectors = 0
         self._config_error = False
+        self.management.mailbox_withdraw()
+        self.management.device_reset()
         self._note_reset(cause)
 
     def client_lost(self) -> None:
@@ -267,6 +289,7 @@ class PciFunction:
         """Power off; idempotent."""
         self.controller.disable()
         self._engines.close()
+        self.management.close()
         self.save_state()
         if self._state:
             self._state.close()
@@ -321,6 +344,10 @@ class PciFunction:
             return
         self._config_error = False
         self.controller.enable(queue)
+
+    def mailbox_busy(self) -> None:
+        """The host rang for a request while one is on its way: recorded as a fault, and ignored."""
+        self._register_fault(REGISTERS["mailbox_control"].offset, "the mailbox was rung while it is busy")
 
     def write_interrupt_mask(self, mask: int) -> None:
         """A write to the interrupt mask: vectors held back so far are delivered when it lets them."""
