@@ -25,7 +25,7 @@ class ForeignOutput(NpuError, FileExistsError):
 class MissingExtra(NpuError, ImportError):
     """A format needs a package that is not installed."""
 
-    code = "missing-extra"
+    code = "extra-missing"
 
     def __init__(self, purpose: str, package: str) -> None:
         super().__init__(f"{purpose} need {package}, which is not installed", remedy="pip install 'npu-sdk[firmware]'")

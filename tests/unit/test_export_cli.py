@@ -35,15 +35,15 @@ def test_a_map_is_chosen_by_name(npuctl: Npuctl) -> None:
 
 def test_the_json_format_is_a_report_with_the_maps_in_it(npuctl: Npuctl, tmp_path: Path) -> None:
     document = json.loads(npuctl(*VERB, "--format", "json").stdout)
-    validator("fw.export").validate(document)
-    assert (document["schema"], document["schema_version"], document["errors"]) == ("npuctl.fw.export", 1, [])
+    validator("fw-export").validate(document)
+    assert (document["schema"], document["schema_version"], document["errors"]) == ("npuctl.fw-export", 1, [])
     assert document["export"] == {"format": "json", "path": None, "contract": CONTRACT, "maps": list(MAPS)}
     assert document["maps"] == json_maps(ALL)
     path = tmp_path / "map.json"
     for _ in range(2):
         assert npuctl(*VERB, "--format", "json", "-o", str(path)).returncode == 0
     written = json.loads(path.read_text("utf-8"))
-    validator("fw.export").validate(written)
+    validator("fw-export").validate(written)
     assert written["maps"] == document["maps"]
 
 

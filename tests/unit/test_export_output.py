@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -127,7 +128,10 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
 def test_the_pages_have_every_register_of_every_map(tmp_path: Path) -> None:
     folder = tmp_path / "pages"
     write_html(list(MAPS.values()), folder)
-    assert "NPU registers, contract" in (folder / "index.html").read_text("utf-8")
+    index = (folder / "index.html").read_text("utf-8")
+    assert "NPU registers, contract" in index
+    assert "var MathJax = " in index
+    assert not re.search(r"(src|href)=.https?:", index)
     pages = [path.read_text("utf-8") for path in (folder / "content").iterdir()]
     everything = "\n".join(pages)
     for each in MAPS.values():
@@ -148,7 +152,7 @@ def test_a_missing_extra_is_named_with_what_brings_it(
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtra, match=r"HTML pages need .*pip install 'npu-sdk\[firmware\]'") as caught:
         write_html([MAPS["host"]], tmp_path / "pages")
-    assert caught.value.code == "missing-extra"
+    assert caught.value.code == "extra-missing"
     assert not list(tmp_path.iterdir())
 
 

@@ -21,7 +21,7 @@ from sdk.cli.verb import verb
 VERB = "fw export"
 _TEXTS: dict[str, Callable[[Sequence[ExportedMap]], str]] = {"c": c_header, "rdl": system_rdl}
 _JSON, _HTML = "json", "html"
-_JSON_MARK = '"schema": "npuctl.fw.export"'
+_JSON_MARK = '"schema": "npuctl.fw-export"'
 """By which a document that an earlier run wrote is known."""
 
 
