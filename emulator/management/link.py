@@ -33,7 +33,7 @@ LINK = Layout(
     "busy_ticks" / u64,
     reserved(24),
     # written by the core
-    "running" / u32,
+    "stopped" / u32,
     "boot_progress" / u32,
     "build_id" / u32,
     "throttle" / u32,
