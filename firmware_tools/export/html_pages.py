@@ -44,5 +44,5 @@ def write_html(maps: Sequence[ExportedMap], folder: Path) -> None:
 
 
 def _forget_other_hosts(page: Path) -> None:
-    """PeakRDL's page loads a formula renderer from the network, without which it stops half-way; labs have no network."""
+    """PeakRDL's page loads a formula renderer from the network, and stops half-way where there is none."""
     page.write_text(_REMOTE_SCRIPT.sub(_NO_FORMULAS, page.read_text("utf-8")), "utf-8")
