@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from emulator.model.profile import Profile
 
-
 THROTTLE_STEPS = 8
 """Engines are slowed down in eighths."""
 
