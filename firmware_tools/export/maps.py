@@ -122,6 +122,11 @@ _ALL = (
 MAPS: dict[str, ExportedMap] = {each.name: each for each in _ALL}
 
 
+def named_maps(names: Sequence[str]) -> list[ExportedMap]:
+    """These maps, each once; all when none is named. Raises KeyError."""
+    return [MAPS[name] for name in dict.fromkeys(names or MAPS)]
+
+
 def enumerations(maps: Sequence[ExportedMap]) -> Iterator[Enumeration]:
     """The enumerations of these maps, each once: those of fields, then the others."""
     of_fields = [kind for each in maps for block in each.blocks for kind in block.values.values()]

@@ -12,7 +12,7 @@ from driver_shim.protocol.register_kinds import Access, Field, Register, ResetDo
 from driver_shim.protocol.register_runs import runs
 from driver_shim.protocol.registers import REGISTERS
 from firmware_tools.export.json_map import json_maps
-from firmware_tools.export.maps import MAPS, ExportedBlock
+from firmware_tools.export.maps import MAPS, ExportedBlock, named_maps
 
 BLOCKS = [block for each in MAPS.values() for block in each.blocks]
 
@@ -21,6 +21,11 @@ def test_every_declared_block_is_exported() -> None:
     assert [block.registers for block in BLOCKS] == [REGISTERS, *(block.registers for block in MANAGEMENT_BLOCKS)]
     assert [block.base for block in MAPS["management"].blocks] == [block.base for block in MANAGEMENT_BLOCKS]
     assert all(block.interrupt != 0 for block in BLOCKS)
+
+
+def test_maps_are_named_in_any_order_and_exported_once() -> None:
+    assert named_maps(["management", "host", "management"]) == [MAPS["management"], MAPS["host"]]
+    assert named_maps([]) == list(MAPS.values())
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.name)
