@@ -167,6 +167,7 @@ class CoreProcess(ManagementPort):
             self._lose()
         if self._process is None:
             self._link["stopped"] = self._link["boot_progress"] = self._link["version"] = 0
+            self._link["answer_number"] = self._link["ring_number"]  # what it was asked will not be answered
             try:
                 self._start()
             except OSError as error:

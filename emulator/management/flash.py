@@ -6,6 +6,7 @@ cut before, inside or after each operation.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from driver_shim.protocol.firmware_slots import ERASED, FLASH_BYTES, PAGE_BYTES, SECTOR_BYTES
@@ -57,6 +58,8 @@ class Flash:
         self._wear = wear
         self.journal: list[FlashOperation] | None = None
         """Where operations are recorded; not unless a list is put here."""
+        self.on_change: Callable[[int, int], None] = lambda _offset, _size: None
+        """Told of what was changed."""
 
     def read(self, offset: int, size: int) -> bytes:
         """Bytes of flash. Raises FlashError outside."""
@@ -93,6 +96,7 @@ class Flash:
         if self.journal is not None:
             self.journal.append(FlashOperation(offset, self.read(offset, len(after)), after))
         self._memory[offset : offset + len(after)] = after
+        self.on_change(offset, len(after))
 
     def _check(self, offset: int, size: int) -> None:
         if offset < 0 or size < 0 or offset + size > FLASH_BYTES:

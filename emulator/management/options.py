@@ -33,12 +33,14 @@ class CoreOptions:
     """Temperature around the chip."""
     share: float = 0.5
     """How much of one CPU the core may take while it is busy."""
+    log_level: str = "WARNING"
 
     def arguments(self, profile: Profile) -> Iterator[str]:
         """For `serve.py`."""
         yield f"--ticks-per-s={profile.tick_hz}"
         yield f"--engines={profile.engines}"
         yield f"--share={self.share}"
+        yield f"--log-level={self.log_level}"
         if self.ambient_celsius is not None:
             yield f"--ambient={self.ambient_celsius}"
         if self.firmware is not None:

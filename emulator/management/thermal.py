@@ -13,7 +13,7 @@ from collections.abc import Callable
 NS_PER_S = 1_000_000_000
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class ThermalFigures:
     """A chip with its cooler."""
 

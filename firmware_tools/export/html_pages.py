@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from firmware_tools.export.errors import MissingExtra
+from firmware_tools.errors import extra_missing
 from firmware_tools.export.maps import CONTRACT, ExportedMap
 from firmware_tools.export.output import write_folder
 from firmware_tools.export.system_rdl import PROPERTIES, system_rdl
@@ -20,13 +20,13 @@ _NO_FORMULAS = "<script>var MathJax = {Hub: {Queue: function () {}}};</script>"
 def write_html(maps: Sequence[ExportedMap], folder: Path) -> None:
     """Make the pages in `folder`; begin with index.html.
 
-    Raises MissingExtra without PeakRDL, ForeignOutput when `folder` holds anything that no export made, OSError.
+    Raises ExtraMissing without PeakRDL, ForeignOutput when `folder` holds anything that no export made, OSError.
     """
     try:
         from peakrdl_html import HTMLExporter
         from systemrdl import RDLCompiler
     except ImportError as error:
-        raise MissingExtra("HTML pages", error.name or "peakrdl-html") from error
+        raise extra_missing(error) from error
 
     compiler = RDLCompiler()
     with tempfile.TemporaryDirectory() as scratch:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from firmware_tools.errors import ExtraMissing
 from firmware_tools.export import html_pages
 from firmware_tools.export.c_header import c_header
-from firmware_tools.export.errors import ForeignOutput, MissingExtra
+from firmware_tools.export.errors import ForeignOutput
 from firmware_tools.export.html_pages import write_html
 from firmware_tools.export.maps import MAPS
 from firmware_tools.export.output import MANIFEST, MARK, write_folder, write_text
@@ -150,7 +151,9 @@ def test_a_missing_extra_is_named_with_what_brings_it(
     tmp_path: Path, module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingExtra, match=r"HTML pages need .*pip install 'npu-sdk\[firmware\]'") as caught:
+    with pytest.raises(
+        ExtraMissing, match=rf"{module}.* is not installed .*pip install 'npu-sdk\[firmware\]'"
+    ) as caught:
         write_html([MAPS["host"]], tmp_path / "pages")
     assert caught.value.code == "extra-missing"
     assert not list(tmp_path.iterdir())

@@ -13,9 +13,10 @@ from emulator.management.peripherals.register_block import RegisterPeripheral
 class DmaEngine(RegisterPeripheral):
     """Registers of `management_registers.DMA`. `wake_function` tells the PCI function to look."""
 
-    def __init__(self, machine: MachinePort, link: Link, wake_function: Callable[[], None]) -> None:
+    def __init__(self, machine: MachinePort, interrupt: int, link: Link, wake_function: Callable[[], None]) -> None:
         super().__init__(DMA, reads={"status": self._status}, writes={"command": self._start, "status": self._clear})
         self._machine = machine
+        self._interrupt = interrupt
         self._link = link
         self._wake_function = wake_function
         self._state = DmaStatus.IDLE
@@ -77,4 +78,4 @@ class DmaEngine(RegisterPeripheral):
 
     def _enter(self, state: DmaStatus) -> None:
         self._state = state
-        self._machine.set_interrupt(DMA.interrupt, state in (DmaStatus.DONE, DmaStatus.FAULT))
+        self._machine.set_interrupt(self._interrupt, state in (DmaStatus.DONE, DmaStatus.FAULT))

@@ -17,9 +17,10 @@ class Mailbox(RegisterPeripheral):
     A request is copied out of the shared memory when it is noticed: the host may already be writing the next one.
     """
 
-    def __init__(self, machine: MachinePort, link: Link) -> None:
+    def __init__(self, machine: MachinePort, interrupt: int, link: Link) -> None:
         super().__init__(MAILBOX, reads={"request": lambda: int(self._pending)}, writes={"answer": self._answer})
         self._machine = machine
+        self._interrupt = interrupt
         self._link = link
         self._taken = link["answer_number"]
         self._pending = False
@@ -32,7 +33,7 @@ class Mailbox(RegisterPeripheral):
         self._taken = number
         self.store_words("data_0", bytes(self._link.request))
         self._pending = True
-        self._machine.set_interrupt(MAILBOX.interrupt, True)
+        self._machine.set_interrupt(self._interrupt, True)
         return True
 
     def reset(self) -> None:
@@ -51,5 +52,5 @@ class Mailbox(RegisterPeripheral):
         self._link["answer_result"] = result
         self._link.announce("answer_number", self._taken)
         self._pending = False
-        self._machine.set_interrupt(MAILBOX.interrupt, False)
+        self._machine.set_interrupt(self._interrupt, False)
         self.look()
