@@ -98,11 +98,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     import_guard.install()
     publication: list[PublishedEmulator] = []
+    exit_codes: list[int] = []
+
+    def power_off(exit_code: int) -> None:
+        """Somebody's own firmware is through: end as it says, as QEMU does."""
+        exit_codes.append(exit_code)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def build() -> FunctionPort:
         from emulator import function  # slow, and not needed to report a socket in use
 
-        built = function.build(chosen.profile, chosen.kernels, chosen.state, core=_core_options(chosen))
+        built = function.build(
+            chosen.profile, chosen.kernels, chosen.state, core=_core_options(chosen), on_power_off=power_off
+        )
         if chosen.socket is not None:
             publication.append(PublishedEmulator(chosen.socket, chosen.profile, built.serial, chosen.kernels))
         return built
@@ -121,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         for published in publication:
             published.withdraw()
-    return EXIT_FINE
+    return exit_codes[0] if exit_codes else EXIT_FINE
 
 
 def _core_options(chosen: argparse.Namespace) -> CoreOptions | None:
