@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from driver_shim.protocol.commands import (
@@ -23,12 +24,15 @@ from driver_shim.protocol.commands import (
     LogPage,
     ResetCause,
 )
+from driver_shim.protocol.image_layout import ImageVersion
 from driver_shim.protocol.register_kinds import ResetDomain
 from driver_shim.protocol.registers import (
     BAR0,
     BAR0_BYTES,
     BAR2,
     BAR4,
+    CONSOLE_WINDOW_BYTES,
+    CONSOLE_WINDOW_OFFSET,
     CONTRACT_MAJOR,
     CONTRACT_MINOR,
     CQ_HEAD_DOORBELL,
@@ -54,6 +58,8 @@ from emulator.engines.pool import EnginePool
 from emulator.error_log import ErrorLog, ErrorRecord
 from emulator.exec_job import MAX_PROGRAM_BYTES, MAX_PROGRAMS, Programs
 from emulator.jobs import Activity, CommandError, Machine
+from emulator.management.options import CoreOptions, start_core
+from emulator.management.port import AbsentCore, ManagementPort
 from emulator.model.clock import TickClock
 from emulator.model.profile import Profile, load_profile
 from emulator.state import KeptState, StateError, StateFolder, new_serial
@@ -64,6 +70,9 @@ CONFIG_REGION = 7
 """VFIO's number of configuration space."""
 VECTORS = MAX_IO_QUEUES + 1
 CONFIG_BYTES = 4096
+CONSOLE_WIDTHS = (4, 8)
+STEPS_PER_MANAGEMENT_STEP = 8
+"""The management core is slow and rarely wants anything; commands must not pay for looking."""
 _RESET_HISTORY_MASK = (1 << 8 * REGISTERS["reset_history"].size) - 1
 
 
@@ -89,9 +98,13 @@ class PciFunction:
         open_engines: Callable[[DeviceMemory], Engines],
         kernels: str,
         state: StateFolder | None = None,
+        management: ManagementPort | None = None,
         wall_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """Power on. What `open_engines` gives runs programs on the device's memory and is closed with the function."""
+        """Power on. What `open_engines` gives runs programs on the device's memory and is closed with the function.
+
+        So is `management`, the management core; without it there is none.
+        """
         kept = state.load() if state else KeptState(new_serial(), {})
         self.profile = profile
         self.kernels = kernels
@@ -106,6 +119,7 @@ class PciFunction:
         self.black_box = kept.black_box or EMPTY
         self.memory = DeviceMemory(profile.memory_bytes)
         self._engines = open_engines(self.memory)
+        self.management = management or AbsentCore()
         self.address_space = AddressSpace()
         self.reset_cause = ResetCause.POWER_ON
         self.reset_history = 0
@@ -124,7 +138,9 @@ class PciFunction:
             BAR4: Region(BAR4, aperture, True, True, ((0, profile.memory_bytes),), self.memory.fd),
             CONFIG_REGION: Region(CONFIG_REGION, CONFIG_BYTES, True, True),
         }
-        machine = Machine(profile, self.memory, self.address_space, self.activity)
+        machine = Machine(
+            profile, self.memory, self.address_space, self.activity, lambda: self.management.reading("throttle")
+        )
         self.programs = Programs(machine, self._engines)
         self.controller = Controller(
             machine,
@@ -135,6 +151,7 @@ class PciFunction:
             self._identify,
             self._log_page,
         )
+        self._steps = 0
         self._held_vectors = 0
         self._config_error = False
         self.registers = RegisterBlock(REGISTERS, behaviours(self), self._register_fault)
@@ -184,6 +201,9 @@ class PciFunction:
             return self.interrupts.pba_read(offset - MSIX_PBA_OFFSET, size)
         if offset >= MSIX_TABLE_OFFSET:
             return self.interrupts.table_read(offset - MSIX_TABLE_OFFSET, size)
+        at = offset - CONSOLE_WINDOW_OFFSET
+        if 0 <= at < CONSOLE_WINDOW_BYTES and size in CONSOLE_WIDTHS and at % size == 0:
+            return self.management.console_window(at, size)
         return self.registers.read(offset, size).to_bytes(size, "little")
 
     def _write_bar0(self, offset: int, data: bytes) -> None:
@@ -221,6 +241,11 @@ class PciFunction:
     def step(self) -> bool:
         """Do a bounded slice of work; True if anything was done."""
         worked = self.controller.step()
+        self._steps += 1
+        if not self._steps % STEPS_PER_MANAGEMENT_STEP and self.management.step(
+            self.address_space, bus_master=self.config.bus_master, busy_ticks=self.activity.busy_ticks
+        ):
+            worked = True
         if self.controller.fatal and self.controller.enabled:
             self._save_black_box(ResetCause.FATAL)
             self.controller.disable()
@@ -233,7 +258,7 @@ class PciFunction:
 
     def wake_fds(self) -> list[int]:
         """Descriptors whose readability means that `step` has work."""
-        return self._engines.fds()
+        return self._engines.fds() + self.management.wake_fds()
 
     def next_deadline_ns(self) -> int | None:
         """No part of this function needs a timer."""
@@ -251,6 +276,8 @@ class PciFunction:
         self.registers.reset({ResetDomain.FUNCTION, ResetDomain.ENGINE, ResetDomain.CONTEXT})
         self._held_vectors = 0
         self._config_error = False
+        self.management.mailbox_withdraw()
+        self.management.device_reset()
         self._note_reset(cause)
 
     def client_lost(self) -> None:
@@ -267,6 +294,7 @@ class PciFunction:
         """Power off; idempotent."""
         self.controller.disable()
         self._engines.close()
+        self.management.close()
         self.save_state()
         if self._state:
             self._state.close()
@@ -322,6 +350,10 @@ class PciFunction:
         self._config_error = False
         self.controller.enable(queue)
 
+    def mailbox_busy(self) -> None:
+        """The host rang for a request while one is on its way: recorded as a fault, and ignored."""
+        self._register_fault(REGISTERS["mailbox_control"].offset, "the mailbox was rung while it is busy")
+
     def write_interrupt_mask(self, mask: int) -> None:
         """A write to the interrupt mask: vectors held back so far are delivered when it lets them."""
         released = self._held_vectors & ~mask
@@ -348,7 +380,7 @@ class PciFunction:
             features=self.registers.value("features"),
             serial=self.serial.encode(),
             profile=self.profile.name.encode(),
-            firmware=b"",
+            firmware=self._firmware(),
             kernels=self.kernels.encode(),
             memory_bytes=self.memory.size,
             tick_hertz=self.profile.tick_hz,
@@ -360,6 +392,10 @@ class PciFunction:
             emulated=1,
             max_program_bytes=MAX_PROGRAM_BYTES,
         )
+
+    def _firmware(self) -> bytes:
+        version = REGISTERS["firmware_version"].decode(self.management.firmware_version())
+        return str(ImageVersion(**version)).encode() if any(version.values()) else b""
 
     def _log_page(self, page: int) -> bytes:
         if page == LogPage.ERRORS:
@@ -394,19 +430,33 @@ class PciFunction:
         self.errors.record(ErrorRecord(source, message, address=address))
 
 
-def build(profile_name: str, kernels: str, state: Path | None = None, *, in_process: bool = False) -> PciFunction:
-    """A powered-on function. Raises ValueError for an unknown profile, StateError for an unusable folder."""
+def build(
+    profile_name: str,
+    kernels: str,
+    state: Path | None = None,
+    *,
+    in_process: bool = False,
+    core: CoreOptions | None = None,
+    on_power_off: Callable[[int], None] | None = None,
+) -> PciFunction:
+    """A powered-on function. Raises ValueError for an unknown profile, StateError for an unusable folder.
+
+    In process, and without `core`, there is no management core; `on_power_off` see `start_core`.
+    """
     profile = load_profile(profile_name)
-    folder = StateFolder(state) if state else None
 
     def open_engines(memory: DeviceMemory) -> Engines:
         if in_process:
             return InlineEngines(memory.view, executor, kernels)
         return EnginePool(memory.fd, profile.engines, kernels)
 
-    try:
-        return PciFunction(profile, open_engines, kernels, folder)
-    except BaseException:
+    with ExitStack() as undo:
+        folder = StateFolder(state) if state else None
         if folder:
-            folder.close()
-        raise
+            undo.callback(folder.close)
+        management = None if core is None or in_process else start_core(profile, state, core, on_power_off)
+        if management:
+            undo.callback(management.close)
+        function = PciFunction(profile, open_engines, kernels, folder, management)
+        undo.pop_all()
+    return function

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from emulator.engines import import_guard
+from emulator.management.options import CoreOptions
 from emulator.publication import PublishedEmulator
 from emulator.server.function_port import FunctionPort
 from emulator.server.listener import Listener, ListenError
@@ -21,6 +22,7 @@ from emulator.state import StateError
 _logger = logging.getLogger("npu.emulator")
 
 KERNELS = ("auto", "numpy", "golden")
+CORES = ("auto", "none")
 EXIT_FINE = 0
 EXIT_FAILED = 1
 LOG_FORMAT = "%(asctime)s %(name)s %(levelname)s %(message)s"
@@ -79,6 +81,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--profile", default="generic", metavar="NAME", help="the chip to model (default: %(default)s)")
     parser.add_argument("--kernels", choices=KERNELS, default="auto", help="who computes (default: %(default)s)")
     parser.add_argument("--state", type=Path, metavar="DIR", help="keep serial number, logs and black box here")
+    parser.add_argument("--core", choices=CORES, default="auto", help="start a management core (default: if it can be)")
+    parser.add_argument("--firmware", type=Path, metavar="ELF", help="run this on it, not what its flash holds")
+    parser.add_argument("--board", type=Path, metavar="FILE", help="memories and peripherals for that image")
+    parser.add_argument("--uart", metavar="WHERE", help="also show its UART: pty, tcp:PORT or stdio")
+    parser.add_argument("--ambient-celsius", type=float, metavar="T", help="temperature around the chip")
     parser.add_argument("--log-level", default="WARNING", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     return parser.parse_args(arguments)
 
@@ -91,11 +98,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     import_guard.install()
     publication: list[PublishedEmulator] = []
+    exit_codes: list[int] = []
+
+    def power_off(exit_code: int) -> None:
+        """Somebody's own firmware is through: end as it says, as QEMU does."""
+        exit_codes.append(exit_code)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def build() -> FunctionPort:
         from emulator import function  # slow, and not needed to report a socket in use
 
-        built = function.build(chosen.profile, chosen.kernels, chosen.state)
+        built = function.build(
+            chosen.profile, chosen.kernels, chosen.state, core=_core_options(chosen), on_power_off=power_off
+        )
         if chosen.socket is not None:
             publication.append(PublishedEmulator(chosen.socket, chosen.profile, built.serial, chosen.kernels))
         return built
@@ -114,7 +129,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         for published in publication:
             published.withdraw()
-    return EXIT_FINE
+    return exit_codes[0] if exit_codes else EXIT_FINE
+
+
+def _core_options(chosen: argparse.Namespace) -> CoreOptions | None:
+    if chosen.core == "none":
+        return None
+    return CoreOptions(
+        firmware=chosen.firmware,
+        board=chosen.board,
+        uart=chosen.uart,
+        ambient_celsius=chosen.ambient_celsius,
+        log_level=chosen.log_level,
+    )
 
 
 def _announce(chosen: argparse.Namespace) -> None:

@@ -6,7 +6,8 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from driver_shim.protocol.commands import BLACK_BOX
-from driver_shim.protocol.registers import REGISTERS, Post
+from driver_shim.protocol.registers import REGISTERS
+from emulator.blocks.management import management_behaviours
 from emulator.blocks.registers import CONSTANT, STORAGE, Behaviour
 from emulator.jobs import Activity
 from emulator.model.clock import TickClock
@@ -73,7 +74,6 @@ def behaviours(function: PciFunction) -> dict[str, Behaviour]:
         "capabilities": CONSTANT,
         "control": Behaviour(write=function.write_control),
         "status": Behaviour(read=function.read_status),
-        "boot_progress": Behaviour(read=lambda: int(Post.ABSENT)),
         "reset_cause": Behaviour(read=reset_cause),
         "admin_queue_size": STORAGE,
         "admin_submission_base": STORAGE,
@@ -96,4 +96,5 @@ def behaviours(function: PciFunction) -> dict[str, Behaviour]:
         "commands_completed": Behaviour(read=lambda: snapshots.commands),
         "bytes_moved": Behaviour(read=lambda: snapshots.bytes_moved),
         "busy_ticks": Behaviour(read=lambda: snapshots.busy_ticks),
+        **management_behaviours(function.management, function.mailbox_busy),
     }

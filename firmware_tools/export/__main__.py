@@ -8,7 +8,7 @@ from pathlib import Path
 
 from driver_shim.errors import NpuError
 from firmware_tools.export.c_header import c_header
-from firmware_tools.export.maps import MAPS
+from firmware_tools.export.maps import MAPS, named_maps
 from firmware_tools.export.output import write_text
 from firmware_tools.export.system_rdl import system_rdl
 
@@ -19,10 +19,12 @@ def main() -> int:
     """Export to a file or to stdout; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m firmware_tools.export", description="Export register maps.")
     parser.add_argument("format", choices=_FORMATS)
-    parser.add_argument("--map", dest="names", action="append", choices=MAPS, help="repeatable; all maps without it")
+    parser.add_argument(
+        "--map", dest="names", action="append", default=[], choices=MAPS, help="repeatable; all maps without it"
+    )
     parser.add_argument("-o", "--output", type=Path, help="the file to write instead of stdout")
     arguments = parser.parse_args()
-    text = _FORMATS[arguments.format]([MAPS[name] for name in arguments.names or MAPS])
+    text = _FORMATS[arguments.format](named_maps(arguments.names))
     if arguments.output is None:
         sys.stdout.write(text)
         return 0

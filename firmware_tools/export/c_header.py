@@ -6,7 +6,8 @@ import re
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from driver_shim.protocol.register_kinds import Field, Register
+from driver_shim.protocol.register_kinds import Field
+from driver_shim.protocol.register_runs import RegisterRun, runs
 from driver_shim.protocol.registers import CONTRACT_MAJOR, CONTRACT_MINOR
 from firmware_tools.export.errors import NameClash
 from firmware_tools.export.maps import CONTRACT, Enumeration, ExportedBlock, ExportedMap, enumerations
@@ -14,6 +15,7 @@ from firmware_tools.export.output import MARK
 
 _PREFIX = "NPU"
 _COLUMNS = 100
+_OFFSET_BITS = 16
 _LONG_BITS = 32
 """Wider numbers are `unsigned long long`: `unsigned` holds no more on any core that compiles this."""
 
@@ -36,6 +38,8 @@ def _body(maps: Sequence[ExportedMap]) -> Iterator[str]:
     for each in maps:
         yield ""
         yield from _comment(f"===== {each.name}: {each.title} =====")
+        for name, value in each.constants.items():
+            yield _define(_name(name), _number(value, _LONG_BITS))
         for block in each.blocks:
             yield from _block(block)
 
@@ -53,29 +57,33 @@ def _block(block: ExportedBlock) -> Iterator[str]:
     yield _define(_name(block.name, "base"), _number(block.base, _LONG_BITS))
     if block.interrupt is not None:
         yield _define(_name(block.name, "interrupt"), f"{block.interrupt}u")
-    for register in block.registers:
+    for run in runs(block.registers):
         yield ""
-        yield from _register(block, register)
+        yield from _registers(block, run)
 
 
-def _register(block: ExportedBlock, register: Register) -> Iterator[str]:
-    bits = 8 * register.size
-    when = f"{bits} bits, {register.domain.value} reset, valid from {register.valid_from.value}"
-    yield from _comment(f"{register.name} ({when}): {register.doc}")
-    yield _define(_name(block.name, register.name, "offset"), _number(register.offset, 16))
-    yield _define(_name(block.name, register.name, "reset"), _number(register.reset_value, bits))
+def _registers(block: ExportedBlock, run: RegisterRun) -> Iterator[str]:
+    register, bits = run.first, 8 * run.first.size
+    times = f"{run.length} × " if run.length > 1 else ""
+    when = f"{times}{bits} bits, {register.domain.value} reset, valid from {register.valid_from.value}"
+    yield from _comment(f"{run.name} ({when}): {register.doc}")
+    yield _define(_name(block.name, run.name, "offset"), _number(register.offset, _OFFSET_BITS))
+    if run.length > 1:
+        yield _define(_name(block.name, run.name, "count"), f"{run.length}u")
+        yield _define(_name(block.name, run.name, "stride"), f"{register.size}u")
+    yield _define(_name(block.name, run.name, "reset"), _number(register.reset_value, bits))
     for field in register.fields.values():
-        yield from _comment(_field_text(block, register, field))
-        start = (block.name, register.name, field.name)
+        yield from _comment(_field_text(block, run, field))
+        start = (block.name, run.name, field.name)
         yield _define(_name(*start, "lsb"), f"{field.lsb}u")
         yield _define(_name(*start, "width"), f"{field.width}u")
         yield _define(_name(*start, "mask"), _number(field.mask, bits))
 
 
-def _field_text(block: ExportedBlock, register: Register, field: Field) -> str:
-    kind = block.values_of(register.name, field.name)
+def _field_text(block: ExportedBlock, run: RegisterRun, field: Field) -> str:
+    kind = block.values_of(run.first.name, field.name)
     values = f" Values: {_name(_snake(kind), '*')}." if kind else ""
-    return f"{register.name}.{field.name} ({field.access.value}): {field.doc}{values}"
+    return f"{run.name}.{field.name} ({field.access.value}): {field.doc}{values}"
 
 
 def _comment(*paragraphs: str) -> Iterator[str]:

@@ -20,12 +20,3 @@ class ForeignOutput(NpuError, FileExistsError):
 
     def __init__(self, path: Path, found: str) -> None:
         super().__init__(f"{path}: {found}", remedy="name another path, or move what is there")
-
-
-class MissingExtra(NpuError, ImportError):
-    """A format needs a package that is not installed."""
-
-    code = "missing-extra"
-
-    def __init__(self, purpose: str, package: str) -> None:
-        super().__init__(f"{purpose} need {package}, which is not installed", remedy="pip install 'npu-sdk[firmware]'")

@@ -13,7 +13,14 @@ from firmware_tools.export.maps import Enumeration, ExportedBlock, ExportedMap
 def json_maps(maps: Sequence[ExportedMap]) -> list[dict[str, Any]]:
     """These maps, each with its blocks, registers and fields."""
     return [
-        {"name": each.name, "title": each.title, "blocks": [_block(block) for block in each.blocks]} for each in maps
+        {
+            "name": each.name,
+            "title": each.title,
+            "constants": {name: hex(value) for name, value in each.constants.items()},
+            "enumerations": [_values(kind) for kind in each.enumerations],
+            "blocks": [_block(block) for block in each.blocks],
+        }
+        for each in maps
     ]
 
 

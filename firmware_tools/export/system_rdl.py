@@ -6,6 +6,7 @@ import enum
 from collections.abc import Iterator, Sequence
 
 from driver_shim.protocol.register_kinds import Access, Field, Register
+from driver_shim.protocol.register_runs import RegisterRun, runs
 from firmware_tools.export.maps import CONTRACT, Enumeration, ExportedBlock, ExportedMap, enumerations
 from firmware_tools.export.output import MARK
 
@@ -26,16 +27,15 @@ ACCESS = {
 }
 """What software and hardware do to a field."""
 
-KEYWORDS = frozenset(
-    """
+_RESERVED = """
     abstract accesstype addressingtype addrmap alias all alternate bit boolean bothedge byte compact component
     componentwidth constraint default encode enum external false field fullalign hw inside int internal level longint
     mem na negedge nonsticky number onreadtype onwritetype posedge precedencetype property r rclr real ref reg regalign
     regfile rset ruser rw rw1 shortint shortreal signal signed string struct sw this true type unsigned w w1 wclr with
     within woclr woset wot wr wset wuser wzc wzs wzt
-    """.split()
-)
-"""Reserved words; a name that is one is written with a backslash before it."""
+"""
+KEYWORDS = frozenset(_RESERVED.split())
+"""A name that is one of them is written with a backslash before it."""
 
 
 def system_rdl(maps: Sequence[ExportedMap]) -> str:
@@ -77,12 +77,13 @@ def _block(block: ExportedBlock) -> Iterator[str]:
     yield f"        desc = {_string(block.title)};"
     if block.interrupt is not None:
         yield f"        interrupt_line = {block.interrupt};"
-    for register in block.registers:
-        yield from _register(block, register)
+    for run in runs(block.registers):
+        yield from _registers(block, run)
     yield f"    }} {_identifier(block.name)} @ {block.base:#x};"
 
 
-def _register(block: ExportedBlock, register: Register) -> Iterator[str]:
+def _registers(block: ExportedBlock, run: RegisterRun) -> Iterator[str]:
+    register = run.first
     yield "        reg {"
     yield f"            desc = {_string(register.doc)};"
     yield f"            regwidth = {8 * register.size};"
@@ -90,10 +91,13 @@ def _register(block: ExportedBlock, register: Register) -> Iterator[str]:
     yield f"            valid_from = {_string(register.valid_from.value)};"
     for field in register.fields.values():
         encode = _encode(block.values_of(register.name, field.name))
-        place = f"{_identifier(field.name)}[{field.lsb + field.width - 1}:{field.lsb}]"
+        bits = f"{_identifier(field.name)}[{field.lsb + field.width - 1}:{field.lsb}]"
         yield f"            field {{ desc = {_string(_text(block, register, field))}; {ACCESS[field.access]}{encode} }}"
-        yield f"                {place} = {field.width}'h{field.reset:x};"
-    yield f"        }} {_identifier(register.name)} @ {register.offset:#x};"
+        yield f"                {bits} = {field.width}'h{field.reset:x};"
+    place = (
+        f"[{run.length}] @ {register.offset:#x} += {register.size:#x}" if run.length > 1 else f" @ {register.offset:#x}"
+    )
+    yield f"        }} {_identifier(run.name)}{place};"
 
 
 def _encode(kind: Enumeration | None) -> str:

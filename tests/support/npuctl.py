@@ -53,7 +53,7 @@ class Npuctl:
         done = self(*verb.split(), *arguments, "--json", **variables)
         assert done.returncode == code, done.stderr
         found: dict[str, Any] = json.loads(done.stdout)
-        name = verb.replace(" ", ".")
+        name = verb.replace(" ", "-")
         validator(name).validate(found)
         assert found["schema"] == f"npuctl.{name}"
         return found

@@ -1,32 +1,28 @@
-"""`npuctl fw`: what firmware engineers do with files. Each subcommand is loaded when it is used."""
+"""`npuctl fw`: firmware images and what is done with them, and the register maps that firmware is written against.
+
+Each verb is a module. `options.py` has what they share on the command line, `report.py` what they say of an image.
+"""
 
 from __future__ import annotations
 
-import importlib
-
 import click
 
-SUBCOMMANDS = {
+from sdk.cli.verb_group import HELP_OPTIONS, VerbGroup
+
+VERBS = {
+    "build": ("build", "Make an image of an ELF file or a flat binary."),
+    "sign": ("sign", "Sign an image with keys, or with a command that reaches one."),
+    "verify": ("verify", "Check that an image is whole and signed by a trusted key."),
+    "inspect": ("inspect", "Show what an image says of itself."),
+    "keygen": ("keygen", "Make a key pair for signing."),
     "export": ("export", "Export the register maps: C header, SystemRDL, HTML, JSON."),
 }
-"""Subcommand → (module of this package, one line of help)."""
+"""Verb → (module of this package, one line of help)."""
 
 
-class _Subcommands(click.Group):
-    def list_commands(self, context: click.Context) -> list[str]:
-        return list(SUBCOMMANDS)
-
-    def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        if name not in SUBCOMMANDS:
-            return None
-        command: click.Command = importlib.import_module(f"{__name__}.{SUBCOMMANDS[name][0]}").command
-        return command
-
-    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in SUBCOMMANDS.items()])
-
-
-@click.group("fw", cls=_Subcommands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("fw", cls=VerbGroup, package="sdk.cli.fw", verbs=VERBS, context_settings=HELP_OPTIONS)
 def command() -> None:
-    """Work with firmware and register maps; no device is needed."""
+    """Build, sign, verify and inspect firmware images; export register maps.
+
+    Images have MCUboot's layout and Ed25519 signatures.
+    """

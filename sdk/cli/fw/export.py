@@ -12,7 +12,7 @@ import click
 from firmware_tools.export.c_header import c_header
 from firmware_tools.export.html_pages import write_html
 from firmware_tools.export.json_map import json_maps
-from firmware_tools.export.maps import CONTRACT, MAPS, ExportedMap
+from firmware_tools.export.maps import CONTRACT, MAPS, ExportedMap, named_maps
 from firmware_tools.export.output import write_text
 from firmware_tools.export.system_rdl import system_rdl
 from sdk.cli.frame import Frame
@@ -21,20 +21,20 @@ from sdk.cli.verb import verb
 VERB = "fw export"
 _TEXTS: dict[str, Callable[[Sequence[ExportedMap]], str]] = {"c": c_header, "rdl": system_rdl}
 _JSON, _HTML = "json", "html"
-_JSON_MARK = '"schema": "npuctl.fw.export"'
+_JSON_MARK = '"schema": "npuctl.fw-export"'
 """By which a document that an earlier run wrote is known."""
 
 
 @verb(VERB)
 @click.option("--format", "kind", type=click.Choice([*_TEXTS, _HTML, _JSON]), required=True, help="What to write.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Where; a folder for html, else not stdout.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="A file, or a folder for html; else stdout.")
 @click.option("--map", "names", type=click.Choice(list(MAPS)), multiple=True, help="Repeatable; all without it.")
 def command(frame: Frame, kind: str, output: Path | None, names: tuple[str, ...]) -> None:
     """Export the register maps as a C header, SystemRDL 2.0, HTML pages or JSON.
 
     Nothing is overwritten but what an earlier export made. --format html needs the extra [firmware].
     """
-    maps = [MAPS[name] for name in names or MAPS]
+    maps = named_maps(names)
     if output is None and kind == _HTML:
         raise click.UsageError("html is a folder of pages: name it with -o FOLDER")
     if output is None and frame.as_json and kind in _TEXTS:
