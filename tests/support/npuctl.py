@@ -49,12 +49,13 @@ class Npuctl:
         )
 
     def document(self, verb: str, *arguments: str, code: int = 0, **variables: str) -> dict[str, Any]:
-        """Run with --json, check exit code and schema, return the document."""
-        done = self(verb, *arguments, "--json", **variables)
+        """Run with --json, check exit code and schema, return the document. `verb` begins with its group's name."""
+        done = self(*verb.split(), *arguments, "--json", **variables)
         assert done.returncode == code, done.stderr
         found: dict[str, Any] = json.loads(done.stdout)
-        validator(verb).validate(found)
-        assert found["schema"] == f"npuctl.{verb}"
+        schema = verb.replace(" ", "-")
+        validator(schema).validate(found)
+        assert found["schema"] == f"npuctl.{schema}"
         return found
 
     @contextmanager
