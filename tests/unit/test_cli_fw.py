@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pty
 import shlex
@@ -130,7 +131,7 @@ def test_hash_pure_and_key_hash_are_as_asked(npuctl: Npuctl, unsigned: Path, tmp
     assert [made["key_embedded"] for made in image["signatures"]] == [False]
     done = npuctl("fw", "verify", str(signed), "--key", "development")
     assert done.returncode == 0
-    assert "devices refuse it" in done.stderr
+    assert "devices refuse it: it holds only the hash of its key" in done.stderr
     npuctl.document("fw sign", str(unsigned), "--key", "development", "--hash", "sha512", "-o", str(signed))
     assert npuctl.document("fw inspect", str(signed))["image"]["digest_algorithm"] == "sha512"
 
@@ -207,11 +208,22 @@ def test_a_password_is_asked_for_on_the_terminal_unseen(npuctl: Npuctl, unsigned
         ("verify", "x.img"),
         ("inspect",),
         ("keygen",),
+        ("keygen", "k.pem", "--password"),
+        ("keygen", "k.pem", "--password", "--password-env", "PATH"),
     ],
 )
 def test_a_wrong_command_line_exits_2(npuctl: Npuctl, arguments: tuple[str, ...]) -> None:
     done = npuctl("fw", *arguments)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
+
+
+def test_a_good_image_that_no_device_starts_is_said_to_be_one(npuctl: Npuctl, tmp_path: Path) -> None:
+    plain, signed = tmp_path / "plain.img", tmp_path / "signed.img"
+    plain.write_bytes(build_image(dataclasses.replace(TINY_CONTENTS, load_address=None)))
+    assert npuctl("fw", "sign", str(plain), "--key", "development", "-o", str(signed)).returncode == 0
+    done = npuctl("fw", "verify", str(signed), "--key", "development")
+    assert done.returncode == 0
+    assert "devices refuse it: it is not made to be loaded into RAM" in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [("--key", "development", "--key", "development"), ("--key", "missing.pem")])

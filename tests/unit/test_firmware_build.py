@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from driver_shim.protocol.image import ImageVersion, parse_image
 from firmware_tools.build import DEFAULT_LOAD_ADDRESS, MAX_PROGRAM_BYTES, place, read_program
@@ -15,6 +17,7 @@ from firmware_tools.image import DEFAULT_HEADER_SIZE, ImageContents, build_image
 from tests.support.elf import Segment, elf32
 from tests.support.images import TINY
 
+EXAMPLES = 500
 RAM = 0x8000_0000
 START = RAM + DEFAULT_HEADER_SIZE
 CODE = Segment(START, b"\x13\0\0\0" * 4)
@@ -92,7 +95,7 @@ def test_a_flat_binary_goes_where_it_is_told_to(tmp_path: Path) -> None:
 )
 def test_other_files_are_refused_with_the_reason(tmp_path: Path, data: bytes, reason: str) -> None:
     with pytest.raises(BuildError, match=f"(?s){reason}"):
-        _raise_whole(written(tmp_path, data))
+        read_program(written(tmp_path, data))
 
 
 def test_intel_hex_is_refused_with_what_to_give_instead(tmp_path: Path) -> None:
@@ -100,12 +103,23 @@ def test_intel_hex_is_refused_with_what_to_give_instead(tmp_path: Path) -> None:
         read_program(written(tmp_path, b":00000001FF\n", "program.hex"))
 
 
-def _raise_whole(path: Path) -> None:
-    """As a user reads it, the remedy included."""
+SMALL_ELF = elf32([CODE, Segment(START + 0x20, b"DATA")], START)
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(st.integers(4, len(SMALL_ELF) - 1), st.integers(0, 255)), max_size=6),
+    st.integers(4, len(SMALL_ELF)),
+)
+def test_a_damaged_elf_file_is_read_or_refused(tmp_path: Path, changes: list[tuple[int, int]], length: int) -> None:
+    data = bytearray(SMALL_ELF)
+    for at, value in changes:
+        data[at] = value
+    path = written(tmp_path, bytes(data[:length]))
     try:
-        read_program(path)
+        assert read_program(path).payload
     except BuildError as error:
-        raise BuildError(str(error)) from error
+        assert str(path) in error.message
 
 
 @pytest.mark.parametrize(
@@ -114,6 +128,7 @@ def _raise_whole(path: Path) -> None:
         ({"payload": b""}, "program is empty"),
         ({"header_size": 31}, "32 to 65535"),
         ({"header_size": 65536}, "32 to 65535"),
+        ({"header_size": 34}, "multiple of 4"),
         ({"hardware_ids": (1, 1)}, "named twice"),
         ({"hardware_ids": (1 << 32,)}, "hardware id 4294967296 does not fit"),
         ({"hardware_ids": tuple(range(20000))}, "65535 are the most"),
