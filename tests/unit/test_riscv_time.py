@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
+from driver_shim.protocol.registers import CoreReset
 from emulator.management import hart as hart_module
 from emulator.management.instruction_counter import HookCounter, NativeCounter
 from emulator.management.machine import CYCLES_PER_TICK, Machine, StopReason
-from emulator.management.peripheral import CoreReset, Peripheral
+from emulator.management.peripheral import Peripheral
 from tests.support.riscv import (
     CLINT,
     CYCLE,
