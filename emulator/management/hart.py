@@ -106,7 +106,7 @@ class BusFault:
 
 
 class Hart:
-    """Registers, traps and time. What lies on its bus is put there with `map_memories` and `map_device`."""
+    """Registers, traps and time, with memories on its bus and whatever `map_device` puts there."""
 
     def __init__(self, memories: Memories, time: Callable[[], int]) -> None:
         """`time` gives `mtime`, the value of the `time` register."""
