@@ -103,7 +103,7 @@ class Program:
     def load(self, memories: Memories, store: Callable[[int, bytes], None]) -> None:
         """Put every segment where it belongs. Raises BadSegment, before the first store, when one has no memory.
 
-        Linkers like to put the file's own headers into the page before the code: there, what lies below a memory is left
+        Linkers like to put the file's own headers into the page before the code: what lies below a memory then is left
         out, as QEMU does.
         """
         pieces = [piece for segment in self.segments for piece in self._pieces(segment, memories)]
