@@ -73,7 +73,7 @@ class CoreRig:
 
     def step(self) -> None:
         """Run one slice. When the core waits and nobody has anything for it, the next step begins at its deadline."""
-        if self._wakes_at is not None and not self._look():
+        if self._wakes_at is not None:
             self.chip.machine.advance_to(self._wakes_at)
         self._wakes_at = None
         stop = self.chip.machine.run(SLICE_INSTRUCTIONS)
@@ -111,6 +111,7 @@ class CoreRig:
         head = REQUEST.build(command=command, body_bytes=len(body) if length is None else length, sequence=sequence)
         self.link.request[:] = (head + body).ljust(MAILBOX_BYTES, b"\xee")
         self.link.announce("ring_number", self.link["ring_number"] + 1)
+        self._look()
 
     def answered(self) -> bool:
         """Whether the last request was."""
