@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from driver_shim.protocol.usbip import DEFAULT_PORT as USBIP_PORT
 from emulator.model.profile import profile_names
 from sdk import environment
 from sdk.cli.child_process import module_command
@@ -21,7 +22,16 @@ from sdk.opening import KERNELS
 @click.option(
     "--state", type=click.Path(path_type=Path, file_okay=False), help="Folder that keeps what survives power-off."
 )
-def command(socket_path: Path, profile: str | None, kernels: str, state: Path | None) -> None:
+@click.option(
+    "--usbip",
+    "usbip_port",
+    type=click.IntRange(0, 65535),
+    is_flag=False,
+    flag_value=USBIP_PORT,
+    metavar="[PORT]",
+    help=f"Offer the USB debug port over USB/IP on 127.0.0.1 ({USBIP_PORT} unless PORT is given; 0 takes any).",
+)
+def command(socket_path: Path, profile: str | None, kernels: str, state: Path | None, usbip_port: int | None) -> None:
     """Serve an emulated device over vfio-user until SIGTERM or Ctrl-C.
 
     One client at a time; `npuctl list` shows the device, and -d vfio-user:SOCKET uses it.
@@ -34,6 +44,8 @@ def command(socket_path: Path, profile: str | None, kernels: str, state: Path | 
     arguments = ["--socket", os.fspath(socket_path), "--profile", chosen, "--kernels", kernels, "--log-level", "INFO"]
     if state is not None:
         arguments += ["--state", os.fspath(state)]
+    if usbip_port is not None:
+        arguments += ["--usbip-port", str(usbip_port)]
     command_line, environ = module_command("emulator", *arguments)
     sys.stdout.flush()
     sys.stderr.flush()
