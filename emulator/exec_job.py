@@ -166,7 +166,7 @@ class ExecJob:
         self._inputs, self._outputs = addresses[:inputs], addresses[inputs:]
         _aligned(workspace, "workspace")
         device_range(machine, workspace, self._program.workspace_bytes, "workspace")
-        self.cost = self._program.ticks
+        self.cost = timing.throttled(self._program.ticks, machine.throttle())
         self.runnable = True
         self.result: JobResult | None = None
         self.job_id: int | None = None

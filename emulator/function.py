@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from driver_shim.protocol.commands import (
@@ -23,6 +24,7 @@ from driver_shim.protocol.commands import (
     LogPage,
     ResetCause,
 )
+from driver_shim.protocol.image_layout import ImageVersion
 from driver_shim.protocol.register_kinds import ResetDomain
 from driver_shim.protocol.registers import (
     BAR0,
@@ -56,6 +58,7 @@ from emulator.engines.pool import EnginePool
 from emulator.error_log import ErrorLog, ErrorRecord
 from emulator.exec_job import MAX_PROGRAM_BYTES, MAX_PROGRAMS, Programs
 from emulator.jobs import Activity, CommandError, Machine
+from emulator.management.options import CoreOptions, start_core
 from emulator.management.port import AbsentCore, ManagementPort
 from emulator.model.clock import TickClock
 from emulator.model.profile import Profile, load_profile
@@ -135,7 +138,9 @@ class PciFunction:
             BAR4: Region(BAR4, aperture, True, True, ((0, profile.memory_bytes),), self.memory.fd),
             CONFIG_REGION: Region(CONFIG_REGION, CONFIG_BYTES, True, True),
         }
-        machine = Machine(profile, self.memory, self.address_space, self.activity)
+        machine = Machine(
+            profile, self.memory, self.address_space, self.activity, lambda: self.management.reading("throttle")
+        )
         self.programs = Programs(machine, self._engines)
         self.controller = Controller(
             machine,
@@ -377,7 +382,7 @@ class PciFunction:
             features=self.registers.value("features"),
             serial=self.serial.encode(),
             profile=self.profile.name.encode(),
-            firmware=b"",
+            firmware=self._firmware(),
             kernels=self.kernels.encode(),
             memory_bytes=self.memory.size,
             tick_hertz=self.profile.tick_hz,
@@ -389,6 +394,10 @@ class PciFunction:
             emulated=1,
             max_program_bytes=MAX_PROGRAM_BYTES,
         )
+
+    def _firmware(self) -> bytes:
+        version = REGISTERS["firmware_version"].decode(self.management.firmware_version())
+        return str(ImageVersion(**version)).encode() if any(version.values()) else b""
 
     def _log_page(self, page: int) -> bytes:
         if page == LogPage.ERRORS:
@@ -423,19 +432,32 @@ class PciFunction:
         self.errors.record(ErrorRecord(source, message, address=address))
 
 
-def build(profile_name: str, kernels: str, state: Path | None = None, *, in_process: bool = False) -> PciFunction:
-    """A powered-on function. Raises ValueError for an unknown profile, StateError for an unusable folder."""
+def build(
+    profile_name: str,
+    kernels: str,
+    state: Path | None = None,
+    *,
+    in_process: bool = False,
+    core: CoreOptions | None = None,
+) -> PciFunction:
+    """A powered-on function. Raises ValueError for an unknown profile, StateError for an unusable folder.
+
+    In process, and without `core`, there is no management core.
+    """
     profile = load_profile(profile_name)
-    folder = StateFolder(state) if state else None
 
     def open_engines(memory: DeviceMemory) -> Engines:
         if in_process:
             return InlineEngines(memory.view, executor, kernels)
         return EnginePool(memory.fd, profile.engines, kernels)
 
-    try:
-        return PciFunction(profile, open_engines, kernels, folder)
-    except BaseException:
+    with ExitStack() as undo:
+        folder = StateFolder(state) if state else None
         if folder:
-            folder.close()
-        raise
+            undo.callback(folder.close)
+        management = None if core is None or in_process else start_core(profile, state, core)
+        if management:
+            undo.callback(management.close)
+        function = PciFunction(profile, open_engines, kernels, folder, management)
+        undo.pop_all()
+    return function

@@ -6,6 +6,7 @@ A slice moves at most SLICE_BYTES, so the bus is served while a long copy runs.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -71,6 +72,8 @@ class Machine(NamedTuple):
     memory: DeviceMemory
     address_space: AddressSpace
     activity: Activity
+    throttle: Callable[[], int] = lambda: 0
+    """How much the management core slows the engines down, 0 to 7."""
 
 
 class Job(Protocol):

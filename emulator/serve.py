@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emulator.engines import import_guard
+from emulator.management.options import CoreOptions
 from emulator.publication import PublishedEmulator
 from emulator.server.companion import Companion
 from emulator.server.function_port import FunctionPort
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("npu.emulator")
 
 KERNELS = ("auto", "numpy", "golden")
+CORES = ("auto", "none")
 EXIT_FINE = 0
 EXIT_FAILED = 1
 LOG_FORMAT = "%(asctime)s %(name)s %(levelname)s %(message)s"
@@ -91,6 +93,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--kernels", choices=KERNELS, default="auto", help="who computes (default: %(default)s)")
     parser.add_argument("--state", type=Path, metavar="DIR", help="keep serial number, logs and black box here")
     parser.add_argument("--usbip-port", type=int, metavar="N", help="offer the USB debug port there; 0 takes any")
+    parser.add_argument("--core", choices=CORES, default="auto", help="start a management core (default: if it can be)")
+    parser.add_argument("--firmware", type=Path, metavar="ELF", help="run this on it, not what its flash holds")
+    parser.add_argument("--board", type=Path, metavar="FILE", help="memories and peripherals for that image")
+    parser.add_argument("--uart", metavar="WHERE", help="also show its UART: pty, tcp:PORT or stdio")
+    parser.add_argument("--ambient-celsius", type=float, metavar="T", help="temperature around the chip")
     parser.add_argument("--log-level", default="WARNING", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     chosen = parser.parse_args(arguments)
     if chosen.usbip_port is not None and chosen.socket is None:
@@ -111,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def build() -> FunctionPort:
         from emulator import function  # slow, and not needed to report a socket in use
 
-        device = function.build(chosen.profile, chosen.kernels, chosen.state)
+        device = function.build(chosen.profile, chosen.kernels, chosen.state, core=_core_options(chosen))
         built.append(device)
         if chosen.socket is not None:
             port = usbip.getsockname()[1] if usbip else None
@@ -121,12 +128,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def debug_port(occupied: Callable[[], bool]) -> Companion:
         from emulator.usb.device import DebugPort
-        from emulator.usb.recovery_port import NoRecovery
+        from emulator.usb.recovery_wire import RecoveryWire
 
         device, listening = built[0], usbip
         if listening is None:
             raise RuntimeError("asked for a debug port without a socket for it")
-        return UsbipServer(listening, DebugPort(device.serial, device, NoRecovery(), occupied))
+        recovery = RecoveryWire(lambda: device.management.recovery)
+        return UsbipServer(listening, DebugPort(device.serial, device, recovery, occupied))
 
     with cleanup:
         try:
@@ -143,6 +151,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _logger.error("%s", error)
             return EXIT_FAILED
     return EXIT_FINE
+
+
+def _core_options(chosen: argparse.Namespace) -> CoreOptions | None:
+    if chosen.core == "none":
+        return None
+    return CoreOptions(
+        firmware=chosen.firmware,
+        board=chosen.board,
+        uart=chosen.uart,
+        ambient_celsius=chosen.ambient_celsius,
+        log_level=chosen.log_level,
+    )
 
 
 def _announce(chosen: argparse.Namespace, usbip: socket.socket | None) -> None:

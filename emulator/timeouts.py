@@ -30,6 +30,9 @@ LISTEN_LOCK_S = 2.0
 STALE_CHECK_S = 1.0
 """Connecting to a socket file that is already there, to learn whether anyone serves behind it."""
 
+CORE_STOP_S = 2.0
+"""The management core's process ends within a slice of instructions, below a millisecond; it may be starved."""
+
 USBIP_REQUEST_S = 5.0
 """From a connection to the debug port's server to its first complete request; the sender may be starved."""
 

@@ -70,6 +70,8 @@ BOOT_STATE = Layout(
 )
 """One copy. `checksum` is the CRC-32 (zlib's) of the 28 bytes before it; the higher `sequence` counts."""
 _CHECKED_BYTES = BOOT_STATE.size - 4
+MAX_SEQUENCE = 0x7FFF_FFFF
+"""Far more than a sector can be erased; a copy that has more is not whole, so that there always is a next one."""
 
 
 class BootState(NamedTuple):
@@ -106,7 +108,7 @@ def parse_boot_state(data: bytes) -> BootState | None:
     found = BOOT_STATE.parse(data)
     if found.magic != BOOT_STATE_MAGIC or found.version != BOOT_STATE_VERSION:
         return None
-    if found.checksum != zlib.crc32(data[:_CHECKED_BYTES]):
+    if found.checksum != zlib.crc32(data[:_CHECKED_BYTES]) or found.sequence >= MAX_SEQUENCE:
         return None
     if max(found.confirmed_slot, found.trial_slot, found.failed_slot) > Slot.B:
         return None

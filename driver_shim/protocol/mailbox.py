@@ -84,6 +84,8 @@ class MailboxResult(enum.IntEnum):
     """Bytes of the image are missing in the staging memory."""
     UNCONFIRMED = 20
     """The running image is on trial: the other slot is the only fall-back and stays."""
+    CORE_RESET = 21
+    """The core was reset before it had answered."""
 
 
 class UpdateState(enum.IntEnum):

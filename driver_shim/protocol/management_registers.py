@@ -161,7 +161,7 @@ DMA = Block(
 FLASH = Block(
     "flash",
     0x1001_3000,
-    13,
+    0,
     "Erases and programs flash. Programming only clears bits. The core stands still meanwhile.",
     RegisterMap(
         BLOCK_BYTES,

@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 from emulator.model.profile import Profile
 
+THROTTLE_STEPS = 8
+"""Engines are slowed down in eighths."""
+
 
 class Precision(enum.Enum):
     """Which of an engine's multiply-accumulate rates a command runs at."""
@@ -84,3 +87,9 @@ def program_ticks(profile: Profile, commands: Iterable[Work]) -> int:
 def _ceil_div(amount: int, rate: int) -> int:
     """`amount` / `rate` rounded up, exact for any size."""
     return -(-amount // rate)
+
+
+def throttled(ticks: int, level: int) -> int:
+    """Ticks of engine work while the engines do only 8 - `level` eighths of it a tick; `level` is 0 to 7."""
+    share = THROTTLE_STEPS - level
+    return -(-ticks * THROTTLE_STEPS // share)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import sys
@@ -12,6 +11,7 @@ import click
 
 from sdk.cli.exit_codes import ExitCode
 from sdk.cli.verb import silence_stdout
+from sdk.cli.verb_group import HELP_OPTIONS, VerbGroup
 from sdk.version import VERSION
 
 VERBS = {
@@ -25,6 +25,7 @@ VERBS = {
     "doctor": ("doctor", "Find what keeps programs from their devices."),
     "bind": ("bind", "Hand cards to vfio-pci, so that programs can use them."),
     "unbind": ("unbind", "Take cards from vfio-pci."),
+    "fw": ("fw", "Build, sign, verify and inspect firmware images."),
     "demo": ("demo", "Classify files with a trained model and check every answer."),
 }
 """Verb → (module of this package, one line of help)."""
@@ -32,39 +33,11 @@ VERBS = {
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
-class _Verbs(click.Group):
-    """Imports a verb's module only when that verb is used: completion and --help stay quick."""
-
-    def list_commands(self, context: click.Context) -> list[str]:
-        return list(VERBS)
-
-    def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        if name not in VERBS:
-            return None
-        module = importlib.import_module(f"sdk.cli.{VERBS[name][0]}")
-        command: click.Command = module.command
-        return command
-
-    def resolve_command(
-        self, context: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does, with the verbs that a misspelt one may have meant."""
-        if args and args[0] not in VERBS and not args[0].startswith("-") and not context.resilient_parsing:
-            import difflib
-
-            close = difflib.get_close_matches(args[0], VERBS, n=3)
-            hint = f"; did you mean {', '.join(close)}?" if close else f"; there are: {', '.join(VERBS)}"
-            raise click.UsageError(f"no verb {args[0]!r}{hint}", context)
-        return super().resolve_command(context, args)
-
-    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in VERBS.items()])
-
-
 @click.group(
-    cls=_Verbs,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+    cls=VerbGroup,
+    package="sdk.cli",
+    verbs=VERBS,
+    context_settings=HELP_OPTIONS,
     epilog='Exit codes: docs/exit-codes.md. Completion:\n\neval "$(_NPUCTL_COMPLETE=bash_source npuctl)"',
 )
 @click.version_option(VERSION, prog_name="npuctl")

@@ -90,7 +90,7 @@ class Frame:
     def document(self) -> dict[str, Any]:
         """The envelope."""
         return {
-            "schema": f"{SCHEMA_PREFIX}.{self.verb}",
+            "schema": f"{SCHEMA_PREFIX}.{self.verb.replace(' ', '-')}",
             "schema_version": SCHEMA_VERSION,
             "tool_version": VERSION,
             "time": now(),

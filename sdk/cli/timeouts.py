@@ -17,3 +17,6 @@ INTERRUPT_S = 5.0
 
 PEER_S = 600.0
 """A process that computes the reference answers."""
+
+SIGNER_S = 600.0
+"""A command that signs firmware: somebody may have to find the card and type its PIN."""

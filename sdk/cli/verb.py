@@ -20,7 +20,7 @@ Body = Callable[..., None]
 
 
 def verb(name: str, *, limit_s: float = timeouts.QUERY_S) -> Callable[[Body], click.Command]:
-    """Make a body `(frame, **options) -> None` a verb with `--json` and `--timeout`.
+    """Make a body `(frame, **options) -> None` a verb with `--json` and `--timeout`; `name` begins with its group's.
 
     The body runs in a process of its own; `limit_s` bounds it when the user names no limit. What it raises becomes an
     entry of the report's errors and the exit code.
@@ -52,7 +52,7 @@ def verb(name: str, *, limit_s: float = timeouts.QUERY_S) -> Callable[[Body], cl
         function: Any = callback
         for option in reversed(shared):
             function = option(function)
-        return click.command(name, context_settings={"help_option_names": ["-h", "--help"]})(function)
+        return click.command(name.split()[-1], context_settings={"help_option_names": ["-h", "--help"]})(function)
 
     return decorate
 

@@ -1,0 +1,183 @@
+"""The management core's process: runs the chip in slices, sleeps while it waits, ends with the emulator.
+
+Its time follows the wall's while it waits and its own instructions while it works. A core that never waits gets its
+share of one CPU and no more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import logging
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from driver_shim.protocol.management_registers import MTIME_HERTZ
+from driver_shim.protocol.registers import CoreReset
+from emulator.management.board import BoardError
+from emulator.management.chip import Chip, ForeignFirmware
+from emulator.management.console_wire import ConsoleWire
+from emulator.management.link import Link
+from emulator.management.machine import Stop, StopReason
+from emulator.management.recovery_channel import answer_requests
+from emulator.management.storage import Storage
+from emulator.management.thermal import Thermal, ThermalFigures
+
+_logger = logging.getLogger("npu.emulator.management")
+
+SLICE_INSTRUCTIONS = 200_000
+"""A millisecond; between slices the core is told of what the function left for it."""
+CORE_NICENESS = 5
+"""The core yields to the bus."""
+EXIT_FINE, EXIT_FAILED = 0, 1
+_NS_PER_S = 1_000_000_000
+_MS_PER_S = 1000
+_PR_SET_PDEATHSIG = 1
+"""prctl(2)."""
+
+
+class CoreLoop:
+    """Runs one chip until the emulator is gone."""
+
+    def __init__(
+        self, chip: Chip, link: Link, wire: ConsoleWire, wake_fd: int, channel: socket.socket, share: float
+    ) -> None:
+        self._chip = chip
+        self._link = link
+        self._wire = wire
+        self._wake_fd = wake_fd
+        self._channel = channel
+        self._rest_per_work = 1 / share - 1
+        self._reset_number = link["reset_number"]
+        self._runs = False
+        self._gone = False
+        self._poller = select.poll()
+        self._poller.register(wake_fd, select.POLLIN)
+        self._poller.register(channel, select.POLLIN)
+
+    def run(self) -> None:
+        """Until the emulator is gone."""
+        self._runs = self._chip.boot(CoreReset.POWER_ON)
+        while not self._gone:
+            self._look()
+            if self._link["hold"] or not self._runs:
+                self._sleep(None)
+                continue
+            started_ns = time.monotonic_ns()
+            stop = self._chip.machine.run(SLICE_INSTRUCTIONS)
+            if stop.reason is StopReason.RUNNING:
+                worked_s = (time.monotonic_ns() - started_ns) / _NS_PER_S
+                self._sleep(worked_s * self._rest_per_work)
+            elif stop.reason is StopReason.WAITING:
+                self._wait(stop)
+            else:
+                self._end(stop)
+
+    def _look(self) -> None:
+        """Deal with what the function wants: a reset, requests, input."""
+        number = self._link.noticed("reset_number")
+        if number != self._reset_number:
+            self._reset_number = number
+            self._boot(CoreReset.RECOVERY if self._link["reset_to_recovery"] else CoreReset.HOST)
+        if self._runs and not self._link["hold"]:
+            self._chip.look()
+            self._wire.feed(self._chip.receive)
+
+    def _wait(self, stop: Stop) -> None:
+        """Sleep until the core's next deadline or until somebody wants something; the core's time goes on."""
+        machine = self._chip.machine
+        before = machine.tick
+        started_ns = time.monotonic_ns()
+        self._sleep(None if stop.until is None else max(0, stop.until - before) / MTIME_HERTZ)
+        passed = (time.monotonic_ns() - started_ns) * MTIME_HERTZ // _NS_PER_S
+        machine.advance_to(before + passed if stop.until is None else min(before + passed, stop.until))
+
+    def _end(self, stop: Stop) -> None:
+        if stop.reason is StopReason.RESET:
+            self._boot(stop.reset or CoreReset.FIRMWARE)
+            return
+        if stop.reason is StopReason.POWER_OFF:
+            _logger.info("the image switched the core off with code %d", stop.exit_code or 0)
+        else:
+            _logger.error("the core stopped at an access to nothing: %s %s", stop.fault, stop.symbol)
+        self._chip.power_off()
+        self._runs = False
+
+    def _boot(self, reason: CoreReset) -> None:
+        self._runs = self._chip.boot(reason)
+
+    def _sleep(self, seconds: float | None) -> None:
+        """At most this long; for ever with None. Ends early when the function or the USB controller wants something."""
+        timeout_ms = None if seconds is None else max(0.0, seconds * _MS_PER_S)
+        for fd, _ in self._poller.poll(timeout_ms):
+            if fd == self._wake_fd:
+                os.eventfd_read(self._wake_fd)
+            elif not answer_requests(self._channel, None if self._runs else self._chip.recovery):
+                self._gone = True
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """What `core_process.py` and `options.py` say."""
+    parser = argparse.ArgumentParser(prog="python -m emulator.management")
+    for name in ("owner", "storage_fd", "link_fd", "wake_fd", "function_fd", "channel_fd"):
+        parser.add_argument(name, type=int)
+    parser.add_argument("--ticks-per-s", type=int, required=True)
+    parser.add_argument("--engines", type=int, required=True)
+    parser.add_argument("--share", type=float, required=True)
+    parser.add_argument("--ambient", type=float, default=ThermalFigures.ambient_celsius)
+    parser.add_argument("--firmware", type=Path)
+    parser.add_argument("--board", type=Path)
+    parser.add_argument("--uart")
+    parser.add_argument("--log-level", default="WARNING")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run until the emulator is gone."""
+    chosen = parse_arguments(arguments)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != chosen.owner:
+        return  # it ended before we could ask to end with it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal is the emulator's to handle
+    os.nice(CORE_NICENESS)
+    logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    logging.getLogger("npu").setLevel(chosen.log_level)
+    try:
+        _serve(chosen)
+    except BoardError as error:
+        _logger.error("%s", error)
+        raise SystemExit(EXIT_FAILED) from error
+
+
+def _serve(chosen: argparse.Namespace) -> None:
+    with ExitStack() as cleanup:
+        channel = cleanup.enter_context(socket.socket(fileno=chosen.channel_fd))
+        channel.setblocking(False)
+        link = Link(chosen.link_fd)
+        cleanup.callback(link.close)
+        storage = Storage(chosen.storage_fd)
+        cleanup.callback(storage.close)
+        wire = ConsoleWire(link)
+        thermal = Thermal(
+            ThermalFigures(ambient_celsius=chosen.ambient),
+            lambda: link["busy_ticks"],
+            chosen.ticks_per_s,
+            chosen.engines,
+        )
+        foreign = ForeignFirmware(chosen.firmware, chosen.board) if chosen.firmware or chosen.board else None
+        chip = Chip(
+            storage,
+            link,
+            thermal,
+            foreign=foreign,
+            transmit=wire.transmit,
+            wake_function=lambda: os.eventfd_write(chosen.function_fd, 1),
+        )
+        cleanup.callback(chip.close)
+        CoreLoop(chip, link, wire, chosen.wake_fd, channel, chosen.share).run()

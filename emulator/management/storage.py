@@ -1,0 +1,109 @@
+"""What the chip keeps without power: flash, its wear, and the one-time-programmed values, in one file.
+
+The file outlives the core's process, and with a state folder the emulator's. It is written in place, as flash is: a
+kill in the middle of an operation leaves it half done.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+
+from driver_shim.protocol.firmware_slots import (
+    BOOT_STATE_OFFSETS,
+    ERASED,
+    FLASH_BYTES,
+    PAGE_BYTES,
+    SECTOR_BYTES,
+    SLOT_OFFSETS,
+    BootState,
+    Slot,
+)
+from driver_shim.protocol.image_layout import DEVELOPMENT_KEY_HASH
+from driver_shim.protocol.management_registers import HARDWARE_ID
+from emulator.management.flash import SECTORS, Flash
+from emulator.management.one_time import OneTimeError, OneTimeValues, fresh_values
+from emulator.state import StateError
+
+WEAR_OFFSET = FLASH_BYTES
+WEAR_BYTES = 4 * SECTORS
+ONE_TIME_OFFSET = WEAR_OFFSET + WEAR_BYTES
+STORAGE_BYTES = ONE_TIME_OFFSET + SECTOR_BYTES
+STORAGE_FILE = "flash.bin"
+
+
+class Storage:
+    """The file, mapped."""
+
+    def __init__(self, fd: int) -> None:
+        """`fd` stays the caller's. Raises OneTimeError when it is no storage of ours."""
+        self._mapping = mmap.mmap(fd, STORAGE_BYTES)
+        self._whole = memoryview(self._mapping)
+        self._memory = self._whole[:FLASH_BYTES]
+        self._wear = self._whole[WEAR_OFFSET : WEAR_OFFSET + WEAR_BYTES].cast("I")
+        self._one_time_bytes = self._whole[ONE_TIME_OFFSET:]
+        self.one_time = OneTimeValues(self._one_time_bytes)
+        self.flash = Flash(self._memory, self._wear)
+
+    @property
+    def memory(self) -> memoryview:
+        """All of flash, as the core sees it on its bus."""
+        return self._memory
+
+    def close(self) -> None:
+        """Give the mapping back; idempotent."""
+        self.one_time.close()
+        for view in (self._memory, self._wear, self._one_time_bytes, self._whole):
+            view.release()
+        self._mapping.close()
+
+
+def fresh_storage(image: bytes | None) -> bytes:
+    """A chip as it leaves the factory: with `image` confirmed in slot A, or with empty slots."""
+    contents = bytearray([ERASED]) * FLASH_BYTES
+    if image is not None:
+        offset = SLOT_OFFSETS[Slot.A]
+        contents[offset : offset + len(image)] = image
+        page = BootState(sequence=1, confirmed=Slot.A).build().ljust(PAGE_BYTES, bytes([ERASED]))
+        contents[BOOT_STATE_OFFSETS[0] : BOOT_STATE_OFFSETS[0] + PAGE_BYTES] = page
+    contents += bytes(WEAR_BYTES)
+    contents += fresh_values(HARDWARE_ID, DEVELOPMENT_KEY_HASH).ljust(SECTOR_BYTES, b"\0")
+    return bytes(contents)
+
+
+def open_storage(folder: Path | None, image: bytes | None) -> int:
+    """A descriptor of the storage in a state folder, made with `image` if it is not there; without one, of memory.
+
+    Raises StateError when what is there is not usable, OSError when the system refuses.
+    """
+    if folder is None:
+        fd = os.memfd_create("npu-flash", os.MFD_CLOEXEC)
+        os.pwrite(fd, fresh_storage(image), 0)
+        return fd
+    path = folder / STORAGE_FILE
+    try:
+        if not path.exists():
+            temporary = path.with_suffix(".new")
+            temporary.write_bytes(fresh_storage(image))
+            os.replace(temporary, path)
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise StateError(f"{path}: {error.strerror}; name a state folder that can be written") from error
+    try:
+        _check(path, fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _check(path: Path, fd: int) -> None:
+    """Raise StateError unless the file is a storage that this version understands."""
+    size = os.fstat(fd).st_size
+    if size != STORAGE_BYTES:
+        raise StateError(f"{path} has {size} bytes, flash {STORAGE_BYTES}; remove it to begin with a new chip")
+    try:
+        Storage(fd).close()
+    except OneTimeError as error:
+        raise StateError(f"{path} is damaged or of another version ({error}); remove it for a new chip") from error

@@ -1,0 +1,148 @@
+"""From what the linker made, an ELF file or a flat binary, to what an image holds."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from driver_shim.protocol.image_layout import IMAGE_MAGIC
+from firmware_tools.errors import BuildError, extra_missing
+
+if TYPE_CHECKING:
+    from elftools.elf.elffile import ELFFile
+
+DEFAULT_LOAD_ADDRESS = 0x8000_0000
+"""Where the management core's RAM begins."""
+MAX_PROGRAM_BYTES = 64 << 20
+"""More than any flash slot: load segments further apart are a mistake of the linker script."""
+_MACHINE = "32-bit little-endian EM_RISCV"
+_ELF_MAGIC = b"\x7fELF"
+
+
+@dataclass(frozen=True)
+class Program:
+    """The bytes of a program, from its lowest load address to its highest."""
+
+    payload: bytes
+    base_address: int | None
+    """Where the program was linked to be; None when the file does not say."""
+
+
+class _Segment(NamedTuple):
+    address: int
+    data: bytes
+
+    @property
+    def end(self) -> int:
+        return self.address + len(self.data)
+
+
+def read_program(path: Path) -> Program:
+    """Read an ELF file or, when it is none, a flat binary. Raises BuildError, OSError."""
+    data = path.read_bytes()
+    if not data:
+        raise BuildError(f"{path} is empty")
+    if data.startswith(_ELF_MAGIC):
+        return _read_elf(path, data)
+    if data.startswith(IMAGE_MAGIC.to_bytes(4, "little")):
+        raise BuildError(f"{path} is a firmware image already", remedy="sign it with `npuctl fw sign`")
+    if path.suffix.lower() in (".hex", ".ihex"):
+        raise BuildError(f"{path} is Intel HEX", remedy="give the ELF file, or a flat binary of objcopy -O binary")
+    return Program(data, None)
+
+
+def place(program: Program, header_size: int, load_address: int | None, path: Path) -> int:
+    """Where the image is loaded, so that the program behind its header lies where it was linked to be.
+
+    Raises BuildError when the address that was asked for, or the room below the program, does not allow that.
+    """
+    if program.base_address is None:
+        return DEFAULT_LOAD_ADDRESS if load_address is None else load_address
+    found = program.base_address - header_size
+    if found <= 0:
+        raise BuildError(
+            f"{path} is linked at {program.base_address:#x}: no room for a header of {header_size:#x} below"
+        )
+    if load_address is not None and load_address != found:
+        raise BuildError(
+            f"{path} is linked at {program.base_address:#x}, but loaded at {load_address:#x} with a header of "
+            f"{header_size:#x} it would lie at {load_address + header_size:#x}",
+            remedy=f"link it there, or use --header-size {program.base_address - load_address:#x}"
+            if program.base_address > load_address
+            else "link it there",
+        )
+    return found
+
+
+def _read_elf(path: Path, data: bytes) -> Program:
+    try:
+        from elftools.common.exceptions import ELFError
+        from elftools.elf.elffile import ELFFile
+    except ImportError as error:
+        raise extra_missing(error) from error
+    try:
+        elf = ELFFile(io.BytesIO(data))
+        _check_machine(path, elf)
+        segments = _load_segments(path, elf)
+        entry = int(elf.header["e_entry"])
+    except ELFError as error:
+        raise BuildError(f"{path} is a damaged ELF file: {error}") from error
+    return _flatten(path, segments, entry)
+
+
+def _check_machine(path: Path, elf: ELFFile) -> None:
+    found = f"{elf.elfclass}-bit {'little' if elf.little_endian else 'big'}-endian {elf.header['e_machine']}"
+    if found != _MACHINE:
+        raise BuildError(f"{path} is for {found}; the management core is {_MACHINE}")
+    if elf.header["e_type"] != "ET_EXEC":
+        raise BuildError(f"{path} is not a linked executable ({elf.header['e_type']}, not ET_EXEC)")
+
+
+def _load_segments(path: Path, elf: ELFFile) -> list[_Segment]:
+    """What has bytes in the file, by physical address. What has none, as .bss, is for the program to clear."""
+    found = []
+    for segment in elf.iter_segments("PT_LOAD"):
+        skipped = _header_bytes(elf) if segment["p_offset"] == 0 else 0
+        data = segment.data()
+        if len(data) != segment["p_filesz"]:
+            raise BuildError(f"{path} is cut off: a load segment has {len(data)} of {segment['p_filesz']} bytes")
+        if len(data) > skipped:
+            found.append(_Segment(segment["p_paddr"] + skipped, data[skipped:]))
+    if not found:
+        raise BuildError(f"{path} has nothing to load")
+    return sorted(found)
+
+
+def _header_bytes(elf: ELFFile) -> int:
+    """Linkers let the first segment begin with the ELF file's own headers if they fit below the first section."""
+    from elftools.elf.constants import SH_FLAGS
+
+    allocated = (
+        section["sh_offset"]
+        for section in elf.iter_sections()
+        if section["sh_flags"] & SH_FLAGS.SHF_ALLOC and section["sh_type"] != "SHT_NOBITS" and section["sh_size"]
+    )
+    return int(min(allocated, default=0))
+
+
+def _flatten(path: Path, segments: list[_Segment], entry: int) -> Program:
+    base = segments[0].address
+    if segments[-1].end - base > MAX_PROGRAM_BYTES:
+        raise BuildError(
+            f"{path} loads from {base:#x} to {segments[-1].end:#x}; {MAX_PROGRAM_BYTES >> 20} MiB are the most",
+            remedy="let the linker script give all sections load addresses in one memory",
+        )
+    payload = bytearray()
+    for segment in segments:
+        if base + len(payload) > segment.address:
+            raise BuildError(f"{path} has two load segments at {segment.address:#x}")
+        payload += bytes(segment.address - base - len(payload)) + segment.data
+    if entry != base:
+        raise BuildError(
+            f"{path} begins to run at {entry:#x}, but the boot ROM jumps to the first byte behind "
+            f"the header, which is at {base:#x}",
+            remedy="put the entry point first in the linker script",
+        )
+    return Program(bytes(payload), base)

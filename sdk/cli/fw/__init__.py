@@ -1,0 +1,27 @@
+"""`npuctl fw`: firmware images and what is done with them.
+
+Each verb is a module. `options.py` has what they share on the command line, `report.py` what they say of an image.
+"""
+
+from __future__ import annotations
+
+import click
+
+from sdk.cli.verb_group import HELP_OPTIONS, VerbGroup
+
+VERBS = {
+    "build": ("build", "Make an image of an ELF file or a flat binary."),
+    "sign": ("sign", "Sign an image with keys, or with a command that reaches one."),
+    "verify": ("verify", "Check that an image is whole and signed by a trusted key."),
+    "inspect": ("inspect", "Show what an image says of itself."),
+    "keygen": ("keygen", "Make a key pair for signing."),
+}
+"""Verb → (module of this package, one line of help)."""
+
+
+@click.group("fw", cls=VerbGroup, package="sdk.cli.fw", verbs=VERBS, context_settings=HELP_OPTIONS)
+def command() -> None:
+    """Build, sign, verify and inspect firmware images.
+
+    Images have MCUboot's layout and Ed25519 signatures.
+    """
