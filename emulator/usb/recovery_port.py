@@ -36,25 +36,3 @@ class RecoveryPort(Protocol):
 
     def read_slot(self, slot: Slot, offset: int, length: int) -> bytes | None:
         """Bytes of a slot's image. None: not there yet, the same is to be asked again."""
-
-
-class NoRecovery:
-    """For a device without a management core: nothing can be written or read."""
-
-    def stage(self, offset: int, data: bytes) -> None:
-        """See RecoveryPort."""
-
-    def install(self, slot: Slot, length: int) -> None:
-        """See RecoveryPort."""
-
-    def poll(self) -> Outcome | None:
-        """See RecoveryPort."""
-        return Outcome(MailboxResult.UNKNOWN_COMMAND, "there is no management core")
-
-    def slot_length(self, slot: Slot) -> int | None:
-        """See RecoveryPort."""
-        return 0
-
-    def read_slot(self, slot: Slot, offset: int, length: int) -> bytes | None:
-        """See RecoveryPort."""
-        return b""
