@@ -439,10 +439,11 @@ def build(
     *,
     in_process: bool = False,
     core: CoreOptions | None = None,
+    on_power_off: Callable[[int], None] | None = None,
 ) -> PciFunction:
     """A powered-on function. Raises ValueError for an unknown profile, StateError for an unusable folder.
 
-    In process, and without `core`, there is no management core.
+    In process, and without `core`, there is no management core; `on_power_off` see `start_core`.
     """
     profile = load_profile(profile_name)
 
@@ -455,7 +456,7 @@ def build(
         folder = StateFolder(state) if state else None
         if folder:
             undo.callback(folder.close)
-        management = None if core is None or in_process else start_core(profile, state, core)
+        management = None if core is None or in_process else start_core(profile, state, core, on_power_off)
         if management:
             undo.callback(management.close)
         function = PciFunction(profile, open_engines, kernels, folder, management)

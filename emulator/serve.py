@@ -114,11 +114,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import_guard.install()
     cleanup = ExitStack()
     built: list[PciFunction] = []
+    exit_codes: list[int] = []
+
+    def power_off(exit_code: int) -> None:
+        """Somebody's own firmware is through: end as it says, as QEMU does."""
+        exit_codes.append(exit_code)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def build() -> FunctionPort:
         from emulator import function  # slow, and not needed to report a socket in use
 
-        device = function.build(chosen.profile, chosen.kernels, chosen.state, core=_core_options(chosen))
+        device = function.build(
+            chosen.profile, chosen.kernels, chosen.state, core=_core_options(chosen), on_power_off=power_off
+        )
         built.append(device)
         if chosen.socket is not None:
             port = usbip.getsockname()[1] if usbip else None
@@ -150,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (ListenError, StateError, OSError, ValueError) as error:
             _logger.error("%s", error)
             return EXIT_FAILED
-    return EXIT_FINE
+    return exit_codes[0] if exit_codes else EXIT_FINE
 
 
 def _core_options(chosen: argparse.Namespace) -> CoreOptions | None:

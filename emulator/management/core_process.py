@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from driver_shim.protocol.mailbox import MailboxState
 from driver_shim.protocol.registers import (
@@ -36,6 +36,7 @@ _TICK_MASK = (1 << 64) - 1
 _NS_PER_MS = 1_000_000
 _STEPS_PER_LIFE_CHECK = 64
 """The end of the process is looked for this seldom; until then its accesses just stay without an answer."""
+EXIT_FAILED = 1
 NEEDED_MODULES = ("unicorn", "cryptography", "elftools")
 """What the extra `[firmware]` brings."""
 _BOOT = (
@@ -53,8 +54,21 @@ def missing_modules() -> list[str]:
 class CoreProcess(ManagementPort):
     """A running core. It owns the descriptor of its storage."""
 
-    def __init__(self, storage_fd: int, arguments: Sequence[str] = ()) -> None:
-        """Start it; it boots on its own. `arguments` are handed to `serve.py`. Raises OSError."""
+    def __init__(
+        self,
+        storage_fd: int,
+        arguments: Sequence[str] = (),
+        on_power_off: Callable[[int], None] | None = None,
+        *,
+        owns_terminal: bool = False,
+    ) -> None:
+        """Start it; it boots on its own. `arguments` are handed to `serve.py`. Raises OSError.
+
+        `on_power_off` is told, once, of the exit code with which the image switched the core off. With `owns_terminal`
+        the core's process has this process's standard input.
+        """
+        self._on_power_off = on_power_off
+        self._owns_terminal = owns_terminal
         self._storage_fd = storage_fd
         self._arguments = tuple(arguments)
         self._link_fd = make_link_file()
@@ -84,8 +98,8 @@ class CoreProcess(ManagementPort):
                     *self._arguments,
                 ],
                 pass_fds=inherited,
-                stdin=subprocess.DEVNULL,
-                process_group=0,
+                stdin=None if self._owns_terminal else subprocess.DEVNULL,
+                process_group=None if self._owns_terminal else 0,
             )
             self._pidfd = os.pidfd_open(self._process.pid)
         except BaseException:
@@ -106,8 +120,12 @@ class CoreProcess(ManagementPort):
         if self._process is None:
             return
         status = self._process.wait()
-        _logger.error("the management core's process ended with status %d; a device reset starts it anew", status)
         self._forget_process()
+        if self._on_power_off is None:
+            _logger.error("the management core's process ended with status %d; a device reset starts it anew", status)
+        else:  # without the image that it was started for, there is nothing to serve
+            self._on_power_off(EXIT_FAILED)
+            self._on_power_off = None
 
     def _forget_process(self) -> None:
         self._process = None
@@ -132,12 +150,17 @@ class CoreProcess(ManagementPort):
             self._lose()
             return True
         number = link.noticed("dma_number")
-        if number == self._dma_done:
+        switched_off = self._on_power_off is not None and link["exit_code"]
+        if number == self._dma_done and not switched_off:
             return False
         try:
             os.eventfd_read(self._to_function)
         except BlockingIOError:
             pass  # it is rung after the number is stored
+        if switched_off and self._on_power_off is not None:
+            self._on_power_off(link["exit_code"] - 1)
+            self._on_power_off = None
+            return True
         self._transfer(memory, number, bus_master)
         return True
 

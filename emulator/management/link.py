@@ -46,7 +46,7 @@ LINK = Layout(
     "input_read" / u32,
     "dma_number" / u32,
     "dma_length" / u32,
-    reserved(4),
+    "exit_code" / u32,  # one more than what the image gave as it switched the core off; 0 while it has not
     "version" / u64,
     "published_ns" / u64,
     "console_written" / u64,

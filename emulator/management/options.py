@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from emulator.management.core_process import CoreProcess, missing_modules
 from emulator.management.port import ManagementPort
 from emulator.management.storage import open_storage
+from emulator.management.uart_port import check_uart_port
 from emulator.model.profile import Profile
 
 _logger = logging.getLogger("npu.emulator.management")
@@ -35,6 +36,11 @@ class CoreOptions:
     """How much of one CPU the core may take while it is busy."""
     log_level: str = "WARNING"
 
+    @property
+    def foreign(self) -> bool:
+        """Whether somebody's own image runs instead of what flash holds."""
+        return self.firmware is not None or self.board is not None
+
     def arguments(self, profile: Profile) -> Iterator[str]:
         """For `serve.py`."""
         yield f"--ticks-per-s={profile.tick_hz}"
@@ -51,19 +57,31 @@ class CoreOptions:
             yield f"--uart={self.uart}"
 
 
-def start_core(profile: Profile, state: Path | None, options: CoreOptions) -> ManagementPort | None:
+def start_core(
+    profile: Profile, state: Path | None, options: CoreOptions, on_power_off: Callable[[int], None] | None
+) -> ManagementPort | None:
     """A core process; None, and a line in the log, where the extra `[firmware]` is not installed.
 
-    Raises StateError for a state folder that holds no usable flash.
+    `on_power_off` is told the exit code when somebody's own firmware switches the core off. Raises StateError for a
+    state folder that holds no usable flash, ValueError for options that cannot be met.
     """
     missing = missing_modules()
+    if missing and (options.foreign or options.uart):
+        raise ValueError(f"firmware needs {', '.join(missing)}; pip install 'npu-sdk[firmware]'")
+    if options.uart is not None:
+        check_uart_port(options.uart)
     if missing:
         _logger.info("no management core: %s not installed; pip install 'npu-sdk[firmware]'", ", ".join(missing))
         return None
     image = FACTORY_IMAGE.read_bytes() if FACTORY_IMAGE.exists() else None
     storage = open_storage(state, image)
     try:
-        return CoreProcess(storage, list(options.arguments(profile)))
+        return CoreProcess(
+            storage,
+            list(options.arguments(profile)),
+            on_power_off if options.foreign else None,
+            owns_terminal=options.uart == "stdio",
+        )
     except BaseException:
         os.close(storage)
         raise

@@ -14,7 +14,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -23,11 +23,13 @@ from driver_shim.protocol.registers import CoreReset
 from emulator.management.board import BoardError
 from emulator.management.chip import Chip, ForeignFirmware
 from emulator.management.console_wire import ConsoleWire
+from emulator.management.elf import ElfError
 from emulator.management.link import Link
 from emulator.management.machine import Stop, StopReason
 from emulator.management.recovery_channel import answer_requests
 from emulator.management.storage import Storage
 from emulator.management.thermal import Thermal, ThermalFigures
+from emulator.management.uart_port import UartPort, UartPortError, open_uart_port
 
 _logger = logging.getLogger("npu.emulator.management")
 
@@ -35,7 +37,8 @@ SLICE_INSTRUCTIONS = 200_000
 """A millisecond; between slices the core is told of what the function left for it."""
 CORE_NICENESS = 5
 """The core yields to the bus."""
-EXIT_FINE, EXIT_FAILED = 0, 1
+EXIT_FAILED = 1
+MAX_EXIT_CODE = 255
 _NS_PER_S = 1_000_000_000
 _MS_PER_S = 1000
 _PR_SET_PDEATHSIG = 1
@@ -46,13 +49,22 @@ class CoreLoop:
     """Runs one chip until the emulator is gone."""
 
     def __init__(
-        self, chip: Chip, link: Link, wire: ConsoleWire, wake_fd: int, channel: socket.socket, share: float
+        self,
+        chip: Chip,
+        link: Link,
+        wire: ConsoleWire,
+        wake_fd: int,
+        channel: socket.socket,
+        share: float,
+        wake_function: Callable[[], None],
+        uart: UartPort | None = None,
     ) -> None:
         self._chip = chip
         self._link = link
         self._wire = wire
         self._wake_fd = wake_fd
         self._channel = channel
+        self._wake_function = wake_function
         self._rest_per_work = 1 / share - 1
         self._reset_number = link["reset_number"]
         self._runs = False
@@ -60,6 +72,11 @@ class CoreLoop:
         self._poller = select.poll()
         self._poller.register(wake_fd, select.POLLIN)
         self._poller.register(channel, select.POLLIN)
+        self._uart = uart
+        self._uart_fds: set[int] = set()
+        self._typed = b""
+        """What came from `uart` and the core's UART had no room for yet."""
+        self._watch_uart()
 
     def run(self) -> None:
         """Until the emulator is gone."""
@@ -88,6 +105,9 @@ class CoreLoop:
         if self._runs and not self._link["hold"]:
             self._chip.look()
             self._wire.feed(self._chip.receive)
+            if self._typed:
+                self._typed = self._typed[self._chip.receive(self._typed) :]
+                self._watch_uart()
 
     def _wait(self, stop: Stop) -> None:
         """Sleep until the core's next deadline or until somebody wants something; the core's time goes on."""
@@ -104,10 +124,12 @@ class CoreLoop:
             return
         if stop.reason is StopReason.POWER_OFF:
             _logger.info("the image switched the core off with code %d", stop.exit_code or 0)
+            self._link["exit_code"] = min(stop.exit_code or 0, MAX_EXIT_CODE) + 1
         else:
             _logger.error("the core stopped at an access to nothing: %s %s", stop.fault, stop.symbol)
         self._chip.power_off()
         self._runs = False
+        self._wake_function()
 
     def _boot(self, reason: CoreReset) -> None:
         self._runs = self._chip.boot(reason)
@@ -118,8 +140,22 @@ class CoreLoop:
         for fd, _ in self._poller.poll(timeout_ms):
             if fd == self._wake_fd:
                 os.eventfd_read(self._wake_fd)
+            elif fd in self._uart_fds and self._uart is not None:
+                self._typed += self._uart.serve(fd)
+                self._watch_uart()
             elif not answer_requests(self._channel, None if self._runs else self._chip.recovery):
                 self._gone = True
+
+    def _watch_uart(self) -> None:
+        """Look out for input while what came before was taken, and for clients."""
+        if self._uart is None:
+            return
+        wanted = set(self._uart.fds()) if not self._typed else set()
+        for fd in self._uart_fds - wanted:
+            self._poller.unregister(fd)
+        for fd in wanted - self._uart_fds:
+            self._poller.register(fd, select.POLLIN)
+        self._uart_fds = wanted
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -150,7 +186,7 @@ def main(arguments: Sequence[str]) -> None:
     logging.getLogger("npu").setLevel(chosen.log_level)
     try:
         _serve(chosen)
-    except BoardError as error:
+    except (BoardError, ElfError, UartPortError) as error:
         _logger.error("%s", error)
         raise SystemExit(EXIT_FAILED) from error
 
@@ -160,10 +196,15 @@ def _serve(chosen: argparse.Namespace) -> None:
         channel = cleanup.enter_context(socket.socket(fileno=chosen.channel_fd))
         channel.setblocking(False)
         link = Link(chosen.link_fd)
-        cleanup.callback(link.close)
         storage = Storage(chosen.storage_fd)
-        cleanup.callback(storage.close)
-        wire = ConsoleWire(link)
+        uart = open_uart_port(chosen.uart, lambda text: _logger.warning("%s", text)) if chosen.uart else None
+        if uart is not None:
+            cleanup.callback(uart.close)
+        wire = ConsoleWire(link, uart.send if uart is not None else None)
+
+        def wake_function() -> None:
+            os.eventfd_write(chosen.function_fd, 1)
+
         thermal = Thermal(
             ThermalFigures(ambient_celsius=chosen.ambient),
             lambda: link["busy_ticks"],
@@ -177,7 +218,7 @@ def _serve(chosen: argparse.Namespace) -> None:
             thermal,
             foreign=foreign,
             transmit=wire.transmit,
-            wake_function=lambda: os.eventfd_write(chosen.function_fd, 1),
+            wake_function=wake_function,
         )
         cleanup.callback(chip.close)
-        CoreLoop(chip, link, wire, chosen.wake_fd, channel, chosen.share).run()
+        CoreLoop(chip, link, wire, chosen.wake_fd, channel, chosen.share, wake_function, uart).run()

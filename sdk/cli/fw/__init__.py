@@ -1,4 +1,4 @@
-"""`npuctl fw`: firmware images and what is done with them.
+"""`npuctl fw`: firmware images and what is done with them, and the register maps that firmware is written against.
 
 Each verb is a module. `options.py` has what they share on the command line, `report.py` what they say of an image.
 """
@@ -16,13 +16,14 @@ VERBS = {
     "inspect": ("inspect", "Show what an image says of itself."),
     "recover": ("recover", "Write an image to a device that does not boot, over USB."),
     "keygen": ("keygen", "Make a key pair for signing."),
+    "export": ("export", "Export the register maps: C header, SystemRDL, HTML, JSON."),
 }
 """Verb → (module of this package, one line of help)."""
 
 
 @click.group("fw", cls=VerbGroup, package="sdk.cli.fw", verbs=VERBS, context_settings=HELP_OPTIONS)
 def command() -> None:
-    """Build, sign, verify and inspect firmware images.
+    """Build, sign, verify and inspect firmware images; export register maps.
 
     Images have MCUboot's layout and Ed25519 signatures.
     """
