@@ -71,7 +71,7 @@ USB_LEAST_S = 1e-3
 USB_RETURN_S = 10.0
 """A device that left the bus to come back in another mode; hosts allow some seconds for that."""
 
-USB_RETURN_POLL_S = 0.05
+USB_RETURN_POLL_S = 0.1
 """Between two looks for it."""
 
 DFU_LONGEST_POLL_S = 5.0

@@ -134,6 +134,7 @@ class RecoveryLink:
 
         Raises Timeout when no slot boots: then it is in recovery still.
         """
+        self._clear()
         self._send(Request.DETACH, value=dfu.DETACH_TIMEOUT_MS)
         self._come_back(recovery=False)
 
@@ -143,6 +144,10 @@ class RecoveryLink:
         """Choose a slot; whatever an earlier host left is cleared."""
         with usb_errors(self.address):
             self._port.set_interface_altsetting(INTERFACE_DFU, SLOTS.index(slot))
+        self._clear()
+
+    def _clear(self) -> None:
+        """To IDLE, from whatever there was."""
         status = self._status()
         if status.state == State.ERROR:
             self._send(Request.CLRSTATUS)

@@ -149,7 +149,7 @@ class UsbipServer:
         if status is OperationStatus.OK and self._host is not None:
             status = OperationStatus.BUSY
         if status is not OperationStatus.OK:
-            _logger.info("a host asked for %r and was told: %s", request.busid, status.name)
+            _logger.debug("a host asked for %r and was told: %s", request.busid, status.name)
             connection.send(usbip.encode_operation(usbip.Operation.REPLY_IMPORT, status))
             return False
         self._port.look()
@@ -158,7 +158,7 @@ class UsbipServer:
         del self._newcomers[connection.fileno()]
         self._host = connection
         self._look_at = time.monotonic() + timeouts.CORE_MODE_POLL_S
-        _logger.info("the debug port was imported (%s)", self._port.mode.name)
+        _logger.debug("the debug port was imported (%s)", self._port.mode.name)
         self._serve_host(connection, 0)  # transfers may have come with the request
         return True
 
@@ -166,7 +166,7 @@ class UsbipServer:
         connection, _ = self._newcomers.pop(fd)
         self._unwatch(connection)
         connection.close()
-        _logger.info("a USB/IP connection ended: %s", why)
+        _logger.debug("a USB/IP connection ended: %s", why)
 
     # --- the host that has the device --------------------------------------------------------------------------
 
@@ -225,7 +225,8 @@ class UsbipServer:
     def _look(self) -> None:
         """Follow the core: a device that leaves the bus ends the connection, and its host imports it anew."""
         if self._port.look():
-            self._lose_host(f"the device left the bus and is back as {self._port.mode.name}")
+            _logger.info("the debug port left the bus and is back: %s", self._port.mode.name)
+            self._lose_host("the device left the bus")
         self._look_at = time.monotonic() + timeouts.CORE_MODE_POLL_S
 
     def _lose_host(self, why: str) -> None:
@@ -238,7 +239,7 @@ class UsbipServer:
         self._unwatch(host)
         host.close()
         self._port.unplug()
-        _logger.info("the debug port is free: %s", why)
+        _logger.debug("the debug port is free: %s", why)
 
     # --- helpers -----------------------------------------------------------------------------------------------
 

@@ -56,6 +56,8 @@ class DfuInterface:
         self._moved = 0
         self._blocks = 0
         """Bytes of this download or upload so far, and blocks of the download."""
+        self._length: int | None = None
+        """Bytes of the image that is being uploaded, once that is known."""
 
     @property
     def at_rest(self) -> bool:
@@ -149,10 +151,11 @@ class DfuInterface:
     def _read(self, setup: Setup, data: bytes) -> Answer:
         if setup.length > TRANSFER_BYTES:
             return self._stall()
-        length = self._port.slot_length(self.slot)
-        if length is None:
+        if self._length is None:
+            self._length = self._port.slot_length(self.slot)
+        if self._length is None:
             return Ending.LATER
-        wanted = min(setup.length, max(0, length - self._moved))
+        wanted = min(setup.length, max(0, self._length - self._moved))
         block = self._port.read_slot(self.slot, self._moved, wanted) if wanted else b""
         if block is None:
             return Ending.LATER
@@ -164,6 +167,8 @@ class DfuInterface:
 
     def _go(self, state: State) -> None:
         self.state = state
+        if state is not State.UPLOAD_IDLE:
+            self._length = None
 
     def _stall(self, status: Status = Status.ERR_STALLEDPKT) -> Ending:
         """Refuse: in DFU mode that is an error until it is cleared, at run time DETACH is forgotten (A.2.1, A.2.2)."""

@@ -27,7 +27,7 @@ def command(frame: Frame, image: Path, wanted: str, slot: str, stay: bool) -> No
     """Write IMAGE to a slot of a device that does not boot, and boot it.
 
     A device whose firmware runs is sent into recovery first. The device verifies the image before it writes anything;
-    what it refuses ends with exit code 5.
+    what it refuses ends with exit code 5, and a device that ran runs again.
     """
     if not wanted.startswith(PREFIX) or wanted == PREFIX:
         raise click.UsageError(f"-d {wanted}: firmware is recovered through a debug port, usb:SERIAL")
@@ -38,6 +38,8 @@ def command(frame: Frame, image: Path, wanted: str, slot: str, stay: bool) -> No
         try:
             link.download(SLOTS[slot], data)
         except RecoveryRefused as error:
+            if booted:
+                link.leave_recovery()
             raise Failure(str(error), ExitCode.UNHEALTHY, slug=error.code) from error
         if not stay:
             link.leave_recovery()
