@@ -1,4 +1,4 @@
-"""The DFU state machine: every state with every request, whole downloads and uploads, and every reason for a refusal."""
+"""The DFU state machine: every state with every request, whole downloads and uploads, every reason for a refusal."""
 
 from __future__ import annotations
 
