@@ -45,7 +45,13 @@ def _entry(device: DeviceInfo, no_open: bool) -> dict[str, Any]:
         return closed
     try:
         with open_named(device.address) as opened:
-            entry = {**facts(opened.info), "pid": device.pid, "opened": True, "opened_with_reset": True}
+            entry = {
+                **facts(opened.info),
+                "pid": device.pid,
+                "debug_port": device.debug_port,
+                "opened": True,
+                "opened_with_reset": True,
+            }
             found = _found(opened.info.pre_open)
             return {**entry, "errors_logged": len(opened.errors()), "pre_open": found}
     except DeviceBusy as busy:

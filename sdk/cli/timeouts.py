@@ -20,3 +20,6 @@ PEER_S = 600.0
 
 SIGNER_S = 600.0
 """A command that signs firmware: somebody may have to find the card and type its PIN."""
+
+RECOVER_S = 300.0
+"""Writing a whole slot through the debug port, and booting it."""
