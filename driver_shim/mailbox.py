@@ -131,6 +131,10 @@ class Mailbox:
             raise refused(self.address, command.name.lower().replace("_", " "), result)
         return answer
 
+    def progress(self) -> None:
+        """Called on each turn of a wait outside of a request, as the transport's."""
+        self._transport.progress()
+
     # --- handshake ---------------------------------------------------------------------------------------------
 
     def _await_turn(self, command: MailboxCommand, deadline: float, limit_s: float) -> None:
