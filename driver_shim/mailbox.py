@@ -78,6 +78,7 @@ REFUSALS: dict[MailboxResult, Refusal] = {
         "the running image is on trial, and the other slot is its only fall-back",
         "npuctl fw confirm keeps it, npuctl fw rollback returns to the other one",
     ),
+    MailboxResult.CORE_RESET: Refusal("the core was reset before it had answered", "ask again"),
 }
 
 

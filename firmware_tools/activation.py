@@ -12,6 +12,7 @@ from driver_shim.firmware_answers import FirmwareInfo
 from driver_shim.management import read_boot_progress
 from driver_shim.protocol.firmware_slots import Slot
 from driver_shim.protocol.image_layout import ImageVersion
+from driver_shim.protocol.mailbox import MailboxResult
 
 _ON_ITS_WAY = ("core-absent", "core-held")
 """What a core may show for a moment while it is being reset."""
@@ -33,9 +34,7 @@ def reset_core(firmware: Firmware, boots_before: int) -> Activation:
     try:
         firmware.reset()
     except FirmwareError as error:
-        if error.result is not None:
-            raise
-        # no answer: the core may have been quicker than we; whether it was reset is seen by its count
+        _not_yet(error)  # the core may have been quicker than its answer; whether it was reset is seen by its count
     info = _wait(firmware, boots_before, began + timeouts.CORE_BOOT_S)
     progress = read_boot_progress(firmware.mailbox.registers)
     seconds = time.monotonic() - began
@@ -99,5 +98,5 @@ def _wait(firmware: Firmware, boots_before: int, deadline: float) -> FirmwareInf
 
 def _not_yet(error: NpuError) -> None:
     """An answer that did not come while the core starts is no news; a refusal is."""
-    if isinstance(error, FirmwareError) and error.result is not None:
+    if isinstance(error, FirmwareError) and error.result not in (None, MailboxResult.CORE_RESET):
         raise error

@@ -112,10 +112,20 @@ class FlashPlan:
     target: Slot
     guards: tuple[Guard, ...]
     steps: tuple[str, ...]
-    needs_reset: bool
-    """The image runs only after a reset of the core (which `activate` does)."""
     by_dma: bool
     allow_no_hardware_id: bool
+
+    @property
+    def needs_reset(self) -> bool:
+        """Whether the image runs only after a reset of the core."""
+        return self.action is Action.FLASH or self.waits_for_reset
+
+    @property
+    def waits_for_reset(self) -> bool:
+        """Whether the image lies in its slot already and is tried at the next reset."""
+        pending = self.state.pending
+        held = self.action is Action.NOTHING and pending is not Slot.NONE
+        return held and same_image(self.state.slot(pending), self.image)
 
     @property
     def deciding(self) -> Guard | None:
@@ -142,7 +152,6 @@ def make_plan(
         target=state.target,
         guards=guards,
         steps=_steps(state, image, by_dma),
-        needs_reset=True,
         by_dma=by_dma,
         allow_no_hardware_id=ALLOW_NO_HARDWARE_ID in overrides,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from driver_shim import firmware_answers, management, timeouts
@@ -238,6 +238,7 @@ def test_no_answer_breaks_a_parser(body: bytes) -> None:
             pass
 
 
+@settings(max_examples=20)
 @given(result=st.integers(0, 0xFFFF), body=st.binary(max_size=48))
 def test_whatever_is_answered_ends_in_an_error_of_ours(result: int, body: bytes) -> None:
     core = ScriptedCore(b"")

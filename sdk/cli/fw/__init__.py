@@ -15,13 +15,18 @@ VERBS = {
     "verify": ("verify", "Check that an image is whole and signed by a trusted key."),
     "inspect": ("inspect", "Show what an image says of itself."),
     "keygen": ("keygen", "Make a key pair for signing."),
+    "info": ("info", "Show which firmware runs and what the slots hold."),
+    "flash": ("flash", "Put an image on devices, by a plan that is shown first."),
+    "confirm": ("confirm", "Keep the firmware that runs on trial."),
+    "rollback": ("rollback", "Return to the firmware in the other slot."),
+    "log": ("log", "Show the firmware's log."),
 }
 """Verb → (module of this package, one line of help)."""
 
 
 @click.group("fw", cls=VerbGroup, package="sdk.cli.fw", verbs=VERBS, context_settings=HELP_OPTIONS)
 def command() -> None:
-    """Build, sign, verify and inspect firmware images.
+    """Make firmware images, put them on devices, and see what firmware says.
 
     Images have MCUboot's layout and Ed25519 signatures.
     """
