@@ -68,8 +68,8 @@ def command(
 ) -> None:
     """Put the firmware IMAGE into the slot that does not run.
 
-    The plan is shown first: what runs, what is flashed, each guard and the option that lifts it. The device verifies the
-    image before it writes. It runs only after a reset of the core, once, on trial: `npuctl fw confirm` keeps it.
+    The plan is shown first: what runs, what is flashed, each guard and the option that lifts it. The device verifies
+    the image before it writes. It runs only after a reset of the core, once, on trial: `npuctl fw confirm` keeps it.
 
     Ctrl-C ends the update in order; the same command then goes on where it was. Exits 0 when there is nothing to do,
     1 when a guard or the device refuses, 5 when the image did not come up.
