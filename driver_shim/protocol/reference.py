@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from driver_shim.protocol import commands
 from driver_shim.protocol.command_statuses import STATUSES
 from driver_shim.protocol.layout import Layout
+from driver_shim.protocol.management_registers import MANAGEMENT_BLOCKS, Block
+from driver_shim.protocol.register_kinds import RegisterMap
+from driver_shim.protocol.register_runs import runs
 from driver_shim.protocol.registers import CONTRACT_MAJOR, CONTRACT_MINOR, FROZEN_BYTES, REGISTERS
 
 
@@ -32,23 +35,24 @@ def _lines() -> Iterator[str]:
     yield "A 64-bit register may be accessed as two 32-bit halves, low first."
     yield f"The first {FROZEN_BYTES} bytes never change from contract 1.0 on."
     yield ""
-    yield "| offset | register | bytes | reset domain | valid from | what it is |"
-    yield "|---|---|---|---|---|---|"
-    for register in REGISTERS:
-        yield (
-            f"| {register.offset:#06x} | `{register.name}` | {register.size} | {register.domain.value} |"
-            f" {register.valid_from.value} | {register.doc} |"
-        )
-    for register in REGISTERS:
+    yield from _registers(REGISTERS, level=3)
+    yield ""
+    yield "## Management core"
+    yield ""
+    yield "Seen by the firmware only, on the core's own bus; accesses are 32 bits wide."
+    yield "What it has of QEMU's `virt` board (UART, timer, interrupt controller, power-off) is specified there."
+    yield ""
+    yield "| address | block | interrupt | what it is |"
+    yield "|---|---|---|---|"
+    for block in MANAGEMENT_BLOCKS:
+        yield f"| {block.base:#010x} | `{block.name}` | {block.interrupt or '–'} | {block.doc} |"
+    for block in MANAGEMENT_BLOCKS:
         yield ""
-        yield f"### `{register.name}`"
+        yield f"### {_heading(block)}"
         yield ""
-        yield "| bits | field | access | reset | meaning |"
-        yield "|---|---|---|---|---|"
-        for field in register.fields.values():
-            top = field.lsb + field.width - 1
-            bits = str(field.lsb) if field.width == 1 else f"{top}:{field.lsb}"
-            yield f"| {bits} | `{field.name}` | {field.access.value} | {field.reset:#x} | {field.doc} |"
+        yield block.doc
+        yield ""
+        yield from _registers(block.registers, level=4)
     yield ""
     yield "## Commands"
     yield ""
@@ -77,6 +81,33 @@ def _lines() -> Iterator[str]:
     yield "|---|---|"
     for opcode, statuses in STATUSES.items():
         yield f"| {int(opcode):#04x} `{opcode.name.lower()}` | {', '.join(f'`{status.slug}`' for status in statuses)} |"
+
+
+def _registers(registers: RegisterMap, *, level: int) -> Iterator[str]:
+    """A table of registers, then a heading of this level with the fields of each."""
+    yield "| offset | register | bytes | reset domain | valid from | what it is |"
+    yield "|---|---|---|---|---|---|"
+    for run in runs(registers):
+        register = run.first
+        yield (
+            f"| {register.offset:#06x} | {run.names} | {register.size} | {register.domain.value} |"
+            f" {register.valid_from.value} | {register.doc} |"
+        )
+    for run in runs(registers):
+        yield ""
+        yield f"{'#' * level} {run.names}"
+        yield ""
+        yield "| bits | field | access | reset | meaning |"
+        yield "|---|---|---|---|---|"
+        for field in run.first.fields.values():
+            top = field.lsb + field.width - 1
+            bits = str(field.lsb) if field.width == 1 else f"{top}:{field.lsb}"
+            yield f"| {bits} | `{field.name}` | {field.access.value} | {field.reset:#x} | {field.doc} |"
+
+
+def _heading(block: Block) -> str:
+    interrupt = f", interrupt {block.interrupt}" if block.interrupt else ""
+    return f"`{block.name}` at {block.base:#010x}{interrupt}"
 
 
 def _command_layouts() -> list[Layout]:

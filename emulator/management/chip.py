@@ -24,6 +24,7 @@ from driver_shim.protocol.registers import CoreReset, Post
 from emulator.management.board import Board, MemoryEntry, PeripheralEntry, default_board, load_board
 from emulator.management.boot_record import BootRecord
 from emulator.management.boot_rom import BootRom
+from emulator.management.elf import Program, read_program
 from emulator.management.link import Link
 from emulator.management.machine import Machine
 from emulator.management.peripheral import Peripheral
@@ -102,6 +103,15 @@ class Chip:
         has_flash = any(memory.name == _FLASH_MEMORY for memory in board.memories)
         buffers = {_FLASH_MEMORY: storage.memory} if has_flash and (not foreign or not foreign.board) else {}
         self.machine = Machine(board, models=models, buffers=buffers, transmit=transmit)
+        self._program: Program | None = None
+        try:
+            if foreign is not None and foreign.elf is not None:
+                self._program = read_program(foreign.elf)
+                self.machine.symbolize = self._program.symbols.place
+                self._program.load(self.machine.memories, self.machine.load_memory)
+        except BaseException:
+            self.machine.close()
+            raise
         storage.flash.on_change = self._flash_changed
         self.rom = BootRom(storage.flash, storage.one_time, self.record)
         self.recovery = Recovery(self.rom, storage.flash, self.machine.read_memory, self.machine.write_memory)
@@ -125,6 +135,9 @@ class Chip:
     def _boot_foreign(self, reason: CoreReset) -> bool:
         self.record.begin(reason)
         entry = self.machine.board.reset_vector
+        if self._program is not None:
+            self._program.load(self.machine.memories, self.machine.load_memory)
+            entry = self._program.entry
         self._hand_over(entry)
         return True
 

@@ -32,6 +32,7 @@ class Clint(Peripheral):
         self._set_pending = set_pending
         self._software = False
         self._compare = _MASK
+        self._timer = False
         self._offset = 0
 
     @property
@@ -71,9 +72,9 @@ class Clint(Peripheral):
 
     def deadline(self) -> int | None:
         """The tick at which the timer interrupt comes."""
-        if self.time >= self._compare or self._compare == _MASK:
+        if self._timer or self._compare == _MASK:
             return None
-        return self._port.tick + self._compare - self.time
+        return self._compare - self._offset
 
     def expire(self) -> None:
         """The timer interrupt has come."""
@@ -98,4 +99,5 @@ class Clint(Peripheral):
 
     def _drive(self) -> None:
         self._set_pending(Interrupt.SOFTWARE, self._software)
-        self._set_pending(Interrupt.TIMER, self.time >= self._compare)
+        self._timer = self.time >= self._compare
+        self._set_pending(Interrupt.TIMER, self._timer)

@@ -36,6 +36,7 @@ _TICK_MASK = (1 << 64) - 1
 _NS_PER_MS = 1_000_000
 _STEPS_PER_LIFE_CHECK = 64
 """The end of the process is looked for this seldom; until then its accesses just stay without an answer."""
+EXIT_FAILED = 1
 NEEDED_MODULES = ("unicorn", "cryptography", "elftools")
 """What the extra `[firmware]` brings."""
 _BOOT = (
@@ -120,8 +121,12 @@ class CoreProcess(ManagementPort):
         if self._process is None:
             return
         status = self._process.wait()
-        _logger.error("the management core's process ended with status %d; a device reset starts it anew", status)
         self._forget_process()
+        if self._on_power_off is None:
+            _logger.error("the management core's process ended with status %d; a device reset starts it anew", status)
+        else:  # without the image that it was started for, there is nothing to serve
+            self._on_power_off(EXIT_FAILED)
+            self._on_power_off = None
 
     def _forget_process(self) -> None:
         self._process = None

@@ -10,7 +10,7 @@ import bisect
 import io
 import itertools
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,15 +99,27 @@ class Program:
     symbols: Symbols
 
     def load(self, memories: Memories, store: Callable[[int, bytes], None]) -> None:
-        """Put every segment where it belongs. Raises BadSegment, before the first store, when one has no memory."""
-        for segment in self.segments:
-            if memories.find(segment.address, segment.size) is None:
-                places = ", ".join(f"{m.name} {m.base:#x}..{m.end:#x}" for m in memories) or "none"
-                end = segment.address + segment.size
-                raise BadSegment(f"segment {segment.address:#x}..{end:#x} lies in no memory; memories: {places}")
-        for segment in self.segments:
-            store(segment.address, segment.data)
-            store(segment.address + len(segment.data), bytes(segment.size - len(segment.data)))
+        """Put every segment where it belongs. Raises BadSegment, before the first store, when one has no memory.
+
+        Linkers like to put the file's own headers into the page before the code: what sticks out of a memory is left
+        out, as QEMU does.
+        """
+        pieces = [piece for segment in self.segments for piece in self._pieces(segment, memories)]
+        for address, data in pieces:
+            store(address, data)
+
+    def _pieces(self, segment: Segment, memories: Memories) -> Iterator[tuple[int, bytes]]:
+        """What of a segment goes where. Raises BadSegment when nothing does."""
+        found = False
+        for memory in memories:
+            start, end = max(segment.address, memory.base), min(segment.address + segment.size, memory.end)
+            if start < end:
+                found = True
+                yield start, segment.data[start - segment.address : end - segment.address].ljust(end - start, b"\0")
+        if not found:
+            places = ", ".join(f"{m.name} {m.base:#x}..{m.end:#x}" for m in memories) or "none"
+            last = segment.address + segment.size
+            raise BadSegment(f"segment {segment.address:#x}..{last:#x} lies in no memory; memories: {places}")
 
 
 def read_program(path: Path) -> Program:

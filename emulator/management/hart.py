@@ -32,6 +32,9 @@ _FETCH_ERRORS = frozenset([unicorn_const.UC_ERR_FETCH_UNMAPPED, unicorn_const.UC
 _PROTECTION_ERRORS = frozenset([unicorn_const.UC_ERR_WRITE_PROT, unicorn_const.UC_ERR_READ_PROT])
 _DATA_ERRORS = _PROTECTION_ERRORS | {unicorn_const.UC_ERR_READ_UNMAPPED, unicorn_const.UC_ERR_WRITE_UNMAPPED}
 
+_BREAKPOINT_ERRORS = frozenset([unicorn_const.UC_ERR_INSN_INVALID, unicorn_const.UC_ERR_EXCEPTION])
+"""Unicorn keeps ebreak to itself; every other exception comes to a hook."""
+
 _UNICORN_ILLEGAL = 2
 _UNICORN_MISALIGNED = (4, 6)
 _UNICORN_ECALL = 8
@@ -275,7 +278,7 @@ class Hart:
             self.fault = BusFault(Access.FETCH, self._fault_address, self.pc, read_only=False)
             return Halt.FAULT
         self._account(begun, begun - 1)
-        if stopped.errno == unicorn_const.UC_ERR_EXCEPTION:
+        if stopped.errno in _BREAKPOINT_ERRORS:
             self.trap(Cause.BREAKPOINT, self.pc)
             return Halt.ENDED
         if stopped.errno in _DATA_ERRORS:

@@ -52,7 +52,3 @@ class OneTimeValues:
     def raise_security_counter(self, value: int) -> None:
         """Burn it up to `value`; it never goes down."""
         self._counter[0] = max(self._counter[0], value)
-
-    def close(self) -> None:
-        """Let the memory go; idempotent."""
-        self._counter.release()

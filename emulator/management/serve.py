@@ -23,6 +23,7 @@ from driver_shim.protocol.registers import CoreReset
 from emulator.management.board import BoardError
 from emulator.management.chip import Chip, ForeignFirmware
 from emulator.management.console_wire import ConsoleWire
+from emulator.management.elf import ElfError
 from emulator.management.link import Link
 from emulator.management.machine import Stop, StopReason
 from emulator.management.recovery_channel import answer_requests
@@ -185,7 +186,7 @@ def main(arguments: Sequence[str]) -> None:
     logging.getLogger("npu").setLevel(chosen.log_level)
     try:
         _serve(chosen)
-    except (BoardError, UartPortError) as error:
+    except (BoardError, ElfError, UartPortError) as error:
         _logger.error("%s", error)
         raise SystemExit(EXIT_FAILED) from error
 
@@ -195,9 +196,7 @@ def _serve(chosen: argparse.Namespace) -> None:
         channel = cleanup.enter_context(socket.socket(fileno=chosen.channel_fd))
         channel.setblocking(False)
         link = Link(chosen.link_fd)
-        cleanup.callback(link.close)
         storage = Storage(chosen.storage_fd)
-        cleanup.callback(storage.close)
         uart = open_uart_port(chosen.uart, lambda text: _logger.warning("%s", text)) if chosen.uart else None
         if uart is not None:
             cleanup.callback(uart.close)

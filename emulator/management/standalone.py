@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from driver_shim.protocol.registers import CoreReset
 from emulator.management.board import Board, default_board
 from emulator.management.elf import Program, read_program
 from emulator.management.machine import Machine, Stop, StopReason
-from emulator.management.peripheral import CoreReset
 from emulator.management.uart16550 import Uart16550
 
 _HART_ID = 0

@@ -34,29 +34,15 @@ STORAGE_FILE = "flash.bin"
 
 
 class Storage:
-    """The file, mapped."""
+    """The file, mapped for as long as somebody has a view of it."""
 
     def __init__(self, fd: int) -> None:
         """`fd` stays the caller's. Raises OneTimeError when it is no storage of ours."""
-        self._mapping = mmap.mmap(fd, STORAGE_BYTES)
-        self._whole = memoryview(self._mapping)
-        self._memory = self._whole[:FLASH_BYTES]
-        self._wear = self._whole[WEAR_OFFSET : WEAR_OFFSET + WEAR_BYTES].cast("I")
-        self._one_time_bytes = self._whole[ONE_TIME_OFFSET:]
-        self.one_time = OneTimeValues(self._one_time_bytes)
-        self.flash = Flash(self._memory, self._wear)
-
-    @property
-    def memory(self) -> memoryview:
+        whole = memoryview(mmap.mmap(fd, STORAGE_BYTES))
+        self.memory = whole[:FLASH_BYTES]
         """All of flash, as the core sees it on its bus."""
-        return self._memory
-
-    def close(self) -> None:
-        """Give the mapping back; idempotent."""
-        self.one_time.close()
-        for view in (self._memory, self._wear, self._one_time_bytes, self._whole):
-            view.release()
-        self._mapping.close()
+        self.one_time = OneTimeValues(whole[ONE_TIME_OFFSET:])
+        self.flash = Flash(self.memory, whole[WEAR_OFFSET : WEAR_OFFSET + WEAR_BYTES].cast("I"))
 
 
 def fresh_storage(image: bytes | None) -> bytes:
@@ -104,6 +90,6 @@ def _check(path: Path, fd: int) -> None:
     if size != STORAGE_BYTES:
         raise StateError(f"{path} has {size} bytes, flash {STORAGE_BYTES}; remove it to begin with a new chip")
     try:
-        Storage(fd).close()
+        Storage(fd)
     except OneTimeError as error:
         raise StateError(f"{path} is damaged or of another version ({error}); remove it for a new chip") from error

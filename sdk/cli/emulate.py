@@ -8,34 +8,77 @@ from pathlib import Path
 
 import click
 
+from driver_shim.protocol.runtime_folder import make_runtime_folder, runtime_folder
 from emulator.model.profile import profile_names
 from sdk import environment
 from sdk.cli.child_process import module_command
 from sdk.opening import KERNELS
 
+CORES = ("auto", "none")
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
 
 @click.command("emulate", context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--socket", "socket_path", required=True, type=click.Path(path_type=Path), help="UNIX socket to serve.")
+@click.option(
+    "--socket",
+    "socket_path",
+    type=click.Path(path_type=Path),
+    help="UNIX socket to serve; else one in the runtime folder.",
+)
 @click.option("--profile", help="Chip to emulate ($NPU_PROFILE, else generic).")
 @click.option("--kernels", type=click.Choice(KERNELS), default="auto", show_default=True, help="What computes.")
 @click.option(
     "--state", type=click.Path(path_type=Path, file_okay=False), help="Folder that keeps what survives power-off."
 )
-def command(socket_path: Path, profile: str | None, kernels: str, state: Path | None) -> None:
+@click.option("--core", type=click.Choice(CORES), default="auto", help="Whether it has a management core.")
+@click.option("--firmware", type=_FILE, metavar="ELF", help="Run this on the management core, not what flash holds.")
+@click.option("--board", type=_FILE, metavar="FILE", help="Memories and peripherals for that image (board.toml).")
+@click.option("--uart", metavar="WHERE", help="Also show the core's UART: pty, tcp:PORT or stdio.")
+@click.option("--ambient-celsius", type=float, metavar="T", help="Temperature around the chip.")
+def command(
+    socket_path: Path | None,
+    profile: str | None,
+    kernels: str,
+    state: Path | None,
+    core: str,
+    firmware: Path | None,
+    board: Path | None,
+    uart: str | None,
+    ambient_celsius: float | None,
+) -> None:
     """Serve an emulated device over vfio-user until SIGTERM or Ctrl-C.
 
-    One client at a time; `npuctl list` shows the device, and -d vfio-user:SOCKET uses it.
+    One client at a time; `npuctl list` shows the device, and -d vfio-user:SOCKET uses it. With --firmware it ends, with
+    the image's exit code, when the image switches the core off.
     """
-    if not socket_path.name:
+    if socket_path is not None and not socket_path.name:
         raise click.UsageError("--socket: name a path to serve on, e.g. /tmp/npu0.sock")
+    if core == "none" and (firmware or board or uart):
+        raise click.UsageError("--core none: there is nothing to run an image on, and no UART")
     chosen = profile or environment.profile()
     if chosen not in profile_names():
         raise click.UsageError(f"unknown profile {chosen!r}; there are: {', '.join(profile_names())}")
-    arguments = ["--socket", os.fspath(socket_path), "--profile", chosen, "--kernels", kernels, "--log-level", "INFO"]
-    if state is not None:
-        arguments += ["--state", os.fspath(state)]
+    arguments = ["--socket", os.fspath(socket_path or _own_socket()), "--profile", chosen, "--kernels", kernels]
+    arguments += ["--log-level", "INFO", "--core", core]
+    given = {
+        "--state": state,
+        "--firmware": firmware,
+        "--board": board,
+        "--uart": uart,
+        "--ambient-celsius": ambient_celsius,
+    }
+    for option, value in given.items():
+        if value is not None:
+            arguments += [option, str(value)]
     command_line, environ = module_command("emulator", *arguments)
     sys.stdout.flush()
     sys.stderr.flush()
     # the emulator takes this process's place: signals, exit status and the terminal are then its own
     os.execve(command_line[0], command_line, environ)
+
+
+def _own_socket() -> Path:
+    """A socket of this process's in the runtime folder."""
+    folder = runtime_folder()
+    make_runtime_folder(folder)
+    return folder / f"emulator-{os.getpid()}.sock"

@@ -49,12 +49,13 @@ class Npuctl:
         )
 
     def document(self, verb: str, *arguments: str, code: int = 0, **variables: str) -> dict[str, Any]:
-        """Run with --json, check exit code and schema, return the document."""
-        done = self(verb, *arguments, "--json", **variables)
+        """Run "verb" or "group verb" with --json, check exit code and schema, return the document."""
+        done = self(*verb.split(), *arguments, "--json", **variables)
         assert done.returncode == code, done.stderr
         found: dict[str, Any] = json.loads(done.stdout)
-        validator(verb).validate(found)
-        assert found["schema"] == f"npuctl.{verb}"
+        name = verb.replace(" ", "-")
+        validator(name).validate(found)
+        assert found["schema"] == f"npuctl.{name}"
         return found
 
     @contextmanager

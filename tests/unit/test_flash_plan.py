@@ -24,7 +24,7 @@ from firmware_tools.flash_plan import (
     Verdict,
     make_plan,
 )
-from tests.support.images import image
+from tests.support.firmware_images import image
 
 RUNNING = parse_image(image("1.2.3"))
 NEWER = parse_image(image("1.3.0"))

@@ -20,7 +20,7 @@ from driver_shim.transport.in_process import InProcessTransport
 from firmware_tools.activation import activate, reset_core
 from firmware_tools.flash_plan import FlashPlan, make_plan, read_state
 from firmware_tools.flashing import FlashInterrupted, Outcome, Progress, execute
-from tests.support.images import image
+from tests.support.firmware_images import image
 from tests.support.scripted_core import ScriptedCore, scripted
 
 OFFERED = image("1.3.0")

@@ -20,7 +20,7 @@ from driver_shim.protocol.mailbox import MailboxCommand, MailboxResult, MailboxS
 from driver_shim.protocol.registers import MAILBOX_DATA_OFFSET, Post
 from driver_shim.registers import Registers
 from driver_shim.transport.in_process import InProcessTransport
-from tests.support.images import image
+from tests.support.firmware_images import image
 from tests.support.scripted_core import ScriptedCore, scripted
 
 SHORT_S = 0.02

@@ -1,4 +1,4 @@
-"""`npuctl fw`: firmware images and what is done with them.
+"""`npuctl fw`: firmware images and what is done with them, and the register maps that firmware is written against.
 
 Each verb is a module. `options.py` has what they share on the command line, `report.py` what they say of an image.
 """
@@ -20,13 +20,14 @@ VERBS = {
     "confirm": ("confirm", "Keep the firmware that runs on trial."),
     "rollback": ("rollback", "Return to the firmware in the other slot."),
     "log": ("log", "Show the firmware's log."),
+    "export": ("export", "Export the register maps: C header, SystemRDL, HTML, JSON."),
 }
 """Verb → (module of this package, one line of help)."""
 
 
 @click.group("fw", cls=VerbGroup, package="sdk.cli.fw", verbs=VERBS, context_settings=HELP_OPTIONS)
 def command() -> None:
-    """Make firmware images, put them on devices, and see what firmware says.
+    """Make firmware images, put them on devices, see what firmware says; export register maps.
 
     Images have MCUboot's layout and Ed25519 signatures.
     """
