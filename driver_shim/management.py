@@ -10,7 +10,7 @@ from driver_shim.protocol.registers import NEVER_MEASURED, REGISTERS, CoreReset,
 from driver_shim.registers import Registers
 
 STALE_MILLISECONDS = 1000
-"""Firmware publishes its readings ten times a second; older ones are history, not what the device has now."""
+"""Firmware publishes its readings twice a second or more; older ones are history, not what the device has now."""
 _SIGN_BIT = 1 << 31
 
 

@@ -9,8 +9,10 @@ from driver_shim.management import BootProgress, SensorReadings
 from driver_shim.protocol.firmware_slots import Slot
 
 
-def boot_facts(progress: BootProgress) -> dict[str, Any]:
-    """How far the management core has come."""
+def boot_facts(progress: BootProgress | None) -> dict[str, Any]:
+    """How far the management core has come; nothing is known of a device that was not opened."""
+    if progress is None:
+        return dict.fromkeys(("boot_progress", "boot_reason", "firmware_slot", "firmware_on_trial"))
     return {
         "boot_progress": progress.stage,
         "boot_reason": progress.boot_reason,

@@ -237,7 +237,7 @@ def plan_lines(plan: FlashPlan, path: Path, and_activate: bool) -> Iterator[str]
         for line in more:
             yield " " * _INDENT + line
         if guard.override and guard.verdict in (Verdict.REFUSE, Verdict.NOTHING_TO_DO):
-            yield " " * _INDENT + f"→ {guard.override} flashes it all the same"
+            yield " " * _INDENT + f"→ {guard.override} lifts this"
     steps = list(_steps(plan, and_activate))
     if steps:
         yield "plan"

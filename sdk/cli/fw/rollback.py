@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from driver_shim.mailbox import refused
+from driver_shim.protocol.mailbox import MailboxResult
 from firmware_tools.activation import activate
 from firmware_tools.flash_plan import read_state
 from sdk.cli.device_selection import changed, confirm, device_option
@@ -39,8 +41,9 @@ def _roll_back(frame: Frame, address: str, opened: Management, yes: bool, and_ac
     firmware = opened.firmware
     before = read_state(firmware)
     there = before.slot(before.target)
-    what = str(there.version) if there.valid else "what"
-    confirm(f"Return from {before.version} to {what} in slot {there.slot.name} of {address}?", yes)
+    if not there.valid:
+        raise refused(address, "rollback", MailboxResult.NO_OTHER_IMAGE)
+    confirm(f"Return from {before.version} to {there.version} in slot {there.slot.name} of {address}?", yes)
     firmware.rollback()
     entry: dict[str, Any] = {
         "address": address,
