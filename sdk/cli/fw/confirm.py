@@ -6,7 +6,7 @@ import click
 
 from driver_shim.errors import FirmwareError
 from driver_shim.firmware import Firmware
-from sdk.cli.device_selection import changed, confirm, device_option
+from sdk.cli.device_selection import changed, confirm, device_option, require_unheld
 from sdk.cli.exit_codes import Failure
 from sdk.cli.frame import Frame
 from sdk.cli.fw.device_facts import running_facts
@@ -25,6 +25,7 @@ def command(frame: Frame, wanted: tuple[str, ...], yes: bool) -> None:
     """
     for device in changed(wanted):
         try:
+            require_unheld(device.address)
             with open_management(device.address) as opened:
                 done = _confirm(frame, device.address, opened.firmware, yes)
                 entry = {"address": device.address, "opened_with_reset": opened.opened_with_reset}

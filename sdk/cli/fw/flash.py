@@ -26,7 +26,7 @@ from firmware_tools.flash_plan import (
 )
 from firmware_tools.flashing import FlashInterrupted, Outcome, Progress, Report, execute
 from sdk.cli import timeouts
-from sdk.cli.device_selection import OPENED_WITH_RESET, changed, confirm, device_option
+from sdk.cli.device_selection import OPENED_WITH_RESET, changed, confirm, device_option, require_unheld
 from sdk.cli.exit_codes import ExitCode, Failure
 from sdk.cli.frame import Frame
 from sdk.cli.fw.device_facts import slot_facts, slot_name, slot_state
@@ -83,6 +83,7 @@ def command(
     overrides = [option for option, on in given.items() if on]
     for device in changed(wanted):
         try:
+            require_unheld(device.address)
             with open_management(device.address) as opened:
                 run = _Run(frame, device.address, opened, image, offered)
                 run.plan(overrides, and_activate)

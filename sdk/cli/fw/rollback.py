@@ -10,7 +10,7 @@ from driver_shim.mailbox import refused
 from driver_shim.protocol.mailbox import MailboxResult
 from firmware_tools.activation import activate
 from firmware_tools.flash_plan import read_state
-from sdk.cli.device_selection import changed, confirm, device_option
+from sdk.cli.device_selection import changed, confirm, device_option, require_unheld
 from sdk.cli.exit_codes import Failure
 from sdk.cli.frame import Frame
 from sdk.cli.fw.device_facts import slot_facts
@@ -31,6 +31,7 @@ def command(frame: Frame, wanted: tuple[str, ...], yes: bool, and_activate: bool
     """
     for device in changed(wanted):
         try:
+            require_unheld(device.address)
             with open_management(device.address) as opened:
                 _roll_back(frame, device.address, opened, yes, and_activate)
         except (NpuError, Failure) as error:
