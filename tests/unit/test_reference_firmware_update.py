@@ -180,7 +180,10 @@ def flip(image: bytes, at: int) -> bytes:
 _REFUSED: dict[str, tuple[Callable[[], bytes], MailboxResult]] = {
     "payload": (lambda: flip(signed_image(noise(9000)), 5000), MailboxResult.BAD_HASH),
     "version": (lambda: flip(signed_image(noise(9000)), 20), MailboxResult.BAD_HASH),
-    "signature": (lambda: flip(signed_image(noise(9000)), -1 % len(signed_image(noise(9000)))), MailboxResult.BAD_SIGNATURE),
+    "signature": (
+        lambda: flip(signed_image(noise(9000)), -1 % len(signed_image(noise(9000)))),
+        MailboxResult.BAD_SIGNATURE,
+    ),
     "magic": (lambda: flip(signed_image(noise(9000)), 0), MailboxResult.BAD_FORMAT),
     "flags": (lambda: flip(signed_image(noise(9000)), 16), MailboxResult.BAD_FORMAT),
     "reserved": (lambda: flip(signed_image(noise(9000)), 28), MailboxResult.BAD_FORMAT),
@@ -250,9 +253,7 @@ def test_host_memory_that_cannot_be_read(rig: CoreRig) -> None:
 def test_host_memory_that_changes_after_it_was_verified(rig: CoreRig, with_chunk_hashes: bool) -> None:
     """What is written is what was verified, or nothing is marked."""
     image = signed_image(noise(9000), with_chunk_hashes=with_chunk_hashes)
-    rig.memory[_ADDRESS] = lambda _offset: (
-        bytes(len(image)) if status_of_link(rig) >= UpdateState.WRITING else image
-    )
+    rig.memory[_ADDRESS] = lambda _offset: bytes(len(image)) if status_of_link(rig) >= UpdateState.WRITING else image
     writing = False
 
     def status_of_link(_rig: CoreRig) -> UpdateState:
