@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from driver_shim.protocol import usbip
 from driver_shim.protocol.registers import REGISTERS, Post
@@ -139,7 +139,7 @@ class RawHost:
             assert len(self.receive(usbip.DEVICE.size)) == usbip.DEVICE.size
         return int(status)
 
-    def submit(self, setup: Setup, data: bytes = b"", **changes: int) -> int:
+    def submit(self, setup: Setup, data: bytes = b"", **changes: Any) -> int:
         """Send a transfer; its seqnum."""
         self._seqnum += 1
         direction = usbip.Direction.IN if setup.is_in else usbip.Direction.OUT

@@ -22,7 +22,7 @@ from driver_shim.protocol.mailbox import (
     UpdateFlag,
     UpdateState,
 )
-from emulator.management.flash import FlashOperation
+from emulator.management.flash import ENDURANCE_CYCLES, FlashOperation
 from tests.support.core_rig import CoreRig
 from tests.support.images import OTHER_SIGNER
 from tests.support.reference_firmware import firmware_image, needs_compiler, noise, signed_image
@@ -323,10 +323,8 @@ def test_an_aborted_update_can_be_repeated(rig: CoreRig, after_ms: int) -> None:
 
 
 def test_a_worn_out_sector_ends_it(rig: CoreRig) -> None:
-    from emulator.management.flash import ENDURANCE_CYCLES
-
     image = signed_image(noise(9000))
-    rig.storage._wear[(Slot.B.offset + SECTOR_BYTES) // SECTOR_BYTES] = ENDURANCE_CYCLES
+    rig.storage.wear[(Slot.B.offset + SECTOR_BYTES) // SECTOR_BYTES] = ENDURANCE_CYCLES
     found = update(rig, image)
     assert (found.state, found.result) == (UpdateState.FAILED, MailboxResult.FLASH_FAULT)
     assert found.detail == SECTOR_BYTES
