@@ -29,6 +29,8 @@ def command(frame: Frame, wanted: tuple[str, ...]) -> None:
     if emulators:
         frame.console.print(_emulator_table(emulators))
     for device in devices:
+        if device.debug_port:
+            frame.console.print(f"{device.address} has a debug port: {device.debug_port}", overflow="fold")
         if device.holder:
             who = f"held by {device.holder.shown_pid}: {device.holder.command}"
             frame.console.print(f"{device.address} is {who}", overflow="fold")
@@ -82,6 +84,6 @@ def facts(info: DeviceInfo) -> dict[str, Any]:
     """A device's info as the report's keys; `tick_hz` is `tick_hertz` there."""
     entry = dataclasses.asdict(info)
     entry["tick_hertz"] = entry.pop("tick_hz")
-    del entry["pre_open"]  # known to those who open the device; info shows it
+    del entry["pre_open"], entry["boot"]  # known to those who open the device; info shows them
     entry["holder"] = holder_facts(info.holder)
     return entry

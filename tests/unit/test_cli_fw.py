@@ -18,9 +18,9 @@ from firmware_tools.image import build_image
 from firmware_tools.keys import DEVELOPMENT_KEY
 from sdk.cli.fw import VERBS
 from sdk.cli.fw.report import lines
-from tests.support.small_elf import Segment, elf32
 from tests.support.images import TINY, TINY_CONTENTS, TINY_PAYLOAD, TRUSTED
 from tests.support.npuctl import PATIENCE_S, ROOT, Npuctl, environment
+from tests.support.small_elf import Segment, elf32
 
 START = 0x8000_0200
 TINY_OPTIONS = ("--version", "1.2.3+4", "--header-size", "32", "--security-counter", "7", "--hardware-id", "0x4e50")
