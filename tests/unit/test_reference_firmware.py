@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from driver_shim.protocol.firmware_slots import RETAINED_ADDRESS, RETAINED_BYTES, BootState, Slot
+from driver_shim.protocol.firmware_slots import (
+    BOOT_STATE,
+    BOOT_STATE_OFFSETS,
+    ERASED,
+    MAX_SEQUENCE,
+    RETAINED_ADDRESS,
+    RETAINED_BYTES,
+    BootState,
+    Slot,
+    newest_boot_state,
+)
 from driver_shim.protocol.mailbox import (
     BODY_BYTES,
     INFO,
@@ -130,6 +142,31 @@ def test_answers_before_it_resets(bench: CoreBench) -> None:
     assert bench.ready()
     assert bench.resets == [CoreReset.FIRMWARE]
     assert info(bench).boots == 1
+
+
+def test_reads_the_boot_state_as_the_sdk_does(bench: CoreBench) -> None:
+    good = BootState(sequence=5, confirmed=Slot.A, trial=Slot.B, failed=Slot.B)
+    beyond = bytearray(good.build())
+    beyond[BOOT_STATE.offset_of("failed_slot")] = 3
+    beyond[-4:] = zlib.crc32(beyond[:-4]).to_bytes(4, "little")
+    copies = [
+        good.build(),
+        BootState(sequence=5, confirmed=Slot.B).build(),
+        BootState(sequence=6, failed=Slot.A).build(),
+        good._replace(sequence=MAX_SEQUENCE).build(),
+        good._replace(sequence=MAX_SEQUENCE - 1).build(),
+        good.build()[:-1] + b"?",
+        bytes(beyond),
+        bytes([ERASED]) * BOOT_STATE.size,
+    ]
+    for pair in itertools.product(copies, repeat=len(BOOT_STATE_OFFSETS)):
+        for offset, copy in zip(BOOT_STATE_OFFSETS, pair, strict=True):
+            bench.storage.memory[offset : offset + len(copy)] = copy
+        expected, _ = newest_boot_state(list(pair))
+        for slot in (Slot.A, Slot.B):
+            found = SLOT_INFO.parse(bench.ask(MailboxCommand.SLOT_INFO, SLOT_QUERY.build(slot=slot))[1])
+            marks = [expected.confirmed is slot, expected.trial is slot, expected.failed is slot]
+            assert [found.confirmed, found.trial, found.failed] == marks, pair
 
 
 # --- sensors ---------------------------------------------------------------------------------------------------------
