@@ -59,9 +59,7 @@ class CoreBench:
         thermal = Thermal(
             figures or ThermalFigures(), lambda: self.link["busy_ticks"], 1_000_000_000, 2, lambda: self.wall_ns
         )
-        self.chip = Chip(
-            self.storage, self.link, thermal, transmit=self._wire.transmit, wake_function=lambda: None
-        )
+        self.chip = Chip(self.storage, self.link, thermal, transmit=self._wire.transmit, wake_function=lambda: None)
 
     def close(self) -> None:
         """Power off; what storage held can still be read with `contents`."""
