@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 from driver_shim import timeouts
 from driver_shim.allocator import RangeAllocator
+from driver_shim.bring_up import check_function, enable_function
 from driver_shim.dma import HostBlock, HostMemory
 from driver_shim.errors import CommandFailed, ContractMismatch, DeviceLost, NpuError, Timeout
 from driver_shim.pre_open import PreOpenRecord, read_pre_open
-from driver_shim.protocol import commands, config_space
+from driver_shim.protocol import commands
 from driver_shim.protocol.commands import AdminOpcode
 from driver_shim.protocol.layout import Layout
-from driver_shim.protocol.registers import ALL_FEATURES, BAR0, BAR0_BYTES, CONTRACT_MAJOR, Feature
+from driver_shim.protocol.registers import ALL_FEATURES, CONTRACT_MAJOR, Feature
 from driver_shim.queue_pair import HostQueuePair
 from driver_shim.registers import Registers
 from driver_shim.transport.base import Transport
@@ -73,8 +74,9 @@ class Controller:
 
         Raises DeviceLost, ContractMismatch, Timeout, HostMemoryLimit.
         """
-        self._check_function()
-        self._enable_function()
+        check_function(self.transport)
+        self._is_ours = True
+        enable_function(self.transport)
         self.registers.check_alive()
         if self.pre_open is None:
             self.pre_open = read_pre_open(self.registers)  # before anything can fail: it tells why
@@ -85,30 +87,6 @@ class Controller:
         self._await_ready(1)
         self.identity = self._identify()
         self._configure_shadows()
-
-    def _check_function(self) -> None:
-        """Raise ContractMismatch for somebody else's PCI function, before anything is written to it."""
-        vendor, device = (int.from_bytes(self.transport.config_read(at, 2), "little") for at in (0, 2))
-        gone = (vendor, device) == (config_space.NO_ID, config_space.NO_ID)  # its registers will say so
-        bar0 = self.transport.regions().get(BAR0)
-        size = 0 if bar0 is None else bar0.size_bytes
-        ours = (vendor, device) == (config_space.VENDOR_ID, config_space.DEVICE_ID) and size >= BAR0_BYTES
-        if not (gone or ours):
-            raise ContractMismatch(
-                f"{self.transport.address} is PCI function {vendor:04x}:{device:04x} with {size} bytes of registers,"
-                f" not {config_space.VENDOR_ID:04x}:{config_space.DEVICE_ID:04x} with {BAR0_BYTES}",
-                device=self.transport.address,
-                subsystem="contract",
-                remedy="name another device; npuctl list shows those there are",
-            )
-        self._is_ours = True
-
-    def _enable_function(self) -> None:
-        """Memory decoding and bus mastering by config write, on every transport."""
-        offset = config_space.COMMAND_OFFSET
-        command = int.from_bytes(self.transport.config_read(offset, 2), "little")
-        wanted = command | config_space.COMMAND_MEMORY | config_space.COMMAND_BUS_MASTER
-        self.transport.config_write(offset, wanted.to_bytes(2, "little"))
 
     def _check_contract(self) -> None:
         contract = self.registers.contract.fields()

@@ -176,6 +176,17 @@ def no_dma(address: str) -> UnsupportedPlatform:
     )
 
 
+class FirmwareError(NpuError):
+    """The management core cannot answer, or refused; `.code` is the MailboxResult or the core's state, kebab-case."""
+
+    code = "firmware-error"
+
+    def __init__(self, message: str, *, result: int | None = None, **details: Any) -> None:
+        super().__init__(message, **details)
+        self.result = result
+        """The firmware's result; None when there was no answer."""
+
+
 class Closed(NpuError, ValueError):
     """The object was closed, or its device was reset, or it belongs to another process."""
 

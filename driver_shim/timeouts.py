@@ -82,3 +82,31 @@ DFU_BLOCK_S = 10.0
 
 DFU_MANIFEST_S = 120.0
 """Verifying and writing a whole slot: a second on the emulator, a minute on slow flash."""
+
+MAILBOX_S = 5.0
+"""One request to the firmware and its answer. Long for the firmware is what a flash sector's erasure takes, 0.1 s, or a
+core that is throttled on a busy machine."""
+
+MAILBOX_FIRST_POLL_S = 50e-6
+"""Between two looks at the mailbox at first; it doubles."""
+
+MAILBOX_POLL_S = 0.005
+"""And what it grows to."""
+
+MAILBOX_PICK_UP_S = 0.1
+"""An answer that nobody took away belongs to a client that died; a living one takes some milliseconds."""
+
+UPDATE_POLL_S = 0.02
+"""How often a firmware update is asked how far it is."""
+
+UPDATE_STALL_S = 30.0
+"""An update that makes no progress for so long: verifying an image, its longest step, takes a few seconds."""
+
+UPDATE_ABORT_S = 2.0
+"""After Ctrl-C, for an update to end in order: less than npuctl waits before it kills whoever does the work."""
+
+CORE_BOOT_S = 30.0
+"""From the management core's reset to its first answer: the boot ROM verifies up to two images of a mebibyte."""
+
+CORE_BOOT_POLL_S = 0.05
+"""How often one looks meanwhile."""

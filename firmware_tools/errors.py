@@ -29,6 +29,12 @@ class SigningError(NpuError):
     code = "signing-failed"
 
 
+class LogStringsError(NpuError, ValueError):
+    """A file does not hold the texts of a firmware's log."""
+
+    code = "no-log-strings"
+
+
 class ExtraMissing(NpuError, ImportError):
     """The extra `[firmware]` is not installed."""
 

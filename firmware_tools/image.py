@@ -29,6 +29,7 @@ from firmware_tools.errors import BuildError
 DEFAULT_HEADER_SIZE = 0x200
 """Room for the vector table's alignment behind it; the reference firmware is linked with it."""
 
+CODE_ALIGNMENT = 4
 MAX_HEADER_BYTES = 0xFFFF
 ADDRESS_LIMIT = 1 << 32
 
@@ -58,6 +59,10 @@ def build_image(contents: ImageContents) -> bytes:
     if not IMAGE_HEADER.size <= contents.header_size <= MAX_HEADER_BYTES:
         raise BuildError(
             f"a header of {contents.header_size} bytes; {IMAGE_HEADER.size} to {MAX_HEADER_BYTES} are allowed"
+        )
+    if contents.header_size % CODE_ALIGNMENT:
+        raise BuildError(
+            f"a header of {contents.header_size} bytes; code follows, so it takes a multiple of {CODE_ALIGNMENT}"
         )
     end = (contents.load_address or 0) + contents.header_size + len(contents.payload)
     if end > ADDRESS_LIMIT:

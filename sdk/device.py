@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import gc
 import math
 import os
@@ -17,6 +19,7 @@ from driver_shim.controller import Controller, OpenQueue
 from driver_shim.dma import HostMemory
 from driver_shim.errors import Closed, CommandFailed, DeviceLost, NpuError, OutOfDeviceMemory
 from driver_shim.holder import canonical_address
+from driver_shim.management import SensorReadings, read_boot_progress, read_firmware_version, read_sensors
 from driver_shim.pre_open import save_pre_open
 from driver_shim.protocol.commands import LogPage
 from driver_shim.register_window import RegisterWindow
@@ -126,7 +129,11 @@ class Device:
 
     @property
     def info(self) -> DeviceInfo:
-        """What the device said of itself at open. Stays readable after close."""
+        """What the device said of itself at open, and of its firmware once that had started. Readable after close."""
+        boot = self._info.boot
+        if self._closed is None and boot is not None and not boot.runs_image:
+            with contextlib.suppress(NpuError):  # whether it is there still is not the question
+                self._info = dataclasses.replace(self._info, **_firmware_facts(self._controller.registers))
         return self._info
 
     @property
@@ -144,6 +151,11 @@ class Device:
     def closed(self) -> bool:
         """Whether it was closed or lost."""
         return self._closed is not None
+
+    def sensors(self) -> SensorReadings | None:
+        """What the management core last measured; None without one, or when it has not measured for a second."""
+        self._check_open()
+        return read_sensors(self._controller.registers)
 
     def errors(self) -> list[ErrorLogEntry]:
         """The device's error log, newest first."""
@@ -171,7 +183,7 @@ class Device:
             profile=profile,
             serial=_text(data.serial) or None,
             emulated=None if data.emulated is None else bool(data.emulated),
-            firmware=_text(data.firmware) or None,
+            **_firmware_facts(self._controller.registers),
             kernels=_text(data.kernels) or None,
             memory_bytes=data.memory_bytes,
             tick_hz=data.tick_hertz,
@@ -536,3 +548,9 @@ def _checked_timeout(timeout: float | None) -> float:
 
 def _text(field: bytes) -> str:
     return field.rstrip(b"\0").decode("utf-8", "replace")
+
+
+def _firmware_facts(registers: Registers) -> dict[str, Any]:
+    """As fields of `DeviceInfo`."""
+    version = read_firmware_version(registers)
+    return {"firmware": None if version is None else str(version), "boot": read_boot_progress(registers)}

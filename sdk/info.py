@@ -8,6 +8,7 @@ from typing import Any
 from driver_shim.discovery import PciCard, find_cards, find_served, parse_bus_address, seen_cards
 from driver_shim.errors import DeviceNotFound
 from driver_shim.holder import holder_of
+from driver_shim.management import BootProgress
 from driver_shim.pci_sysfs import PCI_SCHEME
 from driver_shim.pre_open import PreOpenRecord
 from driver_shim.protocol.runtime_folder import Holder
@@ -32,7 +33,9 @@ class DeviceInfo:
     """Of a card that is not open: its last 8 characters, if this process may read them."""
     emulated: bool | None = None
     firmware: str | None = None
-    """Version of the running firmware; None where there is no management core."""
+    """Version of the running firmware, "1.2.3+4"; None where there is no management core, or none runs."""
+    boot: BootProgress | None = None
+    """How far the management core had come: stage, why it was last reset, slot, whether it is on trial."""
     kernels: str | None = None
     """Which kernels an emulator computes with: auto, numpy or golden."""
     memory_bytes: int | None = None

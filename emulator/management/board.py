@@ -30,6 +30,7 @@ BUILT_IN_MODELS: Mapping[str, int] = {
 _T = TypeVar("_T")
 
 _SINGLE_MODELS = ("clint", "plic")
+_SHOWN_CHARACTERS = 60
 _FILE_BYTES_MAX = 1 << 20
 """Of a board file: two orders of magnitude above any real one."""
 _MEMORY_BYTES_MAX = 1 << 30
@@ -106,10 +107,10 @@ class Board:
             key = f"peripheral.{entry.name}"
             size = model_sizes.get(entry.model)
             if size is None:
-                raise BoardError(self.source, f"{key}.model", f"no model {entry.model!r}", _choices(model_sizes))
+                raise BoardError(self.source, f"{key}.model", f"no model {_shown(entry.model)}", _choices(model_sizes))
             places.append((key, entry.base, size))
             if not 0 <= entry.interrupt <= SOURCES:
-                raise BoardError(self.source, f"{key}.interrupt", f"{entry.interrupt}", _INTERRUPTS)
+                raise BoardError(self.source, f"{key}.interrupt", _shown(entry.interrupt), _INTERRUPTS)
         for model in _SINGLE_MODELS:
             named = [entry.name for entry in self.peripherals if entry.model == model]
             if len(named) > 1:
@@ -125,11 +126,13 @@ class Board:
     def _check_place(self, key: str, base: int, size: int) -> None:
         pages = f"a multiple of {PAGE_BYTES:#x}"
         if base % PAGE_BYTES or base < 0:
-            raise BoardError(self.source, f"{key}.base", f"{base:#x}", pages)
+            raise BoardError(self.source, f"{key}.base", _shown(base), pages)
         if size % PAGE_BYTES or not 0 < size <= _MEMORY_BYTES_MAX:
-            raise BoardError(self.source, f"{key}.size", f"{size:#x}", f"{pages}, at most {_MEMORY_BYTES_MAX:#x}")
+            raise BoardError(self.source, f"{key}.size", _shown(size), f"{pages}, at most {_MEMORY_BYTES_MAX:#x}")
         if base + size > ADDRESS_LIMIT:
-            raise BoardError(self.source, f"{key}.base", f"{base:#x} ends at {base + size:#x}", "32-bit addresses")
+            raise BoardError(
+                self.source, f"{key}.base", f"{_shown(base)} ends at {_shown(base + size)}", "32-bit addresses"
+            )
 
 
 def bus_sizes(models: Collection[str]) -> dict[str, int]:
@@ -186,10 +189,10 @@ def _check_shape(table: Mapping[str, Any], source: str) -> None:
     for section in _SECTIONS:
         entries = table.get(section, {})
         if not isinstance(entries, dict):
-            raise BoardError(source, section, f"is {entries!r:.60}", f"tables [{section}.NAME]")
+            raise BoardError(source, section, f"is {_shown(entries)}", f"tables [{section}.NAME]")
         for name, entry in entries.items():
             if not isinstance(entry, dict):
-                raise BoardError(source, f"{section}.{name}", f"is {entry!r:.60}", f"a table [{section}.NAME]")
+                raise BoardError(source, f"{section}.{name}", f"is {_shown(entry)}", f"a table [{section}.NAME]")
 
 
 def _merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,11 +235,11 @@ def _build(table: Mapping[str, Any], source: str, folder: Path) -> Board:
     top = _Entry(table, "", source)
     vector = top.take("reset_vector", int, "an even address")
     if vector % 2 or not 0 <= vector < ADDRESS_LIMIT:
-        raise BoardError(source, "reset_vector", f"{vector:#x}", "an even 32-bit address")
+        raise BoardError(source, "reset_vector", _shown(vector), "an even 32-bit address")
     policies = [policy.value for policy in Unmapped]
     unmapped = top.take("unmapped", str, _choices(policies))
     if unmapped not in policies:
-        raise BoardError(source, "unmapped", f"{unmapped!r:.60}", _choices(policies))
+        raise BoardError(source, "unmapped", _shown(unmapped), _choices(policies))
     return Board(tuple(memories), tuple(peripherals), vector, Unmapped(unmapped), source)
 
 
@@ -266,7 +269,7 @@ class _Entry:
         value = self.table[name]
         # True is an int to Python, and is no address.
         if type(value) is not kind:
-            raise BoardError(self.source, key, f"is {value!r:.60}", allowed)
+            raise BoardError(self.source, key, f"is {_shown(value)}", allowed)
         return value
 
 
@@ -274,6 +277,18 @@ def _check_keys(table: Mapping[str, Any], key: str, allowed: Collection[str], so
     for name in table:
         if name not in allowed:
             raise BoardError(source, f"{key}.{name}", "no such key", ", ".join(allowed))
+
+
+def _shown(value: object) -> str:
+    """A value of a file for a message, whatever its length."""
+    text = (
+        f"{value:#x}"
+        if type(value) is int
+        else repr(value)
+        if isinstance(value, str | float | bool)
+        else type(value).__name__
+    )
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
 
 
 def _choices(names: Iterable[str]) -> str:

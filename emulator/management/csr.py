@@ -105,9 +105,18 @@ class ControlRegisters:
         """The three give cycles, retired instructions and `mtime` before the current instruction."""
         self._cycle = cycle
         self._retired = retired
-        self._time = time
         self.pending = 0
         """`mip`: the levels of the interrupt lines, driven from outside."""
+        self._computed: dict[int, Callable[[], int]] = {
+            Csr.MIP: lambda: self.pending,
+            Csr.MISA: lambda: MISA_RV32IMAC,
+            **dict.fromkeys((Csr.MCYCLE, Csr.CYCLE), lambda: cycle() + self._cycle_offset),
+            **dict.fromkeys((Csr.MCYCLEH, Csr.CYCLEH), lambda: cycle() + self._cycle_offset >> 32),
+            **dict.fromkeys((Csr.MINSTRET, Csr.INSTRET), lambda: retired() + self._retired_offset),
+            **dict.fromkeys((Csr.MINSTRETH, Csr.INSTRETH), lambda: retired() + self._retired_offset >> 32),
+            Csr.TIME: time,
+            Csr.TIMEH: lambda: time() >> 32,
+        }
         self.reset()
 
     def reset(self) -> None:
@@ -118,7 +127,7 @@ class ControlRegisters:
 
     def deliverable(self) -> Interrupt | None:
         """The interrupt that the hart must take now."""
-        waiting = self.pending & self.values[Csr.MIE]
+        waiting = self.pending and self.pending & self.values[Csr.MIE]
         if not waiting or not self.values[Csr.MSTATUS] & MSTATUS_MIE:
             return None
         return next(interrupt for interrupt in INTERRUPT_PRIORITY if waiting >> interrupt & 1)
@@ -154,23 +163,9 @@ class ControlRegisters:
             return stored
         if number in _READ_ONLY_ZERO:
             return 0
-        match number:
-            case Csr.MIP:
-                return self.pending
-            case Csr.MISA:
-                return MISA_RV32IMAC
-            case Csr.MCYCLE | Csr.CYCLE:
-                return self._cycle() + self._cycle_offset & WORD_MASK
-            case Csr.MCYCLEH | Csr.CYCLEH:
-                return self._cycle() + self._cycle_offset >> 32 & WORD_MASK
-            case Csr.MINSTRET | Csr.INSTRET:
-                return self._retired() + self._retired_offset & WORD_MASK
-            case Csr.MINSTRETH | Csr.INSTRETH:
-                return self._retired() + self._retired_offset >> 32 & WORD_MASK
-            case Csr.TIME:
-                return self._time() & WORD_MASK
-            case Csr.TIMEH:
-                return self._time() >> 32 & WORD_MASK
+        reader = self._computed.get(number)
+        if reader is not None:
+            return reader() & WORD_MASK
         raise IllegalCsr(f"there is no CSR {number:#x}")
 
     def write(self, number: int, value: int) -> None:

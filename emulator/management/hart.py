@@ -20,13 +20,22 @@ from unicorn import riscv_const, unicorn_const
 
 from emulator.management import instructions
 from emulator.management.csr import INTERRUPT_BIT, WORD_MASK, ControlRegisters, IllegalCsr, Interrupt
+from emulator.management.engine_registers import EngineRegisters
 from emulator.management.instruction_counter import InstructionCounter, find_counter
-from emulator.management.memory import Memories
+from emulator.management.memory import NO_MEMORY, PAGE_BYTES, Memories
 
 _NOWHERE = 0xFFFFFFFF
 """No instruction begins at an odd address, so unicorn never sees its end address."""
 
 _USER_MODE = 0
+_INSTRUCTION_BYTES_MAX = 4
+
+_TRANSLATION_BUFFER_BYTES = 64 << 20
+"""Unicorn would let translated code grow to a gigabyte before it starts again."""
+
+_SCRATCH = 0x0
+_LOOP = bytes.fromhex("13000000 6ff0dfff")  # nop; j -4
+_PRIMING_INSTRUCTIONS = 16
 
 _FETCH_ERRORS = frozenset([unicorn_const.UC_ERR_FETCH_UNMAPPED, unicorn_const.UC_ERR_FETCH_PROT])
 _PROTECTION_ERRORS = frozenset([unicorn_const.UC_ERR_WRITE_PROT, unicorn_const.UC_ERR_READ_PROT])
@@ -97,25 +106,28 @@ class BusFault:
 
 
 class Hart:
-    """Registers, traps and time. What lies on its bus is put there with `map_memories` and `map_device`."""
+    """Registers, traps and time, with memories on its bus and whatever `map_device` puts there."""
 
     def __init__(self, memories: Memories, time: Callable[[], int]) -> None:
         """`time` gives `mtime`, the value of the `time` register."""
         self._memories = memories
         self._engine = unicorn.Uc(unicorn_const.UC_ARCH_RISCV, unicorn_const.UC_MODE_RISCV32)
         self._engine.ctl_set_cpu_model(riscv_const.UC_CPU_RISCV32_SIFIVE_E31)
+        self._engine.ctl_set_tcg_buffer_size(_TRANSLATION_BUFFER_BYTES)
         self._counter: InstructionCounter = find_counter(self._engine)
+        self._registers = EngineRegisters(self._engine)
+        self._code = next(iter(memories), NO_MEMORY)
         self._running = False
         self._cycle = 0
         self._retired = 0
-        self._halt: Halt | None = None
         self._fault_address = 0
+        self._until = _NOWHERE
         self._stale_block: tuple[int, int] | None = None
         self._intercepted: set[int] = set()
-        self._intercept_at: int | None = None
         self.fault: BusFault | None = None
         self.pc = 0
         self.csrs = ControlRegisters(lambda: self.cycle, lambda: self.retired, time)
+        self._prime()
         self._map_memories()
         self._engine.hook_add(unicorn_const.UC_HOOK_INTR, self._on_exception)
         self._engine.hook_add(unicorn_const.UC_HOOK_MEM_INVALID, self._on_bad_access)
@@ -137,6 +149,14 @@ class Hart:
         self._engine.ctl_flush_tb()
         self.csrs.reset()
         self.pc = 0
+
+    def _prime(self) -> None:
+        """Unicorn tells of a block that it translated only when another has run to its end before."""
+        self._engine.mem_map(_SCRATCH, PAGE_BYTES)
+        self._engine.mem_write(_SCRATCH, _LOOP)
+        self._engine.emu_start(_SCRATCH, _NOWHERE, 0, self._counter.begin(_PRIMING_INSTRUCTIONS))
+        self._engine.ctl_flush_tb()
+        self._engine.mem_unmap(_SCRATCH, PAGE_BYTES)
 
     # --- bus
 
@@ -170,13 +190,11 @@ class Hart:
 
     def read_register(self, number: int) -> int:
         """x0 to x31."""
-        value: int = self._engine.reg_read(riscv_const.UC_RISCV_REG_X0 + number)
-        return value
+        return self._registers.read(number)
 
     def write_register(self, number: int, value: int) -> None:
         """x0 stays nought."""
-        if number:
-            self._engine.reg_write(riscv_const.UC_RISCV_REG_X0 + number, value & WORD_MASK)
+        self._registers.write(number, value & WORD_MASK)
 
     # --- time
 
@@ -237,31 +255,24 @@ class Hart:
 
     def run(self, limit: int) -> Halt:
         """Run at most so many cycles. May come back early for no visible reason."""
-        self._halt = None
+        until, self._until = self._until, _NOWHERE
         self._running = True
         try:
-            self._engine.emu_start(self.pc, _NOWHERE, 0, self._counter.begin(limit))
+            self._engine.emu_start(self.pc, until, 0, self._counter.begin(limit))
         except unicorn.UcError as stopped:
             self._running = False
             return self._end_with_error(stopped)
         finally:
             self._running = False
         begun = self._counter.value()
-        if self._halt is not None:
-            # `_on_exception` has set the pc and counts what did not retire itself.
-            self._account(begun, begun)
-            return self._halt
-        self.pc = self._engine.reg_read(riscv_const.UC_RISCV_REG_PC)
+        self.pc = self._registers.read_pc()
         if self._stale_block is not None:
             self._account(begun, begun)
             self._retranslate()
-        elif self._intercept_at is not None:
-            self._account(begun - 1, begun - 1)
-            self._run_intercepted()
         elif begun <= self._counter.limit():
-            # Nothing but wfi ends a run before its limit.
+            # Nothing but wfi and the end that was asked for ends a run before its limit.
             self._account(begun, begun)
-            return Halt.WAIT
+            return Halt.ENDED if self.pc == until else Halt.WAIT
         else:
             self._account(begun - 1, begun - 1)
         return Halt.ENDED
@@ -272,7 +283,12 @@ class Hart:
 
     def _end_with_error(self, stopped: unicorn.UcError) -> Halt:
         begun = self._counter.value()
-        self.pc = self._engine.reg_read(riscv_const.UC_RISCV_REG_PC)
+        self.pc = self._registers.read_pc()
+        if stopped.errno in _FETCH_ERRORS and self._fault_address - self.pc >= _INSTRUCTION_BYTES_MAX:
+            # The last instruction of a block lacks its second half, and none of the block has run: run up to it.
+            self._account(begun, begun)
+            self._until = self._fault_address - 2
+            return Halt.ENDED
         if stopped.errno in _FETCH_ERRORS:
             self._account(begun + 1, begun)
             self.fault = BusFault(Access.FETCH, self._fault_address, self.pc, read_only=False)
@@ -295,10 +311,13 @@ class Hart:
 
     def _fetch(self, pc: int) -> int:
         """The 16 or 32 bits of the instruction at `pc`."""
-        half = int.from_bytes(self._memories.read(pc, 2), "little")
-        if instructions.is_compressed(half):
-            return half
-        return int.from_bytes(self._memories.read(pc + 2, 2), "little") << 16 | half
+        code = self._code
+        if not code.base <= pc <= code.end - 4:
+            code = self._memories.holding(pc, 2)
+            self._code = code
+        offset = pc - code.base
+        instruction = int.from_bytes(code.buffer[offset : offset + 4], "little")
+        return instruction & 0xFFFF if instructions.is_compressed(instruction) else instruction
 
     # --- what unicorn calls
 
@@ -306,26 +325,12 @@ class Hart:
         self._fault_address = address
         return False
 
-    def _on_exception(self, engine: unicorn.Uc, number: int, _data: object) -> None:
+    def _on_exception(self, _engine: object, number: int, _data: object) -> None:
         """Unicorn has moved its pc on by four bytes, whatever the length of the instruction."""
-        pc = engine.reg_read(riscv_const.UC_RISCV_REG_PC) - 4 & WORD_MASK
+        pc = self._registers.read_pc() - 4 & WORD_MASK
         instruction = self._fetch(pc)
         if number == _UNICORN_ILLEGAL:
-            csr = instructions.decode_csr(instruction)
-            if csr is not None:
-                try:
-                    self._run_csr(csr)
-                except IllegalCsr:
-                    pass  # an illegal instruction like any other
-                else:
-                    if self.csrs.deliverable() is None:
-                        return
-                    self._leave(pc + 4)
-                    return
-            elif instruction == instructions.MRET:
-                self._leave(self.csrs.leave_trap())
-                return
-            self._raise(Cause.ILLEGAL_INSTRUCTION, instruction, pc)
+            self._run_privileged(instruction, pc)
         elif number in _UNICORN_MISALIGNED:
             access = instructions.decode_access(instruction)
             stores = access is not None and access.store
@@ -336,16 +341,35 @@ class Hart:
         else:
             raise RuntimeError(f"unicorn stopped at {pc:#x} with exception {number}, which no instruction here raises")
 
-    def _leave(self, pc: int) -> None:
+    def _run_privileged(self, instruction: int, pc: int) -> bool:
+        """Whether the program goes on elsewhere than behind the instruction."""
+        csr = instructions.decode_csr(instruction)
+        if csr is not None:
+            try:
+                self._run_csr(csr)
+            except IllegalCsr:
+                self._raise(Cause.ILLEGAL_INSTRUCTION, instruction, pc)
+                return True
+            if self.csrs.deliverable() is None:
+                return False
+            self._go_on_at(pc + 4)
+        elif instruction == instructions.MRET:
+            self._go_on_at(self.csrs.leave_trap())
+        else:
+            self._raise(Cause.ILLEGAL_INSTRUCTION, instruction, pc)
+        return True
+
+    def _go_on_at(self, pc: int) -> None:
+        """The program goes on there, or in the handler of an interrupt that comes before it."""
         self.pc = pc & WORD_MASK
-        self._halt = Halt.ENDED
-        self._engine.emu_stop()
+        self.take_interrupt()
+        self._registers.write_pc(self.pc)
 
     def _raise(self, cause: Cause, value: int, pc: int) -> None:
+        self._retired -= 1
         self.pc = pc
         self.trap(cause, value)
-        self._retired -= 1
-        self._leave(self.pc)
+        self._go_on_at(self.pc)
 
     def _run_csr(self, csr: instructions.CsrInstruction) -> None:
         source = csr.source if csr.immediate else self.read_register(csr.source)
@@ -385,23 +409,8 @@ class Hart:
         self._stale_block = None
         self._engine.ctl_remove_cache(start, start + size)
 
-    def _on_intercepted(self, engine: unicorn.Uc, address: int, _size: int, _data: object) -> None:
+    def _on_intercepted(self, _engine: object, address: int, _size: int, _data: object) -> None:
+        instruction = self._fetch(address)
         # Other code may have taken the counter read's place since.
-        if instructions.reads_cycle_counter(self._fetch(address)):
-            self._intercept_at = address
-            engine.emu_stop()
-
-    def _run_intercepted(self) -> None:
-        self._intercept_at = None
-        instruction = self._fetch(self.pc)
-        csr = instructions.decode_csr(instruction)
-        try:
-            if csr is None:
-                raise IllegalCsr("not a CSR instruction")
-            self._run_csr(csr)
-        except IllegalCsr:
-            self._account(1, 0)
-            self.trap(Cause.ILLEGAL_INSTRUCTION, instruction)
-        else:
-            self._account(1, 1)
-            self.pc = self.pc + 4 & WORD_MASK
+        if instructions.reads_cycle_counter(instruction) and not self._run_privileged(instruction, address):
+            self._go_on_at(address + 4)

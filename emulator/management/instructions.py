@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 from dataclasses import dataclass
 
 OPCODE_LOAD = 0x03
@@ -64,6 +65,7 @@ class CsrInstruction:
         return self.operation is CsrOperation.WRITE or self.source != 0
 
 
+@functools.lru_cache(maxsize=1024)
 def decode_csr(instruction: int) -> CsrInstruction | None:
     """None when it is another instruction."""
     funct3 = instruction >> 12 & 0b111

@@ -316,8 +316,8 @@ def _fill(buffer: memoryview, path: Path, key: str, board: Board) -> None:
     try:
         with path.open("rb") as file:
             data = file.read(buffer.nbytes + 1)
-    except OSError as error:
-        raise BoardError(board.source, f"{key}.file", f"{path} cannot be read: {error.strerror}", allowed) from error
+    except (OSError, ValueError) as error:  # ValueError: a nought in the path
+        raise BoardError(board.source, f"{key}.file", f"{path} cannot be read: {error}", allowed) from error
     if len(data) > buffer.nbytes:
         raise BoardError(board.source, f"{key}.file", f"{path} is longer", allowed)
     buffer[: len(data)] = data

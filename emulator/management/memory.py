@@ -33,6 +33,9 @@ class Memory:
         return self.base + self.buffer.nbytes
 
 
+NO_MEMORY = Memory("none", 0, False, memoryview(b""))
+
+
 def zeroed_buffer(size_bytes: int) -> memoryview:
     """Fresh memory whose pages cost nothing before they are touched."""
     return memoryview(mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))

@@ -17,8 +17,10 @@ from pathlib import Path
 from driver_shim.errors import NpuError
 from driver_shim.protocol import firmware_slots, management_registers
 from driver_shim.protocol.image_layout import ImageVersion
+from firmware_tools.errors import BuildError
 from firmware_tools.export.c_header import c_header
 from firmware_tools.export.maps import MAPS
+from firmware_tools.image import DEFAULT_HEADER_SIZE
 from firmware_tools.reference_firmware.protocol_header import protocol_header
 
 COMPILER = "riscv64-unknown-elf-gcc"
@@ -26,8 +28,6 @@ COMPILER_PACKAGE = "gcc-riscv64-unknown-elf"
 """What Debian and Ubuntu call the package that has it."""
 ELF_NAME = "reference_firmware.elf"
 VERSION = ImageVersion(1, 0, 0)
-HEADER_BYTES = 0x200
-"""Room for the image's header in front of the code; sign with `--header-size 0x200`."""
 
 _HERE = Path(__file__).resolve().parent
 SOURCES = _HERE / "src"
@@ -68,13 +68,7 @@ _LINK = (
 )
 
 
-class FirmwareBuildError(NpuError):
-    """The firmware could not be built."""
-
-    code = "firmware-build-failed"
-
-
-class CompilerMissing(FirmwareBuildError):
+class CompilerMissing(BuildError):
     """The cross compiler is not installed."""
 
     code = "compiler-missing"
@@ -85,7 +79,7 @@ def build(output_dir: Path, defines: Sequence[str] = (), version: ImageVersion =
 
     `defines` are the compiler's: `VARIANT_HANGS=1`, `GREETING="hello"` (src/variants.h has them all). `version` is what
     a firmware calls itself that was loaded from outside; in a slot, the image's header says it.
-    Raises CompilerMissing, FirmwareBuildError with the compiler's messages, OSError.
+    Raises CompilerMissing, BuildError with the compiler's messages, OSError.
     """
     if shutil.which(COMPILER) is None:
         raise CompilerMissing(f"{COMPILER} is not installed", remedy=f"apt install {COMPILER_PACKAGE}")
@@ -117,15 +111,20 @@ def _compile(source: Path, work: Path, macros: Sequence[str]) -> str:
     name = source.relative_to(SOURCES).as_posix()
     target = name.replace("/", "_") + ".o"
     generated = work / "generated"
-    prefixes = [f"-ffile-prefix-map={SOURCES}=src", f"-ffile-prefix-map={generated}=generated"]
-    include = [f"-I{SOURCES}", f"-I{generated}"]
-    _run([COMPILER, *_COMPILE, *prefixes, *include, *macros, "-c", str(source), "-o", str(work / target)], SOURCES)
+    # the assembler is handed only the maps of debug information
+    prefixes = [
+        f"-f{what}-prefix-map={folder}={stands_for}"
+        for what in ("file", "debug")
+        for folder, stands_for in ((SOURCES, "src"), (generated, "generated"))
+    ]
+    include = ["-I.", f"-I{generated}"]
+    _run([COMPILER, *_COMPILE, *prefixes, *include, *macros, "-c", name, "-o", str(work / target)], SOURCES)
     return target
 
 
 def _link(objects: Sequence[str], work: Path) -> Path:
     symbols = {
-        "ram_start": firmware_slots.LOAD_ADDRESS + HEADER_BYTES,
+        "ram_start": firmware_slots.LOAD_ADDRESS + DEFAULT_HEADER_SIZE,
         "ram_end": firmware_slots.STAGING_ADDRESS,
         "staging_memory": firmware_slots.STAGING_ADDRESS,
         "retained_memory": firmware_slots.RETAINED_ADDRESS,
@@ -139,7 +138,7 @@ def _link(objects: Sequence[str], work: Path) -> Path:
 def _run(command: Sequence[str], folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_COMPILE_SECONDS, check=False)
     if done.returncode:
-        raise FirmwareBuildError(f"{COMPILER} failed:\n{done.stderr.strip()}")
+        raise BuildError(f"{COMPILER} failed:\n{done.stderr.strip()}")
 
 
 def main() -> int:

@@ -29,6 +29,7 @@ _CONSTANTS = {
     "ERASED": firmware_slots.ERASED,
     "BOOT_STATE_MAGIC": firmware_slots.BOOT_STATE_MAGIC,
     "BOOT_STATE_VERSION": firmware_slots.BOOT_STATE_VERSION,
+    "BOOT_STATE_MAX_SEQUENCE": firmware_slots.MAX_SEQUENCE,
     "IMAGE_MAGIC": image_layout.IMAGE_MAGIC,
     "PROTECTED_INFO_MAGIC": image_layout.PROTECTED_INFO_MAGIC,
     "UNPROTECTED_INFO_MAGIC": image_layout.UNPROTECTED_INFO_MAGIC,

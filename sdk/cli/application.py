@@ -25,7 +25,8 @@ VERBS = {
     "doctor": ("doctor", "Find what keeps programs from their devices."),
     "bind": ("bind", "Hand cards to vfio-pci, so that programs can use them."),
     "unbind": ("unbind", "Take cards from vfio-pci."),
-    "fw": ("fw", "Build, sign, verify and inspect firmware images."),
+    "fw": ("fw", "Make firmware images, flash them, read firmware's log."),
+    "console": ("console", "Talk to the firmware over its UART."),
     "demo": ("demo", "Classify files with a trained model and check every answer."),
 }
 """Verb → (module of this package, one line of help)."""

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from driver_shim.discovery import parse_bus_address
-from driver_shim.errors import DeviceNotFound
+from driver_shim.errors import DeviceBusy, DeviceNotFound
 from driver_shim.holder import holder_of
 from driver_shim.pci_sysfs import PCI_SCHEME
 from driver_shim.usb_ports import PREFIX as DEBUG_PORT_SCHEME
 from sdk import environment
 from sdk.cli.exit_codes import ExitCode, Failure
-from sdk.info import CARD_SCHEMES, DeviceInfo, card_at, listing, served_devices
+from sdk.info import CARD_SCHEMES, SYSFS_SCHEME, DeviceInfo, card_at, listing, served_devices
 
 if TYPE_CHECKING:
     from sdk.cli.frame import Frame
@@ -64,6 +64,21 @@ def confirm(question: str, yes: bool) -> None:
         raise click.UsageError(f"{question} There is no terminal to ask on; say --yes.")
     if not click.confirm(question, err=True):
         raise Failure("nothing was changed")
+
+
+def require_unheld(address: str) -> None:
+    """Looking at a card through sysfs disturbs nobody and is not kept from anyone; writing would. Raises DeviceBusy."""
+    if not address.startswith(SYSFS_SCHEME):
+        return  # who opens it becomes its holder
+    holder = holder_of(PCI_SCHEME + address.removeprefix(SYSFS_SCHEME))
+    if holder is not None:
+        raise DeviceBusy(
+            f"{address} is left alone: it is held by {holder}",
+            device=address,
+            subsystem="holder",
+            remedy="end that process first",
+            holder=holder,
+        )
 
 
 def open_named(address: str) -> Device:

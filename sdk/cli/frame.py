@@ -34,6 +34,7 @@ class Frame:
         self.sections: dict[str, Any] = {}
         """What a verb reports beside devices and errors, by the document's key."""
         self._codes: list[ExitCode] = []
+        self._streams = False
         self._console: Console | None = None
 
     @property
@@ -99,12 +100,25 @@ class Frame:
             **self.sections,
         }
 
+    def emit(self, address: str, **sections: Any) -> None:
+        """With --json, print a line of a stream: an envelope with these sections, of one device.
+
+        `finish` then prints one more line only to tell errors.
+        """
+        if self.as_json:
+            self._streams = True
+            self._print({**self.document(), "devices": [{"address": address}], "errors": [], **sections})
+
     def finish(self) -> ExitCode:
         """Print the document with --json; returns the exit code."""
-        if self.as_json:
-            sys.stdout.write(json.dumps(self.document(), ensure_ascii=False, allow_nan=False) + "\n")
+        if self.as_json and (self.errors or not self._streams):
+            self._print(self.document())
         sys.stdout.flush()
         return self.exit_code()
+
+    def _print(self, document: dict[str, Any]) -> None:
+        sys.stdout.write(json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
+        sys.stdout.flush()
 
 
 def now() -> str:

@@ -14,6 +14,7 @@ from driver_shim.protocol.runtime_folder import Holder
 from sdk.cli.device_selection import device_option, open_named, queried
 from sdk.cli.exit_codes import Failure
 from sdk.cli.frame import Frame, holder_facts, rfc3339
+from sdk.cli.fw.device_facts import boot_facts, sensor_facts
 from sdk.cli.list_devices import facts
 from sdk.cli.verb import verb
 from sdk.errors import NpuError
@@ -40,13 +41,22 @@ def command(frame: Frame, wanted: tuple[str, ...], no_open: bool) -> None:
 
 def _entry(device: DeviceInfo, no_open: bool) -> dict[str, Any]:
     found = _found(saved_pre_open(canonical_address(device.address)))
-    closed = {**facts(device), "opened": False, "opened_with_reset": False, "errors_logged": None, "pre_open": found}
+    closed = {
+        **facts(device),
+        **boot_facts(None),
+        "sensors": None,
+        "opened": False,
+        "opened_with_reset": False,
+        "errors_logged": None,
+        "pre_open": found,
+    }
     if no_open or device.holder or not device.address.startswith("vfio-user:"):
         return closed
     try:
         with open_named(device.address) as opened:
+            known = {**facts(opened.info), **boot_facts(opened.info.boot), "sensors": sensor_facts(opened.sensors())}
             entry = {
-                **facts(opened.info),
+                **known,
                 "pid": device.pid,
                 "debug_port": device.debug_port,
                 "opened": True,

@@ -84,6 +84,6 @@ def facts(info: DeviceInfo) -> dict[str, Any]:
     """A device's info as the report's keys; `tick_hz` is `tick_hertz` there."""
     entry = dataclasses.asdict(info)
     entry["tick_hertz"] = entry.pop("tick_hz")
-    del entry["pre_open"]  # known to those who open the device; info shows it
+    del entry["pre_open"], entry["boot"]  # known to those who open the device; info shows them
     entry["holder"] = holder_facts(info.holder)
     return entry

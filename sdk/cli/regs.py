@@ -7,17 +7,14 @@ from typing import Any
 import click
 from rich.table import Table
 
-from driver_shim.errors import DeviceBusy
-from driver_shim.holder import holder_of
-from driver_shim.pci_sysfs import PCI_SCHEME
 from driver_shim.protocol.register_kinds import Access, Register
 from driver_shim.protocol.registers import REGISTERS
-from sdk.cli.device_selection import OPENED_WITH_RESET, changed, device_option, open_named, queried
+from sdk.cli.device_selection import OPENED_WITH_RESET, changed, device_option, open_named, queried, require_unheld
 from sdk.cli.exit_codes import Failure
 from sdk.cli.frame import Frame
 from sdk.cli.verb import verb
 from sdk.errors import NpuError
-from sdk.info import SYSFS_SCHEME, DeviceInfo
+from sdk.info import DeviceInfo
 
 SAFE_TO_WRITE = frozenset({"scratch", "scratch_wide"})
 
@@ -82,7 +79,7 @@ def _value(register: Register, text: str) -> int:
 
 def _one_device(frame: Frame, device: DeviceInfo, shown: list[Register], writes: dict[str, int]) -> None:
     if writes:
-        _require_unheld(device.address)
+        require_unheld(device.address)
     with open_named(device.address) as opened:
         access = opened.registers
         for name, value in writes.items():
@@ -98,21 +95,6 @@ def _one_device(frame: Frame, device: DeviceInfo, shown: list[Register], writes:
         fields = " ".join(f"{name}={value}" for name, value in entry["fields"].items())
         table.add_row(entry["offset"], entry["name"], entry["value"], fields)
     frame.console.print(table)
-
-
-def _require_unheld(address: str) -> None:
-    """Looking at a card through sysfs disturbs nobody and is not kept from anyone; writing would. Raises DeviceBusy."""
-    if not address.startswith(SYSFS_SCHEME):
-        return  # who opens it becomes its holder
-    holder = holder_of(PCI_SCHEME + address.removeprefix(SYSFS_SCHEME))
-    if holder is not None:
-        raise DeviceBusy(
-            f"{address} is not written to: it is held by {holder}",
-            device=address,
-            subsystem="holder",
-            remedy="end that process first",
-            holder=holder,
-        )
 
 
 def _entry(register: Register, value: int) -> dict[str, Any]:

@@ -23,3 +23,15 @@ SIGNER_S = 600.0
 
 RECOVER_S = 300.0
 """Writing a whole slot through the debug port, and booting it."""
+
+LOG_FOLLOW_POLL_S = 0.25
+"""How often `fw log --follow` asks for more."""
+
+CONSOLE_POLL_S = 0.02
+"""How often the console is looked at: nobody sees a key's echo come later."""
+
+CONSOLE_LINGER_S = 1.0
+"""After the end of what was piped in, and without output, before the console is left."""
+
+CONSOLE_STUCK_S = 10.0
+"""What was piped in is not taken for so long: the firmware does not read its console."""

@@ -6,7 +6,8 @@ import functools
 import math
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import click
@@ -19,11 +20,17 @@ from sdk.cli.supervise import Abandoned, supervise
 Body = Callable[..., None]
 
 
-def verb(name: str, *, limit_s: float = timeouts.QUERY_S) -> Callable[[Body], click.Command]:
+def verb(
+    name: str,
+    *,
+    limit_s: float | Callable[[Mapping[str, Any]], float] = timeouts.QUERY_S,
+    around: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Callable[[Body], click.Command]:
     """Make a body `(frame, **options) -> None` a verb with `--json` and `--timeout`; `name` begins with its group's.
 
-    The body runs in a process of its own; `limit_s` bounds it when the user names no limit. What it raises becomes an
-    entry of the report's errors and the exit code.
+    The body runs in a process of its own; `limit_s` (or what it says of the options) bounds it when the user names no
+    limit. What it raises becomes an entry of the report's errors and the exit code. `around` is entered in the tool's
+    own process: what it puts right at the end is put right even after the body's process was killed.
     """
 
     def decorate(body: Body) -> click.Command:
@@ -32,9 +39,11 @@ def verb(name: str, *, limit_s: float = timeouts.QUERY_S) -> Callable[[Body], cl
             frame = Frame(name, as_json=as_json, timeout=timeout)
             if timeout is not None and math.isnan(timeout):
                 raise click.UsageError("--timeout nan: give seconds, e.g. 30 or inf")
-            bound = timeout if timeout is not None else _environment_limit(limit_s)
+            limit = limit_s(options) if callable(limit_s) else limit_s
+            bound = timeout if timeout is not None else _environment_limit(limit)
             try:
-                return supervise(lambda: _work(frame, body, options), bound)
+                with around():
+                    return supervise(lambda: _work(frame, body, options), bound)
             except Abandoned:
                 hint = "give it longer with --timeout, or look at the device"
                 frame.fail(Failure(f"no answer within {bound:g} s; {hint}", ExitCode.TIMED_OUT, slug="timeout"))

@@ -115,7 +115,7 @@ def test_help_fits_80_columns_and_names_every_verb(npuctl: Npuctl) -> None:
     done = npuctl("--help", COLUMNS="200")
     assert done.returncode == 0
     assert max(map(len, done.stdout.splitlines())) <= 80
-    for verb in ("list", "info", "regs", "run", "bench", "emulate", "reset", "doctor", "bind", "unbind", "demo"):
+    for verb in ("list", "info", "regs", "run", "bench", "emulate", "reset", "doctor", "bind", "unbind", "fw", "demo"):
         assert f"\n  {verb} " in done.stdout
         assert npuctl(verb, "--help").returncode == 0
 

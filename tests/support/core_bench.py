@@ -30,6 +30,7 @@ REFERENCE_IMAGE = (Path(__file__).parents[2] / "emulator/management/firmware/ref
 _STEP_INSTRUCTIONS = 100_000
 _PATIENCE_TICKS = 120 * MTIME_HERTZ
 """Two minutes of the core's own time, which an idle core passes at once."""
+NO_FLAGS = UpdateFlag(0)
 HOST_ADDRESS = 0x1_0000_0000
 
 
@@ -149,7 +150,7 @@ class CoreBench:
         assert size <= BODY_BYTES
         return MailboxResult(self.link["answer_result"]), answer[REQUEST.size : REQUEST.size + size]
 
-    def update(self, image: bytes, flags: UpdateFlag = UpdateFlag(0)) -> tuple[MailboxResult, int]:
+    def update(self, image: bytes, flags: UpdateFlag = NO_FLAGS) -> tuple[MailboxResult, int]:
         """Flash an image from host memory; the result and how many bytes the slot held already."""
         self.host = image
         body = UPDATE_BEGIN.build(address=HOST_ADDRESS, image_bytes=len(image), flags=int(flags))

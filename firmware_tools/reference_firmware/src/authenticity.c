@@ -89,10 +89,10 @@ uint32_t authenticity_check_whole(struct image *image, const uint8_t *bytes)
     authenticity_start_hash(image);
     crypto_hash(bytes, image->signed_end);
     result = authenticity_check_hash(image);
-    if (result != OK) {
-        return result;
+    if (result == OK && !image_chunks_are_right(image, bytes)) {
+        result = NPU_MAILBOX_RESULT_BAD_HASH;
     }
-    return authenticity_check_signatures(image, bytes);
+    return result == OK ? authenticity_check_signatures(image, bytes) : result;
 }
 
 uint32_t authenticity_check_admission(const struct image *image, bool without_hardware_id)

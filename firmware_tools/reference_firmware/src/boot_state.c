@@ -37,7 +37,7 @@ static bool read_copy(uint32_t copy, struct boot_state *state)
 
     memcpy(&found, bytes, sizeof found);
     if (found.magic != NPU_BOOT_STATE_MAGIC || found.version != NPU_BOOT_STATE_VERSION ||
-        found.checksum != crc32(bytes, CHECKED_BYTES) ||
+        found.checksum != crc32(bytes, CHECKED_BYTES) || found.sequence >= NPU_BOOT_STATE_MAX_SEQUENCE ||
         !bytes_are(found.reserved_14, 0, sizeof found.reserved_14)) {
         return false;
     }
@@ -90,10 +90,6 @@ bool boot_state_write(const struct boot_state *state)
         .failed_slot = state->failed,
     };
 
-    /* A number that wrapped would make the new copy the older one. */
-    if (newest.sequence == UINT32_MAX) {
-        return false;
-    }
     encoded.checksum = crc32((const uint8_t *)&encoded, CHECKED_BYTES);
     memset(page, NPU_ERASED, sizeof page);
     memcpy(page, &encoded, sizeof encoded);

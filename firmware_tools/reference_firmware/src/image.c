@@ -392,6 +392,19 @@ bool image_chunk_is_right(const struct image *image, uint32_t offset, const uint
     return crypto_hash_finish(found, sizeof found) && bytes_equal(found, stated, sizeof found);
 }
 
+bool image_chunks_are_right(const struct image *image, const uint8_t *bytes)
+{
+    if (!image->chunk_hashes) {
+        return true;
+    }
+    for (uint32_t offset = 0; offset < image->payload_end; offset += IMAGE_CHUNK_BYTES) {
+        if (!image_chunk_is_right(image, offset, bytes + offset)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 uint64_t image_version(const struct image *image)
 {
     const struct npu_image_header *header = &image->header;

@@ -70,6 +70,9 @@ bool image_next_signature(const uint8_t **entries, uint32_t *count, struct image
 /* Whether `chunk`, which begins at `offset`, has the hash that the image states. Only for images with chunk hashes. */
 bool image_chunk_is_right(const struct image *image, uint32_t offset, const uint8_t *chunk);
 
+/* Whether all chunks of an image that lies in memory whole have; true for images without chunk hashes. */
+bool image_chunks_are_right(const struct image *image, const uint8_t *bytes);
+
 /* Bytes of the chunk that begins at `offset`. */
 uint32_t image_chunk_bytes(const struct image *image, uint32_t offset);
 

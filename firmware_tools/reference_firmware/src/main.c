@@ -75,8 +75,8 @@ void main(void)
     if (VARIANT_HANGS) {
         cpu_stop();
     }
-    console_banner();
     thermal_tick();
+    console_banner();
     events_start((uint64_t)TICK_MILLISECONDS * TICKS_PER_MILLISECOND);
     boot_post(NPU_POST_FIRMWARE_READY);
     if (VARIANT_FAULTS) {

@@ -216,6 +216,9 @@ static void finish_verifying(void)
     }
     crypto_hash(tlvs, update.image.header.protected_size);
     result = authenticity_check_hash(&update.image);
+    if (result == OK && update.in_memory && !image_chunks_are_right(&update.image, staging_memory)) {
+        result = NPU_MAILBOX_RESULT_BAD_HASH;
+    }
     if (result == OK) {
         result = authenticity_check_signatures(&update.image, staging_memory);
     }

@@ -16,6 +16,11 @@ VERBS = {
     "inspect": ("inspect", "Show what an image says of itself."),
     "recover": ("recover", "Write an image to a device that does not boot, over USB."),
     "keygen": ("keygen", "Make a key pair for signing."),
+    "info": ("info", "Show which firmware runs and what the slots hold."),
+    "flash": ("flash", "Put an image on devices, by a plan that is shown first."),
+    "confirm": ("confirm", "Keep the firmware that runs on trial."),
+    "rollback": ("rollback", "Return to the firmware in the other slot."),
+    "log": ("log", "Show the firmware's log."),
     "export": ("export", "Export the register maps: C header, SystemRDL, HTML, JSON."),
 }
 """Verb → (module of this package, one line of help)."""
@@ -23,7 +28,7 @@ VERBS = {
 
 @click.group("fw", cls=VerbGroup, package="sdk.cli.fw", verbs=VERBS, context_settings=HELP_OPTIONS)
 def command() -> None:
-    """Build, sign, verify and inspect firmware images; export register maps.
+    """Make firmware images, put them on devices, see what firmware says; export register maps.
 
     Images have MCUboot's layout and Ed25519 signatures.
     """

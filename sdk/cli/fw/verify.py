@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from driver_shim.protocol.image import TrustedKey
+from driver_shim.protocol.image import ImageFlag, ParsedImage, TrustedKey
 from firmware_tools.keys import is_development_key, load_public_key
 from firmware_tools.verify import verify_image
 from sdk.cli.frame import Frame
@@ -36,5 +36,17 @@ def command(frame: Frame, image: Path, keys: tuple[Path, ...]) -> None:
         frame.say(f"  {key.key_hash.hex()}")
     if any(is_development_key(public_key) for public_key in public_keys):
         frame.note("the development key is published: its signature proves nothing")
-    if not any(made.public_key for made in found.signatures):
-        frame.note("devices refuse it: the image holds only the hash of its key (sign it with --embed-key)")
+    for reason in _reasons_of_devices(found):
+        frame.note(f"devices refuse it: {reason}")
+
+
+def _reasons_of_devices(image: ParsedImage) -> list[str]:
+    """Why a device would not start an image that is genuine."""
+    reasons = []
+    if not any(made.public_key for made in image.signatures):
+        reasons.append("it holds only the hash of its key (sign it with --embed-key)")
+    if not image.ram_load:
+        reasons.append("it is not made to be loaded into RAM")
+    if ImageFlag.NON_BOOTABLE in image.flags:
+        reasons.append("it is marked as not bootable")
+    return reasons

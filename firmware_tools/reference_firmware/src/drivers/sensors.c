@@ -10,17 +10,21 @@
 #define CODES_PER_AMPERE 256u
 #define CODES_PER_VOLT 2048u
 
+static uint32_t rounded(uint64_t dividend, uint32_t divisor)
+{
+    return (uint32_t)((dividend + divisor / 2) / divisor);
+}
+
 struct sensor_readings sensors_read(void)
 {
     uint32_t temperature = FIELD_OF(mmio_read(REGISTER(SENSORS, TEMPERATURE_RAW)), SENSORS_TEMPERATURE_RAW_CODE);
     uint32_t current = FIELD_OF(mmio_read(REGISTER(SENSORS, CURRENT_RAW)), SENSORS_CURRENT_RAW_CODE);
     uint32_t voltage = FIELD_OF(mmio_read(REGISTER(SENSORS, VOLTAGE_RAW)), SENSORS_VOLTAGE_RAW_CODE);
-    uint64_t power = (uint64_t)current * voltage * MILLI;
 
     return (struct sensor_readings){
-        .millicelsius = (int32_t)(temperature * MILLI / CODES_PER_CELSIUS) + CELSIUS_AT_ZERO * (int32_t)MILLI,
-        .milliwatts = (uint32_t)(power / (CODES_PER_AMPERE * CODES_PER_VOLT)),
-        .millivolts = voltage * MILLI / CODES_PER_VOLT,
+        .millicelsius = (int32_t)rounded(temperature * MILLI, CODES_PER_CELSIUS) + CELSIUS_AT_ZERO * (int32_t)MILLI,
+        .milliwatts = rounded((uint64_t)current * voltage * MILLI, CODES_PER_AMPERE * CODES_PER_VOLT),
+        .millivolts = rounded((uint64_t)voltage * MILLI, CODES_PER_VOLT),
     };
 }
 
