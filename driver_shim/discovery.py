@@ -173,6 +173,7 @@ def _publication(path: Path) -> Publication | None:
             serial=str(document["serial"]),
             kernels=str(document["kernels"]),
             since=float(document["since"]),
+            usbip_port=None if document.get("usbip_port") is None else int(document["usbip_port"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         _log.debug("%s is no device publication: %s", path, error)

@@ -166,12 +166,13 @@ class UnsupportedPlatform(NpuError, OSError):
 
 def no_dma(address: str) -> UnsupportedPlatform:
     """What was asked needs DMA, interrupts or a reset, and the device was opened in a way that has none."""
-    way, _, bus_address = address.partition(":")
+    way, _, rest = address.partition(":")
+    remedy = "open it on PCI: npuctl list" if way == "usb" else f"bind the card to vfio-pci: npuctl bind -d pci:{rest}"
     return UnsupportedPlatform(
         f"{address} is open for its registers and BARs only: {way} offers neither DMA nor interrupts, and no reset",
         device=address,
         code="no-dma",
-        remedy=f"bind the card to vfio-pci: npuctl bind -d pci:{bus_address}",
+        remedy=remedy,
     )
 
 

@@ -59,6 +59,30 @@ TAKEOVER_S = 2.0
 """After a holder was killed: its locks go first, what it had open of the device after them, and a card is reset on
 that way (100 ms by the PCI Express specification, more for a card that needs a bus reset)."""
 
+USB_CONNECT_S = 2.0
+"""Connecting to a debug port's server on this machine: the kernel does it without that process."""
+
+USB_TRANSFER_S = 5.0
+"""One control transfer: milliseconds, unless the other side is starved. USB itself allows 5 s (9.2.6.4)."""
+
+USB_LEAST_S = 1e-3
+"""A socket's time-out when nothing is left of it: zero would mean not to wait at all."""
+
+USB_RETURN_S = 10.0
+"""A device that left the bus to come back in another mode; hosts allow some seconds for that."""
+
+USB_RETURN_POLL_S = 0.1
+"""Between two looks for it."""
+
+DFU_LONGEST_POLL_S = 5.0
+"""The most that a device is believed when it says when to ask again."""
+
+DFU_BLOCK_S = 10.0
+"""One block, from DNLOAD to the device's wanting the next one."""
+
+DFU_MANIFEST_S = 120.0
+"""Verifying and writing a whole slot: a second on the emulator, a minute on slow flash."""
+
 MAILBOX_S = 5.0
 """One request to the firmware and its answer. Long for the firmware is what a flash sector's erasure takes, 0.1 s, or a
 core that is throttled on a busy machine."""

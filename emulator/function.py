@@ -175,7 +175,7 @@ class PciFunction:
         if not self._memory_decoded():
             return b"\xff" * size
         if region == BAR0:
-            return self._read_bar0(offset, size)
+            return self.bar0_read(offset, size)
         if region == BAR4:
             return self._read_aperture(offset, size)
         return bytes(size)
@@ -187,7 +187,7 @@ class PciFunction:
         elif not self._memory_decoded():
             return
         elif region == BAR0:
-            self._write_bar0(offset, data)
+            self.bar0_write(offset, data)
         elif region == BAR2:
             self._write_doorbell(offset, data)
         elif region == BAR4:
@@ -196,7 +196,8 @@ class PciFunction:
     def _memory_decoded(self) -> bool:
         return self.config.memory_enable and self.config.power_state == 0
 
-    def _read_bar0(self, offset: int, size: int) -> bytes:
+    def bar0_read(self, offset: int, size: int) -> bytes:
+        """Read BAR0 from inside the chip: whether PCI decodes memory makes no difference."""
         if offset >= MSIX_PBA_OFFSET:
             return self.interrupts.pba_read(offset - MSIX_PBA_OFFSET, size)
         if offset >= MSIX_TABLE_OFFSET:
@@ -206,7 +207,8 @@ class PciFunction:
             return self.management.console_window(at, size)
         return self.registers.read(offset, size).to_bytes(size, "little")
 
-    def _write_bar0(self, offset: int, data: bytes) -> None:
+    def bar0_write(self, offset: int, data: bytes) -> None:
+        """Write BAR0 from inside the chip."""
         if offset >= MSIX_PBA_OFFSET:
             self._register_fault(offset, "write to the MSI-X pending bits")
         elif offset >= MSIX_TABLE_OFFSET:

@@ -24,7 +24,15 @@ _logger = logging.getLogger("npu.emulator")
 class PublishedEmulator:
     """A publication of this process; `withdraw` removes it."""
 
-    def __init__(self, socket_path: Path, profile: str, serial: str, kernels: str, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        socket_path: Path,
+        profile: str,
+        serial: str,
+        kernels: str,
+        usbip_port: int | None = None,
+        folder: Path | None = None,
+    ) -> None:
         """Publish. A folder that cannot be written is no reason not to serve: it is logged."""
         address = f"vfio-user:{socket_path.resolve()}"
         name = device_file_name(address)
@@ -38,6 +46,7 @@ class PublishedEmulator:
             serial=serial,
             kernels=kernels,
             since=time.time(),
+            usbip_port=usbip_port,
         )
         temporary = self._path.with_suffix(f".{os.getpid()}")
         try:

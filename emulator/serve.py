@@ -10,14 +10,20 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from emulator.engines import import_guard
 from emulator.management.options import CoreOptions
 from emulator.publication import PublishedEmulator
+from emulator.server.companion import Companion
 from emulator.server.function_port import FunctionPort
 from emulator.server.listener import Listener, ListenError
+from emulator.server.usbip import UsbipServer, listen
 from emulator.server.vfio_user import Server, StopSignal
 from emulator.state import StateError
+
+if TYPE_CHECKING:
+    from emulator.function import PciFunction
 
 _logger = logging.getLogger("npu.emulator")
 
@@ -28,6 +34,8 @@ EXIT_FAILED = 1
 LOG_FORMAT = "%(asctime)s %(name)s %(levelname)s %(message)s"
 
 Build = Callable[[], FunctionPort]
+Accompany = Callable[[Callable[[], bool]], Companion]
+"""Makes what is served beside the function; its argument tells whether a client has that."""
 
 
 def serve(
@@ -36,14 +44,15 @@ def serve(
     path: Path | None = None,
     connection_fd: int | None = None,
     owner_pidfd: int | None = None,
+    accompany: Accompany | None = None,
     ready: Callable[[], None] | None = None,
 ) -> None:
     """Serve the function that `build` returns until SIGTERM or SIGINT, then power it off.
 
     With `path`, whoever connects to that socket is served, one after the other. With `connection_fd` (one end of a
     socket pair) only its other end is, and serving ends with it, or with the process of `owner_pidfd`; then SIGINT is
-    left to the owner. Both descriptors are taken over. `ready` is called once clients can connect. Must be called in
-    the main thread. Raises ListenError, and what `build` raises.
+    left to the owner. Both descriptors are taken over. `accompany` is called once the function is built, `ready` once
+    clients can connect. Must be called in the main thread. Raises ListenError, and what `build` raises.
     """
     with ExitStack() as cleanup:
         stop = StopSignal()
@@ -66,6 +75,8 @@ def serve(
         function = build()
         cleanup.callback(function.close)
         server = Server(function, stop, listener=listener, client=client, owner_pidfd=owner_pidfd)
+        if accompany is not None:
+            server.accompany(accompany(lambda: server.occupied))
         if ready is not None:
             ready()
         server.run()
@@ -81,13 +92,17 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--profile", default="generic", metavar="NAME", help="the chip to model (default: %(default)s)")
     parser.add_argument("--kernels", choices=KERNELS, default="auto", help="who computes (default: %(default)s)")
     parser.add_argument("--state", type=Path, metavar="DIR", help="keep serial number, logs and black box here")
+    parser.add_argument("--usbip-port", type=int, metavar="N", help="offer the USB debug port there; 0 takes any")
     parser.add_argument("--core", choices=CORES, default="auto", help="start a management core (default: if it can be)")
     parser.add_argument("--firmware", type=Path, metavar="ELF", help="run this on it, not what its flash holds")
     parser.add_argument("--board", type=Path, metavar="FILE", help="memories and peripherals for that image")
     parser.add_argument("--uart", metavar="WHERE", help="also show its UART: pty, tcp:PORT or stdio")
     parser.add_argument("--ambient-celsius", type=float, metavar="T", help="temperature around the chip")
     parser.add_argument("--log-level", default="WARNING", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
-    return parser.parse_args(arguments)
+    chosen = parser.parse_args(arguments)
+    if chosen.usbip_port is not None and chosen.socket is None:
+        parser.error("--usbip-port goes with --socket")
+    return chosen
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,7 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("npu").setLevel(chosen.log_level)
 
     import_guard.install()
-    publication: list[PublishedEmulator] = []
+    cleanup = ExitStack()
+    built: list[PciFunction] = []
     exit_codes: list[int] = []
 
     def power_off(exit_code: int) -> None:
@@ -108,27 +124,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def build() -> FunctionPort:
         from emulator import function  # slow, and not needed to report a socket in use
 
-        built = function.build(
+        device = function.build(
             chosen.profile, chosen.kernels, chosen.state, core=_core_options(chosen), on_power_off=power_off
         )
+        built.append(device)
         if chosen.socket is not None:
-            publication.append(PublishedEmulator(chosen.socket, chosen.profile, built.serial, chosen.kernels))
-        return built
+            port = usbip.getsockname()[1] if usbip else None
+            published = PublishedEmulator(chosen.socket, chosen.profile, device.serial, chosen.kernels, port)
+            cleanup.callback(published.withdraw)
+        return device
 
-    try:
-        serve(
-            build,
-            path=chosen.socket,
-            connection_fd=chosen.connection_fd,
-            owner_pidfd=chosen.owner_pid_fd,
-            ready=lambda: _announce(chosen),
-        )
-    except (ListenError, StateError, OSError, ValueError) as error:
-        _logger.error("%s", error)
-        return EXIT_FAILED
-    finally:
-        for published in publication:
-            published.withdraw()
+    def debug_port(occupied: Callable[[], bool]) -> Companion:
+        from emulator.usb.device import DebugPort
+        from emulator.usb.recovery_wire import RecoveryWire
+
+        device, listening = built[0], usbip
+        if listening is None:
+            raise RuntimeError("asked for a debug port without a socket for it")
+        recovery = RecoveryWire(lambda: device.management.recovery)
+        return UsbipServer(listening, DebugPort(device.serial, device, recovery, occupied))
+
+    with cleanup:
+        try:
+            usbip = None if chosen.usbip_port is None else cleanup.enter_context(listen(chosen.usbip_port))
+            serve(
+                build,
+                path=chosen.socket,
+                connection_fd=chosen.connection_fd,
+                owner_pidfd=chosen.owner_pid_fd,
+                accompany=debug_port if usbip else None,
+                ready=lambda: _announce(chosen, usbip),
+            )
+        except (ListenError, StateError, OSError, ValueError) as error:
+            _logger.error("%s", error)
+            return EXIT_FAILED
     return exit_codes[0] if exit_codes else EXIT_FINE
 
 
@@ -144,7 +173,9 @@ def _core_options(chosen: argparse.Namespace) -> CoreOptions | None:
     )
 
 
-def _announce(chosen: argparse.Namespace) -> None:
+def _announce(chosen: argparse.Namespace, usbip: socket.socket | None) -> None:
     """Tell whoever reads the log where clients can connect."""
     if chosen.socket is not None:
         _logger.info("serving %s as vfio-user:%s; stop with Ctrl-C or SIGTERM", chosen.profile, chosen.socket.resolve())
+    if usbip is not None:
+        _logger.info("the debug port speaks USB/IP on %s:%d", *usbip.getsockname())

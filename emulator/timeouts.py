@@ -32,3 +32,21 @@ STALE_CHECK_S = 1.0
 
 CORE_STOP_S = 2.0
 """The management core's process ends within a slice of instructions, below a millisecond; it may be starved."""
+
+USBIP_REQUEST_S = 5.0
+"""From a connection to the debug port's server to its first complete request; the sender may be starved."""
+
+TRANSFER_RETRY_S = 2e-3
+"""A transfer that waits for the management core's process is tried again this often; that answers within 0.2 ms."""
+
+CORE_MODE_POLL_S = 0.1
+"""How often the debug port looks whether the core went into recovery or left it, while a host has imported it."""
+
+DFU_DETACH_S = 0.1
+"""From DETACH to leaving the bus: the host reads the answer first. Hosts wait for seconds."""
+
+DFU_LEAVE_S = 1.0
+"""From a good download's last status to leaving the bus: the host closes the device meanwhile, or resets the bus."""
+
+DFU_LAST_STATUS_S = 10.0
+"""A host that has downloaded an image asks for its fate at least this often; the device does not leave before."""

@@ -45,10 +45,11 @@ class Device:
     """An NPU, real or emulated. Thread-safe.
 
     Args:
-        address: "pci:0000:03:00.0", "emulator", "emulator:PROFILE?kernels=auto|numpy|golden", "vfio-user:SOCKET", or
-            "sysfs:0000:03:00.0" (registers and BARs only, no reset; as root). None takes `NPU_DEVICE`, else the first
-            free card (`NPU_VISIBLE_DEVICES` chooses and orders them), else, on a machine without one, a private
-            emulator, with a warning.
+        address: "pci:0000:03:00.0", "emulator", "emulator:PROFILE?kernels=auto|numpy|golden", "vfio-user:SOCKET",
+            "sysfs:0000:03:00.0" (registers and BARs only, no reset; as root), or "usb:SERIAL" (registers only, through
+            the debug port; "usb:SERIAL?force=yes" writes though a program has the device). None takes `NPU_DEVICE`,
+            else the first free card (`NPU_VISIBLE_DEVICES` chooses and orders them), else, on a machine without one, a
+            private emulator, with a warning.
         strict: make that fall-back an error (None: `NPU_STRICT`).
         when_busy: while another program holds the device, "fail" (DeviceBusy names it) or "wait" for it in line, for up
             to `timeout` seconds. "share" is reserved.

@@ -12,6 +12,7 @@ from driver_shim.management import BootProgress
 from driver_shim.pci_sysfs import PCI_SCHEME
 from driver_shim.pre_open import PreOpenRecord
 from driver_shim.protocol.runtime_folder import Holder
+from driver_shim.usb_ports import PREFIX
 from sdk import environment
 
 SYSFS_SCHEME = "sysfs:"
@@ -49,6 +50,8 @@ class DeviceInfo:
     """How it is reached: "vfio-user", or the kernel driver of a card."""
     pid: int | None = None
     """Process of an emulator."""
+    debug_port: str | None = None
+    """What `sdk.Device` takes to look through its USB debug port; None where that is not known."""
     pre_open: PreOpenRecord | None = None
     """What the device showed before it was enabled: earlier resets, faults, whether there is a black box."""
     holder: Holder | None = None
@@ -143,6 +146,7 @@ def served_devices() -> list[DeviceInfo]:
             kernels=found["kernels"],
             driver="vfio-user",
             pid=found["pid"],
+            debug_port=None if found["usbip_port"] is None else PREFIX + found["serial"],
             holder=holder_of(found["address"]),
         )
         for found in find_served()

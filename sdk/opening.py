@@ -37,8 +37,8 @@ _warned = False
 """Whether this process was told that it uses an emulator for want of a card."""
 _MACHINES = ("x86_64", "aarch64")
 _FORMS = (
-    '"emulator", "emulator:PROFILE?kernels=auto|numpy|golden", "vfio-user:SOCKET-PATH", "pci:0000:03:00.0" or'
-    ' "sysfs:0000:03:00.0"'
+    '"emulator", "emulator:PROFILE?kernels=auto|numpy|golden", "vfio-user:SOCKET-PATH", "pci:0000:03:00.0",'
+    ' "sysfs:0000:03:00.0", "usb:SERIAL" or "usb:SERIAL?force=yes"'
 )
 
 
@@ -87,12 +87,24 @@ def open_address(address: str | None, strict: bool | None, timeout_s: float, whe
     if scheme == "vfio-user" and rest:
         limit_s = min(timeout_s, timeouts.MESSAGE_S)
         return _open_claimed(chosen, when_busy, deadline, lambda: VfioUserTransport.connect(rest, timeout=limit_s))
+    if scheme == "usb" and rest:
+        return _open_debug_port(rest)
     bus_address = parse_bus_address(rest)
     if scheme == "pci" and bus_address:
         return _open_card(bus_address, when_busy, deadline)
     if scheme == "sysfs" and bus_address:
         return Opened(SysfsTransport(bus_address))
     raise ValueError(f"device address {chosen!r} is not understood; use {_FORMS}")
+
+
+def _open_debug_port(rest: str) -> Opened:
+    """What follows "usb:". Several programs may look through a debug port, so nobody claims the device."""
+    from driver_shim.transport.usb import UsbTransport  # few need it
+
+    serial, _, query = rest.partition("?")
+    if query not in ("", "force=yes"):
+        raise ValueError(f"debug port option {query!r} is not understood; use force=yes")
+    return Opened(UsbTransport(serial, force=bool(query)))
 
 
 def require_platform() -> None:

@@ -8,6 +8,7 @@ walking that declaration, so the three cannot disagree. Sizes are checked at imp
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import construct
@@ -21,6 +22,10 @@ u64 = construct.Int64ul
 i32 = construct.Int32sl
 i64 = construct.Int64sl
 f32 = construct.Float32l
+u16be = construct.Int16ub
+u32be = construct.Int32ub
+i32be = construct.Int32sb
+"""For protocols that are big-endian; no structure mixes the two."""
 
 
 class LayoutError(Exception):
@@ -79,8 +84,21 @@ def _field_of(subcon: Any, offset: int, owner: str) -> FieldSpec | None:
     raise LayoutError(f"{owner}.{name}: {type(inner).__name__} has no fixed hot-path form")
 
 
+def _byte_order(fields: Iterable[Any], owner: str) -> str:
+    """`struct`'s sign for the order that all numbers of more than one byte share."""
+    orders = set()
+    for subcon in fields:
+        inner = subcon.subcon if isinstance(subcon, construct.Renamed) else subcon
+        number = inner.subcon if isinstance(inner, construct.Array) else inner
+        if isinstance(number, construct.FormatField) and number.sizeof() > 1:
+            orders.add(number.fmtstr[0])
+    if len(orders) > 1:
+        raise LayoutError(f"{owner}: mixes little-endian and big-endian fields")
+    return orders.pop() if orders else "<"
+
+
 class Layout:
-    """A little-endian structure of exactly `size` bytes.
+    """A structure of exactly `size` bytes, little-endian unless its fields are declared otherwise.
 
     `build`/`parse` go through Construct and check everything; `pack`/`unpack_from` and `dtype` are the
     derived hot-path forms (tests prove them equal). Values that do not fit raise `FieldError`.
@@ -92,7 +110,8 @@ class Layout:
         self.construct = construct.Struct(*fields)
         specs: list[FieldSpec] = []
         offset = 0
-        formats = ["<"]
+        order = _byte_order(self.construct.subcons, name)
+        formats = [order]
         gaps: list[slice] = []
         for subcon in self.construct.subcons:
             width = subcon.sizeof()
@@ -112,7 +131,7 @@ class Layout:
         self.fields: dict[str, FieldSpec] = {spec.name: spec for spec in specs}
         self.codec = struct.Struct("".join(formats))
         self._gaps = tuple((gap, bytes(gap.stop - gap.start)) for gap in gaps)
-        self.dtype = layout_dtype(size, specs)
+        self.dtype = layout_dtype(size, specs, order)
 
     def __repr__(self) -> str:
         return f"Layout({self.name!r}, {self.size})"
@@ -198,26 +217,26 @@ class Layout:
             self._checked(spec, taken if spec.elements > 1 else taken[0])
 
 
-def layout_dtype(size: int, specs: list[FieldSpec]) -> np.dtype[Any]:
+def layout_dtype(size: int, specs: list[FieldSpec], byte_order: str = "<") -> np.dtype[Any]:
     """The numpy structured dtype with these fields at these offsets, `size` bytes in all."""
     return np.dtype(
         {
             "names": [spec.name for spec in specs],
-            "formats": [_numpy_code(spec) for spec in specs],
+            "formats": [_numpy_code(spec, byte_order) for spec in specs],
             "offsets": [spec.offset for spec in specs],
             "itemsize": size,
         }
     )
 
 
-def _numpy_code(spec: FieldSpec) -> Any:
+def _numpy_code(spec: FieldSpec, byte_order: str) -> Any:
     """numpy's spelling of a field: struct's "I" is "<u4", an array "(n,)<u4", bytes "Vn"."""
     code = spec.format[-1]
     if code == "s":
         return f"V{spec.size}"
     width = spec.size // spec.elements
     kind = "f" if code in "efd" else "i" if code.islower() else "u"
-    scalar = f"<{kind}{width}"
+    scalar = f"{byte_order}{kind}{width}"
     return (scalar, (spec.elements,)) if spec.elements > 1 else scalar
 
 

@@ -41,6 +41,8 @@ class Publication(TypedDict):
     kernels: str
     since: float
     """Seconds since the epoch."""
+    usbip_port: int | None
+    """Where its USB debug port speaks USB/IP on 127.0.0.1; None, or left out, when it does not."""
 
 
 class TicketRecord(TypedDict):

@@ -73,8 +73,10 @@ class BootRom:
     def verify(self, data: bytes) -> ParsedImage:
         """Whether an image may run on this chip. Raises ImageError, Unbootable."""
         image = parse_image(data)
-        if not image.flags & ImageFlag.RAM_LOAD:
-            raise Unbootable("it is not an image to be copied to RAM (flag 0x20)")
+        if image.flags != ImageFlag.RAM_LOAD:
+            raise Unbootable(
+                f"its flags are {image.flags:#x}; an image to be copied to RAM has {ImageFlag.RAM_LOAD:#x}"
+            )
         authenticate(image, [TrustedKey(self._one_time.key_hash)], ed25519_verify)
         start, end = image.load_address, image.load_address + len(image.loaded_region)
         if start < RAM_BASE or end > RAM_BASE + SLOT_BYTES:

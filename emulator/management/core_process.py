@@ -82,8 +82,7 @@ class CoreProcess(ManagementPort):
         """Whether the mailbox is; else a request was rung for and not withdrawn."""
         self._process: subprocess.Popen[bytes] | None = None
         self._pidfd = -1
-        self.recovery: socket.socket | None = None
-        """The USB controller's wire to the boot ROM: see `recovery_channel.py`."""
+        self.recovery = None
         self._start()
 
     # --- the process -------------------------------------------------------------------------------------------

@@ -72,6 +72,8 @@ class Segment:
     data: bytes
     size: int
     """With the noughts behind the data."""
+    holds_headers: bool = False
+    """Whether it begins with the ELF file's own headers."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Program:
     def load(self, memories: Memories, store: Callable[[int, bytes], None]) -> None:
         """Put every segment where it belongs. Raises BadSegment, before the first store, when one has no memory.
 
-        Linkers like to put the file's own headers into the page before the code: what sticks out of a memory is left
+        Linkers like to put the file's own headers into the page before the code: what lies below a memory then is left
         out, as QEMU does.
         """
         pieces = [piece for segment in self.segments for piece in self._pieces(segment, memories)]
@@ -109,17 +111,15 @@ class Program:
             store(address, data)
 
     def _pieces(self, segment: Segment, memories: Memories) -> Iterator[tuple[int, bytes]]:
-        """What of a segment goes where. Raises BadSegment when nothing does."""
-        found = False
+        """What of a segment goes where. Raises BadSegment when a part of it has no memory."""
+        end = segment.address + segment.size
         for memory in memories:
-            start, end = max(segment.address, memory.base), min(segment.address + segment.size, memory.end)
-            if start < end:
-                found = True
-                yield start, segment.data[start - segment.address : end - segment.address].ljust(end - start, b"\0")
-        if not found:
-            places = ", ".join(f"{m.name} {m.base:#x}..{m.end:#x}" for m in memories) or "none"
-            last = segment.address + segment.size
-            raise BadSegment(f"segment {segment.address:#x}..{last:#x} lies in no memory; memories: {places}")
+            start = max(segment.address, memory.base) if segment.holds_headers else segment.address
+            if memory.base <= start < end <= memory.end or (start == end and memory.base <= start <= memory.end):
+                yield start, segment.data[start - segment.address :].ljust(end - start, b"\0")
+                return
+        places = ", ".join(f"{m.name} {m.base:#x}..{m.end:#x}" for m in memories) or "none"
+        raise BadSegment(f"segment {segment.address:#x}..{end:#x} lies in no memory; memories: {places}")
 
 
 def read_program(path: Path) -> Program:
@@ -191,7 +191,7 @@ def _read_segments(elf: ELFFile, data: bytes) -> tuple[Segment, ...]:
             raise TruncatedElf(f"segment {index} ends at {start + held:#x}, the file at {len(data):#x}")
         if address + size > ADDRESS_LIMIT:
             raise BadSegment(f"segment {index} ends at {address + size:#x}, behind the 32-bit addresses")
-        segments.append(Segment(address, data[start : start + held], size))
+        segments.append(Segment(address, data[start : start + held], size, holds_headers=start == 0))
     if not segments:
         raise BadSegment("the file has no segment that is to be loaded")
     segments.sort(key=lambda segment: segment.address)

@@ -28,6 +28,10 @@ _NOWHERE = 0xFFFFFFFF
 """No instruction begins at an odd address, so unicorn never sees its end address."""
 
 _USER_MODE = 0
+_INSTRUCTION_BYTES_MAX = 4
+
+_TRANSLATION_BUFFER_BYTES = 64 << 20
+"""Unicorn would let translated code grow to a gigabyte before it starts again."""
 
 _SCRATCH = 0x0
 _LOOP = bytes.fromhex("13000000 6ff0dfff")  # nop; j -4
@@ -102,13 +106,14 @@ class BusFault:
 
 
 class Hart:
-    """Registers, traps and time. What lies on its bus is put there with `map_memories` and `map_device`."""
+    """Registers, traps and time, with memories on its bus and whatever `map_device` puts there."""
 
     def __init__(self, memories: Memories, time: Callable[[], int]) -> None:
         """`time` gives `mtime`, the value of the `time` register."""
         self._memories = memories
         self._engine = unicorn.Uc(unicorn_const.UC_ARCH_RISCV, unicorn_const.UC_MODE_RISCV32)
         self._engine.ctl_set_cpu_model(riscv_const.UC_CPU_RISCV32_SIFIVE_E31)
+        self._engine.ctl_set_tcg_buffer_size(_TRANSLATION_BUFFER_BYTES)
         self._counter: InstructionCounter = find_counter(self._engine)
         self._registers = EngineRegisters(self._engine)
         self._code = next(iter(memories), NO_MEMORY)
@@ -116,6 +121,7 @@ class Hart:
         self._cycle = 0
         self._retired = 0
         self._fault_address = 0
+        self._until = _NOWHERE
         self._stale_block: tuple[int, int] | None = None
         self._intercepted: set[int] = set()
         self.fault: BusFault | None = None
@@ -249,9 +255,10 @@ class Hart:
 
     def run(self, limit: int) -> Halt:
         """Run at most so many cycles. May come back early for no visible reason."""
+        until, self._until = self._until, _NOWHERE
         self._running = True
         try:
-            self._engine.emu_start(self.pc, _NOWHERE, 0, self._counter.begin(limit))
+            self._engine.emu_start(self.pc, until, 0, self._counter.begin(limit))
         except unicorn.UcError as stopped:
             self._running = False
             return self._end_with_error(stopped)
@@ -263,9 +270,9 @@ class Hart:
             self._account(begun, begun)
             self._retranslate()
         elif begun <= self._counter.limit():
-            # Nothing but wfi ends a run before its limit.
+            # Nothing but wfi and the end that was asked for ends a run before its limit.
             self._account(begun, begun)
-            return Halt.WAIT
+            return Halt.ENDED if self.pc == until else Halt.WAIT
         else:
             self._account(begun - 1, begun - 1)
         return Halt.ENDED
@@ -277,6 +284,11 @@ class Hart:
     def _end_with_error(self, stopped: unicorn.UcError) -> Halt:
         begun = self._counter.value()
         self.pc = self._registers.read_pc()
+        if stopped.errno in _FETCH_ERRORS and self._fault_address - self.pc >= _INSTRUCTION_BYTES_MAX:
+            # The last instruction of a block lacks its second half, and none of the block has run: run up to it.
+            self._account(begun, begun)
+            self._until = self._fault_address - 2
+            return Halt.ENDED
         if stopped.errno in _FETCH_ERRORS:
             self._account(begun + 1, begun)
             self.fault = BusFault(Access.FETCH, self._fault_address, self.pc, read_only=False)

@@ -6,6 +6,7 @@ Everything here is silicon: registers, wires, memory. What only firmware can ans
 from __future__ import annotations
 
 import abc
+import socket
 
 from driver_shim.protocol.mailbox import MailboxState
 from driver_shim.protocol.registers import NEVER_MEASURED, REGISTERS, Post
@@ -14,6 +15,9 @@ from emulator.address_space import AddressSpace
 
 class ManagementPort(abc.ABC):
     """A management core as the function's registers show it."""
+
+    recovery: socket.socket | None = None
+    """The USB controller's wire to the boot ROM (`recovery_channel.py`); None while there is no core."""
 
     @abc.abstractmethod
     def boot_progress(self) -> int:

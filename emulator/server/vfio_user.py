@@ -17,6 +17,7 @@ import time
 
 from driver_shim.protocol.vfio_user_framing import Message
 from emulator import timeouts
+from emulator.server.companion import Companion
 from emulator.server.connection import Connection, ConnectionLost, close_all
 from emulator.server.dispatch import Dispatcher
 from emulator.server.function_port import FunctionPort
@@ -78,6 +79,7 @@ class Server:
         self._dispatcher = Dispatcher(function)
         self._client: Connection | None = None
         self._memory: MessageMemory | None = None
+        self._companion: Companion | None = None
         self._waits_for_room = False
         """Whether the client has left replies unread, so that we wait for it to make room."""
         self._wake_fds: list[int] = []
@@ -91,6 +93,16 @@ class Server:
             self._poller.register(owner_pidfd, select.POLLIN)
         if client is not None:
             self._newcomers.add(client, patience_s=math.inf)
+
+    def accompany(self, companion: Companion) -> None:
+        """Serve its sockets in the same loop, and close it with the loop. Before `run`, and one only."""
+        self._companion = companion
+        companion.attach(self._poller)
+
+    @property
+    def occupied(self) -> bool:
+        """Whether a client is connected."""
+        return self._client is not None
 
     def run(self) -> None:
         """Serve until stopped. Afterwards no client is connected; the function is the caller's to close."""
@@ -130,6 +142,9 @@ class Server:
             return True
         events = self._poller.poll(patience_ms)
         self._newcomers.expire()
+        companion = self._companion
+        if companion is not None:
+            companion.expire()
         if not events:
             return False
         if client is not None:  # first, so that its end is known before anyone asks for its place
@@ -138,10 +153,17 @@ class Server:
                 if fd == client_fd:
                     self._serve_client(event)
         self._serve_others(events)
+        if companion is not None:
+            for fd, event in events:
+                if fd in companion:
+                    companion.serve(fd, event)
         return True
 
     def _look_aside(self) -> bool:
-        """Serve everyone but the client, while a step waits for its answer; True when serving must end."""
+        """Serve newcomers while a step waits for the client's answer; True when serving must end.
+
+        The companion waits too: what it does to the function is not meant for the middle of a step.
+        """
         events = self._poller.poll(0)
         self._newcomers.expire()
         self._serve_others(events)
@@ -170,8 +192,10 @@ class Server:
         if function_ns is not None:
             waits.append((function_ns - time.monotonic_ns()) / _NS_PER_MS)
         newcomer_s = self._newcomers.next_deadline()
-        if newcomer_s is not None and newcomer_s != math.inf:
-            waits.append((newcomer_s - time.monotonic()) * 1000)
+        companion_s = self._companion.next_deadline() if self._companion is not None else None
+        for deadline_s in (newcomer_s, companion_s):
+            if deadline_s is not None and deadline_s != math.inf:
+                waits.append((deadline_s - time.monotonic()) * 1000)
         return max(0, math.ceil(min(waits))) if waits else None
 
     # --- the client --------------------------------------------------------------------------------------------
@@ -275,6 +299,8 @@ class Server:
 
     def _close(self) -> None:
         self._lose_client()
+        if self._companion is not None:
+            self._companion.close()
         self._newcomers.close()
         self._give_spare_up()
 

@@ -145,7 +145,9 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m firmware_tools.reference_firmware.build", description=__doc__)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for the ELF file")
-    parser.add_argument("-D", dest="defines", action="append", default=[], metavar="NAME=VALUE", help="see src/variants.h")
+    parser.add_argument(
+        "-D", dest="defines", action="append", default=[], metavar="NAME=VALUE", help="see src/variants.h"
+    )
     parser.add_argument("--version", type=ImageVersion.parse, default=VERSION, metavar="1.2.3+4")
     arguments = parser.parse_args()
     try:

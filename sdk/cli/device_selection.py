@@ -15,6 +15,7 @@ from driver_shim.discovery import parse_bus_address
 from driver_shim.errors import DeviceBusy, DeviceNotFound
 from driver_shim.holder import holder_of
 from driver_shim.pci_sysfs import PCI_SCHEME
+from driver_shim.usb_ports import PREFIX as DEBUG_PORT_SCHEME
 from sdk import environment
 from sdk.cli.exit_codes import ExitCode, Failure
 from sdk.info import CARD_SCHEMES, SYSFS_SCHEME, DeviceInfo, card_at, listing, served_devices
@@ -165,6 +166,8 @@ def _named(name: str) -> DeviceInfo:
     if name.startswith(_SOCKET):  # may be served elsewhere, or published in a folder that we do not look into
         published = (device for device in served_devices() if device.address == name)
         return next(published, DeviceInfo(name="NPU", address=name, holder=holder_of(name)))
+    if name.startswith(DEBUG_PORT_SCHEME):  # opening it will tell whether it is there
+        return DeviceInfo(name="NPU", address=name, serial=name.removeprefix(DEBUG_PORT_SCHEME))
     found = card_called(name)
     if found is None:
         raise no_such_device(name)

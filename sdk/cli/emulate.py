@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from driver_shim.protocol.runtime_folder import make_runtime_folder, runtime_folder
+from driver_shim.protocol.usbip import DEFAULT_PORT as USBIP_PORT
 from emulator.model.profile import profile_names
 from sdk import environment
 from sdk.cli.child_process import module_command
@@ -30,6 +31,15 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option(
     "--state", type=click.Path(path_type=Path, file_okay=False), help="Folder that keeps what survives power-off."
 )
+@click.option(
+    "--usbip",
+    "usbip_port",
+    type=click.IntRange(0, 65535),
+    is_flag=False,
+    flag_value=USBIP_PORT,
+    metavar="[PORT]",
+    help=f"Offer the USB debug port over USB/IP on 127.0.0.1 ({USBIP_PORT} unless PORT is given; 0 takes any).",
+)
 @click.option("--core", type=click.Choice(CORES), default="auto", help="Whether it has a management core.")
 @click.option("--firmware", type=_FILE, metavar="ELF", help="Run this on the management core, not what flash holds.")
 @click.option("--board", type=_FILE, metavar="FILE", help="Memories and peripherals for that image (board.toml).")
@@ -45,6 +55,7 @@ def command(
     board: Path | None,
     uart: str | None,
     ambient_celsius: float | None,
+    usbip_port: int | None,
 ) -> None:
     """Serve an emulated device over vfio-user until SIGTERM or Ctrl-C.
 
@@ -66,6 +77,7 @@ def command(
         "--board": board,
         "--uart": uart,
         "--ambient-celsius": ambient_celsius,
+        "--usbip-port": usbip_port,
     }
     for option, value in given.items():
         if value is not None:

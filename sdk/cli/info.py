@@ -55,7 +55,13 @@ def _entry(device: DeviceInfo, no_open: bool) -> dict[str, Any]:
     try:
         with open_named(device.address) as opened:
             known = {**facts(opened.info), **boot_facts(opened.info.boot), "sensors": sensor_facts(opened.sensors())}
-            entry = {**known, "pid": device.pid, "opened": True, "opened_with_reset": True}
+            entry = {
+                **known,
+                "pid": device.pid,
+                "debug_port": device.debug_port,
+                "opened": True,
+                "opened_with_reset": True,
+            }
             found = _found(opened.info.pre_open)
             return {**entry, "errors_logged": len(opened.errors()), "pre_open": found}
     except DeviceBusy as busy:

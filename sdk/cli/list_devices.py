@@ -29,6 +29,8 @@ def command(frame: Frame, wanted: tuple[str, ...]) -> None:
     if emulators:
         frame.console.print(_emulator_table(emulators))
     for device in devices:
+        if device.debug_port:
+            frame.console.print(f"{device.address} has a debug port: {device.debug_port}", overflow="fold")
         if device.holder:
             who = f"held by {device.holder.shown_pid}: {device.holder.command}"
             frame.console.print(f"{device.address} is {who}", overflow="fold")

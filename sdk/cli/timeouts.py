@@ -21,6 +21,9 @@ PEER_S = 600.0
 SIGNER_S = 600.0
 """A command that signs firmware: somebody may have to find the card and type its PIN."""
 
+RECOVER_S = 300.0
+"""Writing a whole slot through the debug port, and booting it."""
+
 LOG_FOLLOW_POLL_S = 0.25
 """How often `fw log --follow` asks for more."""
 

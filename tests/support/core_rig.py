@@ -1,8 +1,7 @@
-"""A management core without its process: one chip run in virtual time, with the host's end of the mailbox and of DMA."""
+"""A management core without its process: one chip in virtual time, with the host's end of the mailbox and of DMA."""
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Callable
 from types import TracebackType
@@ -38,9 +37,7 @@ class CoreRig:
         figures = ThermalFigures(volts=volts)
         thermal = Thermal(figures, lambda: 0, 1, 1)
         self.thermal: Any = thermal
-        self.chip = Chip(
-            self.storage, self.link, thermal, transmit=self.output.extend, wake_function=lambda: None
-        )
+        self.chip = Chip(self.storage, self.link, thermal, transmit=self.output.extend, wake_function=lambda: None)
         self.running = self.chip.boot(CoreReset.POWER_ON)
 
     def __enter__(self) -> Self:
@@ -56,8 +53,6 @@ class CoreRig:
         self.chip.close()
         self.storage.flash.on_change = lambda _offset, _size: None
         del self.chip
-        gc.collect()  # with the machine go its views of flash
-        self.storage.close()
         self.link.close()
         os.close(self._link_fd)
         os.close(self._storage_fd)
@@ -78,7 +73,7 @@ class CoreRig:
 
     def step(self) -> None:
         """Run one slice. When the core waits and nobody has anything for it, the next step begins at its deadline."""
-        if self._wakes_at is not None and not self._look():
+        if self._wakes_at is not None:
             self.chip.machine.advance_to(self._wakes_at)
         self._wakes_at = None
         stop = self.chip.machine.run(SLICE_INSTRUCTIONS)
@@ -116,6 +111,7 @@ class CoreRig:
         head = REQUEST.build(command=command, body_bytes=len(body) if length is None else length, sequence=sequence)
         self.link.request[:] = (head + body).ljust(MAILBOX_BYTES, b"\xee")
         self.link.announce("ring_number", self.link["ring_number"] + 1)
+        self._look()
 
     def answered(self) -> bool:
         """Whether the last request was."""

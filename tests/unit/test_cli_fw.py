@@ -1,362 +1,300 @@
-"""The verbs that speak with firmware, against a scripted one: text within 80 columns, documents, exit codes."""
+"""`npuctl fw` from outside: what is written, documents by their schemas, exit codes, and no device anywhere."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import os
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import pty
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 
-from driver_shim import timeouts as driver_timeouts
-from driver_shim.dma import HostMemory
-from driver_shim.firmware import Firmware
-from driver_shim.firmware_answers import LogRecord
-from driver_shim.mailbox import Mailbox
-from driver_shim.protocol import mailbox
-from driver_shim.protocol.firmware_slots import Slot
-from driver_shim.protocol.mailbox import MailboxCommand, MailboxResult, UpdateState
-from driver_shim.protocol.registers import Post
-from driver_shim.registers import Registers
-from sdk.cli import console, timeouts
-from sdk.cli.exit_codes import Failure
-from sdk.cli.frame import Frame
-from sdk.cli.fw import confirm, flash, info, log, rollback
-from sdk.cli.management import Management
-from sdk.errors import FirmwareError
-from sdk.info import DeviceInfo
-from tests.support.firmware_images import image
-from tests.support.npuctl import validator
-from tests.support.scripted_core import ScriptedCore, scripted
+from driver_shim.protocol.image import parse_image
+from firmware_tools.image import build_image
+from firmware_tools.keys import DEVELOPMENT_KEY
+from sdk.cli.fw import VERBS
+from sdk.cli.fw.report import lines
+from tests.support.images import TINY, TINY_CONTENTS, TINY_PAYLOAD, TRUSTED
+from tests.support.npuctl import PATIENCE_S, ROOT, Npuctl, environment
+from tests.support.small_elf import Segment, elf32
 
-ADDRESS = "vfio-user:/run/npu/npu0.sock"
-VERBS = (confirm, flash, info, log, rollback, console)
-FLASH: dict[str, Any] = {
-    "dry_run": False,
-    "yes": True,
-    "and_activate": False,
-    "allow_downgrade": False,
-    "allow_reinstall": False,
-    "allow_no_hwid": False,
-}
+START = 0x8000_0200
+TINY_OPTIONS = ("--version", "1.2.3+4", "--header-size", "32", "--security-counter", "7", "--hardware-id", "0x4e50")
 
 
 @pytest.fixture
-def core(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedCore]:
-    """A device at ADDRESS whose core is scripted, for all verbs."""
-    scripted_core = ScriptedCore(image("1.2.3"))
-    for name in ("UPDATE_POLL_S", "CORE_BOOT_POLL_S"):
-        monkeypatch.setattr(driver_timeouts, name, 0.0)
-    with scripted(scripted_core) as transport, HostMemory(transport) as memory:
-        registers = Registers(transport)
-        opened = Management(transport, registers, Firmware(Mailbox(transport, registers)), memory)
-
-        @contextmanager
-        def open_management(address: str) -> Iterator[Management]:
-            assert address == ADDRESS
-            yield opened
-
-        for verb in VERBS:
-            monkeypatch.setattr(verb, "open_management", open_management)
-            for selection in ("queried", "changed"):
-                if hasattr(verb, selection):
-                    monkeypatch.setattr(verb, selection, lambda *_: [DeviceInfo("NPU", ADDRESS)])
-        yield scripted_core
+def npuctl(tmp_path: Path) -> Npuctl:
+    folder = tmp_path / "runtime"
+    folder.mkdir()
+    return Npuctl(folder)
 
 
 @pytest.fixture
-def run(core: ScriptedCore, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, dict[str, Any]]]:
-    """Runs a verb's body twice, for people and for programs (unless `once`); exit code, text, document."""
-
-    def body(command: click.Command, as_json: bool, *arguments: Any, **options: Any) -> tuple[int, str]:
-        function: Any = getattr(command.callback, "__wrapped__", None)
-        frame = Frame(
-            str(command.name) if command.name == "console" else f"fw {command.name}", as_json=as_json, timeout=None
-        )
-        try:
-            function(frame, *arguments, **options)
-        except Failure as failure:
-            frame.fail(failure)
-        code = int(frame.finish())
-        return code, capsys.readouterr().out
-
-    def both(command: click.Command, *arguments: Any, as_json: bool = False, **options: Any) -> Any:
-        code, out = body(command, as_json, *arguments, **options)
-        if not as_json:
-            assert max(map(len, out.splitlines()), default=0) <= 80, out
-            return code, out, {}
-        name = str(command.name) if command.name == "console" else f"fw-{command.name}"
-        documents = [json.loads(line) for line in out.splitlines()]
-        for document in documents:
-            validator(name).validate(document)
-        return code, out, documents[-1] if documents else {}
-
-    return both
-
-
-@pytest.fixture
-def offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """1.3.0 as a file with a short name."""
-    monkeypatch.chdir(tmp_path)
-    path = Path("new.bin")
-    path.write_bytes(image("1.3.0"))
+def unsigned(tmp_path: Path) -> Path:
+    path = tmp_path / "unsigned.img"
+    path.write_bytes(build_image(TINY_CONTENTS))
     return path
 
 
-Run = Callable[..., tuple[int, str, dict[str, Any]]]
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.img"
+    path.write_bytes(TINY)
+    return path
 
 
-# --- info -----------------------------------------------------------------------------------------------------------
+def generated(npuctl: Npuctl, private: Path, *options: str) -> dict[str, Any]:
+    key: dict[str, Any] = npuctl.document("fw keygen", str(private), *options)["key"]
+    return key
 
 
-def test_info_of_a_confirmed_firmware(run: Run) -> None:
-    code, out, _ = run(info.command, ())
-    assert code == 0
-    assert re.search(r"firmware +1\.2\.3, slot A, build 1a2b3c4d", out)
-    assert re.search(r"^A +1\.2\.3 .* runs, confirmed", out, re.MULTILINE)
-    assert re.search(r"^B .* empty", out, re.MULTILINE)
-    _, _, document = run(info.command, (), as_json=True)
-    (device,) = document["devices"]
-    assert (device["boot_progress"], device["firmware"]["version"]) == ("firmware-ready", "1.2.3")
-    assert [slot["version"] for slot in device["slots"]] == ["1.2.3", None]
+def test_help_fits_80_columns_and_names_every_verb(npuctl: Npuctl) -> None:
+    shown = npuctl("fw", "--help", COLUMNS="200").stdout
+    for verb, (_, line) in VERBS.items():
+        assert f"  {verb} " in shown
+        assert line in shown
+        told = npuctl("fw", verb, "--help", COLUMNS="200")
+        assert told.returncode == 0
+        assert f"npuctl fw {verb} [OPTIONS]" in told.stdout
+        shown += told.stdout
+    assert max(map(len, shown.splitlines())) <= 80
 
 
-@pytest.mark.parametrize(("post", "says"), [(Post.ABSENT, "no management core"), (Post.RECOVERY, "by DFU")])
-def test_info_where_no_firmware_answers_is_a_report_all_the_same(
-    run: Run, core: ScriptedCore, post: Post, says: str
-) -> None:
-    core.post = int(post)
-    code, out, _ = run(info.command, ())
-    assert code == 0
-    assert says in out
-    _, _, document = run(info.command, (), as_json=True)
-    assert (document["devices"][0]["firmware"], document["devices"][0]["slots"]) == (None, None)
+def test_a_misspelt_verb_is_answered_with_what_was_meant(npuctl: Npuctl) -> None:
+    done = npuctl("fw", "verfy")
+    assert done.returncode == 2
+    assert "did you mean verify?" in done.stderr
 
 
-def test_info_of_a_trial_a_failed_slot_and_an_update(run: Run, core: ScriptedCore) -> None:
-    core.slots[Slot.B] = image("1.3.0")
-    core.trial, core.slot, core.on_trial = Slot.B, Slot.B, True
-    assert "on trial: unless it is confirmed" in run(info.command, ())[1]
-    core.trial, core.slot, core.on_trial, core.failed = Slot.NONE, Slot.A, False, Slot.B
-    assert "its trial failed" in run(info.command, ())[1]
-    core.override[MailboxCommand.SLOT_INFO] = lambda _: (MailboxResult.BUSY, b"")
-    core.update, core.update_image = UpdateState.WRITING, bytes(5000)
-    code, out, _ = run(info.command, ())
-    assert code == 0
-    assert "an update is at work" in out
-    assert "writing: 0 of 5,000 bytes" in out
+def test_from_elf_to_a_verified_image(npuctl: Npuctl, tmp_path: Path) -> None:
+    program, plain, signed = tmp_path / "fw.elf", tmp_path / "plain.img", tmp_path / "signed.img"
+    program.write_bytes(elf32([Segment(START, b"\x01\xa0" * 8)], START))
+    key = generated(npuctl, tmp_path / "release.pem")
+    built = npuctl.document("fw build", str(program), "-o", str(plain), "--version", "1.2")["image"]
+    assert (built["version"], built["load_address"], built["entry_address"]) == ("1.2.0", "0x80000000", "0x80000200")
+    made = npuctl.document("fw sign", str(plain), "--key", key["private"], "-o", str(signed))["image"]
+    assert made["signatures"] == [{"key_hash": key["key_hash"], "key_embedded": True, "development_key": False}]
+    good = npuctl.document("fw verify", str(signed), "--key", key["public"])
+    assert good["trusted_keys"] == [key["key_hash"]]
+    assert good["image"] == {**made, "path": str(signed)}
+    assert npuctl.document("fw inspect", str(signed))["image"] == good["image"]
 
 
-# --- flash ----------------------------------------------------------------------------------------------------------
+def test_a_flat_binary_becomes_the_tiny_image(npuctl: Npuctl, tmp_path: Path) -> None:
+    program, plain = tmp_path / "fw.bin", tmp_path / "plain.img"
+    program.write_bytes(TINY_PAYLOAD)
+    done = npuctl("fw", "build", str(program), "-o", str(plain), *TINY_OPTIONS)
+    assert done.returncode == 0, done.stderr
+    assert plain.read_bytes() == build_image(TINY_CONTENTS)
+    assert done.stdout == f"{plain}: version 1.2.3+4, 132 bytes, runs from 0x80000020, not signed\n"
 
 
-def test_flash_shows_the_plan_and_carries_it_out(run: Run, core: ScriptedCore, offered: Path) -> None:
-    code, out, _ = run(flash.command, offered, (), **FLASH)
-    assert code == 0
-    assert "1.3.0, " in out
-    assert "slot B: 1.3.0 written and verified" in out
-    assert core.slots[Slot.B] == offered.read_bytes()
-    assert MailboxCommand.RESET not in core.asked
+def test_a_tampered_image_exits_5_with_the_reason(npuctl: Npuctl, tiny: Path) -> None:
+    tiny.write_bytes(TINY[:-1] + bytes([TINY[-1] ^ 1]))
+    document = npuctl.document("fw verify", str(tiny), "--key", "development", code=5)
+    assert [error["code"] for error in document["errors"]] == ["unknown-key"]
+    assert "image" not in document
+    tiny.write_bytes(TINY[:33] + b"\xff" + TINY[34:])
+    done = npuctl("fw", "verify", str(tiny), "--key", "development")
+    assert (done.returncode, done.stdout) == (5, "")
+    assert "tiny.img: the image's sha256 is " in done.stderr
+    assert "bytes 0x0 to 0x23 differ" in done.stderr
 
 
-def test_flash_and_activate_in_one_document(run: Run, offered: Path) -> None:
-    code, _, document = run(flash.command, offered, (), as_json=True, **{**FLASH, "and_activate": True})
-    assert code == 0
-    (device,) = document["devices"]
-    assert device["plan"]["action"] == "flash"
-    assert device["outcome"] == {
-        "slot": "B", "written": True, "verified": True, "activated": True, "needs_reset": False, "kept_bytes": 0,
-    }  # fmt: skip
-    assert (device["activation"]["version"], device["activation"]["on_trial"]) == ("1.3.0", True)
+def test_each_key_that_is_given_may_have_signed(npuctl: Npuctl, unsigned: Path, tmp_path: Path) -> None:
+    signed = tmp_path / "signed.img"
+    release = generated(npuctl, tmp_path / "release.pem")
+    keys = ("--key", "development", "--key", release["private"])
+    done = npuctl("fw", "sign", str(unsigned), *keys, "-o", str(signed))
+    assert done.returncode == 0, done.stderr
+    assert release["key_hash"] in done.stdout
+    assert "anybody can sign with it" in done.stderr
+    for key in (str(DEVELOPMENT_KEY), release["public"]):
+        assert npuctl("fw", "verify", str(signed), "--key", key).returncode == 0
 
 
-def test_a_dry_run_changes_nothing(run: Run, core: ScriptedCore, offered: Path) -> None:
-    code, _, document = run(flash.command, offered, (), as_json=True, **{**FLASH, "dry_run": True})
-    assert (code, document["devices"][0]["outcome"]) == (0, None)
-    assert MailboxCommand.UPDATE_BEGIN not in core.asked
+def test_signing_again_replaces_and_says_so(npuctl: Npuctl, tiny: Path) -> None:
+    done = npuctl("fw", "sign", str(tiny), "--key", "development", "-o", str(tiny))
+    assert "replaced 1 signature" in done.stderr
+    assert len(parse_image(tiny.read_bytes()).signatures) == 1
 
 
-def test_what_is_there_is_nothing_to_do_and_activate_tries_it(run: Run, core: ScriptedCore, offered: Path) -> None:
-    run(flash.command, offered, (), **FLASH)
-    code, out, _ = run(flash.command, offered, (), **FLASH)
-    assert code == 0
-    assert "nothing to do" in out
-    code, out, _ = run(flash.command, offered, (), **{**FLASH, "and_activate": True})
-    assert code == 0
-    assert "1.3.0 came up from slot B" in out
-    assert core.asked.count(MailboxCommand.UPDATE_BEGIN) == 1
+def test_hash_pure_and_key_hash_are_as_asked(npuctl: Npuctl, unsigned: Path, tmp_path: Path) -> None:
+    signed = tmp_path / "signed.img"
+    npuctl.document("fw sign", str(unsigned), "--key", "development", "--pure", "--key-hash", "-o", str(signed))
+    image = npuctl.document("fw inspect", str(signed))["image"]
+    assert (image["digest_algorithm"], image["pure"]) == ("sha512", True)
+    assert [made["key_embedded"] for made in image["signatures"]] == [False]
+    done = npuctl("fw", "verify", str(signed), "--key", "development")
+    assert done.returncode == 0
+    assert "devices refuse it: it holds only the hash of its key" in done.stderr
+    npuctl.document("fw sign", str(unsigned), "--key", "development", "--hash", "sha512", "-o", str(signed))
+    assert npuctl.document("fw inspect", str(signed))["image"]["digest_algorithm"] == "sha512"
 
 
-def test_a_refused_plan_exits_1_and_names_the_option(run: Run, core: ScriptedCore, offered: Path) -> None:
-    offered.write_bytes(image("1.0.0"))
-    code, out, _ = run(flash.command, offered, (), **FLASH)
-    assert code == 1
-    assert "→ --allow-downgrade" in out
-    code, _, document = run(flash.command, offered, (), as_json=True, **FLASH)
-    assert [error["code"] for error in document["errors"]] == ["refused"]
-    assert MailboxCommand.UPDATE_BEGIN not in core.asked
-    assert run(flash.command, offered, (), **{**FLASH, "allow_downgrade": True})[0] == 0
+def test_a_command_signs(npuctl: Npuctl, unsigned: Path, tmp_path: Path) -> None:
+    script, signed = tmp_path / "signer.py", tmp_path / "signed.img"
+    script.write_text(
+        "import sys\n"
+        "from cryptography.hazmat.primitives.serialization import load_pem_private_key\n"
+        "key = load_pem_private_key(open(sys.argv[1], 'rb').read(), None)\n"
+        "sys.stdout.buffer.write(key.sign(sys.stdin.buffer.read()))\n"
+    )
+    release = generated(npuctl, tmp_path / "release.pem")
+    command = shlex.join([sys.executable, str(script), release["private"]])
+    options = ("--signer", command, "--public-key", release["public"], "-o", str(signed))
+    npuctl.document("fw sign", str(unsigned), *options)
+    assert npuctl("fw", "verify", str(signed), "--key", release["public"]).returncode == 0
+    other = generated(npuctl, tmp_path / "other.pem")
+    before = signed.read_bytes()
+    wrong = ("--signer", command, "--public-key", other["public"], "-o", str(signed))
+    assert npuctl.document("fw sign", str(unsigned), *wrong, code=1)["errors"][0]["code"] == "signing-failed"
+    assert signed.read_bytes() == before
 
 
-def test_an_image_that_does_not_come_up_exits_5(run: Run, core: ScriptedCore, offered: Path) -> None:
-    core.breaks_at_boot = True
-    code, _, document = run(flash.command, offered, (), as_json=True, **{**FLASH, "and_activate": True})
-    assert (code, [error["code"] for error in document["errors"]]) == (5, ["fell-back"])
-    outcome = document["devices"][0]["outcome"]
-    assert (outcome["verified"], outcome["activated"]) == (True, False)
+def test_passwords_come_from_a_file_a_variable_or_nowhere(npuctl: Npuctl, unsigned: Path, tmp_path: Path) -> None:
+    password, signed = tmp_path / "password", tmp_path / "signed.img"
+    password.write_text("a secret\n")
+    key = generated(npuctl, tmp_path / "release.pem", "--password-file", str(password))
+    sign = ("fw", "sign", str(unsigned), "--key", key["private"], "-o", str(signed))
+    assert npuctl(*sign, "--password-file", str(password)).returncode == 0
+    assert npuctl(*sign, "--password-env", "RELEASE_PASSWORD", RELEASE_PASSWORD="a secret").returncode == 0
+    wrong = npuctl(*sign, "--password-env", "RELEASE_PASSWORD", RELEASE_PASSWORD="another")
+    assert (wrong.returncode, "password is wrong" in wrong.stderr) == (1, True)
+    for options in ((), ("--password-env", "NO_SUCH"), ("--password-env", "A", "--password-file", str(password))):
+        assert npuctl(*sign, *options).returncode == 2
 
 
-def test_a_file_that_is_no_image_exits_5_and_is_not_sent(run: Run, core: ScriptedCore, offered: Path) -> None:
-    offered.write_bytes(b"not an image")
-    assert run(flash.command, offered, (), **FLASH)[0] == 5
-    assert core.asked == []
+def test_a_password_is_asked_for_on_the_terminal_unseen(npuctl: Npuctl, unsigned: Path, tmp_path: Path) -> None:
+    password, signed = tmp_path / "password", tmp_path / "signed.img"
+    password.write_text("a secret")
+    key = generated(npuctl, tmp_path / "release.pem", "--password-file", str(password))
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "sdk.cli", "fw", "sign", str(unsigned), "--key", key["private"]]
+    with subprocess.Popen(
+        [*command, "-o", str(signed)],
+        env=environment(npuctl.runtime_folder),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        while b"Password of" not in shown or not shown.endswith(b": "):
+            shown += os.read(ours, 4096)
+        os.write(ours, b"a secret\n")
+        assert process.wait(PATIENCE_S) == 0
+    os.close(ours)
+    assert b"a secret" not in shown
+    assert signed.exists()
 
 
-def test_ctrl_c_exits_130_and_says_what_is_left(
-    run: Run, core: ScriptedCore, offered: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    @contextmanager
-    def interrupting(frame: Frame) -> Iterator[Callable[[Any], None]]:
-        def report(progress: Any) -> None:
-            if progress.phase == "writing" and progress.done_bytes:
-                raise KeyboardInterrupt
-
-        yield report
-
-    monkeypatch.setattr(flash, "_progress_bar", interrupting)
-    code, _, document = run(flash.command, offered, (), as_json=True, **FLASH)
-    assert code == 130
-    assert "ended in order" in document["errors"][0]["message"]
-    assert core.update is UpdateState.FAILED
-
-
-def test_without_a_terminal_a_change_needs_yes(run: Run, core: ScriptedCore, offered: Path) -> None:
-    with open(os.devnull, encoding="utf-8") as nothing, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.stdin", nothing)
-        with pytest.raises(click.UsageError, match="--yes"):
-            run(flash.command, offered, (), **{**FLASH, "yes": False})
-    assert MailboxCommand.UPDATE_BEGIN not in core.asked
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("build", "x.elf", "-o", "x.img"),
+        ("build", "x.elf", "--version", "1"),
+        ("build", "x.elf", "-o", "x.img", "--version", "1.x"),
+        ("build", "x.elf", "-o", "x.img", "--version", "1", "--header-size", "-1"),
+        ("build", "x.elf", "-o", "x.img", "--version", "1", "--hardware-id", "one"),
+        ("sign", "x.img", "-o", "y.img"),
+        ("sign", "x.img", "-o", "y.img", "--signer", "true"),
+        ("sign", "x.img", "-o", "y.img", "--key", "k.pem", "--hash", "md5"),
+        ("verify", "x.img"),
+        ("inspect",),
+        ("keygen",),
+        ("keygen", "k.pem", "--password"),
+        ("keygen", "k.pem", "--password", "--password-env", "PATH"),
+    ],
+)
+def test_a_wrong_command_line_exits_2(npuctl: Npuctl, arguments: tuple[str, ...]) -> None:
+    done = npuctl("fw", *arguments)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
 
 
-# --- confirm and rollback -------------------------------------------------------------------------------------------
+def test_a_good_image_that_no_device_starts_is_said_to_be_one(npuctl: Npuctl, tmp_path: Path) -> None:
+    plain, signed = tmp_path / "plain.img", tmp_path / "signed.img"
+    plain.write_bytes(build_image(dataclasses.replace(TINY_CONTENTS, load_address=None)))
+    assert npuctl("fw", "sign", str(plain), "--key", "development", "-o", str(signed)).returncode == 0
+    done = npuctl("fw", "verify", str(signed), "--key", "development")
+    assert done.returncode == 0
+    assert "devices refuse it: it is not made to be loaded into RAM" in done.stderr
 
 
-def test_confirm_keeps_what_is_on_trial_and_then_has_nothing_to_do(run: Run, core: ScriptedCore, offered: Path) -> None:
-    run(flash.command, offered, (), **{**FLASH, "and_activate": True})
-    code, _, document = run(confirm.command, (), True, as_json=True)
-    assert (code, document["devices"][0]["changed"]) == (0, True)
-    assert core.confirmed is Slot.B
-    code, out, _ = run(confirm.command, (), True)
-    assert code == 0
-    assert "nothing to do" in out
+@pytest.mark.parametrize("arguments", [("--key", "development", "--key", "development"), ("--key", "missing.pem")])
+def test_what_cannot_be_signed_writes_nothing(npuctl: Npuctl, unsigned: Path, arguments: tuple[str, ...]) -> None:
+    output = unsigned.with_name("signed.img")
+    assert npuctl("fw", "sign", str(unsigned), *arguments, "-o", str(output)).returncode in (1, 2)
+    assert not output.exists()
 
 
-def test_a_confirmation_that_is_not_kept_is_no_success(run: Run, core: ScriptedCore) -> None:
-    core.on_trial = True
-    core.override[MailboxCommand.CONFIRM] = lambda _: (0, b"")
-    code, _, document = run(confirm.command, (), True, as_json=True)
-    assert (code, document["errors"][0]["code"]) == (1, "not-confirmed")
+def test_keys_are_not_overwritten(npuctl: Npuctl, tmp_path: Path) -> None:
+    generated(npuctl, tmp_path / "release.pem")
+    before = (tmp_path / "release.pem").read_bytes()
+    done = npuctl("fw", "keygen", str(tmp_path / "release.pem"))
+    assert done.returncode == 1
+    assert "exists" in done.stderr
+    assert (tmp_path / "release.pem").read_bytes() == before
 
 
-def test_rollback_returns_to_the_other_image(run: Run, core: ScriptedCore) -> None:
-    core.slots[Slot.B] = image("1.1.0")
-    code, _, document = run(rollback.command, (), True, True, as_json=True)
-    assert code == 0
-    (device,) = document["devices"]
-    assert (device["from_version"], device["to_version"], device["to_slot"]) == ("1.2.3", "1.1.0", "B")
-    assert device["activation"]["version"] == "1.1.0"
+def test_inspecting_what_is_no_image_exits_5(npuctl: Npuctl, tmp_path: Path) -> None:
+    other = tmp_path / "fw.elf"
+    other.write_bytes(elf32([Segment(START, b"code")], START))
+    document = npuctl.document("fw inspect", str(other), code=5)
+    assert [error["code"] for error in document["errors"]] == ["not-an-image"]
 
 
-def test_rollback_to_nothing_is_refused_without_asking(run: Run, core: ScriptedCore) -> None:
-    code, _, document = run(rollback.command, (), False, False, as_json=True)
-    assert (code, document["errors"][0]["code"]) == (1, "no-other-image")
-    assert MailboxCommand.ROLLBACK not in core.asked
+def test_inspect_shows_everything_within_80_columns() -> None:
+    shown = lines(Path("tiny.img"), parse_image(TINY))
+    assert max(map(len, shown)) <= 80
+    assert shown[:8] == [
+        "tiny.img: 248 bytes",
+        "  version     1.2.3+4",
+        "  address     loaded to 0x80000000, runs from 0x80000020",
+        "  header      32 bytes",
+        "  payload     4 bytes",
+        "  flags       ram-load",
+        "  counter     7 (security counter)",
+        "  hardware    0x00004e50",
+    ]
+    text = "\n".join(shown)
+    assert "hash        sha256, correct" in text
+    assert f"              {TRUSTED.key_hash.hex()}\n" in text
 
 
-# --- log and console ------------------------------------------------------------------------------------------------
+def test_inspect_says_that_an_image_is_damaged() -> None:
+    damaged = parse_image(TINY[:33] + b"\xff" + TINY[34:])
+    assert "  hash        sha256, WRONG: the image is damaged" in lines(Path("x"), damaged)
 
 
-def records(*levels: int) -> list[LogRecord]:
-    return [LogRecord(at, 1, 10_000_000 * at, 0, level, 0, 1, (0, 0, 0, 0)) for at, level in enumerate(levels)]
+def test_without_the_extra_its_install_line_is_named(npuctl: Npuctl, tiny: Path, tmp_path: Path) -> None:
+    for package in ("cryptography", "elftools"):
+        barred = tmp_path / "barred" / package
+        barred.mkdir(parents=True)
+        (barred / "__init__.py").write_text(f"raise ModuleNotFoundError('barred', name={package!r})\n")
+    path = f"{tmp_path / 'barred'}{os.pathsep}{ROOT}"
+    done = npuctl("fw", "verify", str(tiny), "--key", "development", PYTHONPATH=path)
+    assert done.returncode == 1
+    assert "cryptography is not installed (pip install 'npu-sdk[firmware]')" in done.stderr
+    program = tmp_path / "fw.elf"
+    program.write_bytes(elf32([Segment(START, b"code")], START))
+    done = npuctl("fw", "build", str(program), "-o", str(tmp_path / "x.img"), "--version", "1", PYTHONPATH=path)
+    assert "elftools is not installed (pip install 'npu-sdk[firmware]')" in done.stderr
+    assert npuctl("fw", "inspect", str(tiny), PYTHONPATH=path).returncode == 0
 
 
-def test_the_log_is_a_line_a_record(run: Run, core: ScriptedCore, capsys: pytest.CaptureFixture[str]) -> None:
-    core.log = records(0, 1, 2, 3, 1, 1, 1, 3)
-    code, out, _ = run(log.command, (), (), False, "debug")
-    assert (code, len(out.splitlines())) == (0, 10)
-    code, out, last = run(log.command, (), (), False, "warning", as_json=True)
-    assert [json.loads(line)["record"]["level"] for line in out.splitlines()] == ["warning", "error", "error"]
-    assert last["record"]["problem"].startswith("written by build 00000001")
-
-
-def test_an_empty_log_is_one_line_without_a_record(run: Run) -> None:
-    assert "no records" in run(log.command, (), (), False, "debug")[1]
-    _, out, document = run(log.command, (), (), False, "debug", as_json=True)
-    assert len(out.splitlines()) == 1
-    assert "record" not in document
-
-
-def test_a_log_that_does_not_go_on_is_not_read_for_ever(run: Run, core: ScriptedCore) -> None:
-    core.log = records(1, 1)
-    one = mailbox.LOG_RECORD.build(sequence=0)
-    core.override[MailboxCommand.LOG_READ] = lambda _: (0, mailbox.LOG_ANSWER.build(next=0, count=1) + one)
-    code, _, document = run(log.command, (), (), False, "debug", as_json=True)
-    assert (code, document["errors"][0]["code"]) == (1, "bad-answer")
-
-
-def test_following_survives_a_reset_of_the_core_and_tells_gaps(
-    core: ScriptedCore, capsys: pytest.CaptureFixture[str]
-) -> None:
-    core.log = records(*[1] * 20)
-    with scripted(core) as transport:
-        reader = log._Reader(Frame("fw log", as_json=False, timeout=None), Firmware(Mailbox(transport)))
-        assert [record.sequence for record in reader.kept()] == list(range(20))
-        core.override[MailboxCommand.LOG_READ] = lambda _: (MailboxResult.CORE_RESET, b"")
-        assert list(reader.more()) == list(reader.more()) == []
-        del core.override[MailboxCommand.LOG_READ]
-        core.log = [record for record in records(*[1] * 30) if record.sequence >= 25]
-        assert [record.sequence for record in reader.more()] == list(range(25, 30))
-        core.override[MailboxCommand.LOG_READ] = lambda _: (MailboxResult.BAD_ARGUMENT, b"")
-        with pytest.raises(FirmwareError):
-            list(reader.more())
-    noted = capsys.readouterr().err
-    assert noted.count("reset before it had answered") == 1
-    assert "5 records were overwritten" in noted
-
-
-def test_piped_input_is_sent_and_what_comes_is_shown(
-    run: Run, core: ScriptedCore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    core.console = b"ready\n"
-    typed = tmp_path / "typed"
-    typed.write_bytes(b"help\n")
-    with typed.open("rb") as source:
-        monkeypatch.setattr("sys.stdin", source)
-        code, _, document = run(console.command, (), False, False, 0.0, as_json=True)
-    assert (code, core.typed) == (0, b"help\n")
-    assert document["console"] == {"offset_bytes": 0, "lost_bytes": 0, "text": "ready\n"}
-
-
-def test_a_console_that_takes_nothing_is_a_time_out(
-    run: Run, core: ScriptedCore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(timeouts, "CONSOLE_STUCK_S", 0.0)
-    core.room = 0
-    typed = tmp_path / "typed"
-    typed.write_bytes(b"help\n")
-    with typed.open("rb") as source:
-        monkeypatch.setattr("sys.stdin", source)
-        code, _, document = run(console.command, (), False, False, 0.0, as_json=True)
-    assert (code, document["errors"][0]["code"]) == (6, "timeout")
-    assert "5 bytes were not taken" in document["errors"][0]["message"]
-
-
-def test_no_console_without_a_core(run: Run, core: ScriptedCore) -> None:
-    core.post = int(Post.ABSENT)
-    code, _, document = run(console.command, (), True, False, 0.0, as_json=True)
-    assert (code, document["errors"][0]["code"]) == (1, "core-absent")
+def test_importing_the_sdk_imports_no_firmware_tools() -> None:
+    program = (
+        "import sys, sdk, sdk.cli.application\n"
+        "print([name for name in ('firmware_tools', 'cryptography', 'elftools', 'driver_shim.protocol.image')"
+        " if name in sys.modules])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_S, cwd=ROOT, check=True
+    )
+    assert done.stdout == "[]\n"

@@ -14,8 +14,8 @@ from firmware_tools.build import DEFAULT_LOAD_ADDRESS, MAX_PROGRAM_BYTES, place,
 from firmware_tools.errors import BuildError
 from firmware_tools.files import write_whole
 from firmware_tools.image import DEFAULT_HEADER_SIZE, ImageContents, build_image
-from tests.support.small_elf import Segment, elf32
 from tests.support.images import TINY
+from tests.support.small_elf import Segment, elf32
 
 EXAMPLES = 500
 RAM = 0x8000_0000

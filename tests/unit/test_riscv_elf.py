@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from emulator.management import elf
 from emulator.management.board import default_board
-from emulator.management.elf import ElfError, parse_program
+from emulator.management.elf import ElfError, Program, Segment, Symbols, parse_program
 from emulator.management.machine import StopReason
 from emulator.management.standalone import StandaloneRun, load_elf, run_elf
 from tests.support.elf import ElfFile
@@ -177,6 +177,13 @@ def test_segment_outside_the_memories_stores_nothing(address: int) -> None:
         StandaloneRun(program, default_board(), lambda _data: None),
     ):
         pass
+
+
+def test_headers_below_a_memory_are_left_out() -> None:
+    headers = Segment(RAM - 0x1000, bytes(0x1000) + b"code", 0x1008, holds_headers=True)
+    program = Program(RAM, (headers,), Symbols())
+    with StandaloneRun(program, default_board(), lambda _data: None) as run:
+        assert run.machine.read_memory(RAM, 8) == b"code\0\0\0\0"
 
 
 def test_huge_segment_costs_nothing_to_refuse() -> None:

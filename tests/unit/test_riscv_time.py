@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
+from driver_shim.protocol.registers import CoreReset
 from emulator.management import hart as hart_module
 from emulator.management.instruction_counter import HookCounter, NativeCounter
 from emulator.management.machine import CYCLES_PER_TICK, Machine, StopReason
-from emulator.management.peripheral import CoreReset, Peripheral
+from emulator.management.peripheral import Peripheral
 from tests.support.riscv import (
     CLINT,
     CYCLE,
@@ -395,6 +396,8 @@ class Probe(Peripheral):
                 self.due = self.machine.tick + value
             case 8:
                 self.machine.request_reset(CoreReset(value))
+            case 16:
+                self.machine.write_memory(RAM + 24, code(addi(7, 7, value)))
             case 12:
                 raise RuntimeError("broken peripheral")
 
@@ -472,6 +475,19 @@ def test_reset_that_a_peripheral_asks_for_ends_the_run() -> None:
         rig.machine.reset()
         assert probe.log[-1] == ("reset", 0)
         assert (rig.hart.pc, rig.x(5), rig.read(MTVEC), rig.read(MCYCLE)) == (RAM, 0, 0, 0)
+
+
+@pytest.mark.usefixtures("counter_kind")
+def test_code_that_a_peripheral_stores_is_run() -> None:
+    # The peripheral overwrites the instruction behind the fence, which has run before.
+    rig, _ = probe_rig(addi(5, 0, 9), addi(6, 6, 1), sw(5, 20, 16), FENCE_I, addi(7, 7, 1), j(-16))
+    with rig:
+        rig.hart.pc = RAM + 24
+        rig.run(1)
+        assert rig.x(7) == 1
+        rig.hart.pc = RAM
+        rig.run(3 + 5 * 10)
+        assert (rig.x(6), rig.x(7)) == (10, 91)
 
 
 def test_exception_in_a_peripheral_comes_out_of_run() -> None:

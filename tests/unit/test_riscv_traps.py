@@ -103,6 +103,18 @@ def test_fetch_fault_points_at_the_target(target: int) -> None:
         assert rig.run_to_trap() == (1, target, target)
 
 
+def test_instruction_whose_second_half_lies_behind_the_memory() -> None:
+    end = RAM + 0x800_0000
+    with Rig(*li(5, end - 6), jr(5)) as rig:
+        rig.machine.load_memory(end - 6, code(addi(6, 0, 5)) + code(NOP)[:2])
+        assert rig.run_to_trap() == (1, end - 2, end)
+        assert rig.x(6) == 5
+        rig.machine.reset()
+        rig.write(MTVEC, HANDLER)
+        rig.run(100)
+        assert (rig.read(MEPC), rig.hart.pc) == (end - 2, HANDLER)
+
+
 def test_store_to_a_read_only_memory_is_an_access_fault() -> None:
     board = default_board().with_memory(MemoryEntry("flash", 0x2000_0000, 0x1000, writable=False))
     with Rig(*li(5, 0x2000_0000), lw(1, 5, 4), sw(1, 5), board=board) as rig:

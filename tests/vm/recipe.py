@@ -36,6 +36,9 @@ GUEST_PACKAGES = (
     "iproute2",
     "util-linux",
     "passwd",
+    "usbip",
+    "usbutils",
+    "dfu-util",
 )
 GUEST_PYTHON = "3.13"
 KERNEL_SOURCE = "linux-source-7.2"

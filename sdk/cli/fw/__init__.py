@@ -14,6 +14,7 @@ VERBS = {
     "sign": ("sign", "Sign an image with keys, or with a command that reaches one."),
     "verify": ("verify", "Check that an image is whole and signed by a trusted key."),
     "inspect": ("inspect", "Show what an image says of itself."),
+    "recover": ("recover", "Write an image to a device that does not boot, over USB."),
     "keygen": ("keygen", "Make a key pair for signing."),
     "info": ("info", "Show which firmware runs and what the slots hold."),
     "flash": ("flash", "Put an image on devices, by a plan that is shown first."),
