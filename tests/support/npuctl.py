@@ -36,12 +36,12 @@ class Npuctl:
     def __init__(self, runtime_folder: Path) -> None:
         self.runtime_folder = runtime_folder
 
-    def __call__(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Run to the end, nothing on stdin."""
+    def __call__(self, *arguments: str, typed: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run to the end, `typed` piped in."""
         return subprocess.run(
             [sys.executable, "-m", "sdk.cli", *arguments],
             env=environment(self.runtime_folder, variables),
-            stdin=subprocess.DEVNULL,
+            input=typed,
             capture_output=True,
             text=True,
             timeout=PATIENCE_S,
@@ -56,6 +56,15 @@ class Npuctl:
         name = verb.replace(" ", "-")
         validator(name).validate(found)
         assert found["schema"] == f"npuctl.{name}"
+        return found
+
+    def lines(self, verb: str, *arguments: str) -> list[dict[str, Any]]:
+        """As `document`, of a verb that prints a line for each piece of a stream."""
+        done = self(*verb.split(), *arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        found: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
+        for document in found:
+            validator(verb.replace(" ", "-")).validate(document)
         return found
 
     @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from rich.table import Table
@@ -19,7 +20,8 @@ from sdk.cli.management import Management, no_open_option, open_management
 from sdk.cli.verb import verb
 from sdk.errors import NpuError
 
-LABEL_COLUMNS = 18
+WIDTH = 80
+INDENT = 20
 _BUSY = "busy"
 
 
@@ -47,7 +49,7 @@ def _one_device(frame: Frame, address: str, opened: Management) -> None:
     if progress.explanation is not None:
         frame.add({**entry, "firmware": None, "slots": None, "update": None})
         _row(frame, "firmware", f"none: {progress.explanation.why}")
-        _row(frame, "", f"→ {progress.explanation.remedy}")
+        frame.say(f"      → {progress.explanation.remedy}")
         frame.say()
         return
     info, status = opened.firmware.info(), opened.firmware.update_status()
@@ -82,8 +84,8 @@ def _show(frame: Frame, info: FirmwareInfo, slots: list[SlotInfo] | None) -> Non
     where = f"slot {info.slot.name}" if info.slot else "loaded from outside"
     _row(frame, "firmware", f"{info.version}, {where}, build {info.build_id:08x}")
     if info.on_trial:
-        _row(frame, "", "on trial: unless it is confirmed (npuctl fw confirm), the")
-        _row(frame, "", "next reset of the core falls back to the other slot")
+        fate = "unless it is confirmed (npuctl fw confirm), the next reset of the core falls back to the other slot"
+        _row(frame, "", f"on trial: {fate}")
     _row(frame, "security counter", str(info.security_counter))
     _row(frame, "hardware id", f"{info.hardware_id:#010x}")
     _row(frame, "core resets", f"{info.boots} since power-on; up for {info.uptime_seconds:,.1f} s (device)")
@@ -116,4 +118,7 @@ def _progress_text(progress: BootProgress) -> str:
 
 
 def _row(frame: Frame, label: str, text: str) -> None:
-    frame.say(f"  {label}".ljust(LABEL_COLUMNS + 2) + text)
+    first, *more = textwrap.wrap(text, WIDTH - INDENT, break_on_hyphens=False)
+    frame.say(f"  {label}".ljust(INDENT) + first)
+    for line in more:
+        frame.say(" " * INDENT + line)
