@@ -206,7 +206,7 @@ def test_throttles_when_hot_and_lets_go_later(bench: CoreBench, monkeypatch: pyt
 
 def test_log_survives_resets_and_names_its_build(bench: CoreBench) -> None:
     first = log(bench)
-    assert [text_of(record) for record in first] == ["boot %u, reason %u, slot %u, trial %u"]
+    assert [text_of(record) for record in first] == ["boot %u, reason %u, slot %c, trial %u"]
     assert bench.boot_to_ready(CoreReset.HOST)
     second = log(bench)
     assert second[: len(first)] == first

@@ -47,7 +47,7 @@ def test_log_texts_stay_in_the_file() -> None:
         assert not strings["sh_flags"] & 2, "SHF_ALLOC: they would be loaded"
         texts = strings.data().rstrip(b"\0").split(b"\0")
         loaded = elf.get_segment(0).data() if elf.get_segment(0).header.p_type == "PT_LOAD" else b""
-    assert b"slot %u is confirmed" in texts
+    assert b"slot %c is confirmed" in texts
     assert b"is confirmed" not in loaded
 
 

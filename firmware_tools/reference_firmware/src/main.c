@@ -10,6 +10,7 @@
 #include "log.h"
 #include "mailbox_service.h"
 #include "runtime.h"
+#include "slots.h"
 #include "thermal.h"
 #include "update.h"
 #include "variants.h"
@@ -63,7 +64,7 @@ static void start_drivers(void)
     watchdog_feed();
     uart_start();
     log_start();
-    LOG_INFO("boot %u, reason %u, slot %u, trial %u", boot_count(), boot_reason(), boot_slot(), boot_is_trial());
+    LOG_INFO("boot %u, reason %u, slot %c, trial %u", boot_count(), boot_reason(), slot_letter(boot_slot()), boot_is_trial());
     runtime_start();
 }
 

@@ -54,7 +54,7 @@ uint32_t runtime_confirm(void)
         return NPU_MAILBOX_RESULT_FLASH_FAULT;
     }
     on_trial = false;
-    LOG_INFO("slot %u is confirmed", boot_slot());
+    LOG_INFO("slot %c is confirmed", slot_letter(boot_slot()));
     raise_security_counter();
     return OK;
 }
@@ -88,6 +88,6 @@ uint32_t runtime_roll_back(void)
     if (!boot_state_confirm(other)) {
         return NPU_MAILBOX_RESULT_FLASH_FAULT;
     }
-    LOG_INFO("rolled back: slot %u from the next reset on", other);
+    LOG_INFO("rolled back: slot %c from the next reset on", slot_letter(other));
     return OK;
 }

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "npu_protocol.h"
+#include "npu_registers.h"
 
 struct slot_report {
     /* Why it cannot be booted: NPU_MAILBOX_RESULT_OK when it can. */
@@ -17,6 +18,12 @@ struct slot_report {
     /* The image's own hash; of SHA-512 the first half. */
     uint8_t hash[NPU_SHA256_BYTES];
 };
+
+/* What people call a slot; '-' for none. */
+static inline uint32_t slot_letter(uint32_t slot)
+{
+    return slot == NPU_SLOT_NONE ? '-' : 'A' + slot - NPU_SLOT_A;
+}
 
 bool slots_is_slot(uint32_t slot);
 uint32_t slots_offset(uint32_t slot);

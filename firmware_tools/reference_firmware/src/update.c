@@ -81,7 +81,7 @@ static void enter(enum step step, uint32_t state)
 
 static void fail(uint32_t result, uint32_t detail)
 {
-    LOG_WARNING("update of slot %u failed: result %u at %08x", update.slot, result, detail);
+    LOG_WARNING("update of slot %c failed: result %u at %08x", slot_letter(update.slot), result, detail);
     update.result = result;
     update.detail = detail;
     slots_forget(update.slot);
@@ -234,7 +234,7 @@ static void finish_verifying(void)
         fail(result, 0);
         return;
     }
-    LOG_INFO("image of %u bytes for slot %u is good, security counter %u", update.total_bytes, update.slot,
+    LOG_INFO("image of %u bytes for slot %c is good, security counter %u", update.total_bytes, slot_letter(update.slot),
              update.image.security_counter);
     enter(STEP_MARKS, NPU_UPDATE_STATE_WRITING);
 }
@@ -409,7 +409,7 @@ static void step_trial(void)
         fail(NPU_MAILBOX_RESULT_FLASH_FAULT, 0);
         return;
     }
-    LOG_INFO("slot %u is written, %u of %u bytes were there already; its trial is due", update.slot, update.kept_bytes,
+    LOG_INFO("slot %c is written, %u of %u bytes were there already; its trial is due", slot_letter(update.slot), update.kept_bytes,
              update.total_bytes);
     slots_forget(update.slot);
     staging_forget();
@@ -502,7 +502,7 @@ uint32_t update_begin(const struct npu_update_begin *request, uint32_t running_s
     update.kept_bytes = 0;
     update.needs_copy = false;
     enter(STEP_HEADER, NPU_UPDATE_STATE_VERIFYING);
-    LOG_INFO("update of slot %u begins: %u bytes, flags %x", update.slot, update.total_bytes, update.flags);
+    LOG_INFO("update of slot %c begins: %u bytes, flags %x", slot_letter(update.slot), update.total_bytes, update.flags);
     return OK;
 }
 
