@@ -10,7 +10,7 @@ SOURCES := sdk driver_shim emulator firmware_tools benchmarks tests examples
 PATHS ?=
 DESTDIR ?=
 
-.PHONY: demo test test-slow test-vm test-vm-iommufd lint format bench clean install-udev
+.PHONY: demo test test-slow test-bringup test-vm test-vm-iommufd lint format bench clean install-udev
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/npuctl demo $(PATHS)
@@ -20,6 +20,10 @@ test: $(VENV)/dev.stamp
 
 test-slow: $(VENV)/dev.stamp
 	$(PYTEST) -m slow
+
+# Runs docs/bring-up.md. Needs C compilers: apt-get install gcc-riscv64-unknown-elf gcc libc6-dev
+test-bringup: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m bringup tests/bringup
 
 # Needs root, and Debian's mmdebstrap, e2fsprogs, xz-utils and kmod. QEMU and the guest are made of Debian's packages and
 # kept in ~/.cache/npu-sdk/vm, 3 GB.

@@ -39,6 +39,9 @@ USBIP_REQUEST_S = 5.0
 TRANSFER_RETRY_S = 2e-3
 """A transfer that waits for the management core's process is tried again this often; that answers within 0.2 ms."""
 
+ACCEPT_PAUSE_S = 0.5
+"""After a connection for which this process had no descriptor left, before the next one is looked at."""
+
 CORE_MODE_POLL_S = 0.1
 """How often the debug port looks whether the core went into recovery or left it, while a host has imported it."""
 

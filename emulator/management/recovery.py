@@ -25,6 +25,10 @@ class RecoveryError(Exception):
     """What was asked for was not done; flash is untouched unless it says otherwise."""
 
 
+class SlotDamaged(RecoveryError):
+    """Flash failed while the slot was written."""
+
+
 class Recovery:
     """Stages, verifies and writes one image at a time."""
 
@@ -41,7 +45,10 @@ class Recovery:
         self._write_memory(STAGING_ADDRESS + offset, data)
 
     def install(self, slot: Slot, size: int) -> None:
-        """Verify what was staged, write it to a slot, read it back, and confirm it. Raises RecoveryError."""
+        """Verify what was staged, write it to a slot, read it back, and confirm it.
+
+        Raises RecoveryError; SlotDamaged when flash failed.
+        """
         if not 0 < size <= STAGING_BYTES:
             raise RecoveryError(f"an image of {size} bytes does not fit a slot of {SLOT_BYTES:#x}")
         data = self._read_memory(STAGING_ADDRESS, size)
@@ -54,7 +61,7 @@ class Recovery:
             state = self._rom.boot_state()
             self._rom.write_boot_state(state._replace(confirmed=slot, trial=Slot.NONE, trial_boots=0, failed=Slot.NONE))
         except FlashError as error:
-            raise RecoveryError(f"slot {slot.name} was not written whole: {error}") from error
+            raise SlotDamaged(f"slot {slot.name} was not written whole: {error}") from error
 
     def slot_image(self, slot: Slot) -> bytes:
         """The image in a slot; empty when it holds none."""

@@ -10,7 +10,7 @@ import socket
 
 from driver_shim.protocol.firmware_slots import SLOT_BYTES, Slot
 from driver_shim.protocol.layout import Layout, reserved, u8, u32
-from emulator.management.recovery import Recovery, RecoveryError
+from emulator.management.recovery import Recovery, RecoveryError, SlotDamaged
 
 MAX_DATA_BYTES = 4096
 TEXT_BYTES = 512
@@ -41,6 +41,8 @@ class Outcome(enum.IntEnum):
     DONE = 0
     REFUSED = 1
     NOT_IN_RECOVERY = 2
+    DAMAGED = 3
+    """Flash failed while a slot was written; followed by a text as well."""
 
 
 def answer_requests(channel: socket.socket, recovery: Recovery | None) -> bool:
@@ -81,7 +83,8 @@ def _answer(message: bytes, recovery: Recovery | None) -> bytes:
         return _head(request.kind, Outcome.DONE, size=len(data)) + data
     except RecoveryError as error:
         text = str(error).encode()[:TEXT_BYTES]
-        return _head(request.kind, Outcome.REFUSED, size=len(text)) + text
+        outcome = Outcome.DAMAGED if isinstance(error, SlotDamaged) else Outcome.REFUSED
+        return _head(request.kind, outcome, size=len(text)) + text
 
 
 def _head(kind: int, outcome: Outcome, *, size: int = 0) -> bytes:

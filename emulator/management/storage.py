@@ -42,7 +42,9 @@ class Storage:
         self.memory = whole[:FLASH_BYTES]
         """All of flash, as the core sees it on its bus."""
         self.one_time = OneTimeValues(whole[ONE_TIME_OFFSET:])
-        self.flash = Flash(self.memory, whole[WEAR_OFFSET : WEAR_OFFSET + WEAR_BYTES].cast("I"))
+        self.wear = whole[WEAR_OFFSET : WEAR_OFFSET + WEAR_BYTES].cast("I")
+        """Erases of each sector."""
+        self.flash = Flash(self.memory, self.wear)
 
 
 def fresh_storage(image: bytes | None) -> bytes:

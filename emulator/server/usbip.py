@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import select
 import socket
 import time
@@ -61,9 +62,11 @@ class UsbipServer:
         self._newcomers: dict[int, tuple[UsbipConnection, float]] = {}
         self._host: UsbipConnection | None = None
         self._transfers: deque[Submit] = deque()
-        self._look_at = float("inf")
-        self._retry_at = float("inf")
-        self._due = float("inf")
+        self._look_at = math.inf
+        self._retry_at = math.inf
+        self._accept_at = math.inf
+        """When to look at the listening socket again, while there are no descriptors."""
+        self._due = math.inf
 
     # --- Companion ---------------------------------------------------------------------------------------------
 
@@ -98,19 +101,22 @@ class UsbipServer:
             self._attempt(self._host)
         if now >= self._look_at:
             self._look()
+        if now >= self._accept_at:
+            self._accept_at = math.inf
+            self._watch(self._listening, select.POLLIN)
         self._plan()
 
     def next_deadline(self) -> float | None:
         """See Companion."""
-        return None if self._due == float("inf") else self._due
+        return None if self._due == math.inf else self._due
 
     def close(self) -> None:
         """See Companion."""
         for fd in list(self._newcomers):
             self._drop(fd, "the device is switched off")
         self._lose_host("the device is switched off")
-        if self._poller is not None and self._listening.fileno() >= 0:
-            self._poller.unregister(self._listening)
+        if self._listening.fileno() >= 0 and self._accept_at == math.inf:
+            self._unwatch(self._listening)
         self._listening.close()
 
     # --- newcomers ---------------------------------------------------------------------------------------------
@@ -119,8 +125,10 @@ class UsbipServer:
         try:
             sock, _ = self._listening.accept()
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # it stays readable: do not spin on it
                 _logger.warning("a USB/IP connection could not be accepted: %s", error.strerror)
+                self._unwatch(self._listening)
+                self._accept_at = time.monotonic() + timeouts.ACCEPT_PAUSE_S
             return
         if len(self._newcomers) >= MAX_NEWCOMERS:
             sock.close()
@@ -171,7 +179,6 @@ class UsbipServer:
     # --- the host that has the device --------------------------------------------------------------------------
 
     def _serve_host(self, host: UsbipConnection, event: int) -> None:
-        waited = bool(host.backlog_bytes)
         try:
             if event & select.POLLOUT:
                 host.flush()
@@ -183,8 +190,6 @@ class UsbipServer:
             self._lose_host(str(lost))
             return
         self._attempt(host)
-        if self._host is host and (waited or host.backlog_bytes) and self._poller is not None:
-            self._poller.modify(host, select.POLLIN | (select.POLLOUT if host.backlog_bytes else 0))
 
     def _carry_out(self, host: UsbipConnection, request: Request) -> None:
         """Take one request in. Raises ConnectionLost."""
@@ -202,7 +207,7 @@ class UsbipServer:
 
     def _attempt(self, host: UsbipConnection) -> None:
         """Carry out transfers in their order, up to one that the device is not ready for."""
-        self._retry_at = float("inf")
+        self._retry_at = math.inf
         try:
             while self._transfers:
                 transfer = self._transfers[0]
@@ -214,6 +219,9 @@ class UsbipServer:
                 host.send(_returned(transfer, answer))
         except ConnectionLost as lost:
             self._lose_host(str(lost))
+        finally:
+            if self._host is host and self._poller is not None:
+                self._poller.modify(host, select.POLLIN | (select.POLLOUT if host.backlog_bytes else 0))
 
     def _answer(self, transfer: Submit) -> Answer:
         setup = Setup.parse(transfer.setup)
@@ -235,7 +243,7 @@ class UsbipServer:
             return
         self._host = None
         self._transfers.clear()
-        self._retry_at = float("inf")
+        self._retry_at = math.inf
         self._unwatch(host)
         host.close()
         self._port.unplug()
@@ -246,15 +254,15 @@ class UsbipServer:
     def _plan(self) -> None:
         """When `expire` has something to do."""
         if self._host is None and not self._port.leaving:
-            self._look_at = float("inf")
-        newcomers = min((deadline for _, deadline in self._newcomers.values()), default=float("inf"))
-        self._due = min(newcomers, self._retry_at, self._look_at)
+            self._look_at = math.inf
+        newcomers = min((deadline for _, deadline in self._newcomers.values()), default=math.inf)
+        self._due = min(newcomers, self._retry_at, self._look_at, self._accept_at)
 
-    def _watch(self, connection: UsbipConnection, events: int) -> None:
+    def _watch(self, connection: UsbipConnection | socket.socket, events: int) -> None:
         if self._poller is not None:
             self._poller.register(connection, events)
 
-    def _unwatch(self, connection: UsbipConnection) -> None:
+    def _unwatch(self, connection: UsbipConnection | socket.socket) -> None:
         if self._poller is not None:
             self._poller.unregister(connection)
 

@@ -18,6 +18,10 @@ from emulator.management.recovery_channel import Outcome as WireOutcome
 from emulator.usb.recovery_port import Outcome
 
 _GONE = Outcome(MailboxResult.ABORTED, "the management core's process is gone")
+_REFUSALS: dict[int, MailboxResult] = {
+    WireOutcome.REFUSED: MailboxResult.BAD_FORMAT,
+    WireOutcome.DAMAGED: MailboxResult.FLASH_FAULT,
+}
 _AWAY = Outcome(MailboxResult.ABORTED, "the management core is not in recovery")
 
 
@@ -106,8 +110,8 @@ class RecoveryWire:
         rest = message[RECOVERY_ANSWER.size :]
         if outcome == WireOutcome.NOT_IN_RECOVERY:
             self._conclude(_AWAY)
-        elif outcome == WireOutcome.REFUSED:
-            self._conclude(Outcome(MailboxResult.BAD_FORMAT, rest.decode("utf-8", "replace")))
+        elif outcome in _REFUSALS:
+            self._conclude(Outcome(_REFUSALS[outcome], rest.decode("utf-8", "replace")))
         else:
             self._conclude(Outcome(MailboxResult.OK), size, rest)
 

@@ -11,7 +11,7 @@ import sdk
 from driver_shim.errors import DeviceBusy, DeviceLost, DeviceNotFound, UnsupportedPlatform
 from driver_shim.protocol.config_space import DEVICE_ID, VENDOR_ID
 from driver_shim.protocol.dfu import Status
-from driver_shim.protocol.firmware_slots import Slot
+from driver_shim.protocol.firmware_slots import SECTOR_BYTES, SLOT_OFFSETS, Slot
 from driver_shim.protocol.registers import REGISTERS, Post
 from driver_shim.transport.usb import UsbTransport
 from driver_shim.transport.vfio_user import VfioUserTransport
@@ -215,3 +215,24 @@ def test_an_emulator_that_ends_is_a_lost_device(tmp_path: Path, monkeypatch: pyt
             transport.read(0, SCRATCH.offset, 4)
         assert not transport.alive()
         transport.close()
+
+
+def test_a_bricked_device_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both slots are destroyed while it is off; the boot ROM waits for an image and boots it."""
+    pytest.importorskip("unicorn", reason="without it there is no management core")
+    monkeypatch.setenv("NPU_RUNTIME_DIR", str(tmp_path))
+    chip = tmp_path / "chip"
+    with served(tmp_path, "--state", str(chip)) as emulator:
+        wait_for_post(emulator.serial, Post.FIRMWARE_READY)
+        emulator.process.terminate()
+        emulator.process.wait()
+    with (chip / "flash.bin").open("r+b") as flash:
+        for offset in SLOT_OFFSETS.values():
+            flash.seek(offset)
+            flash.write(bytes(SECTOR_BYTES))
+    with served(tmp_path, "--state", str(chip)) as emulator:
+        wait_for_post(emulator.serial, Post.RECOVERY)
+        done = Npuctl(tmp_path).document("fw recover", "-d", emulator.address, str(FACTORY_IMAGE), "--slot", "B")
+        assert done["devices"][0]["booted_before"] is False
+        found = REGISTERS["boot_progress"].decode(wait_for_post(emulator.serial, Post.FIRMWARE_READY))
+        assert found["slot"] == Slot.B

@@ -87,6 +87,8 @@ class CoreBench:
             self._serve()
             stop = machine.run(_STEP_INSTRUCTIONS)
             if stop.reason is StopReason.WAITING:
+                if done():
+                    break
                 before = machine.tick
                 machine.advance_to(goal if stop.until is None else min(goal, stop.until))
                 self.wall_ns += (machine.tick - before) * 1_000_000_000 // MTIME_HERTZ

@@ -9,9 +9,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from driver_shim.protocol import usbip
 from driver_shim.protocol.registers import REGISTERS, Post
@@ -25,6 +25,7 @@ POLL_S = 0.02
 LOOPBACK = "127.0.0.1"
 BUS_ID = b"1-1"
 DEVICE_ID = 0x1_0002
+_Found = TypeVar("_Found")
 FACTORY_IMAGE = ROOT / "emulator/management/firmware/reference.bin"
 
 
@@ -59,16 +60,16 @@ def served(folder: Path, *arguments: str) -> Iterator[Served]:
         process.wait()
 
 
-def _publication(folder: Path, process: subprocess.Popen[bytes]) -> dict[str, object]:
+def _publication(folder: Path, process: subprocess.Popen[bytes]) -> dict[str, Any]:
     if process.poll() is not None:
         raise AssertionError(f"the emulator ended with {process.returncode}")
     for path in folder.glob("*.device.json"):
-        found: dict[str, object] = json.loads(path.read_text("utf-8"))
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
         return found
     return {}
 
 
-def wait_for(condition, patience_s: float = PATIENCE_S):  # type: ignore[no-untyped-def]
+def wait_for(condition: Callable[[], _Found | None], patience_s: float = PATIENCE_S) -> _Found:
     """What the condition gives, once that is true."""
     deadline = time.monotonic() + patience_s
     while not (found := condition()):
@@ -89,7 +90,7 @@ def wait_for_post(serial: str, *posts: Post) -> int:
             transport.close()
         return value if register.extract(value, "post_code") in posts else 0
 
-    return int(wait_for(progress))
+    return wait_for(progress)
 
 
 class RawHost:
@@ -130,16 +131,19 @@ class RawHost:
             except ConnectionResetError:
                 return True
 
-    def import_device(self, busid: bytes = BUS_ID) -> int:
-        """The status of the reply."""
+    def import_device(self, busid: bytes = BUS_ID) -> int | None:
+        """The status of the reply; None when the server hung up instead."""
         self.send(usbip.encode_operation(usbip.Operation.REQUEST_IMPORT, payload=usbip.IMPORT.build(busid=busid)))
-        _, code, status = usbip.OPERATION.unpack_from(self.receive(usbip.OPERATION.size))
+        reply = self.receive(usbip.OPERATION.size)
+        if len(reply) < usbip.OPERATION.size:
+            return None
+        _, code, status = usbip.OPERATION.unpack_from(reply)
         assert code == usbip.Operation.REPLY_IMPORT
         if status == usbip.OperationStatus.OK:
             assert len(self.receive(usbip.DEVICE.size)) == usbip.DEVICE.size
         return int(status)
 
-    def submit(self, setup: Setup, data: bytes = b"", **changes: int) -> int:
+    def submit(self, setup: Setup, data: bytes = b"", **changes: Any) -> int:
         """Send a transfer; its seqnum."""
         self._seqnum += 1
         direction = usbip.Direction.IN if setup.is_in else usbip.Direction.OUT

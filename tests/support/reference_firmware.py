@@ -15,20 +15,18 @@ import pytest
 from driver_shim.protocol.firmware_slots import LOAD_ADDRESS
 from driver_shim.protocol.image import DigestAlgorithm, ImageVersion, parse_image
 from driver_shim.protocol.management_registers import HARDWARE_ID
-from firmware_tools import reference_firmware
 from firmware_tools.build import read_program
 from firmware_tools.image import ImageContents, build_image
-from firmware_tools.keys import load_private_key
+from firmware_tools.keys import DEVELOPMENT_KEY, load_private_key
 from firmware_tools.reference_firmware.build import COMPILER, build
 from firmware_tools.signing import KeySigner, Signer, sign_image
 
 needs_compiler = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"{COMPILER} is not installed")
-KEY_FILE = Path(reference_firmware.__file__).with_name("development_key.pem")
 
 
 @functools.cache
 def development_signer() -> KeySigner:
-    return KeySigner(load_private_key(KEY_FILE))
+    return KeySigner(load_private_key(DEVELOPMENT_KEY))
 
 
 @functools.cache

@@ -10,7 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from driver_shim.protocol import commands as c
-from driver_shim.protocol.layout import FieldError, Layout, LayoutError, array, i64, raw, reserved, u8, u16, u32, u64
+from driver_shim.protocol.layout import (
+    FieldError,
+    Layout,
+    LayoutError,
+    array,
+    i64,
+    raw,
+    reserved,
+    u8,
+    u16,
+    u16be,
+    u32,
+    u64,
+)
 from driver_shim.protocol.layout import union_dtype as union
 from tests.support.layouts import bounds, every_layout, is_bytes, is_float, values_of
 
@@ -381,3 +394,13 @@ def test_numbers_on_the_wire_never_move(kind: Any, numbers: dict[int, str]) -> N
 def test_unknown_statuses_have_a_name_too() -> None:
     assert c.status_slug(0x04) == "dma-fault"
     assert c.status_slug(0x55) == "status-0x55"
+
+
+def test_a_layout_has_the_byte_order_of_its_fields() -> None:
+    big = Layout("big", 9, "a" / u16be, "b" / u8, "c" / array(2, u16be), reserved(2))
+    encoded = bytes([1, 2, 3, 4, 5, 6, 7, 0, 0])
+    assert big.build(a=0x0102, b=3, c=[0x0405, 0x0607]) == encoded
+    assert big.pack(0x0102, 3, 0x0405, 0x0607) == encoded
+    assert big.view(encoded)[0]["a"] == 0x0102
+    with pytest.raises(LayoutError, match="mixes"):
+        Layout("both", 6, "a" / u16be, "b" / u32)

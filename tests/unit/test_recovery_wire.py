@@ -56,14 +56,17 @@ def test_staging_goes_on_until_it_is_answered(core: Core) -> None:
     assert result(core) is MailboxResult.OK
 
 
-def test_a_refusal_comes_with_the_boot_roms_words(core: Core) -> None:
+@pytest.mark.parametrize(
+    ("outcome", "expected"),
+    [(Outcome.REFUSED, MailboxResult.BAD_FORMAT), (Outcome.DAMAGED, MailboxResult.FLASH_FAULT)],
+)
+def test_a_refusal_comes_with_the_boot_roms_words(core: Core, outcome: Outcome, expected: MailboxResult) -> None:
     core.wire.install(Slot.B, 77)
     assert core.asked() == (RecoveryRequest.INSTALL, 2, 0, 77, b"")
-    core.answer(RecoveryRequest.INSTALL, Outcome.REFUSED, 8, b"nothing!")
-    outcome = core.wire.poll()
-    assert outcome is not None
-    assert outcome.result not in (MailboxResult.OK, MailboxResult.ABORTED)
-    assert outcome.text == "nothing!"
+    core.answer(RecoveryRequest.INSTALL, outcome, 8, b"nothing!")
+    found = core.wire.poll()
+    assert found is not None
+    assert (found.result, found.text) == (expected, "nothing!")
 
 
 def test_lengths_and_bytes_of_a_slot_are_asked_for_once(core: Core) -> None:

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from driver_shim.protocol.firmware_slots import RETAINED_ADDRESS, RETAINED_BYTES, BootState, Slot
+from driver_shim.protocol.firmware_slots import (
+    BOOT_STATE,
+    BOOT_STATE_OFFSETS,
+    ERASED,
+    MAX_SEQUENCE,
+    RETAINED_ADDRESS,
+    RETAINED_BYTES,
+    BootState,
+    Slot,
+    newest_boot_state,
+)
 from driver_shim.protocol.mailbox import (
     BODY_BYTES,
     INFO,
@@ -16,6 +28,7 @@ from driver_shim.protocol.mailbox import (
     LOG_QUERY,
     LOG_RECORD,
     LOG_RECORDS_AT_ONCE,
+    REQUEST,
     REQUEST_BODIES,
     SENSORS,
     SLOT_INFO,
@@ -23,9 +36,11 @@ from driver_shim.protocol.mailbox import (
     MailboxCommand,
     MailboxResult,
 )
-from driver_shim.protocol.management_registers import HARDWARE_ID
+from driver_shim.protocol.management_registers import HARDWARE_ID, MTIME_HERTZ
 from driver_shim.protocol.registers import CoreReset, Post
-from tests.support.core_rig import CoreRig
+from emulator.management.storage import fresh_storage
+from emulator.management.thermal import Thermal
+from tests.support.core_bench import CoreBench, core_bench
 from tests.support.reference_firmware import firmware_elf, firmware_image, needs_compiler, noise
 
 pytestmark = needs_compiler
@@ -36,14 +51,18 @@ _WATCHDOG_MS = 4000
 
 
 @pytest.fixture
-def rig() -> Iterator[CoreRig]:
-    with CoreRig(firmware_image()) as made:
-        made.run_until_ready()
+def bench() -> Iterator[CoreBench]:
+    with core_bench(fresh_storage(firmware_image())) as made:
+        assert made.boot_to_ready()
         yield made
 
 
-def info(rig: CoreRig) -> Any:
-    result, body = rig.ask(MailboxCommand.INFO)
+def milliseconds(bench: CoreBench) -> int:
+    return bench.chip.machine.tick * 1000 // MTIME_HERTZ
+
+
+def info(bench: CoreBench) -> Any:
+    result, body = bench.ask(MailboxCommand.INFO)
     assert result is MailboxResult.OK
     return INFO.parse(body)
 
@@ -53,11 +72,11 @@ def texts() -> bytes:
         return bytes(ELFFile(file).get_section_by_name(".log_strings").data())
 
 
-def log(rig: CoreRig, first: int = 0) -> list[Any]:
+def log(bench: CoreBench, first: int = 0) -> list[Any]:
     """All records from `first` on."""
     records: list[Any] = []
     while True:
-        result, body = rig.ask(MailboxCommand.LOG_READ, LOG_QUERY.build(first=first))
+        result, body = bench.ask(MailboxCommand.LOG_READ, LOG_QUERY.build(first=first))
         assert result is MailboxResult.OK
         head = LOG_ANSWER.parse(body[: LOG_ANSWER.size])
         assert len(body) == LOG_ANSWER.size + head.count * LOG_RECORD.size
@@ -75,120 +94,143 @@ def text_of(record: Any) -> str:
     return texts()[token:].partition(b"\0")[0].decode()
 
 
-def test_says_who_it_is(rig: CoreRig) -> None:
-    found = info(rig)
+def test_says_who_it_is(bench: CoreBench) -> None:
+    found = info(bench)
     assert (found.protocol, found.slot, found.on_trial, found.version) == (1, Slot.A, 0, 1)
     assert found.hardware_id == HARDWARE_ID
-    assert found.build_id == rig.link["build_id"] != 0
-    rig.run_for(1)
-    assert b"reference firmware 1.0.0+0" in rig.output
+    assert found.build_id == bench.link["build_id"] != 0
+    bench.run_for(0.001)
+    assert b"reference firmware 1.0.0+0" in bench.printed
 
 
-def test_pings_come_back_at_once(rig: CoreRig) -> None:
-    before = rig.milliseconds
+def test_pings_come_back_at_once(bench: CoreBench) -> None:
+    before = milliseconds(bench)
     for size in (0, 1, 3, 4, BODY_BYTES):
-        assert rig.ask(MailboxCommand.PING, noise(size)) == (MailboxResult.OK, noise(size))
-    assert rig.milliseconds - before <= 5 * _QUICK_MS
+        assert bench.ask(MailboxCommand.PING, noise(size)) == (MailboxResult.OK, noise(size))
+    assert milliseconds(bench) - before <= 5 * _QUICK_MS
 
 
 @pytest.mark.parametrize("command", list(MailboxCommand))
-def test_other_lengths_are_refused(rig: CoreRig, command: MailboxCommand) -> None:
+def test_other_lengths_are_refused(bench: CoreBench, command: MailboxCommand) -> None:
     shortest, longest = REQUEST_BODIES[command]
     for length in {shortest - 1, longest + 1, BODY_BYTES + 1, 0xFFFF}:
         if 0 <= length <= 0xFFFF and not shortest <= length <= longest:
-            assert rig.ask(command, length=length) == (MailboxResult.BAD_LENGTH, b"")
+            assert bench.ask_raw(REQUEST.build(command=command, body_bytes=length)) == (MailboxResult.BAD_LENGTH, b"")
 
 
 @pytest.mark.parametrize("command", [0, 6, 0x17, 0xFFFF])
-def test_unknown_commands_are_refused(rig: CoreRig, command: int) -> None:
-    assert rig.ask(command) == (MailboxResult.UNKNOWN_COMMAND, b"")
+def test_unknown_commands_are_refused(bench: CoreBench, command: int) -> None:
+    assert bench.ask(command) == (MailboxResult.UNKNOWN_COMMAND, b"")
 
 
-def test_tells_what_is_in_the_slots(rig: CoreRig) -> None:
-    result, body = rig.ask(MailboxCommand.SLOT_INFO, SLOT_QUERY.build(slot=1))
+def test_tells_what_is_in_the_slots(bench: CoreBench) -> None:
+    result, body = bench.ask(MailboxCommand.SLOT_INFO, SLOT_QUERY.build(slot=1))
     found = SLOT_INFO.parse(body)
     assert (result, found.valid, found.confirmed, found.result) == (MailboxResult.OK, 1, 1, MailboxResult.OK)
     assert found.image_bytes == len(firmware_image())
-    assert found.build_id == rig.link["build_id"]
-    result, body = rig.ask(MailboxCommand.SLOT_INFO, SLOT_QUERY.build(slot=2))
+    assert found.build_id == bench.link["build_id"]
+    result, body = bench.ask(MailboxCommand.SLOT_INFO, SLOT_QUERY.build(slot=2))
     found = SLOT_INFO.parse(body)
     assert (result, found.valid, found.image_bytes) == (MailboxResult.OK, 0, 0)
     for query in (b"\0\0\0\0", b"\3\0\0\0", b"\1\1\0\0"):
-        assert rig.ask(MailboxCommand.SLOT_INFO, query) == (MailboxResult.BAD_ARGUMENT, b"")
+        assert bench.ask(MailboxCommand.SLOT_INFO, query) == (MailboxResult.BAD_ARGUMENT, b"")
 
 
-def test_answers_before_it_resets(rig: CoreRig) -> None:
-    assert rig.ask(MailboxCommand.RESET) == (MailboxResult.OK, b"")
-    rig.run_until(lambda: bool(rig.resets))
-    rig.run_until_ready()
-    assert rig.resets == [CoreReset.FIRMWARE]
-    assert info(rig).boots == 1
+def test_answers_before_it_resets(bench: CoreBench) -> None:
+    assert bench.ask(MailboxCommand.RESET) == (MailboxResult.OK, b"")
+    assert bench.run_until(lambda: bool(bench.resets))
+    assert bench.ready()
+    assert bench.resets == [CoreReset.FIRMWARE]
+    assert info(bench).boots == 1
+
+
+def test_reads_the_boot_state_as_the_sdk_does(bench: CoreBench) -> None:
+    good = BootState(sequence=5, confirmed=Slot.A, trial=Slot.B, failed=Slot.B)
+    beyond = bytearray(good.build())
+    beyond[BOOT_STATE.offset_of("failed_slot")] = 3
+    beyond[-4:] = zlib.crc32(beyond[:-4]).to_bytes(4, "little")
+    copies = [
+        good.build(),
+        BootState(sequence=5, confirmed=Slot.B).build(),
+        BootState(sequence=6, failed=Slot.A).build(),
+        good._replace(sequence=MAX_SEQUENCE).build(),
+        good._replace(sequence=MAX_SEQUENCE - 1).build(),
+        good.build()[:-1] + b"?",
+        bytes(beyond),
+        bytes([ERASED]) * BOOT_STATE.size,
+    ]
+    for pair in itertools.product(copies, repeat=len(BOOT_STATE_OFFSETS)):
+        for offset, copy in zip(BOOT_STATE_OFFSETS, pair, strict=True):
+            bench.storage.memory[offset : offset + len(copy)] = copy
+        expected, _ = newest_boot_state(list(pair))
+        for slot in (Slot.A, Slot.B):
+            found = SLOT_INFO.parse(bench.ask(MailboxCommand.SLOT_INFO, SLOT_QUERY.build(slot=slot))[1])
+            marks = [expected.confirmed is slot, expected.trial is slot, expected.failed is slot]
+            assert [found.confirmed, found.trial, found.failed] == marks, pair
 
 
 # --- sensors ---------------------------------------------------------------------------------------------------------
 
 
-def sensors(rig: CoreRig) -> Any:
-    result, body = rig.ask(MailboxCommand.SENSORS)
+def sensors(bench: CoreBench) -> Any:
+    result, body = bench.ask(MailboxCommand.SENSORS)
     assert result is MailboxResult.OK
     return SENSORS.parse(body)
 
 
-def test_publishes_what_the_converters_read(rig: CoreRig) -> None:
-    found = sensors(rig)
-    assert found.temperature_millicelsius == rig.link["temperature"] == 44_000
-    assert found.voltage_millivolts == rig.link["voltage"] == 800
-    assert abs(rig.link["power"] - 30_000) < 50
-    before = rig.link["publications"]
-    rig.run_for(10_000)
-    assert 10 <= rig.link["publications"] - before <= 100, "2 Hz, and never more than 10"
+def test_publishes_what_the_converters_read(bench: CoreBench) -> None:
+    found = sensors(bench)
+    assert found.temperature_millicelsius == bench.link["temperature"] == 44_000
+    assert found.voltage_millivolts == bench.link["voltage"] == 800
+    assert abs(bench.link["power"] - 30_000) < 50
+    before = bench.link["publications"]
+    bench.run_for(10)
+    assert 10 <= bench.link["publications"] - before <= 100, "2 Hz, and never more than 10"
 
 
-def test_throttles_when_hot_and_lets_go_later(rig: CoreRig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_throttles_when_hot_and_lets_go_later(bench: CoreBench, monkeypatch: pytest.MonkeyPatch) -> None:
     def throttle_at(celsius: float) -> int:
-        monkeypatch.setattr(rig.thermal, "celsius", lambda: celsius)
-        rig.run_for(1100)
-        assert sensors(rig).throttle == rig.link["throttle"]
-        return rig.link["throttle"]
+        monkeypatch.setattr(Thermal, "celsius", lambda _thermal: celsius)
+        bench.run_for(1.1)
+        assert sensors(bench).throttle == bench.link["throttle"]
+        return bench.link["throttle"]
 
     assert [throttle_at(celsius) for celsius in (94, 95, 94, 91, 89, 120, 103, 99, 20)] == [0, 2, 2, 2, 0, 7, 7, 6, 0]
-    monkeypatch.setattr(rig.thermal, "celsius", lambda: -40.0)
-    rig.run_for(1100)
-    assert sensors(rig).temperature_millicelsius == (1 << 32) - 40_000
+    monkeypatch.setattr(Thermal, "celsius", lambda _thermal: -40.0)
+    bench.run_for(1.1)
+    assert sensors(bench).temperature_millicelsius == (1 << 32) - 40_000
 
 
 # --- log -------------------------------------------------------------------------------------------------------------
 
 
-def test_log_survives_resets_and_names_its_build(rig: CoreRig) -> None:
-    first = log(rig)
+def test_log_survives_resets_and_names_its_build(bench: CoreBench) -> None:
+    first = log(bench)
     assert [text_of(record) for record in first] == ["boot %u, reason %u, slot %u, trial %u"]
-    rig.reboot()
-    rig.run_until_ready()
-    second = log(rig)
+    assert bench.boot_to_ready(CoreReset.HOST)
+    second = log(bench)
     assert second[: len(first)] == first
     assert [record.boot for record in second] == [0, 1]
-    assert {record.build_id for record in second} == {rig.link["build_id"]}
+    assert {record.build_id for record in second} == {bench.link["build_id"]}
     assert list(second[1].arguments) == [1, CoreReset.HOST, Slot.A, 0]
 
 
-def test_log_wraps(rig: CoreRig) -> None:
+def test_log_wraps(bench: CoreBench) -> None:
     for _ in range(1100):
-        rig.ask(MailboxCommand.UPDATE_BEGIN, bytes(16))
-    found = info(rig)
+        bench.ask(MailboxCommand.UPDATE_BEGIN, bytes(16))
+    found = info(bench)
     assert (found.log_first, found.log_next) == (1101 - 1024, 1101)
-    records = log(rig)
+    records = log(bench)
     assert [record.sequence for record in records] == list(range(1101 - 1024, 1101))
-    rig.reboot()
-    rig.run_until_ready()
-    assert info(rig).log_next == 1102
+    assert bench.boot_to_ready(CoreReset.HOST)
+    assert info(bench).log_next == 1102
 
 
-def test_log_is_read_from_anywhere(rig: CoreRig) -> None:
+def test_log_is_read_from_anywhere(bench: CoreBench) -> None:
     for _ in range(9):
-        rig.ask(MailboxCommand.UPDATE_BEGIN, bytes(16))
+        bench.ask(MailboxCommand.UPDATE_BEGIN, bytes(16))
     for first, expected in ((0, 0), (7, 7), (10, None), (11, 0), (0xFFFF_FFFF, 0)):
-        _, body = rig.ask(MailboxCommand.LOG_READ, LOG_QUERY.build(first=first))
+        _, body = bench.ask(MailboxCommand.LOG_READ, LOG_QUERY.build(first=first))
         head = LOG_ANSWER.parse(body[: LOG_ANSWER.size])
         if expected is None:
             assert (head.next, head.count) == (10, 0)
@@ -199,125 +241,133 @@ def test_log_is_read_from_anywhere(rig: CoreRig) -> None:
 
 @pytest.mark.parametrize("seed", ["one", "two", "magic kept"])
 def test_garbage_in_the_retained_memory_is_no_log(seed: str) -> None:
-    with CoreRig(firmware_image()) as rig:
+    with core_bench(fresh_storage(firmware_image())) as bench:
         garbage = bytearray(noise(RETAINED_BYTES, seed))
         if seed == "magic kept":
-            rig.run_until_ready()
-            garbage[:32] = rig.chip.machine.read_memory(RETAINED_ADDRESS, 32)
+            assert bench.boot_to_ready()
+            garbage[:32] = bench.chip.machine.read_memory(RETAINED_ADDRESS, 32)
             garbage[16:20] = (500).to_bytes(4, "little")
-        rig.chip.machine.write_memory(RETAINED_ADDRESS, bytes(garbage))
-        rig.reboot()
-        rig.run_until_ready()
-        assert [record.sequence for record in log(rig)] == [0]
+        bench.chip.machine.write_memory(RETAINED_ADDRESS, bytes(garbage))
+        assert bench.boot_to_ready(CoreReset.HOST)
+        assert [record.sequence for record in log(bench)] == [0]
 
 
 # --- console ---------------------------------------------------------------------------------------------------------
 
 
-def test_console_echoes_and_obeys(rig: CoreRig) -> None:
-    rig.run_for(1)
-    assert rig.output.endswith(b"> ")
-    assert b"sensors: latest readings" in rig.type("help\r")
-    assert b"slot A" in rig.type("info\r")
-    assert rig.type("nonsense\r") == b"nonsense\r\nunknown command, try help\r\n> "
-    assert b"44000 millicelsius" in rig.type("sensorz\bs\r")
-    assert rig.type("x" * 200 + "\r").count(b"x") == 80
-    rig.type("reset\r")
-    assert rig.resets == [CoreReset.FIRMWARE]
+def type_in(bench: CoreBench, text: str) -> bytes:
+    """What comes back."""
+    before, data = len(bench.printed), text.encode()
+    while data:
+        data = data[bench.chip.receive(data) :]
+        bench.run_for(0.001)
+    return bytes(bench.printed[before:])
+
+
+def test_console_echoes_and_obeys(bench: CoreBench) -> None:
+    bench.run_for(0.001)
+    assert bench.printed.endswith(b"> ")
+    assert b"sensors: latest readings" in type_in(bench, "help\r")
+    assert b"slot A" in type_in(bench, "info\r")
+    assert type_in(bench, "nonsense\r") == b"nonsense\r\nunknown command, try help\r\n> "
+    assert b"44000 millicelsius" in type_in(bench, "sensorz\bs\r")
+    assert type_in(bench, "x" * 200 + "\r").count(b"x") == 80
+    type_in(bench, "reset\r")
+    assert bench.resets == [CoreReset.FIRMWARE]
 
 
 # --- faults and the watchdog -----------------------------------------------------------------------------------------
 
 
 def test_a_fault_is_told_and_ends_in_a_watchdog_reset() -> None:
-    with CoreRig(firmware_image("VARIANT_FAULTS=1")) as rig:
-        rig.run_until(lambda: rig.progress("post_code") == Post.FIRMWARE_FAULT)
-        rig.run_for(1)
-        assert b"fault: mcause 00000002" in rig.output
-        assert b"x31" in rig.output
-        rig.run_until(lambda: bool(rig.resets))
-        assert rig.resets == [CoreReset.WATCHDOG]
-        assert rig.milliseconds <= _WATCHDOG_MS + 100
+    with core_bench(fresh_storage(firmware_image("VARIANT_FAULTS=1"))) as bench:
+        bench.boot()
+        assert bench.run_until(lambda: bench.progress()["post_code"] == Post.FIRMWARE_FAULT)
+        bench.run_for(0.001)
+        assert b"fault: mcause 00000002" in bench.printed
+        assert b"x31" in bench.printed
+        assert bench.run_until(lambda: bool(bench.resets))
+        assert bench.resets == [CoreReset.WATCHDOG]
+        assert milliseconds(bench) <= _WATCHDOG_MS + 100
 
 
 def test_a_hang_ends_in_a_watchdog_reset() -> None:
-    with CoreRig(firmware_image("VARIANT_HANGS=1")) as rig:
-        rig.run_until(lambda: bool(rig.resets))
-        assert rig.resets == [CoreReset.WATCHDOG]
-        assert _WATCHDOG_MS <= rig.milliseconds <= _WATCHDOG_MS + 100
+    with core_bench(fresh_storage(firmware_image("VARIANT_HANGS=1"))) as bench:
+        bench.boot()
+        assert bench.run_until(lambda: bool(bench.resets))
+        assert bench.resets == [CoreReset.WATCHDOG]
+        assert _WATCHDOG_MS <= milliseconds(bench) <= _WATCHDOG_MS + 100
 
 
-def test_a_healthy_firmware_feeds_the_watchdog(rig: CoreRig) -> None:
-    rig.run_for(10 * _WATCHDOG_MS)
-    assert not rig.resets
+def test_a_healthy_firmware_feeds_the_watchdog(bench: CoreBench) -> None:
+    bench.run_for(10 * _WATCHDOG_MS / 1000)
+    assert not bench.resets
 
 
 def test_without_service_the_mailbox_stays_busy() -> None:
-    with CoreRig(firmware_image("VARIANT_NO_SERVICE=1")) as rig:
-        rig.run_until_ready()
-        rig.ring(MailboxCommand.PING)
-        rig.run_for(10_000)
-        assert not rig.answered()
-        assert not rig.resets
+    with core_bench(fresh_storage(firmware_image("VARIANT_NO_SERVICE=1"))) as bench:
+        assert bench.boot_to_ready()
+        bench.link["ring_number"] = 1
+        bench.run_for(10)
+        assert bench.link["answer_number"] == 0
+        assert not bench.resets
 
 
 # --- confirmation ----------------------------------------------------------------------------------------------------
 
 
-def test_nothing_to_confirm_nor_to_roll_back_to(rig: CoreRig) -> None:
-    assert rig.ask(MailboxCommand.CONFIRM) == (MailboxResult.NOT_ON_TRIAL, b"")
-    assert rig.ask(MailboxCommand.ROLLBACK) == (MailboxResult.NO_OTHER_IMAGE, b"")
+def test_nothing_to_confirm_nor_to_roll_back_to(bench: CoreBench) -> None:
+    assert bench.ask(MailboxCommand.CONFIRM) == (MailboxResult.NOT_ON_TRIAL, b"")
+    assert bench.ask(MailboxCommand.ROLLBACK) == (MailboxResult.NO_OTHER_IMAGE, b"")
 
 
-def install(rig: CoreRig, slot: Slot, image: bytes, state: BootState) -> None:
+def install(bench: CoreBench, slot: Slot, image: bytes, state: BootState) -> None:
     """What a programmer of flash would do."""
-    rig.storage.memory[slot.offset : slot.offset + len(image)] = image
-    rig.chip.rom.write_boot_state(state)
+    bench.storage.memory[slot.offset : slot.offset + len(image)] = image
+    bench.chip.rom.write_boot_state(state)
 
 
 def test_a_trial_is_confirmed_and_then_raises_the_security_counter() -> None:
-    with CoreRig(firmware_image()) as rig:
-        install(rig, Slot.B, firmware_image(security_counter=5), BootState(confirmed=Slot.A, trial=Slot.B))
-        rig.reboot()
-        rig.run_until_ready()
-        assert rig.progress("trial") == info(rig).on_trial == 1
-        assert rig.storage.one_time.security_counter == 0
-        assert rig.ask(MailboxCommand.CONFIRM) == (MailboxResult.OK, b"")
-        assert rig.chip.rom.boot_state()[1:] == BootState(confirmed=Slot.B)[1:]
-        assert rig.storage.one_time.security_counter == 5
-        assert info(rig).on_trial == 0
-        assert rig.ask(MailboxCommand.CONFIRM) == (MailboxResult.NOT_ON_TRIAL, b"")
-        assert rig.ask(MailboxCommand.ROLLBACK) == (MailboxResult.ROLLED_BACK, b"")
+    with core_bench(fresh_storage(firmware_image())) as bench:
+        install(bench, Slot.B, firmware_image(security_counter=5), BootState(confirmed=Slot.A, trial=Slot.B))
+        assert bench.boot_to_ready(CoreReset.HOST)
+        assert bench.progress()["trial"] == info(bench).on_trial == 1
+        assert bench.storage.one_time.security_counter == 0
+        assert bench.ask(MailboxCommand.CONFIRM) == (MailboxResult.OK, b"")
+        assert bench.chip.rom.boot_state()[1:] == BootState(confirmed=Slot.B)[1:]
+        assert bench.storage.one_time.security_counter == 5
+        assert info(bench).on_trial == 0
+        assert bench.ask(MailboxCommand.CONFIRM) == (MailboxResult.NOT_ON_TRIAL, b"")
+        assert bench.ask(MailboxCommand.ROLLBACK) == (MailboxResult.ROLLED_BACK, b"")
 
 
 def test_a_confirmation_that_was_cut_off_is_completed_at_the_next_start() -> None:
-    with CoreRig(firmware_image(security_counter=5)) as rig:
-        assert rig.storage.one_time.security_counter == 0
-        rig.run_until_ready()
-        assert rig.storage.one_time.security_counter == 5
+    with core_bench(fresh_storage(firmware_image(security_counter=5))) as bench:
+        assert bench.storage.one_time.security_counter == 0
+        assert bench.boot_to_ready()
+        assert bench.storage.one_time.security_counter == 5
 
 
 @pytest.mark.parametrize("trial", [True, False])
 def test_rolls_back_at_the_next_reset(trial: bool) -> None:
-    with CoreRig(firmware_image()) as rig:
+    with core_bench(fresh_storage(firmware_image())) as bench:
         state = BootState(confirmed=Slot.A, trial=Slot.B) if trial else BootState(confirmed=Slot.B)
-        install(rig, Slot.B, firmware_image(version="1.1.0"), state)
-        rig.reboot()
-        rig.run_until_ready()
-        assert rig.progress("slot") == Slot.B
-        assert rig.ask(MailboxCommand.ROLLBACK) == (MailboxResult.OK, b"")
-        assert rig.progress("slot") == Slot.B
-        rig.ask(MailboxCommand.RESET)
-        rig.run_until(lambda: bool(rig.resets))
-        rig.run_until_ready()
-        assert rig.progress("slot") == Slot.A
-        assert not rig.progress("trial")
+        install(bench, Slot.B, firmware_image(version="1.1.0"), state)
+        assert bench.boot_to_ready(CoreReset.HOST)
+        assert bench.progress()["slot"] == Slot.B
+        assert bench.ask(MailboxCommand.ROLLBACK) == (MailboxResult.OK, b"")
+        assert bench.progress()["slot"] == Slot.B
+        bench.ask(MailboxCommand.RESET)
+        assert bench.run_until(lambda: bool(bench.resets))
+        assert bench.ready()
+        assert bench.progress()["slot"] == Slot.A
+        assert not bench.progress()["trial"]
 
 
 def test_does_not_roll_back_to_a_damaged_image() -> None:
-    with CoreRig(firmware_image()) as rig:
-        rig.run_until_ready()
+    with core_bench(fresh_storage(firmware_image())) as bench:
+        assert bench.boot_to_ready()
         damaged = bytearray(firmware_image(version="1.1.0"))
         damaged[0x1234] ^= 1
-        install(rig, Slot.B, bytes(damaged), BootState(confirmed=Slot.A))
-        assert rig.ask(MailboxCommand.ROLLBACK) == (MailboxResult.NO_OTHER_IMAGE, b"")
+        install(bench, Slot.B, bytes(damaged), BootState(confirmed=Slot.A))
+        assert bench.ask(MailboxCommand.ROLLBACK) == (MailboxResult.NO_OTHER_IMAGE, b"")

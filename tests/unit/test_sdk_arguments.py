@@ -128,7 +128,19 @@ def test_strictness_is_yes_or_no(clean: pytest.MonkeyPatch, text: str) -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["", "emulatr", "pci:", "pci:card", "pci:../03:00.0", "vfio-user:", "vfio-user", "usb:1", "EMULATOR", "emulator "],
+    [
+        "",
+        "emulatr",
+        "pci:",
+        "pci:card",
+        "pci:../03:00.0",
+        "vfio-user:",
+        "vfio-user",
+        "usb:",
+        "usb",
+        "EMULATOR",
+        "emulator ",
+    ],
 )
 def test_unknown_addresses_are_refused_with_the_accepted_forms(clean: pytest.MonkeyPatch, address: str) -> None:
     with pytest.raises(ValueError, match=r"emulator"):

@@ -27,6 +27,9 @@ PORTS = 4
 BOOT_S = 120.0
 STOP_S = 10.0
 POLL_S = 0.05
+HOST = "10.0.2.2"
+"""Where the guest reaches what listens on this machine's loopback; `GUEST` is its own address there."""
+GUEST = "10.0.2.15/24"
 HUGE_PAGES = 384
 """Without them each 4 KiB of DMA memory costs a message to the emulator, and another to take it back."""
 _QUICKLY = "mitigations=off init_on_alloc=0 audit=0 apparmor=0"
@@ -290,6 +293,7 @@ class Guest:
             *("-kernel", str(parts.kernel), "-initrd", str(initramfs)),
             *("-append", f"{KERNEL_ARGUMENTS} {arguments}"),
             *("-drive", f"file={parts.root},format=raw,if=virtio,snapshot=on"),
+            *("-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net"),
             *("-serial", f"file:{self.folder}/console"),
             *("-qmp", f"unix:{self.folder}/monitor,server=on,wait=off"),
         ]

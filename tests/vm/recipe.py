@@ -88,11 +88,11 @@ def parts(*, iommufd: bool = False) -> Parts:
 
 
 def python_packages() -> list[str]:
-    """Requirements of what runs in the guest: the SDK's own, the demo's, and those of the tests."""
+    """Requirements of what runs in the guest: the SDK's own, the demo's, those of USB and of the tests."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     tools = [wanted for wanted in extras["dev"] if wanted.startswith(TEST_TOOLS)]
-    return [*project["dependencies"], *extras["demo"], *tools]
+    return [*project["dependencies"], *extras["demo"], *extras["usb"], *tools]
 
 
 def _key(*parts: str) -> str:

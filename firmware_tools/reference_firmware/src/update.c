@@ -128,6 +128,10 @@ static void step_header(void)
 {
     uint32_t result;
 
+    if (update.total_bytes < sizeof update.image.header) {
+        fail(NPU_MAILBOX_RESULT_BAD_FORMAT, update.total_bytes);
+        return;
+    }
     if (!has_fetched(0, sizeof update.image.header)) {
         return;
     }

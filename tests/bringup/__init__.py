@@ -1,0 +1,1 @@
+"""The story of docs/bring-up.md, told by running it."""
