@@ -81,7 +81,7 @@ def test_flash_activate_confirm_and_roll_back(device: tuple[Npuctl, str], firmwa
     assert not any(text.startswith("text 0x") for text in texts)
 
 
-def test_firmware_that_does_not_come_up_falls_back_and_the_tool_says_so(device: tuple[Npuctl, str], tmp_path: Path) -> None:
+def test_firmware_that_does_not_come_up_falls_back(device: tuple[Npuctl, str], tmp_path: Path) -> None:
     tool, address = device
     broken = written(tmp_path / "broken.bin", image("2.0.0", security_counter=1, payload=RESETS))
     document = tool.document("fw flash", str(broken), "-d", address, "--yes", "--activate", code=5)
