@@ -8,7 +8,7 @@ from emulator.management.peripheral import MachinePort
 from emulator.management.peripherals.register_block import RegisterPeripheral
 
 MIN_PERIOD_MS, MAX_PERIOD_MS = 10, 60_000
-BOOT_PERIOD_MS = 10_000
+BOOT_PERIOD_MS = 5_000
 """What the boot ROM gives an image to take it over."""
 
 
