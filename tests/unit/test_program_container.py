@@ -58,7 +58,7 @@ def test_bytes_are_as_laid_out_by_hand() -> None:
     constants = struct.pack("<4f", 1, 2, 3, 4).ljust(64, b"\0")
     places = [(1, 4, 256, 256), (2, 2, 512, 64), (3, 2, 576, 32), (4, 2, 640, 2), (5, 16, 704, 16)]
     table = b"".join(struct.pack("<IIQQ8x", *place) for place in places).ljust(192, b"\0")
-    header = struct.pack("<8sHHHHQIIQ24x", b"NPUPROG\x1a", 1, 0, 0, 2, 768, 0, 5, 128)
+    header = struct.pack("<8sHHHHQIIQ24x", b"NPUPROG\x1a", 1, 0, 0, 3, 768, 0, 5, 128)
     expected = bytearray(header + table + tensors + commands + bindings + names + constants)
     expected[24:28] = zlib.crc32(expected).to_bytes(4, "little")
     assert bytes(expected) == IMAGE
