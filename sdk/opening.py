@@ -33,11 +33,12 @@ if TYPE_CHECKING:
     from sdk.private_emulator import PrivateEmulator
 
 KERNELS = ("auto", "numpy", "golden")
+CORES = ("auto", "none")
 _warned = False
 """Whether this process was told that it uses an emulator for want of a card."""
 _MACHINES = ("x86_64", "aarch64")
 _FORMS = (
-    '"emulator", "emulator:PROFILE?kernels=auto|numpy|golden", "vfio-user:SOCKET-PATH", "pci:0000:03:00.0",'
+    '"emulator", "emulator:PROFILE?kernels=auto|numpy|golden&core=auto|none", "vfio-user:SOCKET-PATH", "pci:0000:03:00.0",'
     ' "sysfs:0000:03:00.0", "usb:SERIAL" or "usb:SERIAL?force=yes"'
 )
 
@@ -62,6 +63,8 @@ class EmulatorAddress(NamedTuple):
 
     profile: str
     kernels: str
+    core: str
+    """Whether it has a management core: if it can, or "none"."""
 
 
 def open_address(address: str | None, strict: bool | None, timeout_s: float, when_busy: str = "fail") -> Opened:
@@ -121,14 +124,15 @@ def parse_emulator(rest: str) -> EmulatorAddress:
     """What follows "emulator:". Raises ValueError naming what is accepted."""
     profile, _, query = rest.partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
-    kernels = options.pop("kernels", "auto")
-    if options or kernels not in KERNELS:
-        wrong = next(iter(options), f"kernels={kernels}")
-        raise ValueError(f"emulator option {wrong!r} is not understood; use kernels={'|'.join(KERNELS)}")
+    kernels, core = options.pop("kernels", "auto"), options.pop("core", "auto")
+    if options or kernels not in KERNELS or core not in CORES:
+        wrong = next(iter(options), f"kernels={kernels}" if kernels not in KERNELS else f"core={core}")
+        accepted = f"kernels={'|'.join(KERNELS)} and core={'|'.join(CORES)}"
+        raise ValueError(f"emulator option {wrong!r} is not understood; use {accepted}")
     profile = profile or environment.profile()
     if profile not in profile_names():
         raise ValueError(f"unknown profile {profile!r}; there are: {', '.join(profile_names())}")
-    return EmulatorAddress(profile, kernels)
+    return EmulatorAddress(profile, kernels, core)
 
 
 def _open_card(bus_address: str, when_busy: str, deadline: float) -> Opened:
@@ -207,7 +211,7 @@ def _open_claimed(address: str, when_busy: str, deadline: float, opener: Callabl
 def _open_private(address: EmulatorAddress, timeout_s: float) -> Opened:
     from sdk.private_emulator import PrivateEmulator  # needs subprocess, which is slow to import
 
-    emulator = PrivateEmulator(address.profile, address.kernels)
+    emulator = PrivateEmulator(address.profile, address.kernels, address.core)
     name = f"emulator:{address.profile}"
     try:
         transport = VfioUserTransport.from_socket(

@@ -18,13 +18,15 @@ _PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 class PrivateEmulator:
     """One running `python -m emulator` and our end of its bus."""
 
-    def __init__(self, profile: str, kernels: str) -> None:
+    def __init__(self, profile: str, kernels: str, core: str = "auto") -> None:
         """Start it. Raises DeviceLost when it does not start."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             owner = os.pidfd_open(os.getpid())
             try:
-                self._process = self._start(theirs.fileno(), owner, profile, kernels)
+                self._process = self._start(
+                    theirs.fileno(), owner, ["--profile", profile, "--kernels", kernels, "--core", core]
+                )
             finally:
                 os.close(owner)
         except OSError as error:
@@ -35,13 +37,13 @@ class PrivateEmulator:
         self.socket = ours
 
     @staticmethod
-    def _start(connection: int, owner: int, profile: str, kernels: str) -> subprocess.Popen[bytes]:
+    def _start(connection: int, owner: int, chosen: list[str]) -> subprocess.Popen[bytes]:
         environment = dict(os.environ)
         paths = [str(_PACKAGE_ROOT), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
         arguments = ["--connection-fd", str(connection), "--owner-pid-fd", str(owner)]
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "emulator", *arguments, "--profile", profile, "--kernels", kernels],
+            [sys.executable, "-P", "-m", "emulator", *arguments, *chosen],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=(connection, owner),

@@ -13,9 +13,8 @@ from driver_shim.protocol.usbip import DEFAULT_PORT as USBIP_PORT
 from emulator.model.profile import profile_names
 from sdk import environment
 from sdk.cli.child_process import module_command
-from sdk.opening import KERNELS
+from sdk.opening import CORES, KERNELS
 
-CORES = ("auto", "none")
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 

@@ -10,7 +10,7 @@ import pytest
 from sdk import Device
 from tests.contract.core import row_against, transport_of
 from tests.support.bus_client import BusClient
-from tests.support.rigs import RIGS, TRANSPORTS, Rig
+from tests.support.rigs import RIGS, TRANSPORTS, Rig, process_rig
 
 FOLDER = Path(__file__).parent
 
@@ -38,8 +38,8 @@ def device(shared_device: Device) -> Device:
 
 @pytest.fixture(params=TRANSPORTS, scope="session")
 def shared_rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
-    """A function shared by all tests of a worker that use it bare; `bus` resets it between them."""
-    with RIGS[request.param]() as opened:
+    """A function, with a core if it can, shared by all tests of a worker that use it bare; `bus` resets it between."""
+    with process_rig(core="auto") if request.param == "vfio-user" else RIGS[request.param]() as opened:
         yield opened
 
 

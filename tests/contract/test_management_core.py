@@ -77,7 +77,7 @@ class Subject:
 
 @pytest.fixture
 def subject() -> Iterator[Subject]:
-    with process_rig() as rig:
+    with process_rig(core="auto") as rig:
         found = Subject(rig)
         found.await_post(Post.FIRMWARE_READY)
         yield found
@@ -183,7 +183,7 @@ def test_a_core_that_dies_is_shown_as_lost_and_comes_back_with_a_device_reset(su
 
 
 def test_the_core_ends_with_its_emulator() -> None:
-    with process_rig() as rig:
+    with process_rig(core="auto") as rig:
         subject = Subject(rig)
         pid = subject.core_pid()
         assert rig.pid is not None

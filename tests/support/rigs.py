@@ -52,9 +52,9 @@ def in_process_rig(kernels: str = "auto") -> Iterator[Rig]:
 
 
 @contextmanager
-def process_rig(kernels: str = "auto") -> Iterator[Rig]:
-    """An emulator process of its own."""
-    emulator = PrivateEmulator("generic", kernels)
+def process_rig(kernels: str = "auto", core: str = "none") -> Iterator[Rig]:
+    """An emulator process of its own; without a management core, which takes as long to start as all the rest."""
+    emulator = PrivateEmulator("generic", kernels, core)
     try:
         transport = VfioUserTransport.from_socket(emulator.socket, address="vfio-user:test", timeout=TEST_TIMEOUT_S)
         try:

@@ -159,6 +159,7 @@ def test_addresses_are_strings(address: object) -> None:
         ("nonesuch", "unknown profile 'nonesuch'.*generic"),
         ("?kernels=quick", "kernels=quick.*auto"),
         ("?speed=9", "speed.*kernels="),
+        ("?core=two", "core=two.*none"),
     ],
 )
 def test_unknown_profiles_and_options_name_what_there_is(clean: pytest.MonkeyPatch, rest: str, message: str) -> None:
@@ -168,7 +169,8 @@ def test_unknown_profiles_and_options_name_what_there_is(clean: pytest.MonkeyPat
 
 def test_profile_comes_from_the_address_then_the_environment(clean: pytest.MonkeyPatch) -> None:
     assert opening.parse_emulator("").profile == "generic"
-    assert opening.parse_emulator("generic?kernels=golden") == ("generic", "golden")
+    assert opening.parse_emulator("generic?kernels=golden") == ("generic", "golden", "auto")
+    assert opening.parse_emulator("generic?core=none") == ("generic", "auto", "none")
     clean.setenv("NPU_PROFILE", "nonesuch")
     assert opening.parse_emulator("generic").profile == "generic"
     with pytest.raises(ValueError, match="nonesuch"):
