@@ -38,8 +38,8 @@ _warned = False
 """Whether this process was told that it uses an emulator for want of a card."""
 _MACHINES = ("x86_64", "aarch64")
 _FORMS = (
-    '"emulator", "emulator:PROFILE?kernels=auto|numpy|golden&core=auto|none", "vfio-user:SOCKET-PATH", "pci:0000:03:00.0",'
-    ' "sysfs:0000:03:00.0", "usb:SERIAL" or "usb:SERIAL?force=yes"'
+    '"emulator", "emulator:PROFILE?kernels=auto|numpy|golden&core=auto|none", "vfio-user:SOCKET-PATH",'
+    ' "pci:0000:03:00.0", "sysfs:0000:03:00.0", "usb:SERIAL" or "usb:SERIAL?force=yes"'
 )
 
 
