@@ -13,7 +13,6 @@ import re
 import stat
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from driver_shim import timeouts
@@ -27,14 +26,14 @@ from driver_shim.errors import (
     NpuError,
     PermissionDenied,
     UnsupportedPlatform,
-    no_dma,
 )
 from driver_shim.mapping import map_memory_file
 from driver_shim.pci_sysfs import driver_of
 from driver_shim.protocol import config_space as facts
 from driver_shim.protocol.mmio import MappedRegisters
 from driver_shim.protocol.registers import ALL_ONES_32, BAR0, BAR0_BYTES, REGISTERS
-from driver_shim.transport.base import RegionInfo, Transport
+from driver_shim.transport.base import RegionInfo
+from driver_shim.transport.register_only import RegisterOnlyTransport
 
 PREFIX = "sysfs:"
 LOCKDOWN = Path("/sys/kernel/security/lockdown")
@@ -47,12 +46,10 @@ _WRITE = {1: MappedRegisters.write8, 2: MappedRegisters.write16, 4: MappedRegist
 _GONE_ID = b"\xff\xff"
 
 
-class SysfsTransport(Transport):
+class SysfsTransport(RegisterOnlyTransport):
     """A function through its files in sysfs. BARs are mapped: a register access is one load or store."""
 
     name = "sysfs"
-    has_dma = False
-    resets_on_open = False
 
     def __init__(self, bus_address: str, sysfs: Path = SYSFS_PCI, lockdown: Path = LOCKDOWN) -> None:
         """Open the function at `bus_address` ("0000:03:00.0"): map its registers, wake it, let it decode memory.
@@ -228,45 +225,12 @@ class SysfsTransport(Transport):
             raise ValueError(f"{self.address}: {size} bytes at {offset:#x} of region {region} cannot be mapped")
         return view[offset : offset + size]
 
-    def dma_map(self, fd: int, offset: int, iova: int, size: int) -> None:
-        """Not through sysfs. Raises UnsupportedPlatform."""
-        self._check_open()
-        raise no_dma(self.address)
-
-    def dma_unmap(self, iova: int, size: int) -> None:
-        """Nothing was ever mapped. Raises ValueError."""
-        self._check_open()
-        raise ValueError(f"{self.address}: {size:#x} bytes at bus address {iova:#x} are not mapped")
-
-    def iova_ranges(self) -> tuple[tuple[int, int], ...]:
-        """None: there is no DMA."""
-        return ()
-
-    def interrupt_count(self) -> int:
-        """None that would arrive here."""
-        return 0
-
-    def set_interrupts(self, eventfds: Sequence[int | None]) -> None:
-        """Not through sysfs. Raises UnsupportedPlatform, unless nothing is to be connected."""
-        self._check_open()
-        if any(fd is not None for fd in eventfds):
-            raise no_dma(self.address)
-
-    def reset(self) -> None:
-        """Not through sysfs: what is looked at stays as it is. Raises UnsupportedPlatform."""
-        self._check_open()
-        raise no_dma(self.address)
-
     def alive(self) -> bool:
         """Whether the vendor ID still reads."""
         try:
             return self.config_read(0, 2) != _GONE_ID
         except (NpuError, ValueError):
             return False
-
-    def progress(self) -> None:
-        """Yield the CPU."""
-        os.sched_yield()
 
     def close(self) -> None:
         """Put COMMAND back as it was found and let the function go; idempotent. A card that was woken stays awake."""

@@ -7,9 +7,7 @@ while a PCI client has it, unless the port was opened by force.
 from __future__ import annotations
 
 import errno
-import os
 import threading
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from driver_shim import timeouts
@@ -27,7 +25,8 @@ from driver_shim.protocol.debug_port import (
 )
 from driver_shim.protocol.registers import BAR0, BAR0_BYTES
 from driver_shim.protocol.usb import Direction, Recipient, RequestType
-from driver_shim.transport.base import RegionInfo, Transport
+from driver_shim.transport.base import RegionInfo
+from driver_shim.transport.register_only import RegisterOnlyTransport
 from driver_shim.usb_ports import PREFIX, close_debug_port, open_debug_port, usb_errors
 
 if TYPE_CHECKING:
@@ -39,12 +38,10 @@ _TIMEOUT_MS = int(timeouts.USB_TRANSFER_S * 1000)
 _IDS = VENDOR_ID.to_bytes(2, "little") + DEVICE_ID.to_bytes(2, "little")
 
 
-class UsbTransport(Transport):
+class UsbTransport(RegisterOnlyTransport):
     """A function's BAR0 through its debug port: a register access is one control transfer."""
 
     name = "usb"
-    has_dma = False
-    resets_on_open = False
 
     def __init__(self, serial: str, *, force: bool = False) -> None:
         """Open the debug port of the device with this serial number. `force` writes though a PCI client has the device.
@@ -107,35 +104,6 @@ class UsbTransport(Transport):
         self._check_open()
         raise ValueError(f"{self.address}: nothing of region {region} can be mapped")
 
-    def dma_map(self, fd: int, offset: int, iova: int, size: int) -> None:
-        """Not through USB. Raises UnsupportedPlatform."""
-        self._check_open()
-        raise no_dma(self.address)
-
-    def dma_unmap(self, iova: int, size: int) -> None:
-        """Nothing was ever mapped. Raises ValueError."""
-        self._check_open()
-        raise ValueError(f"{self.address}: {size:#x} bytes at bus address {iova:#x} are not mapped")
-
-    def iova_ranges(self) -> tuple[tuple[int, int], ...]:
-        """None: there is no DMA."""
-        return ()
-
-    def interrupt_count(self) -> int:
-        """None that would arrive here."""
-        return 0
-
-    def set_interrupts(self, eventfds: Sequence[int | None]) -> None:
-        """Not through USB. Raises UnsupportedPlatform, unless nothing is to be connected."""
-        self._check_open()
-        if any(fd is not None for fd in eventfds):
-            raise no_dma(self.address)
-
-    def reset(self) -> None:
-        """Not through USB: the function is its PCI client's to reset. Raises UnsupportedPlatform."""
-        self._check_open()
-        raise no_dma(self.address)
-
     def alive(self) -> bool:
         """Whether the port still answers."""
         try:
@@ -143,10 +111,6 @@ class UsbTransport(Transport):
         except NpuError:
             return False
         return True
-
-    def progress(self) -> None:
-        """Yield the CPU."""
-        os.sched_yield()
 
     def close(self) -> None:
         """Give the port back; idempotent."""
