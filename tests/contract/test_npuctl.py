@@ -101,7 +101,6 @@ def test_an_unknown_device_is_named_with_what_there_is(served: tuple[Npuctl, str
         ("run", "missing.onnx"),
         ("bench", "-d", "emulator:no-such-profile"),
         ("bench", "-d", "all"),
-        ("emulate",),
     ],
 )
 def test_a_wrong_command_line_exits_2(npuctl: Npuctl, arguments: tuple[str, ...]) -> None:
@@ -169,7 +168,7 @@ def test_info_of_an_idle_emulator_opens_it_and_says_so(served: tuple[Npuctl, str
     (device,) = tool.document("info")["devices"]
     assert device["opened"] is True
     assert device["memory_bytes"] > 0
-    assert device["contract"] == "0.2"
+    assert device["contract"] == "0.3"
     assert tool.document("info", "--no-open")["devices"][0]["opened"] is False
 
 
