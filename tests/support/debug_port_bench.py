@@ -78,6 +78,10 @@ class MemoryRecovery:
         if self._outcome.result is MailboxResult.OK:
             self.slots[slot] = bytes(self.staged)
 
+    def finish(self) -> None:
+        """What goes on is done, and nothing takes time any more."""
+        self._busy = self._left = 0
+
     def poll(self) -> Outcome | None:
         if self._left:
             self._left -= 1
