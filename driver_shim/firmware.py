@@ -33,6 +33,7 @@ from driver_shim.protocol.mailbox import (
 
 _Answer = TypeVar("_Answer")
 _NO_BODY = b""
+NO_FLAGS = UpdateFlag(0)
 
 
 class Firmware:
@@ -76,7 +77,7 @@ class Firmware:
         """Put bytes of an image (at most STAGE_BYTES) into the device's staging memory."""
         self._ask(MailboxCommand.STAGE_WRITE, _empty, STAGE_WRITE.build(offset=offset) + data)
 
-    def update_begin(self, image_bytes: int, address: int = 0, flags: UpdateFlag = UpdateFlag(0)) -> None:  # noqa: B008
+    def update_begin(self, image_bytes: int, address: int = 0, flags: UpdateFlag = NO_FLAGS) -> None:
         """Start an update with what was staged (flag STAGED), or with what lies at the bus address `address`."""
         body = UPDATE_BEGIN.build(address=address, image_bytes=image_bytes, flags=int(flags))
         self._ask(MailboxCommand.UPDATE_BEGIN, _empty, body)

@@ -105,8 +105,9 @@ UPDATE_STALL_S = 30.0
 UPDATE_ABORT_S = 2.0
 """After Ctrl-C, for an update to end in order: less than npuctl waits before it kills whoever does the work."""
 
-CORE_BOOT_S = 30.0
-"""From the management core's reset to its first answer: the boot ROM verifies up to two images of a mebibyte."""
+CORE_BOOT_S = 180.0
+"""From the management core's reset to its first answer. An image that hangs is ended by the watchdog after ten seconds
+of the core's own time; an emulated core that spins may take ten times as long for them on a busy machine."""
 
 CORE_BOOT_POLL_S = 0.05
 """How often one looks meanwhile."""

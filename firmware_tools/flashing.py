@@ -6,6 +6,7 @@ Nothing here resets the device: `activation.py` does, when it is asked to.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -43,6 +44,13 @@ class Outcome(NamedTuple):
     """Bytes that the slot held already, of an earlier attempt."""
 
 
+@dataclasses.dataclass
+class _Seen:
+    """What the host has seen of the update: a device need not remember how far one came that failed."""
+
+    done_bytes: int = 0
+
+
 class FlashInterrupted(KeyboardInterrupt):
     """Ctrl-C; the update was ended in order, and the message says where that left the device."""
 
@@ -59,7 +67,7 @@ def execute(firmware: Firmware, plan: FlashPlan, memory: HostMemory | None, repo
     _check_plan(firmware, plan)
     flags = UpdateFlag.ALLOW_NO_HARDWARE_ID if plan.allow_no_hardware_id else UpdateFlag(0)
     size = len(plan.image.data)
-    begun = False
+    begun, seen = False, _Seen()
     try:
         with _handed_over(firmware, plan, memory, report) as block:
             begun = True  # from here on the device may be at it, whether or not its answer arrives
@@ -67,9 +75,9 @@ def execute(firmware: Firmware, plan: FlashPlan, memory: HostMemory | None, repo
                 firmware.update_begin(size, flags=flags | UpdateFlag.STAGED)
             else:
                 firmware.update_begin(size, block.iova, flags)
-            status = _follow(firmware, plan, report)
+            status = _follow(firmware, plan, report, seen)
     except KeyboardInterrupt:
-        told = _told(plan, _end_in_order(firmware)) if begun else "interrupted before anything was written"
+        told = _told(plan, _end_in_order(firmware), seen) if begun else "interrupted before anything was written"
         raise FlashInterrupted(told) from None
     except NpuError:
         with contextlib.suppress(NpuError):
@@ -112,24 +120,26 @@ def _handed_over(
     yield None
 
 
-def _follow(firmware: Firmware, plan: FlashPlan, report: Report) -> UpdateStatus:
+def _follow(firmware: Firmware, plan: FlashPlan, report: Report, seen: _Seen) -> UpdateStatus:
     """Wait for the update's end. Raises FirmwareError when it fails."""
-    seen: tuple[UpdateState, int] | None = None
+    before: tuple[UpdateState, int] | None = None
     give_up_at = 0.0
     while True:
         status = firmware.update_status()
         if status.state is UpdateState.FAILED:
-            raise _failed(firmware.address, plan, status)
+            raise _failed(firmware.address, plan, status, seen)
         if status.state is UpdateState.DONE:
             return status
         if not status.going_on:
             raise _lost_track(firmware.address, "it does not know of any update")
         if status.slot not in (plan.target, Slot.NONE):
             raise _lost_track(firmware.address, f"it writes slot {status.slot.name}, not {plan.target.name}")
+        if status.state is not UpdateState.VERIFYING:
+            seen.done_bytes = max(seen.done_bytes, status.done_bytes)
         report(Progress(status.state.name.lower().replace("_", "-"), status.done_bytes, status.total_bytes))
         now = time.monotonic()
-        if (status.state, status.done_bytes) != seen:
-            seen, give_up_at = (status.state, status.done_bytes), now + timeouts.UPDATE_STALL_S
+        if (status.state, status.done_bytes) != before:
+            before, give_up_at = (status.state, status.done_bytes), now + timeouts.UPDATE_STALL_S
         if now > give_up_at:
             raise Timeout(
                 f"{firmware.address}: the update has stood still at {status.state.name.lower()} for"
@@ -141,9 +151,9 @@ def _follow(firmware: Firmware, plan: FlashPlan, report: Report) -> UpdateStatus
         time.sleep(timeouts.UPDATE_POLL_S)
 
 
-def _failed(address: str, plan: FlashPlan, status: UpdateStatus) -> FirmwareError:
+def _failed(address: str, plan: FlashPlan, status: UpdateStatus, seen: _Seen) -> FirmwareError:
     error = refused(address, f"image {plan.image.version}", status.result)
-    error.message += f"; {_left(plan, status)}"
+    error.message += f"; {_left(plan, seen)}"
     return error
 
 
@@ -197,7 +207,7 @@ def _abort(firmware: Firmware) -> UpdateStatus:
     return status
 
 
-def _told(plan: FlashPlan, status: UpdateStatus | None) -> str:
+def _told(plan: FlashPlan, status: UpdateStatus | None, seen: _Seen) -> str:
     if status is None:
         return f"interrupted; slot {plan.target.name} may be incomplete: npuctl fw info shows it"
     if status.state is UpdateState.DONE:
@@ -205,17 +215,18 @@ def _told(plan: FlashPlan, status: UpdateStatus | None) -> str:
             f"interrupted, too late: slot {plan.target.name} holds {plan.image.version}, to be tried at the next reset"
         )
     if status.state is UpdateState.FAILED and status.result == MailboxResult.ABORTED:
-        return f"interrupted; the update was ended in order: {_left(plan, status)}"
+        return f"interrupted; the update was ended in order: {_left(plan, seen)}"
     if status.going_on:
         return "interrupted; the update goes on in the device: npuctl fw info shows it"
-    return f"interrupted; {_left(plan, status)}"
+    return f"interrupted; {_left(plan, seen)}"
 
 
-def _left(plan: FlashPlan, status: UpdateStatus) -> str:
+def _left(plan: FlashPlan, seen: _Seen) -> str:
     """What the device is left with."""
-    if status.done_bytes == 0:
+    if seen.done_bytes == 0:
         return "nothing was written"
+    size = len(plan.image.data)
     return (
-        f"slot {plan.target.name} has {status.done_bytes:,} of {status.total_bytes:,} bytes and does not boot,"
+        f"slot {plan.target.name} has {seen.done_bytes:,} of {size:,} bytes or some more and does not boot,"
         " the running image is untouched; the same command goes on from there"
     )

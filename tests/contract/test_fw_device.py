@@ -24,8 +24,8 @@ from tests.support.firmware_images import image
 from tests.support.npuctl import PATIENCE_S, Npuctl, environment
 
 ELF = Path(emulator.management.__file__).parent / "firmware" / "reference.elf"
-LOOPS = bytes.fromhex("6f000000")
-"""A firmware that does nothing but jump to itself: the watchdog ends it."""
+RESETS = bytes.fromhex("b7020110 13031000 23aa6200 6f000000")
+"""A firmware that resets the core at once: lui t0, 0x10010; li t1, 1; sw t1, 0x14(t0); j ."""
 POLL_S = 0.05
 
 
@@ -81,9 +81,9 @@ def test_flash_activate_confirm_and_roll_back(device: tuple[Npuctl, str], firmwa
     assert not any(text.startswith("text 0x") for text in texts)
 
 
-def test_firmware_that_hangs_falls_back_and_the_tool_says_so(device: tuple[Npuctl, str], tmp_path: Path) -> None:
+def test_firmware_that_does_not_come_up_falls_back(device: tuple[Npuctl, str], tmp_path: Path) -> None:
     tool, address = device
-    broken = written(tmp_path / "broken.bin", image("2.0.0", security_counter=1, payload=LOOPS))
+    broken = written(tmp_path / "broken.bin", image("2.0.0", security_counter=1, payload=RESETS))
     document = tool.document("fw flash", str(broken), "-d", address, "--yes", "--activate", code=5)
     assert [error["code"] for error in document["errors"]] == ["fell-back"]
     found = running(tool, address)

@@ -21,7 +21,7 @@ from firmware_tools.activation import activate, reset_core
 from firmware_tools.flash_plan import FlashPlan, make_plan, read_state
 from firmware_tools.flashing import FlashInterrupted, Outcome, Progress, execute
 from tests.support.firmware_images import image
-from tests.support.scripted_core import ScriptedCore, scripted
+from tests.support.scripted_core import STEP_BYTES, ScriptedCore, scripted
 
 OFFERED = image("1.3.0")
 
@@ -113,20 +113,16 @@ def test_a_refused_plan_is_not_carried_out(firmware: Firmware, memory: HostMemor
 
 
 @pytest.mark.parametrize(("done", "says"), [(0, "nothing was written"), (4096, "4,096 of")])
-def test_a_failure_says_what_is_left(
+def test_a_failure_says_what_is_left_though_the_device_forgets_it(
     firmware: Firmware, core: ScriptedCore, memory: HostMemory, done: int, says: str
 ) -> None:
     plan = plan_for(firmware)
     core.override[MailboxCommand.UPDATE_BEGIN] = lambda _: (0, b"")
-    failed = mailbox.UPDATE_STATUS.build(
-        state=int(UpdateState.FAILED),
-        result=int(MailboxResult.FLASH_FAULT),
-        slot=2,
-        done_bytes=done,
-        total_bytes=len(OFFERED),
-    )
+    size = len(OFFERED)
     idle = mailbox.UPDATE_STATUS.build()
-    answers = iter([idle, failed, failed])
+    writing = mailbox.UPDATE_STATUS.build(state=int(UpdateState.WRITING), slot=2, done_bytes=done, total_bytes=size)
+    failed = mailbox.UPDATE_STATUS.build(state=int(UpdateState.FAILED), result=int(MailboxResult.FLASH_FAULT), slot=2)
+    answers = iter([idle, writing, failed, failed])
     core.override[MailboxCommand.UPDATE_STATUS] = lambda _: (0, next(answers))
     with pytest.raises(FirmwareError, match=says) as caught:
         execute(firmware, plan, memory, ignore)
@@ -172,14 +168,14 @@ def test_an_update_that_stands_still_is_given_up(
         (False, "staging", "before anything was written"),
         (False, "verifying", "in order: nothing was written"),
         (True, "verifying", "in order: nothing was written"),
-        (True, "writing", "in order: slot B has 4,096 of"),
+        (True, "half way", "in order: slot B has 4,096 of"),
     ],
 )
 def test_ctrl_c_ends_the_update_in_order_and_a_second_run_completes(
     firmware: Firmware, core: ScriptedCore, memory: HostMemory, by_dma: bool, phase: str, says: str
 ) -> None:
     def interrupt(progress: Progress) -> None:
-        if progress.phase == phase:
+        if progress.phase == phase or (phase == "half way" and progress.done_bytes == STEP_BYTES):
             raise KeyboardInterrupt
 
     with pytest.raises(FlashInterrupted, match=says):

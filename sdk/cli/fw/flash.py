@@ -157,11 +157,14 @@ class _Run:
         plan, version = self._plan, self._plan.image.version
         target = plan.target if outcome else plan.state.pending
         activated = False
+        self._frame.say("resetting the core (one that hangs is ended by its watchdog after ten seconds)")
         try:
             found = activate(self._opened.firmware, target, version, plan.state.boots)
             activated = True
             self._entry["activation"] = activation_facts(found)
             self._frame.say(activation_text(found))
+            if found.on_trial:
+                self._frame.say("npuctl fw confirm keeps it; any other reset of the core falls back")
         except KeyboardInterrupt:
             told = f"interrupted while the core was starting with {version}: npuctl fw info shows what runs"
             raise FlashInterrupted(told) from None
@@ -258,7 +261,7 @@ def _steps(plan: FlashPlan, and_activate: bool) -> Iterator[str]:
 def activation_text(found: Activation) -> str:
     """What runs after a reset of the core."""
     where = f"slot {found.slot.name}" if found.slot else "loaded from outside"
-    state = "on trial: npuctl fw confirm keeps it" if found.on_trial else "confirmed"
+    state = "on trial" if found.on_trial else "confirmed"
     return f"{found.version} came up from {where} in {found.wall_seconds:.1f} s (wall), {state}"
 
 
