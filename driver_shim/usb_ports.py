@@ -87,22 +87,33 @@ def _on_usb(core: Any, address: str, serial: str) -> usb.core.Device:
             subsystem="usb",
             remedy="install it: apt-get install libusb-1.0-0",
         ) from None
-    seen = []
+    seen: list[str] = []
+    locked: list[PermissionDenied] = []
     for port in ports:
-        text = _serial_of(port)
+        try:
+            text = _serial_of(port)
+        except PermissionDenied as error:
+            locked.append(error)
+            continue
+        except DeviceLost:  # it went while we looked
+            continue
         if text == serial:
             return port
         seen.append(text)
+    if locked:
+        raise locked[0]
     known = f"; there are: {', '.join(seen)}" if seen else ""
     raise _no_port(address, f"none of that serial number is on USB, and no emulator serves one{known}")
 
 
 def _serial_of(port: usb.core.Device) -> str:
-    """Reading it takes access to the device."""
-    try:
-        return str(port.serial_number)
-    except ValueError as error:  # pyusb's word for an unreadable string
-        raise _denied(f"usb bus {port.bus} address {port.address}", error) from error
+    """Reading it takes access to the device. Raises PermissionDenied, DeviceLost."""
+    import usb.util
+
+    where = f"the debug port on USB bus {port.bus}, address {port.address},"
+    with usb_errors(where):
+        (language, *_) = usb.util.get_langids(port)  # pyusb's own way hides why it cannot
+        return str(usb.util.get_string(port, port.iSerialNumber, language))
 
 
 def _pyusb() -> Any:

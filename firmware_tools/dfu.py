@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from driver_shim import timeouts
-from driver_shim.errors import DeviceBusy, DeviceLost, DeviceNotFound, NpuError, Timeout
+from driver_shim.errors import DeviceBusy, DeviceLost, DeviceNotFound, NpuError, PermissionDenied, Timeout
 from driver_shim.protocol import dfu
 from driver_shim.protocol.debug_port import INTERFACE_DFU, SLOTS
 from driver_shim.protocol.dfu import STATUS_REPLY, TRANSFER_BYTES, Request, State, Status
@@ -113,7 +113,10 @@ class RecoveryLink:
             self._wait_for(State.DNLOAD_IDLE, timeouts.DFU_BLOCK_S)
             if progress is not None:
                 progress(at + len(block), len(image))
-        self._send(Request.DNLOAD, value=-(-len(image) // TRANSFER_BYTES) % dfu.BLOCK_NUMBERS)
+        try:
+            self._send(Request.DNLOAD, value=-(-len(image) // TRANSFER_BYTES) % dfu.BLOCK_NUMBERS)
+        except _Stalled:
+            raise self._refused(self._status()) from None
         self._wait_for(State.IDLE, timeouts.DFU_MANIFEST_S)
 
     def upload(self, slot: Slot, progress: Progress | None = None) -> bytes:
@@ -220,7 +223,7 @@ class RecoveryLink:
                 if self.in_recovery == recovery:
                     return
                 close_debug_port(self._port)
-            except (DeviceNotFound, DeviceLost, DeviceBusy) as error:
+            except (DeviceNotFound, DeviceLost, DeviceBusy, PermissionDenied) as error:  # udev may not have seen it yet
                 if time.monotonic() >= deadline:
                     raise self._stayed_away(recovery) from error
             if time.monotonic() >= deadline:

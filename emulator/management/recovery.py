@@ -44,11 +44,8 @@ class Recovery:
             raise RecoveryError(f"the image is larger than a slot, {SLOT_BYTES:#x} bytes")
         self._write_memory(STAGING_ADDRESS + offset, data)
 
-    def install(self, slot: Slot, size: int) -> None:
-        """Verify what was staged, write it to a slot, read it back, and confirm it.
-
-        Raises RecoveryError; SlotDamaged when flash failed.
-        """
+    def verify(self, size: int) -> bytes:
+        """Verify what was staged; the image. Raises RecoveryError."""
         if not 0 < size <= STAGING_BYTES:
             raise RecoveryError(f"an image of {size} bytes does not fit a slot of {SLOT_BYTES:#x}")
         data = self._read_memory(STAGING_ADDRESS, size)
@@ -56,6 +53,14 @@ class Recovery:
             self._rom.verify(data)
         except (ImageError, Unbootable) as error:
             raise RecoveryError(f"nothing was written: {error}") from error
+        return data
+
+    def install(self, slot: Slot, size: int) -> None:
+        """Verify what was staged, write it to a slot, read it back, and confirm it.
+
+        Raises RecoveryError; SlotDamaged when flash failed.
+        """
+        data = self.verify(size)
         try:
             self._write(slot, data)
             state = self._rom.boot_state()

@@ -33,6 +33,8 @@ class RecoveryRequest(enum.IntEnum):
     """How long the image in `slot` is: in the answer's `size`."""
     READ = 4
     """`size` bytes of the image in `slot` from `offset` on."""
+    VERIFY = 5
+    """Verify `size` staged bytes, and write nothing."""
 
 
 class Outcome(enum.IntEnum):
@@ -71,6 +73,9 @@ def _answer(message: bytes, recovery: Recovery | None) -> bytes:
     try:
         if request.kind == RecoveryRequest.STAGE:
             recovery.stage(request.offset, message[RECOVERY_REQUEST.size :])
+            return _head(request.kind, Outcome.DONE)
+        if request.kind == RecoveryRequest.VERIFY:
+            recovery.verify(request.size)
             return _head(request.kind, Outcome.DONE)
         slot = Slot(request.slot)
         if request.kind == RecoveryRequest.INSTALL:

@@ -30,6 +30,8 @@ DEVICE_ID = BUS << 16 | DEVICE
 DEVICE_PATH = b"/sys/devices/emulated/usb1/1-1"
 MAX_NEWCOMERS = 16
 """Connections that may be about to ask for something at a time; more are closed at once."""
+MAX_OPERATIONS = 16
+"""Lists and imports that a connection may ask for at once: nobody else is served meanwhile."""
 MAX_TRANSFERS = 64
 """Transfers that may wait at a time; usbcore queues a few."""
 _STALL = -errno.EPIPE
@@ -99,6 +101,8 @@ class UsbipServer:
                 self._drop(fd, "it asked for nothing in time")
         if now >= self._retry_at and self._host is not None:
             self._attempt(self._host)
+            if self._host is not None:
+                self._serve_host(self._host, 0)
         if now >= self._look_at:
             self._look()
         if now >= self._accept_at:
@@ -141,7 +145,9 @@ class UsbipServer:
         connection, _ = self._newcomers[fd]
         try:
             connection.receive()
-            for request in connection.requests():
+            for count, request in enumerate(connection.requests()):
+                if count >= MAX_OPERATIONS:
+                    raise ConnectionLost(f"it asked for more than {MAX_OPERATIONS} things at once")
                 if isinstance(request, DevicesRequest):
                     connection.send(_device_list(self._export(), self._interfaces()))
                 elif isinstance(request, ImportRequest) and self._import(connection, request):
@@ -160,12 +166,11 @@ class UsbipServer:
             _logger.debug("a host asked for %r and was told: %s", request.busid, status.name)
             connection.send(usbip.encode_operation(usbip.Operation.REPLY_IMPORT, status))
             return False
-        self._port.look()
+        self._look()
         connection.send(usbip.encode_operation(usbip.Operation.REPLY_IMPORT, status, self._export()))
         connection.imported()
         del self._newcomers[connection.fileno()]
         self._host = connection
-        self._look_at = time.monotonic() + timeouts.CORE_MODE_POLL_S
         _logger.debug("the debug port was imported (%s)", self._port.mode.name)
         self._serve_host(connection, 0)  # transfers may have come with the request
         return True
@@ -186,10 +191,13 @@ class UsbipServer:
                 host.receive()
             for request in host.requests():
                 self._carry_out(host, request)
+                if self._host is not host:
+                    return
         except ConnectionLost as lost:
             self._lose_host(str(lost))
             return
-        self._attempt(host)
+        if self._poller is not None:
+            self._poller.modify(host, select.POLLIN | (select.POLLOUT if host.backlog_bytes else 0))
 
     def _carry_out(self, host: UsbipConnection, request: Request) -> None:
         """Take one request in. Raises ConnectionLost."""
@@ -204,6 +212,8 @@ class UsbipServer:
             if len(self._transfers) >= MAX_TRANSFERS:
                 raise ConnectionLost(f"it has more than {MAX_TRANSFERS} transfers wait")
             self._transfers.append(request)
+            if len(self._transfers) == 1:
+                self._attempt(host)
 
     def _attempt(self, host: UsbipConnection) -> None:
         """Carry out transfers in their order, up to one that the device is not ready for."""
@@ -219,9 +229,6 @@ class UsbipServer:
                 host.send(_returned(transfer, answer))
         except ConnectionLost as lost:
             self._lose_host(str(lost))
-        finally:
-            if self._host is host and self._poller is not None:
-                self._poller.modify(host, select.POLLIN | (select.POLLOUT if host.backlog_bytes else 0))
 
     def _answer(self, transfer: Submit) -> Answer:
         setup = Setup.parse(transfer.setup)
@@ -288,7 +295,7 @@ class UsbipServer:
 
     def _interfaces(self) -> bytes:
         """Class, subclass and protocol of each interface, as they are at the moment."""
-        self._port.look()
+        self._look()
         return b"".join(
             usbip.INTERFACE.build(bInterfaceClass=kind, bInterfaceSubClass=subclass, bInterfaceProtocol=protocol)
             for kind, subclass, protocol in descriptors.interface_kinds(self._port.mode)

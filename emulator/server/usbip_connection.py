@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from driver_shim.protocol.usbip import ProtocolError, Request, RequestFramer
 
-RECEIVE_BYTES = 1 << 16
+RECEIVE_BYTES = 1 << 13
+"""As much as is dealt with before others are served."""
 MAX_BACKLOG_BYTES = 1 << 20
 """Replies a client may leave unread: sixteen of the largest. Beyond, it does not read at all."""
 

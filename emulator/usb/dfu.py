@@ -56,6 +56,8 @@ class DfuInterface:
         self._moved = 0
         self._blocks = 0
         """Bytes of this download or upload so far, and blocks of the download."""
+        self._verifying = False
+        """The end of a download waits for what the boot ROM says to it."""
         self._length: int | None = None
         """Bytes of the image that is being uploaded, once that is known."""
 
@@ -108,11 +110,11 @@ class DfuInterface:
         return self._take_block(setup, data) if data else self._stall()
 
     def _take_block(self, setup: Setup, data: bytes) -> Answer:
-        if not data:
-            self._go(State.MANIFEST_SYNC)
-            return b""
-        if self._port.poll() is None:
+        outcome = self._port.poll()
+        if outcome is None:
             return Ending.LATER
+        if not data:
+            return self._take_end(outcome)
         if len(data) > TRANSFER_BYTES:
             return self._stall()
         if setup.value != self._blocks % BLOCK_NUMBERS or self._moved + len(data) > SLOT_BYTES:
@@ -121,6 +123,21 @@ class DfuInterface:
         self._moved += len(data)
         self._blocks += 1
         self._go(State.DNLOAD_SYNC)
+        return b""
+
+    def _take_end(self, outcome: Outcome) -> Answer:
+        """All blocks are there: verify them before the host is told so.
+
+        dfu-util takes whatever manifestation ends with for success, and a stall for what it is.
+        """
+        if not self._verifying:
+            self._port.verify(self._moved)
+            self._verifying = True
+            return Ending.LATER
+        if outcome.result is not MailboxResult.OK:
+            self._fail(outcome)
+            return Ending.STALL
+        self._go(State.MANIFEST_SYNC)
         return b""
 
     def _block_progress(self, setup: Setup, data: bytes) -> Answer:
@@ -167,6 +184,7 @@ class DfuInterface:
 
     def _go(self, state: State) -> None:
         self.state = state
+        self._verifying = False
         if state is not State.UPLOAD_IDLE:
             self._length = None
 
@@ -183,10 +201,13 @@ class DfuInterface:
         if outcome.result is MailboxResult.OK:
             self._go(state)
         else:
-            self._go(State.ERROR)
-            self.status = STATUS_OF_RESULT.get(outcome.result, Status.ERR_VENDOR)
-            self.text = outcome.text or outcome.result.name.lower().replace("_", " ")
+            self._fail(outcome)
         return self._status_reply(0)
+
+    def _fail(self, outcome: Outcome) -> None:
+        self._go(State.ERROR)
+        self.status = STATUS_OF_RESULT.get(outcome.result, Status.ERR_VENDOR)
+        self.text = outcome.text or outcome.result.name.lower().replace("_", " ")
 
     def _status_reply(self, poll_ms: int) -> bytes:
         return STATUS_REPLY.build(

@@ -9,7 +9,7 @@ from driver_shim.protocol.mailbox import MailboxResult
 
 
 class Outcome(NamedTuple):
-    """How `stage` or `install` ended."""
+    """How `stage`, `verify` or `install` ended."""
 
     result: MailboxResult
     text: str = ""
@@ -19,14 +19,18 @@ class Outcome(NamedTuple):
 class RecoveryPort(Protocol):
     """Takes images while the management core is in recovery. No method waits for anybody.
 
-    `stage` and `install` begin something; one at a time, so they are called only while `poll` returns an outcome.
+    `stage`, `verify` and `install` begin something; one at a time, so they are called only while `poll` returns an
+    outcome.
     """
 
     def stage(self, offset: int, data: bytes) -> None:
         """Begin to put bytes of an image into the staging memory; `offset` 0 begins a new image."""
 
+    def verify(self, length: int) -> None:
+        """Begin to verify the `length` bytes staged; nothing is written."""
+
     def install(self, slot: Slot, length: int) -> None:
-        """Begin to verify the `length` bytes staged, and if they are good, to write them to a slot."""
+        """Begin to verify the `length` bytes staged once more, and if they are good, to write them to a slot."""
 
     def poll(self) -> Outcome | None:
         """How what was begun last ended, as often as it is asked; None while it goes on. OK before anything began."""

@@ -43,13 +43,17 @@ class RecoveryWire:
         self._used: socket.socket | None = None
         self._waiting: _Asked | None = None
         self._begun = Outcome(MailboxResult.OK)
-        """How the last `stage` or `install` ended."""
+        """How the last `stage`, `verify` or `install` ended."""
         self._found: tuple[_Asked, int, bytes] | None = None
         """The last read: what was asked, the size and the data in the answer."""
 
     def stage(self, offset: int, data: bytes) -> None:
         """See RecoveryPort."""
         self._ask(_Asked(RecoveryRequest.STAGE, Slot.NONE, offset, len(data)), data)
+
+    def verify(self, length: int) -> None:
+        """See RecoveryPort."""
+        self._ask(_Asked(RecoveryRequest.VERIFY, Slot.NONE, 0, length))
 
     def install(self, slot: Slot, length: int) -> None:
         """See RecoveryPort."""
@@ -119,7 +123,7 @@ class RecoveryWire:
         asked, self._waiting = self._waiting, None
         if asked is None:
             return
-        if asked.kind in (RecoveryRequest.STAGE, RecoveryRequest.INSTALL):
-            self._begun, self._found = outcome, None
-        else:
+        if asked.kind in (RecoveryRequest.MEASURE, RecoveryRequest.READ):
             self._found = (asked, size, data)
+        else:
+            self._begun, self._found = outcome, None

@@ -11,6 +11,7 @@ from driver_shim.errors import DeviceBusy
 from driver_shim.holder import canonical_address
 from driver_shim.pre_open import PreOpenRecord, saved_pre_open
 from driver_shim.protocol.runtime_folder import Holder
+from driver_shim.usb_ports import PREFIX as DEBUG_PORT_SCHEME
 from sdk.cli.device_selection import device_option, open_named, queried
 from sdk.cli.exit_codes import Failure
 from sdk.cli.frame import Frame, holder_facts, rfc3339
@@ -20,6 +21,9 @@ from sdk.cli.verb import verb
 from sdk.errors import NpuError
 from sdk.info import DeviceInfo
 
+_OPENED = ("vfio-user:", DEBUG_PORT_SCHEME)
+"""Devices that are opened for this."""
+
 
 @verb("info")
 @device_option
@@ -27,7 +31,8 @@ from sdk.info import DeviceInfo
 def command(frame: Frame, wanted: tuple[str, ...], no_open: bool) -> None:
     """Show what devices say of themselves.
 
-    A card is never opened for this, since opening resets it; an emulated device is, unless somebody else uses it.
+    A card is never opened for this, since opening resets it; an emulated device is, unless somebody else uses it. A
+    debug port is opened, which resets nothing.
     """
     for device in queried(wanted, frame):
         try:
@@ -50,7 +55,7 @@ def _entry(device: DeviceInfo, no_open: bool) -> dict[str, Any]:
         "errors_logged": None,
         "pre_open": found,
     }
-    if no_open or device.holder or not device.address.startswith("vfio-user:"):
+    if no_open or device.holder or not device.address.startswith(_OPENED):
         return closed
     try:
         with open_named(device.address) as opened:
@@ -60,10 +65,11 @@ def _entry(device: DeviceInfo, no_open: bool) -> dict[str, Any]:
                 "pid": device.pid,
                 "debug_port": device.debug_port,
                 "opened": True,
-                "opened_with_reset": True,
+                "opened_with_reset": opened.transport.resets_on_open,
             }
             found = _found(opened.info.pre_open)
-            return {**entry, "errors_logged": len(opened.errors()), "pre_open": found}
+            logged = len(opened.errors()) if opened.transport.has_dma else None
+            return {**entry, "errors_logged": logged, "pre_open": found}
     except DeviceBusy as busy:
         return {**closed, "holder": holder_facts(busy.holder)}
 

@@ -189,6 +189,9 @@ def test_the_tool_recovers_a_device_and_keeps_its_exit_codes(
     assert npuctl("fw", "recover", "-d", f"vfio-user:{shared.socket}", str(FACTORY_IMAGE)).returncode == 2
     listed = npuctl.document("list")
     assert [device["debug_port"] for device in listed["devices"]] == [shared.address]
+    (known,) = npuctl.document("info", "-d", shared.address)["devices"]
+    assert (known["opened"], known["opened_with_reset"], known["driver"]) == (True, False, "usb")
+    assert npuctl.document("info", "-d", "usb:NOBODY", code=3)["errors"][0]["code"] == "device-not-found"
     seen = npuctl.document("regs", "boot_progress", "-d", shared.address)
     assert seen["devices"][0]["opened_with_reset"] is False
 

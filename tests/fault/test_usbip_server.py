@@ -167,6 +167,13 @@ def test_more_newcomers_than_there_is_room_for(shared: Served) -> None:
     works(shared)
 
 
+def test_a_newcomer_that_asks_too_much_at_once_is_dropped(shared: Served) -> None:
+    with RawHost(shared.port) as raw:
+        raw.send(usbip.encode_operation(usbip.Operation.REQUEST_DEVICES) * 500)
+        assert raw.hung_up()
+    works(shared)
+
+
 def test_garbage(shared: Served) -> None:
     numbers = random.Random(SEED)
     for _ in range(GARBAGE_ROUNDS):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from driver_shim.protocol import usbip
@@ -12,9 +9,10 @@ from driver_shim.protocol.dfu import TRANSFER_BYTES, State
 from driver_shim.protocol.registers import Post
 from driver_shim.protocol.usb import Setup
 from emulator.usb.transfer import Answer, Ending
+from tests.fuzz.device import fuzzed
 from tests.support.debug_port_bench import CLASS_IN, CLASS_OUT, GOOD, VENDOR_IN, VENDOR_OUT, Bench
 
-EXAMPLES = int(os.environ.get("NPU_FUZZ_EXAMPLES", "300"))
+EXAMPLES = 200
 MAX_STEPS = 40
 
 KINDS = st.one_of(
@@ -63,8 +61,12 @@ def stays_sound(bench: Bench, steps: list[tuple[Setup, float]]) -> None:
     assert isinstance(bench.ask(0x80, 6, 0x0200, 0, 255), bytes)
 
 
-@settings(max_examples=EXAMPLES)
-@given(STEPS, st.sampled_from((Post.RECOVERY, Post.FIRMWARE_READY, Post.ABSENT)), st.booleans())
+@fuzzed(
+    EXAMPLES,
+    steps=STEPS,
+    post=st.sampled_from((Post.RECOVERY, Post.FIRMWARE_READY, Post.ABSENT)),
+    owned=st.booleans(),
+)
 def test_any_setup_packets(steps: list[tuple[Setup, float]], post: Post, owned: bool) -> None:
     bench = Bench(post)
     bench.owned = owned
@@ -74,8 +76,7 @@ def test_any_setup_packets(steps: list[tuple[Setup, float]], post: Post, owned: 
     )
 
 
-@settings(max_examples=EXAMPLES)
-@given(DFU_STEPS, st.integers(0, 3))
+@fuzzed(EXAMPLES, steps=DFU_STEPS, busy=st.integers(0, 3))
 def test_firmware_requests_in_any_order(steps: list[tuple[Setup, float]], busy: int) -> None:
     bench = Bench(Post.RECOVERY, busy)
     stays_sound(bench, steps)
@@ -97,8 +98,7 @@ REQUESTS = st.one_of(
 )
 
 
-@settings(max_examples=EXAMPLES)
-@given(st.lists(REQUESTS, max_size=8), st.integers(1, 64), st.booleans())
+@fuzzed(EXAMPLES, messages=st.lists(REQUESTS, max_size=8), chunk=st.integers(1, 64), imported=st.booleans())
 def test_any_stream_is_cut_or_refused_and_never_piles_up(messages: list[bytes], chunk: int, imported: bool) -> None:
     framer = usbip.RequestFramer()
     if imported:

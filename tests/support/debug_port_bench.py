@@ -8,9 +8,10 @@ from driver_shim.protocol.registers import BAR0_BYTES, REGISTERS, Post
 from driver_shim.protocol.usb import Direction, Recipient, RequestType, Setup, StandardRequest
 from emulator.usb.device import DebugPort
 from emulator.usb.recovery_port import Outcome
-from emulator.usb.transfer import Answer
+from emulator.usb.transfer import Answer, Ending
 
 SERIAL = "EMU0001"
+MOST_ATTEMPTS = 20
 GOOD = b"good image"
 """What begins with it is installed, all else refused."""
 CLASS_OUT = Direction.OUT | RequestType.CLASS | Recipient.INTERFACE
@@ -65,14 +66,21 @@ class MemoryRecovery:
         del self.staged[offset:]
         self.staged += data
 
-    def install(self, slot: Slot, length: int) -> None:
+    def verify(self, length: int) -> None:
         self._begin()
         if len(self.staged) != length:
             self._outcome = Outcome(MailboxResult.NOT_STAGED, "bytes are missing")
         elif not self.staged.startswith(GOOD):
             self._outcome = Outcome(MailboxResult.BAD_SIGNATURE, "the signature is wrong")
-        else:
+
+    def install(self, slot: Slot, length: int) -> None:
+        self.verify(length)
+        if self._outcome.result is MailboxResult.OK:
             self.slots[slot] = bytes(self.staged)
+
+    def finish(self) -> None:
+        """What goes on is done, and nothing takes time any more."""
+        self._busy = self._left = 0
 
     def poll(self) -> Outcome | None:
         if self._left:
@@ -105,6 +113,14 @@ class Bench:
 
     def configure(self) -> None:
         assert self.ask(0x00, StandardRequest.SET_CONFIGURATION, 1) == b""
+
+    def patiently(self, kind: int, request: int, value: int = 0, index: int = 0, data: bytes | int = b"") -> Answer:
+        """As `ask`, again and again while the port is not ready."""
+        for _ in range(MOST_ATTEMPTS):
+            answer = self.ask(kind, request, value, index, data)
+            if answer is not Ending.LATER:
+                return answer
+        raise AssertionError("never ready")
 
     def ask(self, kind: int, request: int, value: int = 0, index: int = 0, data: bytes | int = b"") -> Answer:
         """One control transfer: `data` to send, or how much is asked for."""

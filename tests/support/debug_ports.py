@@ -98,6 +98,7 @@ class RawHost:
 
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection((LOOPBACK, port), PATIENCE_S)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._seqnum = 0
 
     def __enter__(self) -> RawHost:

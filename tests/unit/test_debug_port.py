@@ -154,7 +154,7 @@ def flashed(bench: Bench) -> Answer:
     """Download an image; the answer to the last GETSTATUS."""
     bench.ask(CLASS_OUT, Dfu.DNLOAD, 0, 1, GOOD)
     bench.ask(CLASS_IN, Dfu.GETSTATUS, 0, 1, 6)
-    bench.ask(CLASS_OUT, Dfu.DNLOAD, 1, 1)
+    bench.patiently(CLASS_OUT, Dfu.DNLOAD, 1, 1)
     bench.ask(CLASS_IN, Dfu.GETSTATUS, 0, 1, 6)
     return bench.ask(CLASS_IN, Dfu.GETSTATUS, 0, 1, 6)
 
@@ -175,7 +175,7 @@ def test_a_core_that_boots_by_itself_waits_for_the_host_to_be_told_but_not_for_e
         bench = Bench(Post.RECOVERY)
         bench.ask(CLASS_OUT, Dfu.DNLOAD, 0, 1, GOOD)
         bench.ask(CLASS_IN, Dfu.GETSTATUS, 0, 1, 6)
-        bench.ask(CLASS_OUT, Dfu.DNLOAD, 1, 1)
+        bench.patiently(CLASS_OUT, Dfu.DNLOAD, 1, 1)
         bench.ask(CLASS_IN, Dfu.GETSTATUS, 0, 1, 6)
         bench.chip.show(Post.FIRMWARE_READY)
         assert not after(bench, timeouts.DFU_LAST_STATUS_S / 2)

@@ -26,6 +26,7 @@ from driver_shim.errors import (
 from driver_shim.protocol.runtime_folder import PUBLICATION_SUFFIX, process_start_time
 
 core = pytest.importorskip("usb.core", reason="pyusb is not installed")
+util = pytest.importorskip("usb.util")
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +98,9 @@ def test_without_libusb_the_package_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_among_several_ports_the_serial_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    ports = [SimpleNamespace(serial_number=serial) for serial in ("A", "B")]
+    ports = [SimpleNamespace(bus=1, address=2, iSerialNumber=serial) for serial in ("A", "B")]
+    monkeypatch.setattr(util, "get_langids", lambda port: (0x0409,))
+    monkeypatch.setattr(util, "get_string", lambda port, number, language: number)
     monkeypatch.setattr(core, "find", lambda **_: iter(ports))
     assert usb_ports.find_debug_port("B") is ports[1]
     with pytest.raises(DeviceNotFound, match="there are: A, B"):
@@ -105,17 +108,18 @@ def test_among_several_ports_the_serial_decides(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_port_that_may_not_be_read_is_told_from_one_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Locked:
-        bus, address = 1, 2
+    wrong = [core.USBError("gone", errno=errno.ENODEV), core.USBError("locked", errno=errno.EACCES)]
+    ports = [SimpleNamespace(bus=1, address=index, iSerialNumber=3) for index in range(len(wrong))]
 
-        @property
-        def serial_number(self) -> str:
-            raise ValueError(
-                "The device has no langid (permission issue, no string descriptors supported or device error)"
-            )
+    def languages(port: SimpleNamespace) -> tuple[int, ...]:
+        raise wrong[port.address]
 
-    monkeypatch.setattr(core, "find", lambda **_: iter([Locked()]))
+    monkeypatch.setattr(util, "get_langids", languages)
+    monkeypatch.setattr(core, "find", lambda **_: iter(ports))
     with pytest.raises(PermissionDenied, match="group npu"):
+        usb_ports.find_debug_port("X")
+    monkeypatch.setattr(core, "find", lambda **_: iter(ports[:1]))
+    with pytest.raises(DeviceNotFound):
         usb_ports.find_debug_port("X")
 
 
