@@ -62,7 +62,8 @@ from emulator.management.options import CoreOptions, start_core
 from emulator.management.port import AbsentCore, ManagementPort
 from emulator.model.clock import TickClock
 from emulator.model.profile import Profile, load_profile
-from emulator.state import KeptState, StateError, StateFolder, new_serial
+from emulator.state import KeptState, StateFolder, new_serial
+from emulator.state_error import StateError
 
 _logger = logging.getLogger("npu.emulator")
 

@@ -20,7 +20,7 @@ from emulator.server.function_port import FunctionPort
 from emulator.server.listener import Listener, ListenError
 from emulator.server.usbip import UsbipServer, listen
 from emulator.server.vfio_user import Server, StopSignal
-from emulator.state import StateError
+from emulator.state_error import StateError
 
 if TYPE_CHECKING:
     from emulator.function import PciFunction

@@ -17,6 +17,7 @@ from typing import Any
 from driver_shim.protocol.commands import IDENTIFY_DATA
 from emulator.black_box import check_page
 from emulator.error_log import decode_page
+from emulator.state_error import StateError
 
 STATE_VERSION = 1
 _SUMMARY = "device.json"
@@ -24,10 +25,6 @@ _ERRORS = "errors.bin"
 _BLACK_BOX = "black_box.bin"
 _LOCK = "lock"
 _LARGEST_COUNTER = (1 << 64) - 1
-
-
-class StateError(Exception):
-    """The state folder cannot be used; says why and what to do."""
 
 
 @dataclasses.dataclass

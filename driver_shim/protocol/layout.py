@@ -7,13 +7,17 @@ walking that declaration, so the three cannot disagree. Sizes are checked at imp
 
 from __future__ import annotations
 
+import functools
+import numbers
 import struct
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import construct
-import numpy as np
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 u8 = construct.Int8ul
 u16 = construct.Int16ul
@@ -131,7 +135,12 @@ class Layout:
         self.fields: dict[str, FieldSpec] = {spec.name: spec for spec in specs}
         self.codec = struct.Struct("".join(formats))
         self._gaps = tuple((gap, bytes(gap.stop - gap.start)) for gap in gaps)
-        self.dtype = layout_dtype(size, specs, order)
+        self._byte_order = order
+
+    @functools.cached_property
+    def dtype(self) -> np.dtype[Any]:
+        """numpy's view of it."""
+        return layout_dtype(self.size, list(self.fields.values()), self._byte_order)
 
     def __repr__(self) -> str:
         return f"Layout({self.name!r}, {self.size})"
@@ -182,6 +191,8 @@ class Layout:
 
     def view(self, buffer: Any, offset: int = 0, count: int = 1) -> NDArray[Any]:
         """A zero-copy structured array of `count` structures over `buffer`."""
+        import numpy as np
+
         return np.frombuffer(buffer, dtype=self.dtype, count=count, offset=offset)
 
     def _checked(self, spec: FieldSpec, value: Any) -> Any:
@@ -204,7 +215,7 @@ class Layout:
         if code in "fd":
             return
         low, high = (-(1 << spec.bits - 1), (1 << spec.bits - 1) - 1) if code.islower() else (0, (1 << spec.bits) - 1)
-        if not isinstance(value, (int, np.integer)) or not low <= value <= high:
+        if not isinstance(value, numbers.Integral) or not low <= int(value) <= high:
             raise FieldError(f"{self.name}.{spec.name}: {value!r} does not fit {spec.bits} bits ({low}..{high})")
 
     def _explain(self, values: tuple[Any, ...]) -> None:
@@ -219,6 +230,8 @@ class Layout:
 
 def layout_dtype(size: int, specs: list[FieldSpec], byte_order: str = "<") -> np.dtype[Any]:
     """The numpy structured dtype with these fields at these offsets, `size` bytes in all."""
+    import numpy as np  # slow, and not everybody who declares structures views arrays of them
+
     return np.dtype(
         {
             "names": [spec.name for spec in specs],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from driver_shim.protocol.firmware_slots import FLASH_BYTES
 from driver_shim.protocol.management_registers import (
@@ -24,7 +24,6 @@ from driver_shim.protocol.registers import CoreReset, Post
 from emulator.management.board import Board, MemoryEntry, PeripheralEntry, default_board, load_board
 from emulator.management.boot_record import BootRecord
 from emulator.management.boot_rom import BootRom
-from emulator.management.elf import Program, read_program
 from emulator.management.link import Link
 from emulator.management.machine import Machine
 from emulator.management.peripheral import Peripheral
@@ -39,6 +38,9 @@ from emulator.management.recovery import Recovery
 from emulator.management.storage import Storage
 from emulator.management.thermal import Thermal
 from emulator.management.uart16550 import Uart16550
+
+if TYPE_CHECKING:
+    from emulator.management.elf import Program
 
 _FLASH_MEMORY = "flash"
 _Kind = TypeVar("_Kind", bound=Peripheral)
@@ -106,6 +108,8 @@ class Chip:
         self._program: Program | None = None
         try:
             if foreign is not None and foreign.elf is not None:
+                from emulator.management.elf import read_program  # slow, and most chips boot from flash
+
                 self._program = read_program(foreign.elf)
                 self.machine.symbolize = self._program.symbols.place
                 self._program.load(self.machine.memories, self.machine.load_memory)

@@ -17,6 +17,7 @@ from pathlib import Path
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
+from emulator.management.elf_errors import BadSegment, ElfTooLarge, NotAnElf, TruncatedElf, WrongTarget
 from emulator.management.memory import ADDRESS_LIMIT, Memories
 
 ELF_BYTES_MAX = 256 << 20
@@ -37,30 +38,6 @@ _SYMBOL_TABLE = 2
 _TYPES_OF_PLACES = (0, 2)
 """Symbols without a type, as assembly has them, and functions."""
 _UNDEFINED, _RESERVED_SECTIONS = 0, 0xFF00
-
-
-class ElfError(ValueError):
-    """An ELF file cannot be run on this core."""
-
-
-class NotAnElf(ElfError):
-    """It is no ELF file at all."""
-
-
-class WrongTarget(ElfError):
-    """It is for another machine, or no executable."""
-
-
-class TruncatedElf(ElfError):
-    """Something lies behind the end of the file."""
-
-
-class BadSegment(ElfError):
-    """What is to be loaded does not fit the core's memories."""
-
-
-class ElfTooLarge(ElfError):
-    """It has more of something than is read."""
 
 
 @dataclass(frozen=True)

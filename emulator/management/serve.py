@@ -23,7 +23,7 @@ from driver_shim.protocol.registers import CoreReset
 from emulator.management.board import BoardError
 from emulator.management.chip import Chip, ForeignFirmware
 from emulator.management.console_wire import ConsoleWire
-from emulator.management.elf import ElfError
+from emulator.management.elf_errors import ElfError
 from emulator.management.link import Link
 from emulator.management.machine import Stop, StopReason
 from emulator.management.recovery_channel import answer_requests

@@ -24,7 +24,7 @@ from driver_shim.protocol.image_layout import DEVELOPMENT_KEY_HASH
 from driver_shim.protocol.management_registers import HARDWARE_ID
 from emulator.management.flash import SECTORS, Flash
 from emulator.management.one_time import OneTimeError, OneTimeValues, fresh_values
-from emulator.state import StateError
+from emulator.state_error import StateError
 
 WEAR_OFFSET = FLASH_BYTES
 WEAR_BYTES = 4 * SECTORS

@@ -212,7 +212,7 @@ def test_log_survives_resets_and_names_its_build(bench: CoreBench) -> None:
     assert second[: len(first)] == first
     assert [record.boot for record in second] == [0, 1]
     assert {record.build_id for record in second} == {bench.link["build_id"]}
-    assert list(second[1].arguments) == [1, CoreReset.HOST, Slot.A, 0]
+    assert list(second[1].arguments) == [1, CoreReset.HOST, ord("A"), 0]
 
 
 def test_log_wraps(bench: CoreBench) -> None:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from emulator.management import elf
 from emulator.management.board import default_board
-from emulator.management.elf import ElfError, Program, Segment, Symbols, parse_program
+from emulator.management.elf import Program, Segment, Symbols, parse_program
+from emulator.management.elf_errors import BadSegment, ElfError, ElfTooLarge, NotAnElf, TruncatedElf, WrongTarget
 from emulator.management.machine import StopReason
 from emulator.management.standalone import StandaloneRun, load_elf, run_elf
 from tests.support.elf import ElfFile
@@ -131,36 +132,32 @@ SECTIONS = struct.unpack_from("<I", GOOD.build(), SECTION_TABLE)[0]
 @pytest.mark.parametrize(
     ("data", "kind", "message"),
     [
-        pytest.param(b"", elf.NotAnElf, "begins with nothing", id="empty"),
-        pytest.param(b"#!/bin/sh\n", elf.NotAnElf, "begins with 23 21 2f 62", id="script"),
-        pytest.param(GOOD.build()[:40], elf.TruncatedElf, "has 40 bytes; an ELF header alone has 52", id="short"),
-        pytest.param(mend(elf_class=2), elf.WrongTarget, "64-bit machines; the core has 32 bits", id="64 bits"),
-        pytest.param(mend(elf_class=9), elf.NotAnElf, "EI_CLASS", id="no class"),
-        pytest.param(mend(data=2), elf.WrongTarget, "big-endian", id="big-endian"),
-        pytest.param(mend(data=0), elf.NotAnElf, "EI_DATA", id="no endianness"),
-        pytest.param(mend(machine=40), elf.WrongTarget, "machine EM_ARM; the core is EM_RISCV", id="ARM"),
-        pytest.param(mend(machine=60000), elf.WrongTarget, "machine 60000", id="unknown machine"),
-        pytest.param(mend(kind=1), elf.WrongTarget, "ET_REL; only ET_EXEC", id="object file"),
-        pytest.param(mend(kind=3), elf.WrongTarget, "ET_DYN; only ET_EXEC", id="shared object"),
-        pytest.param(mend(entry=RAM + 1), elf.WrongTarget, "entry 0x80000001 is odd", id="odd entry"),
-        pytest.param(mend(segments=()), elf.BadSegment, "no segment that is to be loaded", id="no segment"),
-        pytest.param(mend(segments=((RAM, b"", 0),)), elf.BadSegment, "no segment", id="only empty segments"),
-        pytest.param(
-            mend(segments=((RAM, b"abcd", 4), (RAM + 2, b"abcd", 4))), elf.BadSegment, "overlap", id="overlap"
-        ),
-        pytest.param(mend(segments=((RAM, b"abcd", 2),)), elf.BadSegment, "more than its 0x2", id="memsz < filesz"),
-        pytest.param(
-            mend(segments=((0xFFFF_F000, b"", 0x1001),)), elf.BadSegment, "behind the 32-bit", id="address wraps"
-        ),
-        pytest.param(mend(segment_entry_bytes=16), elf.WrongTarget, "header has 16 bytes", id="small header"),
-        pytest.param(patched(44, "<H", 65535), elf.ElfTooLarge, "65535 segments; at most 128", id="many segments"),
-        pytest.param(patched(48, "<H", 65535), elf.ElfTooLarge, "65535 sections", id="many sections"),
-        pytest.param(patched(28, "<I", 0xFFFF_FFF0), elf.TruncatedElf, "segment headers end", id="far headers"),
-        pytest.param(patched(32, "<I", 0xFFFF_FFF0), elf.TruncatedElf, "section headers end", id="far sections"),
-        pytest.param(patched(SEGMENT_AT + 4, "<I", 0xFFFF_0000), elf.TruncatedElf, "segment 0 ends", id="far bytes"),
-        pytest.param(patched(SECTIONS + 40 + 16, "<I", 0xFFFF_0000), elf.TruncatedElf, "symbols end", id="far symbols"),
-        pytest.param(patched(SECTIONS + 40 + 24, "<I", 77), elf.TruncatedElf, "in section 77", id="far names"),
-        pytest.param(patched(SECTIONS + 80 + 20, "<I", 0xFFFF_0000), elf.TruncatedElf, "names end", id="long names"),
+        pytest.param(b"", NotAnElf, "begins with nothing", id="empty"),
+        pytest.param(b"#!/bin/sh\n", NotAnElf, "begins with 23 21 2f 62", id="script"),
+        pytest.param(GOOD.build()[:40], TruncatedElf, "has 40 bytes; an ELF header alone has 52", id="short"),
+        pytest.param(mend(elf_class=2), WrongTarget, "64-bit machines; the core has 32 bits", id="64 bits"),
+        pytest.param(mend(elf_class=9), NotAnElf, "EI_CLASS", id="no class"),
+        pytest.param(mend(data=2), WrongTarget, "big-endian", id="big-endian"),
+        pytest.param(mend(data=0), NotAnElf, "EI_DATA", id="no endianness"),
+        pytest.param(mend(machine=40), WrongTarget, "machine EM_ARM; the core is EM_RISCV", id="ARM"),
+        pytest.param(mend(machine=60000), WrongTarget, "machine 60000", id="unknown machine"),
+        pytest.param(mend(kind=1), WrongTarget, "ET_REL; only ET_EXEC", id="object file"),
+        pytest.param(mend(kind=3), WrongTarget, "ET_DYN; only ET_EXEC", id="shared object"),
+        pytest.param(mend(entry=RAM + 1), WrongTarget, "entry 0x80000001 is odd", id="odd entry"),
+        pytest.param(mend(segments=()), BadSegment, "no segment that is to be loaded", id="no segment"),
+        pytest.param(mend(segments=((RAM, b"", 0),)), BadSegment, "no segment", id="only empty segments"),
+        pytest.param(mend(segments=((RAM, b"abcd", 4), (RAM + 2, b"abcd", 4))), BadSegment, "overlap", id="overlap"),
+        pytest.param(mend(segments=((RAM, b"abcd", 2),)), BadSegment, "more than its 0x2", id="memsz < filesz"),
+        pytest.param(mend(segments=((0xFFFF_F000, b"", 0x1001),)), BadSegment, "behind the 32-bit", id="address wraps"),
+        pytest.param(mend(segment_entry_bytes=16), WrongTarget, "header has 16 bytes", id="small header"),
+        pytest.param(patched(44, "<H", 65535), ElfTooLarge, "65535 segments; at most 128", id="many segments"),
+        pytest.param(patched(48, "<H", 65535), ElfTooLarge, "65535 sections", id="many sections"),
+        pytest.param(patched(28, "<I", 0xFFFF_FFF0), TruncatedElf, "segment headers end", id="far headers"),
+        pytest.param(patched(32, "<I", 0xFFFF_FFF0), TruncatedElf, "section headers end", id="far sections"),
+        pytest.param(patched(SEGMENT_AT + 4, "<I", 0xFFFF_0000), TruncatedElf, "segment 0 ends", id="far bytes"),
+        pytest.param(patched(SECTIONS + 40 + 16, "<I", 0xFFFF_0000), TruncatedElf, "symbols end", id="far symbols"),
+        pytest.param(patched(SECTIONS + 40 + 24, "<I", 77), TruncatedElf, "in section 77", id="far names"),
+        pytest.param(patched(SECTIONS + 80 + 20, "<I", 0xFFFF_0000), TruncatedElf, "names end", id="long names"),
     ],
 )
 def test_defect_is_named(data: bytes, kind: type[ElfError], message: str) -> None:
@@ -173,7 +170,7 @@ def test_defect_is_named(data: bytes, kind: type[ElfError], message: str) -> Non
 def test_segment_outside_the_memories_stores_nothing(address: int) -> None:
     program = parse_program(ElfFile(((RAM + 0x100, b"abcd", 4), (address, b"abcd", 4))).build())
     with (
-        pytest.raises(elf.BadSegment, match=r"lies in no memory; memories: ram 0x80000000\.\.0x88000000"),
+        pytest.raises(BadSegment, match=r"lies in no memory; memories: ram 0x80000000\.\.0x88000000"),
         StandaloneRun(program, default_board(), lambda _data: None),
     ):
         pass
@@ -188,7 +185,7 @@ def test_headers_below_a_memory_are_left_out() -> None:
 
 def test_huge_segment_costs_nothing_to_refuse() -> None:
     program = parse_program(ElfFile(((0x1000, b"", 0xF000_0000),)).build())
-    with pytest.raises(elf.BadSegment), StandaloneRun(program, default_board(), lambda _data: None):
+    with pytest.raises(BadSegment), StandaloneRun(program, default_board(), lambda _data: None):
         pass
 
 
@@ -196,7 +193,7 @@ def test_file_that_is_too_long(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     path = tmp_path / "long.elf"
     path.write_bytes(GOOD.build())
     monkeypatch.setattr(elf, "ELF_BYTES_MAX", 100)
-    with pytest.raises(elf.ElfTooLarge, match="longer than 100 bytes"):
+    with pytest.raises(ElfTooLarge, match="longer than 100 bytes"):
         elf.read_program(path)
 
 
