@@ -46,6 +46,7 @@ BUILD_PACKAGES = ("build-essential", "flex", "bison", "bc", "libelf-dev", "libss
 """What building a kernel takes on this machine."""
 MODULES = ("virtio_pci", "virtio_blk", "ext4", "9pnet_virtio", "9p")
 """What the guest needs to find its root file system; it loads everything else itself."""
+SIGNATURE_TOOLS = ("cryptography", "pyelftools")
 TEST_TOOLS = ("hypothesis", "jsonschema", "pytest")
 """Packages of the extra `dev` that begin with these run in the guest too."""
 IMAGE_SIZE = "1500M"
@@ -88,11 +89,12 @@ def parts(*, iommufd: bool = False) -> Parts:
 
 
 def python_packages() -> list[str]:
-    """Requirements of what runs in the guest: the SDK's own, the demo's, those of USB and of the tests."""
+    """Requirements of what runs in the guest: of the SDK, the demo, USB, signatures and the tests."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     tools = [wanted for wanted in extras["dev"] if wanted.startswith(TEST_TOOLS)]
-    return [*project["dependencies"], *extras["demo"], *extras["usb"], *tools]
+    signatures = [wanted for wanted in extras["firmware"] if wanted.startswith(SIGNATURE_TOOLS)]
+    return [*project["dependencies"], *extras["demo"], *extras["usb"], *signatures, *tools]
 
 
 def _key(*parts: str) -> str:
