@@ -106,7 +106,7 @@ UPDATE_ABORT_S = 2.0
 """After Ctrl-C, for an update to end in order: less than npuctl waits before it kills whoever does the work."""
 
 CORE_BOOT_S = 180.0
-"""From the management core's reset to its first answer. An image that hangs is ended by the watchdog after ten seconds
+"""From the management core's reset to its first answer. An image that hangs is ended by the watchdog after five seconds
 of the core's own time; an emulated core that spins may take ten times as long for them on a busy machine."""
 
 CORE_BOOT_POLL_S = 0.05

@@ -157,7 +157,7 @@ class _Run:
         plan, version = self._plan, self._plan.image.version
         target = plan.target if outcome else plan.state.pending
         activated = False
-        self._frame.say("resetting the core (one that hangs is ended by its watchdog after ten seconds)")
+        self._frame.say("resetting the core (one that hangs is ended by its watchdog within seconds)")
         try:
             found = activate(self._opened.firmware, target, version, plan.state.boots)
             activated = True
