@@ -67,6 +67,8 @@ def exit_code_of(error: BaseException) -> ExitCode:
     for kind, code in _BY_ERROR:
         if isinstance(error, kind):
             return code
+    if isinstance(error, PermissionError):
+        return ExitCode.NO_PERMISSION
     if isinstance(error, (NpuError, OSError)):
         return ExitCode.FAILED
     if isinstance(error, KeyboardInterrupt):

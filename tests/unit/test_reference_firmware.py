@@ -361,7 +361,7 @@ def test_a_raised_security_counter_shuts_out_an_image_that_was_looked_at_before(
 @pytest.mark.parametrize("mark", [{"failed": Slot.B}, {"trial": Slot.B}])
 def test_no_rollback_to_an_image_that_has_not_passed_a_trial(bench: CoreBench, mark: dict[str, Slot]) -> None:
     """Nothing would fall back from it."""
-    state = BootState(confirmed=Slot.A, **mark)  # type: ignore[arg-type]
+    state = BootState(confirmed=Slot.A)._replace(**mark)
     install(bench, Slot.B, firmware_image("VARIANT_HANGS=1"), state)
     assert bench.ask(MailboxCommand.ROLLBACK) == (MailboxResult.UNTRIED, b"")
     assert bench.chip.rom.boot_state()[1:] == state[1:]
