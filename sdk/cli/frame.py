@@ -49,7 +49,7 @@ class Frame:
 
     def say(self, text: str = "") -> None:
         """A line for people on stdout."""
-        self.console.print(text, soft_wrap=True)
+        self.console.print(_encodable(text), soft_wrap=True)
 
     def note(self, text: str) -> None:
         """A line for people on stderr, with --json too."""
@@ -120,8 +120,13 @@ class Frame:
         return self.exit_code()
 
     def _print(self, document: dict[str, Any]) -> None:
-        sys.stdout.write(json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
+        sys.stdout.write(_encodable(json.dumps(document, ensure_ascii=False, allow_nan=False)) + "\n")
         sys.stdout.flush()
+
+
+def _encodable(text: str) -> str:
+    r"""With bytes of file names that are no UTF-8 as `\udcff`, which is how JSON writes them too."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _message(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import pty
 import shlex
@@ -256,6 +257,15 @@ def test_what_never_ends_is_no_image(npuctl: Npuctl, verb: str) -> None:
     key = ("--key", "development") if verb == "verify" else ()
     done = npuctl("fw", verb, "/dev/zero", *key)
     assert (done.returncode, "more than" in done.stderr) == (1, True)
+
+
+def test_a_name_that_is_no_utf8_is_shown_escaped(npuctl: Npuctl, tiny: Path, tmp_path: Path) -> None:
+    path = os.fsdecode(bytes(tmp_path) + b"/na\xffme.img")
+    os.rename(tiny, path)
+    strict = {"PYTHONIOENCODING": "utf-8:strict"}
+    assert json.loads(npuctl("fw", "inspect", path, "--json", **strict).stdout)["image"]["path"] == path
+    shown = npuctl("fw", "inspect", path, **strict)
+    assert (shown.returncode, "na\\udcffme.img" in shown.stdout) == (0, True)
 
 
 def test_keys_are_not_overwritten(npuctl: Npuctl, tmp_path: Path) -> None:
