@@ -78,6 +78,10 @@ REFUSALS: dict[MailboxResult, Refusal] = {
         "the running image is on trial, and the other slot is its only fall-back",
         "npuctl fw confirm keeps it, npuctl fw rollback returns to the other one",
     ),
+    MailboxResult.UNTRIED: Refusal(
+        "the image in the other slot failed its trial, or has not been tried yet, and would have no fall-back",
+        "flash it, which tries it: npuctl fw flash IMAGE --allow-reinstall --activate",
+    ),
     MailboxResult.CORE_RESET: Refusal("the core was reset before it had answered", "ask again"),
 }
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from driver_shim.protocol.image_layout import IMAGE_MAGIC
 from firmware_tools.errors import BuildError, extra_missing
+from firmware_tools.files import MAX_FIRMWARE_BYTES, read_bounded
 
 if TYPE_CHECKING:
     from elftools.elf.elffile import ELFFile
@@ -41,7 +42,7 @@ class _Segment(NamedTuple):
 
 def read_program(path: Path) -> Program:
     """Read an ELF file or, when it is none, a flat binary. Raises BuildError, OSError."""
-    data = path.read_bytes()
+    data = read_bounded(path, MAX_FIRMWARE_BYTES)
     if not data:
         raise BuildError(f"{path} is empty")
     if data.startswith(_ELF_MAGIC):

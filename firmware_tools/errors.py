@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from driver_shim.errors import NpuError
+from driver_shim.errors import NpuError, Timeout
 
 
 class BuildError(NpuError, ValueError):
@@ -27,6 +27,12 @@ class SigningError(NpuError):
     """No valid signature came of signing."""
 
     code = "signing-failed"
+
+
+class SignerTimeout(SigningError, Timeout):
+    """A command that was to sign did not end in time, and was ended."""
+
+    code = "timeout"
 
 
 class LogStringsError(NpuError, ValueError):

@@ -244,8 +244,8 @@ def _hardware_named(image: ParsedImage, state: DeviceState) -> _Finding:
 
 def _security_counter(image: ParsedImage, state: DeviceState) -> _Finding:
     if image.security_counter is None:
-        return _Finding(None, f"the image has none; the device's is {state.security_counter}")
-    text = f"the image's is {image.security_counter}, the device's {state.security_counter}"
+        return _Finding(None, f"the image has no counter; the device's is {state.security_counter}")
+    text = f"the image's counter is {image.security_counter}, the device's {state.security_counter}"
     return _Finding(image.security_counter >= state.security_counter, text)
 
 

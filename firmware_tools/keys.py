@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from driver_shim.protocol.image_layout import DEVELOPMENT_KEY_HASH, subject_public_key_info
 from firmware_tools.errors import KeyFileError, PasswordNeeded, extra_missing
-from firmware_tools.files import PRIVATE_MODE, create_file
+from firmware_tools.files import MAX_KEY_BYTES, PRIVATE_MODE, create_file, read_bounded
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -34,7 +34,7 @@ def load_private_key(path: Path, ask_password: AskPassword = no_password) -> Ed2
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     except ImportError as error:
         raise extra_missing(error) from error
-    data = path.read_bytes()
+    data = read_bounded(path, MAX_KEY_BYTES)
     if b"-----BEGIN PUBLIC KEY-----" in data:
         raise KeyFileError(f"{path} is a public key; signing takes the private one")
     key = _load_pem(path, data, ask_password)
@@ -51,7 +51,7 @@ def load_public_key(path: Path) -> bytes:
         from cryptography.hazmat.primitives.serialization import load_pem_public_key
     except ImportError as error:
         raise extra_missing(error) from error
-    data = path.read_bytes()
+    data = read_bounded(path, MAX_KEY_BYTES)
     if b"PRIVATE KEY-----" in data:
         return load_private_key(path, _public_instead).public_key().public_bytes_raw()
     _check_pem(path, data)

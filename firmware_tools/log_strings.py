@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from firmware_tools.errors import LogStringsError, extra_missing
+from firmware_tools.files import read_bounded
 
 if TYPE_CHECKING:
     from elftools.elf.elffile import ELFFile
@@ -48,11 +49,8 @@ class LogStrings:
 
 
 def read_elf(path: Path) -> LogStrings:
-    """Take the texts out of an ELF file. Raises LogStringsError, OSError, ExtraMissing without pyelftools."""
-    size = path.stat().st_size
-    if size > MAX_ELF_BYTES:
-        raise LogStringsError(f"{path} has {size:,} bytes, a firmware's ELF file at most {MAX_ELF_BYTES:,}")
-    return parse_elf(path.read_bytes(), str(path))
+    """Take the texts out of an ELF file. Raises LogStringsError, OSError, FileTooLarge, ExtraMissing."""
+    return parse_elf(read_bounded(path, MAX_ELF_BYTES), str(path))
 
 
 def parse_elf(data: bytes, source: str) -> LogStrings:

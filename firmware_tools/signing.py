@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import select
 import shlex
 import subprocess
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +22,8 @@ from driver_shim.protocol.image import (
     check_integrity,
 )
 from driver_shim.protocol.image_layout import SIGNATURE_BYTES, subject_public_key_info
-from firmware_tools.errors import SigningError
+from firmware_tools.errors import SignerTimeout, SigningError
+from firmware_tools.files import read_bounded
 from firmware_tools.image import with_signatures
 from firmware_tools.verify import verify_image
 
@@ -30,6 +34,9 @@ MESSAGE_FILE = "{message}"
 """In a signer's command: the file that holds what is to be signed. Without it, that comes on stdin."""
 SIGNATURE_FILE = "{signature}"
 """In a signer's command: the file it writes the signature to. Without it, that is what it prints."""
+
+_MOST_PRINTED = 64 << 10
+"""A signer that talks as well is told how long its signature should be; one that goes on is ended."""
 
 
 class Signer(ABC):
@@ -73,7 +80,7 @@ class CommandSigner(Signer):
         with tempfile.TemporaryDirectory(prefix="npu-sign-") as folder:
             places = {MESSAGE_FILE: Path(folder, "message"), SIGNATURE_FILE: Path(folder, "signature")}
             places[MESSAGE_FILE].write_bytes(message)
-            printed = self._run([_fill(word, places) for word in self._words], message)
+            printed = self._run([_fill(word, places) for word in self._words], places[MESSAGE_FILE])
             in_file = any(SIGNATURE_FILE in word for word in self._words)
             signature = self._written(places[SIGNATURE_FILE]) if in_file else printed
         if len(signature) != SIGNATURE_BYTES:
@@ -83,20 +90,50 @@ class CommandSigner(Signer):
             )
         return signature
 
-    def _run(self, words: list[str], message: bytes) -> bytes:
+    def _run(self, words: list[str], message: Path) -> bytes:
+        """What the command prints. It is ended when it takes too long or prints more than a signature."""
+        stdout, inward = os.pipe()
+        with message.open("rb") as source:
+            try:
+                process = subprocess.Popen(words, stdin=source, stdout=inward)
+            except (OSError, ValueError) as error:
+                os.close(stdout)
+                why = error.strerror if isinstance(error, OSError) else error
+                raise SigningError(f"the signer {words[0]} cannot be run: {why}") from error
+            finally:
+                os.close(inward)
         try:
-            done = subprocess.run(words, input=message, stdout=subprocess.PIPE, timeout=self._timeout_s, check=False)
-        except OSError as error:
-            raise SigningError(f"the signer {words[0]} cannot be run: {error.strerror}") from error
+            deadline = time.monotonic() + self._timeout_s
+            printed = self._printed(stdout, deadline)
+            process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired as error:
-            raise SigningError(f"the signer {words[0]} did not end within {self._timeout_s:g} s") from error
-        if done.returncode:
-            raise SigningError(f"the signer {words[0]} ended with exit code {done.returncode}")
-        return done.stdout
+            raise SignerTimeout(f"the signer {words[0]} did not end within {self._timeout_s:g} s") from error
+        finally:
+            process.kill()
+            process.wait()
+            os.close(stdout)
+        if process.returncode:
+            raise SigningError(f"the signer {words[0]} ended with exit code {process.returncode}")
+        return printed
+
+    def _printed(self, pipe: int, deadline: float) -> bytes:
+        """Raises TimeoutExpired, SigningError."""
+        printed = b""
+        while len(printed) <= _MOST_PRINTED:
+            if not select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise subprocess.TimeoutExpired(self._words, self._timeout_s)
+            piece = os.read(pipe, _MOST_PRINTED)
+            if not piece:
+                return printed
+            printed += piece
+        raise SigningError(
+            f"the signer {self._words[0]} prints more than {_MOST_PRINTED} bytes; an Ed25519 signature is"
+            f" {SIGNATURE_BYTES}, raw"
+        )
 
     def _written(self, path: Path) -> bytes:
         try:
-            return path.read_bytes()
+            return read_bounded(path, _MOST_PRINTED)
         except FileNotFoundError as error:
             raise SigningError(f"the signer {self._words[0]} wrote no signature") from error
 

@@ -86,6 +86,8 @@ class MailboxResult(enum.IntEnum):
     """The running image is on trial: the other slot is the only fall-back and stays."""
     CORE_RESET = 21
     """The core was reset before it had answered."""
+    UNTRIED = 22
+    """The image in the other slot failed its trial, or has yet to be tried: it would run without a fall-back."""
 
 
 class UpdateState(enum.IntEnum):

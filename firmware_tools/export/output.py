@@ -23,10 +23,7 @@ def write_text(path: Path, text: str, mark: str = MARK) -> None:
     target = Path(os.path.realpath(path))
     if target.exists() and not _has_mark(target, mark):
         raise ForeignOutput(path, "exists and is not an export of this kind")
-    try:
-        write_whole(target, text.encode())
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    write_whole(path, text.encode())
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:

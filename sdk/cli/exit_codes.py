@@ -42,10 +42,13 @@ class ExitCode(enum.IntEnum):
 class Failure(Exception):
     """A verb's own failure with an exit code: what was asked, what was found."""
 
-    def __init__(self, message: str, code: ExitCode = ExitCode.FAILED, *, slug: str = "failed") -> None:
+    def __init__(
+        self, message: str, code: ExitCode = ExitCode.FAILED, *, slug: str = "failed", remedy: str | None = None
+    ) -> None:
         super().__init__(message)
         self.exit_code = code
         self.code = slug
+        self.remedy = remedy
 
 
 _BY_ERROR: tuple[tuple[type[NpuError], ExitCode], ...] = (
@@ -64,6 +67,8 @@ def exit_code_of(error: BaseException) -> ExitCode:
     for kind, code in _BY_ERROR:
         if isinstance(error, kind):
             return code
+    if isinstance(error, PermissionError):
+        return ExitCode.NO_PERMISSION
     if isinstance(error, (NpuError, OSError)):
         return ExitCode.FAILED
     if isinstance(error, KeyboardInterrupt):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ class Frame:
         self.as_json = as_json
         self.timeout = timeout
         """Seconds for the verb as a whole; None when the user named none."""
+        self.limit_s = math.inf
+        """Seconds after which the verb is given up, whoever named them."""
         self.devices: list[dict[str, Any]] = []
         self.errors: list[dict[str, Any]] = []
         self.sections: dict[str, Any] = {}
@@ -46,7 +49,7 @@ class Frame:
 
     def say(self, text: str = "") -> None:
         """A line for people on stdout."""
-        self.console.print(text, soft_wrap=True)
+        self.console.print(_encodable(text), soft_wrap=True)
 
     def note(self, text: str) -> None:
         """A line for people on stderr, with --json too."""
@@ -60,7 +63,7 @@ class Frame:
         """Report an error of one device (or of the run as a whole) and go on."""
         code = exit_code_of(error)
         self._codes.append(code)
-        message = error.message if isinstance(error, NpuError) else str(error) or type(error).__name__
+        message = _message(error)
         address = device or getattr(error, "device", None)
         remedy = getattr(error, "remedy", None)
         self.errors.append(
@@ -117,8 +120,22 @@ class Frame:
         return self.exit_code()
 
     def _print(self, document: dict[str, Any]) -> None:
-        sys.stdout.write(json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
+        sys.stdout.write(_encodable(json.dumps(document, ensure_ascii=False, allow_nan=False)) + "\n")
         sys.stdout.flush()
+
+
+def _encodable(text: str) -> str:
+    r"""With bytes of file names that are no UTF-8 as `\udcff`, which is how JSON writes them too."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _message(error: BaseException) -> str:
+    """What happened, without what to do."""
+    if isinstance(error, NpuError):
+        return error.message
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
 
 
 def now() -> str:

@@ -41,6 +41,7 @@ def verb(
                 raise click.UsageError("--timeout nan: give seconds, e.g. 30 or inf")
             limit = limit_s(options) if callable(limit_s) else limit_s
             bound = timeout if timeout is not None else _environment_limit(limit)
+            frame.limit_s = bound
             try:
                 with around():
                     return supervise(lambda: _work(frame, body, options), bound)

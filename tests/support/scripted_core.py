@@ -121,8 +121,10 @@ class ScriptedCore(ManagementPort):
     def _slot_info(self, body: bytes, memory: AddressSpace) -> Answer:
         slot = Slot(mailbox.SLOT_QUERY.parse(body).slot)
         image = self.image(slot)
-        facts = {}
+        facts, result = {}, MailboxResult.BAD_FORMAT
         if image is not None:
+            below = (image.security_counter or 0) < self.security_counter
+            result = MailboxResult.ROLLED_BACK if below else MailboxResult.OK
             facts = {
                 "version": encoded(image.version),
                 "image_bytes": len(image.data),
@@ -131,11 +133,11 @@ class ScriptedCore(ManagementPort):
             }
         return 0, mailbox.SLOT_INFO.build(
             slot=int(slot),
-            valid=int(image is not None),
+            valid=int(result is MailboxResult.OK),
             confirmed=int(self.confirmed == slot),
             trial=int(self.trial == slot),
             failed=int(self.failed == slot),
-            result=0 if image is not None else int(MailboxResult.BAD_FORMAT),
+            result=int(result),
             **facts,
         )
 
@@ -214,6 +216,8 @@ class ScriptedCore(ManagementPort):
     def _rollback(self, body: bytes, memory: AddressSpace) -> Answer:
         if self.image(self.slot.other) is None:
             return MailboxResult.NO_OTHER_IMAGE, b""
+        if self.slot.other in (self.failed, self.trial):
+            return MailboxResult.UNTRIED, b""
         self.confirmed, self.trial = self.slot.other, Slot.NONE
         return 0, b""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import pty
 import shlex
@@ -231,6 +232,40 @@ def test_what_cannot_be_signed_writes_nothing(npuctl: Npuctl, unsigned: Path, ar
     output = unsigned.with_name("signed.img")
     assert npuctl("fw", "sign", str(unsigned), *arguments, "-o", str(output)).returncode in (1, 2)
     assert not output.exists()
+
+
+def test_a_signer_that_hangs_is_ended_with_the_verb(npuctl: Npuctl, unsigned: Path, tmp_path: Path) -> None:
+    """And not left behind: the next one may find the card's reader taken."""
+    generated(npuctl, tmp_path / "key.pem")
+    life = tmp_path / "life"
+    os.mkfifo(life)
+    reader = os.open(life, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        signer = shlex.join(["sh", "-c", f"exec 3> {shlex.quote(str(life))}; exec sleep 600"])
+        options = ("--signer", signer, "--public-key", str(tmp_path / "key.pub.pem"), "--timeout", "3")
+        done = npuctl("fw", "sign", str(unsigned), *options, "-o", str(tmp_path / "signed.img"))
+        assert done.returncode == 6
+        assert "did not end within" in done.stderr
+        assert os.read(reader, 1) == b""  # nobody has it open any more
+    finally:
+        os.close(reader)
+    assert not (tmp_path / "signed.img").exists()
+
+
+@pytest.mark.parametrize("verb", ["inspect", "verify"])
+def test_what_never_ends_is_no_image(npuctl: Npuctl, verb: str) -> None:
+    key = ("--key", "development") if verb == "verify" else ()
+    done = npuctl("fw", verb, "/dev/zero", *key)
+    assert (done.returncode, "more than" in done.stderr) == (1, True)
+
+
+def test_a_name_that_is_no_utf8_is_shown_escaped(npuctl: Npuctl, tiny: Path, tmp_path: Path) -> None:
+    path = os.fsdecode(bytes(tmp_path) + b"/na\xffme.img")
+    os.rename(tiny, path)
+    strict = {"PYTHONIOENCODING": "utf-8:strict"}
+    assert json.loads(npuctl("fw", "inspect", path, "--json", **strict).stdout)["image"]["path"] == path
+    shown = npuctl("fw", "inspect", path, **strict)
+    assert (shown.returncode, "na\\udcffme.img" in shown.stdout) == (0, True)
 
 
 def test_keys_are_not_overwritten(npuctl: Npuctl, tmp_path: Path) -> None:

@@ -278,6 +278,23 @@ def test_rollback_to_nothing_is_refused_without_asking(run: Run, core: ScriptedC
     assert MailboxCommand.ROLLBACK not in core.asked
 
 
+@pytest.mark.parametrize("mark", ["failed", "trial"])
+def test_rollback_to_an_image_without_a_passed_trial_is_refused(run: Run, core: ScriptedCore, mark: str) -> None:
+    core.slots[Slot.B] = image("1.3.0")
+    setattr(core, mark, Slot.B)
+    code, _, document = run(rollback.command, (), True, True, as_json=True)
+    assert (code, document["errors"][0]["code"]) == (1, "untried")
+    assert "--allow-reinstall" in document["errors"][0]["remedy"]
+    assert MailboxCommand.ROLLBACK not in core.asked
+
+
+def test_rollback_below_the_security_counter_says_so(run: Run, core: ScriptedCore) -> None:
+    core.slots[Slot.B] = image("1.1.0", security_counter=0)
+    core.security_counter = 1
+    code, _, document = run(rollback.command, (), True, True, as_json=True)
+    assert (code, document["errors"][0]["code"]) == (1, "rolled-back")
+
+
 # --- log and console ------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa, x25519
 
 from driver_shim.protocol.image import ImageError, authenticate, parse_image
 from firmware_tools import keys
-from firmware_tools.errors import ExtraMissing, KeyFileError, PasswordNeeded, SigningError
+from firmware_tools.errors import ExtraMissing, KeyFileError, PasswordNeeded, SignerTimeout, SigningError
 from firmware_tools.image import build_image
 from firmware_tools.signing import CommandSigner, KeySigner, sign_image
 from firmware_tools.verify import verify_signature
@@ -184,8 +184,18 @@ def test_a_command_that_cannot_sign_says_so(command: str, reason: str) -> None:
 
 
 def test_a_command_that_does_not_end_is_ended() -> None:
-    with pytest.raises(SigningError, match=r"did not end within 0\.1 s"):
+    with pytest.raises(SignerTimeout, match=r"did not end within 0\.1 s"):
         CommandSigner("sleep 60", PUBLIC, 0.1).sign(b"message")
+
+
+def test_a_command_that_does_not_stop_talking_is_ended() -> None:
+    with pytest.raises(SigningError, match="prints more than"):
+        CommandSigner("yes", PUBLIC, PATIENCE_S).sign(b"message")
+
+
+def test_a_command_need_not_read_what_it_signs(tmp_path: Path) -> None:
+    body = f"emit(bytes.fromhex('{KEY.sign(bytes(1 << 20)).hex()}'))\n"
+    assert len(CommandSigner(signer_script(tmp_path, body), PUBLIC, PATIENCE_S).sign(bytes(1 << 20))) == 64
 
 
 def test_a_signer_with_another_key_is_found_out() -> None:

@@ -321,6 +321,12 @@ def test_nothing_to_confirm_nor_to_roll_back_to(bench: CoreBench) -> None:
     assert bench.ask(MailboxCommand.ROLLBACK) == (MailboxResult.NO_OTHER_IMAGE, b"")
 
 
+def slot_info(bench: CoreBench, slot: Slot) -> Any:
+    result, body = bench.ask(MailboxCommand.SLOT_INFO, SLOT_QUERY.build(slot=slot))
+    assert result is MailboxResult.OK
+    return SLOT_INFO.parse(body)
+
+
 def install(bench: CoreBench, slot: Slot, image: bytes, state: BootState) -> None:
     """What a programmer of flash would do."""
     bench.storage.memory[slot.offset : slot.offset + len(image)] = image
@@ -339,6 +345,26 @@ def test_a_trial_is_confirmed_and_then_raises_the_security_counter() -> None:
         assert info(bench).on_trial == 0
         assert bench.ask(MailboxCommand.CONFIRM) == (MailboxResult.NOT_ON_TRIAL, b"")
         assert bench.ask(MailboxCommand.ROLLBACK) == (MailboxResult.ROLLED_BACK, b"")
+
+
+def test_a_raised_security_counter_shuts_out_an_image_that_was_looked_at_before() -> None:
+    with core_bench(fresh_storage(firmware_image())) as bench:
+        install(bench, Slot.B, firmware_image(security_counter=5), BootState(confirmed=Slot.A, trial=Slot.B))
+        assert bench.boot_to_ready(CoreReset.HOST)
+        assert slot_info(bench, Slot.A).valid == 1
+        assert bench.ask(MailboxCommand.CONFIRM) == (MailboxResult.OK, b"")
+        assert slot_info(bench, Slot.A).result == MailboxResult.ROLLED_BACK
+        assert bench.ask(MailboxCommand.ROLLBACK) == (MailboxResult.ROLLED_BACK, b"")
+        assert bench.chip.rom.boot_state()[1:] == BootState(confirmed=Slot.B)[1:]
+
+
+@pytest.mark.parametrize("mark", [{"failed": Slot.B}, {"trial": Slot.B}])
+def test_no_rollback_to_an_image_that_has_not_passed_a_trial(bench: CoreBench, mark: dict[str, Slot]) -> None:
+    """Nothing would fall back from it."""
+    state = BootState(confirmed=Slot.A)._replace(**mark)
+    install(bench, Slot.B, firmware_image("VARIANT_HANGS=1"), state)
+    assert bench.ask(MailboxCommand.ROLLBACK) == (MailboxResult.UNTRIED, b"")
+    assert bench.chip.rom.boot_state()[1:] == state[1:]
 
 
 def test_a_confirmation_that_was_cut_off_is_completed_at_the_next_start() -> None:

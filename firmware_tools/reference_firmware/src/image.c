@@ -18,6 +18,8 @@
 #define ANY_KIND 0xffffu
 #define PURE_MARK 1u
 #define NO_PADDING_YET 0x100u
+#define KINDS 0x10000u
+#define WORD_BITS 32u
 
 _Static_assert(NPU_SLOT_BYTES <= NPU_MIN_CHUNK_BYTES * NPU_MAX_CHUNKS, "chunks never grow");
 
@@ -201,23 +203,22 @@ static bool take_protected(struct image *image, const struct tlv *tlv)
     }
 }
 
-/* Whether an entry of this kind stands in front of `end` already. */
-static bool is_double(struct cursor entries, const struct tlv *tlv)
+/* Whether an entry of this kind was there already; notes this one. An area holds 16,383 entries: to compare each with all
+ * others would take longer than the watchdog waits. */
+static bool is_double(uint32_t *seen, uint32_t kind)
 {
-    struct tlv earlier;
+    uint32_t *word = &seen[kind / WORD_BITS];
+    uint32_t bit = 1u << kind % WORD_BITS;
+    bool found = *word & bit;
 
-    while (next_entry(&entries, &earlier) && earlier.offset < tlv->offset) {
-        if (earlier.kind == tlv->kind) {
-            return true;
-        }
-    }
-    return false;
+    *word |= bit;
+    return found;
 }
 
 static uint32_t read_protected(const uint8_t *bytes, uint32_t count, struct image *image)
 {
+    static uint32_t seen[KINDS / WORD_BITS];
     struct cursor entries;
-    struct cursor all;
 
     if (image->header.protected_size == 0) {
         return OK;
@@ -226,12 +227,12 @@ static uint32_t read_protected(const uint8_t *bytes, uint32_t count, struct imag
         entries.offset + entries.left != image->signed_end) {
         return refuse(image, image->payload_end);
     }
-    all = entries;
+    memset(seen, 0, sizeof seen);
     while (entries.left) {
         uint32_t offset = entries.offset;
         struct tlv tlv;
         if (!next_entry(&entries, &tlv) || !take_protected(image, &tlv) ||
-            (tlv.kind != NPU_TLV_KIND_DEPENDENCY && is_double(all, &tlv))) {
+            (tlv.kind != NPU_TLV_KIND_DEPENDENCY && is_double(seen, tlv.kind))) {
             return refuse(image, offset);
         }
     }

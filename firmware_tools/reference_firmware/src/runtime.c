@@ -21,6 +21,7 @@ static void raise_security_counter(void)
     if (running->result == OK && running->security_counter > boot_security_counter()) {
         boot_raise_security_counter(running->security_counter);
         LOG_INFO("security counter raised to %u", running->security_counter);
+        slots_forget(slots_other(boot_slot()));
     }
 }
 
@@ -59,14 +60,19 @@ uint32_t runtime_confirm(void)
     return OK;
 }
 
+/* A rollback has no fall-back: what it leads to must be known to come up. */
 static uint32_t check_other(uint32_t other)
 {
     uint32_t result = slots_examine(other)->result;
+    struct boot_state state = boot_state_read();
 
-    if (result == OK || result == NPU_MAILBOX_RESULT_ROLLED_BACK) {
+    if (result == NPU_MAILBOX_RESULT_ROLLED_BACK) {
         return result;
     }
-    return NPU_MAILBOX_RESULT_NO_OTHER_IMAGE;
+    if (result != OK) {
+        return NPU_MAILBOX_RESULT_NO_OTHER_IMAGE;
+    }
+    return state.failed == other || state.trial == other ? NPU_MAILBOX_RESULT_UNTRIED : OK;
 }
 
 uint32_t runtime_roll_back(void)

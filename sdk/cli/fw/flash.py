@@ -93,13 +93,13 @@ def command(
             frame.fail(Failure(str(interrupted), ExitCode.INTERRUPTED, slug="interrupted"), device.address)
             return
         except (NpuError, Failure) as error:
-            frame.fail(_with_exit_code(error), device.address)
+            frame.fail(verdict_on_image(error), device.address)
 
 
-def _with_exit_code(error: NpuError | Failure) -> BaseException:
+def verdict_on_image(error: NpuError | Failure) -> BaseException:
     """A trial that failed is a verdict on the image, not a failure to do what was asked."""
     if isinstance(error, FirmwareError) and error.code == "fell-back":
-        return Failure(str(error), ExitCode.UNHEALTHY, slug=error.code)
+        return Failure(error.message, ExitCode.UNHEALTHY, slug=error.code, remedy=error.remedy)
     return error
 
 

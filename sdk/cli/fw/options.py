@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from driver_shim.protocol.image import ImageError, ParsedImage, parse_image
+from firmware_tools.files import MAX_FIRMWARE_BYTES, MAX_KEY_BYTES, read_bounded
 from firmware_tools.keys import DEVELOPMENT_KEY, AskPassword
 from sdk.cli.exit_codes import ExitCode, Failure
 
@@ -54,7 +55,7 @@ def given_password(file: Path | None, variable: str | None) -> bytes | None:
     if file is not None and variable is not None:
         raise click.UsageError("--password-file and --password-env: give one")
     if file is not None:
-        return file.read_bytes().removesuffix(b"\n").removesuffix(b"\r")
+        return read_bounded(file, MAX_KEY_BYTES).removesuffix(b"\n").removesuffix(b"\r")
     if variable is None:
         return None
     if variable not in os.environ:
@@ -87,8 +88,14 @@ def refusing(path: Path) -> Iterator[None]:
 
 def read_image(path: Path) -> ParsedImage:
     """An image file. Raises Failure when its form is wrong, OSError."""
+    data = read_image_bytes(path)
     with refusing(path):
-        return parse_image(path.read_bytes())
+        return parse_image(data)
+
+
+def read_image_bytes(path: Path) -> bytes:
+    """What an image file holds, whether or not it is one. Raises FileTooLarge, OSError."""
+    return read_bounded(path, MAX_FIRMWARE_BYTES)
 
 
 def _key_paths(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> tuple[Path, ...]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from driver_shim.firmware_answers import SlotInfo
 from driver_shim.mailbox import refused
 from driver_shim.protocol.mailbox import MailboxResult
 from firmware_tools.activation import activate
@@ -14,7 +15,7 @@ from sdk.cli.device_selection import changed, confirm, device_option, require_un
 from sdk.cli.exit_codes import Failure
 from sdk.cli.frame import Frame
 from sdk.cli.fw.device_facts import slot_facts
-from sdk.cli.fw.flash import activation_facts, activation_text
+from sdk.cli.fw.flash import activation_facts, activation_text, verdict_on_image
 from sdk.cli.management import Management, open_management
 from sdk.cli.verb import verb
 from sdk.errors import NpuError
@@ -27,7 +28,8 @@ from sdk.errors import NpuError
 def command(frame: Frame, wanted: tuple[str, ...], yes: bool, and_activate: bool) -> None:
     """Have the other slot's firmware run from the next reset of the core on.
 
-    Refused (exit 1) where the other slot holds nothing that boots.
+    Refused (exit 1) where the other slot holds nothing that boots, an image whose trial failed or is still due, or one
+    whose security counter is below the device's. Exits 5 when --activate finds that another image came up.
     """
     for device in changed(wanted):
         try:
@@ -35,15 +37,25 @@ def command(frame: Frame, wanted: tuple[str, ...], yes: bool, and_activate: bool
             with open_management(device.address) as opened:
                 _roll_back(frame, device.address, opened, yes, and_activate)
         except (NpuError, Failure) as error:
-            frame.fail(error, device.address)
+            frame.fail(verdict_on_image(error), device.address)
+
+
+def _reason_against(there: SlotInfo) -> MailboxResult | None:
+    """Why the firmware would refuse to return to a slot, which makes asking anybody pointless."""
+    if there.result == MailboxResult.ROLLED_BACK:
+        return MailboxResult.ROLLED_BACK
+    if not there.valid:
+        return MailboxResult.NO_OTHER_IMAGE
+    return MailboxResult.UNTRIED if there.failed or there.trial else None
 
 
 def _roll_back(frame: Frame, address: str, opened: Management, yes: bool, and_activate: bool) -> None:
     firmware = opened.firmware
     before = read_state(firmware)
     there = before.slot(before.target)
-    if not there.valid:
-        raise refused(address, "rollback", MailboxResult.NO_OTHER_IMAGE)
+    against = _reason_against(there)
+    if against is not None:
+        raise refused(address, "rollback", against)
     confirm(f"Return from {before.version} to {there.version} in slot {there.slot.name} of {address}?", yes)
     firmware.rollback()
     entry: dict[str, Any] = {

@@ -10,7 +10,7 @@ from driver_shim.protocol.image import ImageFlag, ParsedImage, TrustedKey
 from firmware_tools.keys import is_development_key, load_public_key
 from firmware_tools.verify import verify_image
 from sdk.cli.frame import Frame
-from sdk.cli.fw.options import image_argument, key_option, refusing
+from sdk.cli.fw.options import image_argument, key_option, read_image_bytes, refusing
 from sdk.cli.fw.report import facts
 from sdk.cli.verb import verb
 
@@ -26,7 +26,7 @@ def command(frame: Frame, image: Path, keys: tuple[Path, ...]) -> None:
     if not keys:
         raise click.UsageError("give the --key to trust")
     public_keys = [load_public_key(path) for path in keys]
-    data = image.read_bytes()
+    data = read_image_bytes(image)
     with refusing(image):
         found, trusted = verify_image(data, [TrustedKey.of_public_key(public_key) for public_key in public_keys])
     frame.sections["image"] = facts(image, found)
