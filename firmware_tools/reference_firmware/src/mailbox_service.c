@@ -266,6 +266,14 @@ static uint32_t handle(const struct message *request, struct message *answer)
     return result;
 }
 
+/* Of a message with such a body, in whole words: the window's registers are slow, so no more of them are touched. */
+static uint32_t message_bytes(uint32_t body_bytes)
+{
+    uint32_t count = body_bytes < sizeof(union body) ? body_bytes : sizeof(union body);
+
+    return (sizeof(struct npu_mailbox_request) + count + sizeof(uint32_t) - 1) & ~(sizeof(uint32_t) - 1);
+}
+
 void mailbox_service(void)
 {
     static struct message request;
@@ -275,12 +283,13 @@ void mailbox_service(void)
     if (!mailbox_request_waits()) {
         return;
     }
-    mailbox_read(&request, sizeof request);
+    mailbox_read(&request.head, sizeof request.head);
+    mailbox_read(&request, message_bytes(request.head.body_bytes));
     answer.head = (struct npu_mailbox_request){.command = request.head.command, .sequence = request.head.sequence};
     result = handle(&request, &answer);
     /* Registers are words; what a body lacks to its last word is zeros. */
     memset(answer.body.bytes + answer.head.body_bytes, 0, sizeof answer.body.bytes - answer.head.body_bytes);
-    mailbox_answer(result, &answer, sizeof answer);
+    mailbox_answer(result, &answer, message_bytes(answer.head.body_bytes));
     if (reset_is_due) {
         boot_request_reset();
     }
