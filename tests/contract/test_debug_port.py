@@ -11,12 +11,12 @@ import sdk
 from driver_shim.errors import DeviceBusy, DeviceLost, DeviceNotFound, UnsupportedPlatform
 from driver_shim.protocol.config_space import DEVICE_ID, VENDOR_ID
 from driver_shim.protocol.dfu import Status
-from driver_shim.protocol.firmware_slots import SECTOR_BYTES, SLOT_OFFSETS, Slot
+from driver_shim.protocol.firmware_slots import Slot
 from driver_shim.protocol.registers import REGISTERS, Post
 from driver_shim.transport.usb import UsbTransport
 from driver_shim.transport.vfio_user import VfioUserTransport
 from firmware_tools.dfu import RecoveryLink, RecoveryRefused
-from tests.support.debug_ports import FACTORY_IMAGE, Served, served, wait_for_post
+from tests.support.debug_ports import FACTORY_IMAGE, Served, bricked_chip, served, wait_for_post
 from tests.support.npuctl import Npuctl
 
 SCRATCH = REGISTERS["scratch"]
@@ -224,15 +224,7 @@ def test_a_bricked_device_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Both slots are destroyed while it is off; the boot ROM waits for an image and boots it."""
     pytest.importorskip("unicorn", reason="without it there is no management core")
     monkeypatch.setenv("NPU_RUNTIME_DIR", str(tmp_path))
-    chip = tmp_path / "chip"
-    with served(tmp_path, "--state", str(chip)) as emulator:
-        wait_for_post(emulator.serial, Post.FIRMWARE_READY)
-        emulator.process.terminate()
-        emulator.process.wait()
-    with (chip / "flash.bin").open("r+b") as flash:
-        for offset in SLOT_OFFSETS.values():
-            flash.seek(offset)
-            flash.write(bytes(SECTOR_BYTES))
+    chip = bricked_chip(tmp_path)
     with served(tmp_path, "--state", str(chip)) as emulator:
         wait_for_post(emulator.serial, Post.RECOVERY)
         done = Npuctl(tmp_path).document("fw recover", "-d", emulator.address, str(FACTORY_IMAGE), "--slot", "B")

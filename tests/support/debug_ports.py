@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from driver_shim.protocol import usbip
+from driver_shim.protocol.firmware_slots import SECTOR_BYTES, SLOT_OFFSETS
 from driver_shim.protocol.registers import REGISTERS, Post
 from driver_shim.protocol.usb import Setup
 from driver_shim.transport.usb import UsbTransport
@@ -167,3 +168,17 @@ class RawHost:
             return command, seqnum, usbip.RETURN_UNLINK.unpack_from(head, usbip.BASIC.size)[0], b""
         status, length, *_ = usbip.RETURN_SUBMIT.unpack_from(head, usbip.BASIC.size)
         return command, seqnum, status, self.receive(length) if inward else b""
+
+
+def bricked_chip(folder: Path) -> Path:
+    """The state folder of a device whose slots were both destroyed after it had run."""
+    chip = folder / "chip"
+    with served(folder, "--state", str(chip)) as emulator:
+        wait_for_post(emulator.serial, Post.FIRMWARE_READY)
+        emulator.process.terminate()
+        emulator.process.wait()
+    with (chip / "flash.bin").open("r+b") as flash:
+        for offset in SLOT_OFFSETS.values():
+            flash.seek(offset)
+            flash.write(bytes(SECTOR_BYTES))
+    return chip

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from driver_shim.protocol.firmware_slots import SECTOR_BYTES, SLOT_OFFSETS
 from driver_shim.protocol.registers import REGISTERS, Post
-from tests.support.debug_ports import FACTORY_IMAGE, Served, served, wait_for_post
+from tests.support.debug_ports import FACTORY_IMAGE, Served, bricked_chip, served, wait_for_post
 from tests.vm.conftest import IOMMUFD, PATIENCE_S
 from tests.vm.guest import GUEST, HOST, Guest, Ran
 from tests.vm.test_tools import WORKER
@@ -180,18 +179,11 @@ def test_our_tool_recovers_it_through_libusb(port: Port) -> None:
 def test_a_bricked_device_comes_back(guest: Guest, port: Port, tmp_path: Path) -> None:
     """Both slots are destroyed while it is off; the boot ROM waits for an image, and gets one from dfu-util."""
     port.let_go()
-    folder, chip = tmp_path / "run", tmp_path / "chip"
+    folder = tmp_path / "run"
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NPU_RUNTIME_DIR", str(folder))
-        with served(folder, "--state", str(chip)) as emulator:
-            wait_for_post(emulator.serial, Post.FIRMWARE_READY)
-            emulator.process.terminate()
-            emulator.process.wait()
-        with (chip / "flash.bin").open("r+b") as flash:
-            for offset in SLOT_OFFSETS.values():
-                flash.seek(offset)
-                flash.write(bytes(SECTOR_BYTES))
+        chip = bricked_chip(folder)
         with served(folder, "--state", str(chip)) as emulator:
             wait_for_post(emulator.serial, Post.RECOVERY)
             bricked = Port(guest, emulator)
