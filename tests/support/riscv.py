@@ -88,6 +88,13 @@ def j(offset: int) -> int:
     return (bits >> 20) << 31 | (bits >> 1 & 0x3FF) << 21 | (bits >> 11 & 1) << 20 | (bits >> 12 & 0xFF) << 12 | 0x6F
 
 
+def beq(rs1: int, rs2: int, offset: int) -> int:
+    """beq rs1, rs2, . + offset"""
+    bits = offset & 0x1FFF
+    high, low = (bits >> 12) << 6 | bits >> 5 & 0x3F, (bits >> 1 & 0xF) << 1 | bits >> 11 & 1
+    return high << 25 | rs2 << 20 | rs1 << 15 | low << 7 | 0x63
+
+
 def jr(rs1: int) -> int:
     """jr rs1"""
     return rs1 << 15 | 0x67
