@@ -86,7 +86,9 @@ class StateFolder:
             serial = str(document["serial"])
             counters = {str(name): int(value) for name, value in document["counters"].items()}
             _check_summary(serial, counters)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except OSError as error:
+            raise StateError(f"{summary}: {error.strerror}; make it readable, or name another folder") from error
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise self._damaged(_SUMMARY, error) from error
         return KeptState(serial, counters, self._read(_ERRORS, decode_page), self._read(_BLACK_BOX, check_page))
 
