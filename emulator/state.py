@@ -72,10 +72,12 @@ class StateFolder:
             raise StateError(f"state folder {path} is in use by another emulator; stop it or name another") from error
 
     def load(self) -> KeptState:
-        """What an earlier process saved. Raises StateError when the files are not ours."""
+        """What an earlier process saved, or a new device. Raises StateError when the files are not ours."""
         summary = self.path / _SUMMARY
         if not summary.exists():
-            return KeptState(new_serial(), {})
+            fresh = KeptState(new_serial(), {})
+            self.save(fresh)  # at once: who is killed is the same device afterwards
+            return fresh
         try:
             document: dict[str, Any] = json.loads(summary.read_text("utf-8"))
             if document["version"] != STATE_VERSION:

@@ -172,6 +172,15 @@ def test_a_state_folder_of_anything_is_taken_or_refused(summary: bytes, errors: 
             state.close()
 
 
+def test_a_new_device_keeps_its_serial_number_though_it_was_killed(tmp_path: Path) -> None:
+    serials = set()
+    for _ in range(2):
+        state = StateFolder(tmp_path)
+        serials.add(state.load().serial)
+        state.close()
+    assert len(serials) == 1
+
+
 @pytest.mark.parametrize(
     "counters", ['{"resets": Infinity}', '{"resets": NaN}', '{"resets": 1e400}', "[" * 200_000, '{"a":' * 200_000]
 )
