@@ -69,10 +69,12 @@ class StateFolder:
             raise StateError(f"state folder {path} is in use by another emulator; stop it or name another") from error
 
     def load(self) -> KeptState:
-        """What an earlier process saved. Raises StateError when the files are not ours."""
+        """What an earlier process saved, or a new device. Raises StateError when the files are not ours."""
         summary = self.path / _SUMMARY
         if not summary.exists():
-            return KeptState(new_serial(), {})
+            fresh = KeptState(new_serial(), {})
+            self.save(fresh)  # at once: who is killed is the same device afterwards
+            return fresh
         try:
             document: dict[str, Any] = json.loads(summary.read_text("utf-8"))
             if document["version"] != STATE_VERSION:
@@ -83,7 +85,9 @@ class StateFolder:
             serial = str(document["serial"])
             counters = {str(name): int(value) for name, value in document["counters"].items()}
             _check_summary(serial, counters)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except OSError as error:
+            raise StateError(f"{summary}: {error.strerror}; make it readable, or name another folder") from error
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise self._damaged(_SUMMARY, error) from error
         return KeptState(serial, counters, self._read(_ERRORS, decode_page), self._read(_BLACK_BOX, check_page))
 

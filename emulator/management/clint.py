@@ -31,7 +31,7 @@ class Clint(Peripheral):
         self._port = port
         self._set_pending = set_pending
         self._software = False
-        self._compare = _MASK
+        self._compare = 0
         self._timer = False
         self._offset = 0
 
@@ -41,9 +41,11 @@ class Clint(Peripheral):
         return self._port.tick + self._offset & _MASK
 
     def reset(self) -> None:
-        """`mtime` runs as it did after power-on, `mtimecmp` never comes, no software interrupt."""
+        """`mtime` runs as it did after power-on, no software interrupt. `mtimecmp` is nought, as on QEMU's board: the
+        timer interrupt is pending until the program sets it.
+        """
         self._software = False
-        self._compare = _MASK
+        self._compare = 0
         self._offset = 0
         self._drive()
 
@@ -74,7 +76,7 @@ class Clint(Peripheral):
         """The tick at which the timer interrupt comes."""
         if self._timer or self._compare == _MASK:
             return None
-        return self._compare - self._offset
+        return self._port.tick + self._compare - self.time
 
     def expire(self) -> None:
         """The timer interrupt has come."""

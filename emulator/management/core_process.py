@@ -78,6 +78,7 @@ class CoreProcess(ManagementPort):
         self._steps = 0
         self._busy_ticks = -1
         self._dma_done = 0
+        self._power_offs = 0
         self._idle = True
         """Whether the mailbox is; else a request was rung for and not withdrawn."""
         self._process: subprocess.Popen[bytes] | None = None
@@ -149,19 +150,20 @@ class CoreProcess(ManagementPort):
         if not self._steps % _STEPS_PER_LIFE_CHECK and self._process and select.select([self._pidfd], [], [], 0)[0]:
             self._lose()
             return True
-        number = link.noticed("dma_number")
-        switched_off = self._on_power_off is not None and link["exit_code"]
-        if number == self._dma_done and not switched_off:
+        number, power_offs = link.noticed("dma_number"), link.noticed("power_offs")
+        if number == self._dma_done and power_offs == self._power_offs:
             return False
         try:
             os.eventfd_read(self._to_function)
         except BlockingIOError:
             pass  # it is rung after the number is stored
-        if switched_off and self._on_power_off is not None:
-            self._on_power_off(link["exit_code"] - 1)
-            self._on_power_off = None
-            return True
-        self._transfer(memory, number, bus_master)
+        if power_offs != self._power_offs:
+            self._power_offs = power_offs
+            if self._on_power_off is not None:
+                self._on_power_off(link["exit_code"] - 1)
+                self._on_power_off = None
+        if number != self._dma_done:
+            self._transfer(memory, number, bus_master)
         return True
 
     def _transfer(self, memory: AddressSpace, number: int, bus_master: bool) -> None:

@@ -71,6 +71,12 @@ _READ_ONLY_ZERO = frozenset(
         Csr.MIMPID,
         Csr.MHARTID,
         Csr.MCONFIGPTR,
+        0x180,  # satp
+        0x302,  # medeleg
+        0x303,  # mideleg
+        0x306,  # mcounteren
+        0x30A,  # menvcfg
+        0x31A,  # menvcfgh
         *range(0x323, 0x340),  # mhpmevent3 to 31
         *range(0x3A0, 0x3A4),  # pmpcfg0 to 3: no region is implemented
         *range(0x3B0, 0x3C0),  # pmpaddr0 to 15
@@ -80,7 +86,10 @@ _READ_ONLY_ZERO = frozenset(
         *range(0xC83, 0xCA0),
     ]
 )
-"""Registers that must or may exist and hold nothing; stores to those that can be written are dropped."""
+"""Registers that must or may exist and hold nothing; stores to those that can be written are dropped.
+
+The first ones in hexadecimal belong to modes that this hart lacks. Start-up code clears them unasked, so it would trap.
+"""
 
 _STORED: dict[int, tuple[int, int]] = {
     Csr.MSTATUS: (MSTATUS_MPP, MSTATUS_MIE | MSTATUS_MPIE),

@@ -355,6 +355,8 @@ class Hart:
             self._go_on_at(pc + 4)
         elif instruction == instructions.MRET:
             self._go_on_at(self.csrs.leave_trap())
+        elif instructions.is_address_fence(instruction):
+            return False  # nothing is translated here; start-up code that clears satp has one behind it
         else:
             self._raise(Cause.ILLEGAL_INSTRUCTION, instruction, pc)
         return True

@@ -14,10 +14,17 @@ OPCODE_SYSTEM = 0x73
 MRET = 0x30200073
 WFI = 0x10500073
 
+_SFENCE_VMA, _SFENCE_VMA_MASK = 0x12000073, 0xFE007FFF
+
 FUNCT5_LOAD_RESERVED = 0b00010
 
 CYCLE_COUNTERS = frozenset({0xC00, 0xC02, 0xC80, 0xC82})
 """`cycle`, `instret` and their upper halves."""
+
+
+def is_address_fence(instruction: int) -> bool:
+    """Whether it is sfence.vma of any addresses."""
+    return instruction & _SFENCE_VMA_MASK == _SFENCE_VMA
 
 
 def is_compressed(instruction: int) -> bool:

@@ -51,7 +51,8 @@ LINK = Layout(
     "published_ns" / u64,
     "console_written" / u64,
     "dma_address" / u64,
-    reserved(104),
+    "power_offs" / u32,
+    reserved(100),
     "request" / array(MAILBOX_BYTES // 4, u32),  # the function's
     "answer" / array(MAILBOX_BYTES // 4, u32),  # the core's
     "input" / array(INPUT_BYTES // 4, u32),  # the function's

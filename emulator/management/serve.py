@@ -1,7 +1,7 @@
 """The management core's process: runs the chip in slices, sleeps while it waits, ends with the emulator.
 
-Its time follows the wall's while it waits and its own instructions while it works. A core that never waits gets its
-share of one CPU and no more.
+Its time follows its own instructions and, where these are slower, the wall (`pace.py`). A core that never waits gets
+its share of one CPU and no more.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from emulator.management.console_wire import ConsoleWire
 from emulator.management.elf_errors import ElfError
 from emulator.management.link import Link
 from emulator.management.machine import Stop, StopReason
+from emulator.management.pace import Pace
 from emulator.management.recovery_channel import answer_requests
 from emulator.management.storage import Storage
 from emulator.management.thermal import Thermal, ThermalFigures
@@ -33,14 +34,14 @@ from emulator.management.uart_port import UartPort, UartPortError, open_uart_por
 
 _logger = logging.getLogger("npu.emulator.management")
 
-SLICE_INSTRUCTIONS = 200_000
-"""A millisecond; between slices the core is told of what the function left for it."""
 CORE_NICENESS = 5
 """The core yields to the bus."""
 EXIT_FAILED = 1
+_NUMBER_MASK = 0xFFFF_FFFF
 MAX_EXIT_CODE = 255
-_NS_PER_S = 1_000_000_000
 _MS_PER_S = 1000
+_LONGEST_SLEEP_TICKS = 3600 * MTIME_HERTZ
+"""What `poll` can be told; a program's next deadline may be tens of thousands of years away."""
 _PR_SET_PDEATHSIG = 1
 """prctl(2)."""
 
@@ -65,7 +66,7 @@ class CoreLoop:
         self._wake_fd = wake_fd
         self._channel = channel
         self._wake_function = wake_function
-        self._rest_per_work = 1 / share - 1
+        self._pace = Pace(share)
         self._reset_number = link["reset_number"]
         self._runs = False
         self._gone = False
@@ -73,28 +74,41 @@ class CoreLoop:
         self._poller.register(wake_fd, select.POLLIN)
         self._poller.register(channel, select.POLLIN)
         self._uart = uart
-        self._uart_fds: set[int] = set()
+        self._uart_fds: dict[int, int] = {}
         self._typed = b""
         """What came from `uart` and the core's UART had no room for yet."""
         self._watch_uart()
 
     def run(self) -> None:
         """Until the emulator is gone."""
-        self._runs = self._chip.boot(CoreReset.POWER_ON)
+        self._boot(CoreReset.POWER_ON)
         while not self._gone:
             self._look()
             if self._link["hold"] or not self._runs:
+                self._flush()
                 self._sleep(None)
+                self._pace.begin(self._chip.machine.tick)
                 continue
-            started_ns = time.monotonic_ns()
-            stop = self._chip.machine.run(SLICE_INSTRUCTIONS)
+            stop = self._work()
             if stop.reason is StopReason.RUNNING:
-                worked_s = (time.monotonic_ns() - started_ns) / _NS_PER_S
-                self._sleep(worked_s * self._rest_per_work)
+                self._sleep(0.0)
             elif stop.reason is StopReason.WAITING:
                 self._wait(stop)
             else:
                 self._end(stop)
+            self._rest()
+
+    def _work(self) -> Stop:
+        """Run one slice; between slices the core is told of what the function left for it."""
+        machine, pace = self._chip.machine, self._pace
+        started_ns = time.monotonic_ns()
+        stop = machine.run(pace.instructions)
+        runs_on = stop.reason is StopReason.RUNNING
+        pace.worked(time.monotonic_ns() - started_ns, whole_slice=runs_on)
+        self._flush()
+        if runs_on:
+            machine.advance_to(machine.tick + pace.step(machine.tick))
+        return stop
 
     def _look(self) -> None:
         """Deal with what the function wants: a reset, requests, input."""
@@ -111,12 +125,20 @@ class CoreLoop:
 
     def _wait(self, stop: Stop) -> None:
         """Sleep until the core's next deadline or until somebody wants something; the core's time goes on."""
-        machine = self._chip.machine
-        before = machine.tick
-        started_ns = time.monotonic_ns()
-        self._sleep(None if stop.until is None else max(0, stop.until - before) / MTIME_HERTZ)
-        passed = (time.monotonic_ns() - started_ns) * MTIME_HERTZ // _NS_PER_S
-        machine.advance_to(before + passed if stop.until is None else min(before + passed, stop.until))
+        machine, pace = self._chip.machine, self._pace
+        idle = _LONGEST_SLEEP_TICKS
+        if stop.until is not None:
+            idle = min(max(0, stop.until - machine.tick - pace.lag(machine.tick)), idle)
+        self._sleep(idle / MTIME_HERTZ)
+        machine.advance_to(machine.tick + pace.lag(machine.tick, idle))
+
+    def _rest(self) -> None:
+        """What the core's share of the CPU asks for. Nothing ends it early: pokes are no CPU time."""
+        rest_s = self._pace.rest_s()
+        if rest_s:
+            started_ns = time.monotonic_ns()
+            time.sleep(rest_s)
+            self._pace.rested(time.monotonic_ns() - started_ns)
 
     def _end(self, stop: Stop) -> None:
         if stop.reason is StopReason.RESET:
@@ -126,35 +148,52 @@ class CoreLoop:
             _logger.info("the image switched the core off with code %d", stop.exit_code or 0)
             self._link["exit_code"] = min(stop.exit_code or 0, MAX_EXIT_CODE) + 1
         else:
-            _logger.error("the core stopped at an access to nothing: %s %s", stop.fault, stop.symbol)
+            _logger.error("the core stopped at an access to nothing")
+            self._link["exit_code"] = EXIT_FAILED + 1
         self._chip.power_off()
         self._runs = False
+        self._flush()
+        self._link.announce("power_offs", (self._link["power_offs"] + 1) & _NUMBER_MASK)
         self._wake_function()
 
     def _boot(self, reason: CoreReset) -> None:
         self._runs = self._chip.boot(reason)
+        self._pace.begin(self._chip.machine.tick)
+
+    def _flush(self) -> None:
+        if self._uart is not None:
+            self._uart.flush()
+            self._watch_uart()
 
     def _sleep(self, seconds: float | None) -> None:
         """At most this long; for ever with None. Ends early when the function or the USB controller wants something."""
-        timeout_ms = None if seconds is None else max(0.0, seconds * _MS_PER_S)
-        for fd, _ in self._poller.poll(timeout_ms):
+        timeout_ms = None if seconds is None else seconds * _MS_PER_S
+        started_ns = time.monotonic_ns()
+        events = self._poller.poll(timeout_ms)
+        self._pace.rested(time.monotonic_ns() - started_ns)
+        for fd, event in events:
             if fd == self._wake_fd:
                 os.eventfd_read(self._wake_fd)
             elif fd in self._uart_fds and self._uart is not None:
-                self._typed += self._uart.serve(fd)
-                self._watch_uart()
+                if event & ~select.POLLOUT:
+                    self._typed += self._uart.serve(fd)
+                self._flush()
             elif not answer_requests(self._channel, None if self._runs else self._chip.recovery):
                 self._gone = True
 
     def _watch_uart(self) -> None:
-        """Look out for input while what came before was taken, and for clients."""
+        """Look out for clients, for input while what came before was taken, for room while there is output left."""
         if self._uart is None:
             return
-        wanted = set(self._uart.fds()) if not self._typed else set()
-        for fd in self._uart_fds - wanted:
+        wanted = dict.fromkeys(self._uart.fds() if not self._typed else (), select.POLLIN)
+        for fd in self._uart.full_fds():
+            wanted[fd] = wanted.get(fd, 0) | select.POLLOUT
+        if wanted == self._uart_fds:
+            return
+        for fd in self._uart_fds.keys() - wanted.keys():
             self._poller.unregister(fd)
-        for fd in wanted - self._uart_fds:
-            self._poller.register(fd, select.POLLIN)
+        for fd, events in wanted.items():
+            self._poller.register(fd, events)
         self._uart_fds = wanted
 
 
@@ -186,7 +225,7 @@ def main(arguments: Sequence[str]) -> None:
     logging.getLogger("npu").setLevel(chosen.log_level)
     try:
         _serve(chosen)
-    except (BoardError, ElfError, UartPortError) as error:
+    except (BoardError, ElfError, UartPortError, OSError) as error:
         _logger.error("%s", error)
         raise SystemExit(EXIT_FAILED) from error
 

@@ -1,4 +1,7 @@
-"""A 16550A UART whose line is infinitely fast: what is sent is gone at once, what is received arrives at once."""
+"""A 16550A UART whose line is infinitely fast: what is sent is gone at once, what is received arrives at once.
+
+What the chip's data sheet leaves open is as in QEMU's model, which firmware for the `virt` board was tried on.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,7 @@ _IIR_FIFO = 0xC0
 
 _FCR_ENABLE = 1 << 0
 _FCR_CLEAR_RECEIVER = 1 << 1
+_FCR_CLEAR_TRANSMITTER = 1 << 2
 _FCR_TRIGGER_SHIFT = 6
 
 _LCR_DIVISOR_LATCH = 1 << 7
@@ -53,6 +57,9 @@ _LSR_OVERRUN = 1 << 1
 _LSR_TRANSMITTER_EMPTY = 0x60
 """Holding register and shift register."""
 
+_DIVISOR_AT_RESET = 12
+"""9600 baud."""
+
 _MSR_CTS = 1 << 4
 _MSR_DSR = 1 << 5
 _MSR_RI = 1 << 6
@@ -61,7 +68,9 @@ _MSR_CONNECTED = _MSR_CTS | _MSR_DSR | _MSR_DCD
 
 
 class Uart16550(Peripheral):
-    """Eight registers, a byte apart. Wider accesses see several of them."""
+    """Eight registers, a byte apart. A wider access is one of the register at its address: its upper bytes are nought
+    in a load and ignored in a store, so drivers may take the registers for words.
+    """
 
     def __init__(self, port: MachinePort, interrupt: int, transmit: Callable[[bytes], None]) -> None:
         """`transmit` takes every byte that is sent."""
@@ -77,9 +86,10 @@ class Uart16550(Peripheral):
         self._fifo = False
         self._trigger = _TRIGGER_LEVELS[0]
         self._line_control = 0
-        self._modem_control = 0
+        self._modem_control = _MCR_OUT2
         self._scratch = 0
-        self._divisor = 0
+        self._divisor = _DIVISOR_AT_RESET
+        self._last_received = 0
         self._overrun = False
         self._transmitter_pending = False
 
@@ -105,24 +115,23 @@ class Uart16550(Peripheral):
 
     def read(self, offset: int, size: int) -> int:
         """See `Peripheral`."""
-        value = 0
-        for index in range(size):
-            value |= self._read_register(offset + index) << 8 * index
-        return value
+        return self._read_register(offset)
 
     def write(self, offset: int, size: int, value: int) -> None:
         """See `Peripheral`."""
-        for index in range(size):
-            self._write_register(offset + index, value >> 8 * index & 0xFF)
+        self._write_register(offset, value & 0xFF)
 
     def _read_register(self, register: int) -> int:
         match register:
             case _Register.DATA if self._line_control & _LCR_DIVISOR_LATCH:
                 return self._divisor & 0xFF
             case _Register.DATA:
-                value = self._received.popleft() if self._received else 0
-                self._drive()
-                return value
+                if self._received:
+                    self._last_received = self._received.popleft()
+                    self._drive()
+                elif self._fifo:
+                    return 0
+                return self._last_received
             case _Register.INTERRUPT_ENABLE if self._line_control & _LCR_DIVISOR_LATCH:
                 return self._divisor >> 8
             case _Register.INTERRUPT_ENABLE:
@@ -178,6 +187,8 @@ class Uart16550(Peripheral):
                 self._received.append(value)
             else:
                 self._overrun = True
+                if not self._fifo:
+                    self._received[0] = value
         else:
             self._transmit(bytes([value]))
         self._transmitter_pending = True
@@ -186,6 +197,8 @@ class Uart16550(Peripheral):
         enabled = bool(value & _FCR_ENABLE)
         if value & _FCR_CLEAR_RECEIVER or enabled != self._fifo:
             self._received.clear()
+        if value & _FCR_CLEAR_TRANSMITTER or enabled != self._fifo:
+            self._transmitter_pending = True
         self._fifo = enabled
         self._trigger = _TRIGGER_LEVELS[value >> _FCR_TRIGGER_SHIFT] if enabled else _TRIGGER_LEVELS[0]
 

@@ -1,6 +1,7 @@
 """Where the UART goes besides the host's console: a pseudo-terminal, a TCP port of this machine, or our own terminal.
 
-Nothing here waits: output that nobody reads is dropped, as on a line with nobody at its end.
+Our own terminal is waited for, as in QEMU: what a program prints into a pipe arrives whole. The others may have nobody
+at their end: of output that is not read some is kept, and the rest is dropped.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ import abc
 import os
 import select
 import socket
-import sys
 import tty
 from collections.abc import Callable
 
 _CHUNK_BYTES = 256
+_BACKLOG_BYTES_MAX = 0x1_0000
+_STDIN, _STDOUT = 0, 1
 _LOOPBACK = "127.0.0.1"
 
 
@@ -24,6 +26,9 @@ class UartPortError(ValueError):
 class UartPort(abc.ABC):
     """One open port. `fds` are to be watched for input; `serve` is told of one that has some."""
 
+    def __init__(self) -> None:
+        self._backlog = bytearray()
+
     @abc.abstractmethod
     def fds(self) -> list[int]:
         """What to watch."""
@@ -32,9 +37,28 @@ class UartPort(abc.ABC):
     def serve(self, fd: int) -> bytes:
         """What came in on `fd`; empty when there was nothing for the UART."""
 
-    @abc.abstractmethod
     def send(self, data: bytes) -> None:
-        """Output of the UART."""
+        """Output of the UART; `flush` brings it on its way."""
+        self._backlog += data
+        if len(self._backlog) > _BACKLOG_BYTES_MAX:
+            self.flush()
+            del self._backlog[_BACKLOG_BYTES_MAX:]
+
+    def flush(self) -> None:
+        """Send what can be sent."""
+        while self._backlog:
+            taken = self._write(bytes(self._backlog[:_BACKLOG_BYTES_MAX]))
+            if not taken:
+                return
+            del self._backlog[:taken]
+
+    def full_fds(self) -> list[int]:
+        """What to watch for room, upon which to flush."""
+        return []
+
+    @abc.abstractmethod
+    def _write(self, data: bytes) -> int:
+        """How many bytes are done with: sent, or lost because nobody is there."""
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -45,6 +69,7 @@ class TerminalPort(UartPort):
     """A pair of descriptors: our own terminal, or the near end of a pseudo-terminal."""
 
     def __init__(self, input_fd: int, output_fd: int, owned: tuple[int, ...]) -> None:
+        super().__init__()
         self._input = input_fd
         self._output = output_fd
         self._owned = owned
@@ -53,7 +78,7 @@ class TerminalPort(UartPort):
     @classmethod
     def stdio(cls) -> TerminalPort:
         """Standard input and output."""
-        return cls(sys.stdin.fileno(), sys.stdout.fileno(), ())
+        return cls(_STDIN, _STDOUT, ())
 
     @classmethod
     def pty(cls, announce: Callable[[str], None]) -> TerminalPort:
@@ -61,6 +86,7 @@ class TerminalPort(UartPort):
         near, far = os.openpty()
         tty.setraw(far)
         announce(f"the UART is at {os.ttyname(far)}")
+        os.set_blocking(near, False)
         return cls(near, near, (near, far))  # far stays open, else near reads an error while nobody is there
 
     def fds(self) -> list[int]:
@@ -78,13 +104,20 @@ class TerminalPort(UartPort):
         self._open = bool(data)
         return data
 
-    def send(self, data: bytes) -> None:
+    def full_fds(self) -> list[int]:
         """See UartPort."""
-        while data and select.select([], [self._output], [], 0)[1]:
-            try:
-                data = data[os.write(self._output, data[:_CHUNK_BYTES]) :]
-            except OSError:
-                return
+        return [self._output] if self._backlog else []
+
+    def _write(self, data: bytes) -> int:
+        try:
+            return os.write(self._output, data)
+        except BlockingIOError:
+            if self._owned:
+                return 0
+            select.select([], [self._output], [])  # somebody has made our own terminal non-blocking
+            return self._write(data)
+        except OSError:
+            return len(data)
 
     def close(self) -> None:
         """See UartPort."""
@@ -98,6 +131,7 @@ class TcpPort(UartPort):
 
     def __init__(self, announce: Callable[[str], None], port: int) -> None:
         """Raises UartPortError."""
+        super().__init__()
         self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -106,6 +140,7 @@ class TcpPort(UartPort):
             self._listener.close()
             raise UartPortError(f"--uart tcp:{port}: {error.strerror}; name a free port") from error
         self._listener.listen()
+        self._listener.setblocking(False)
         self._client: socket.socket | None = None
         announce(f"the UART is at {_LOOPBACK}:{self._listener.getsockname()[1]}")
 
@@ -116,9 +151,13 @@ class TcpPort(UartPort):
     def serve(self, fd: int) -> bytes:
         """See UartPort."""
         if fd == self._listener.fileno():
+            try:
+                client, _ = self._listener.accept()
+            except OSError:  # it has gone again
+                return b""
             self._drop_client()
-            self._client, _ = self._listener.accept()
-            self._client.setblocking(False)
+            client.setblocking(False)
+            self._client = client
             return b""
         if self._client is None:
             return b""
@@ -132,16 +171,20 @@ class TcpPort(UartPort):
             self._drop_client()
         return data
 
-    def send(self, data: bytes) -> None:
+    def full_fds(self) -> list[int]:
         """See UartPort."""
+        return [self._client.fileno()] if self._client and self._backlog else []
+
+    def _write(self, data: bytes) -> int:
         if self._client is None:
-            return
+            return len(data)
         try:
-            self._client.send(data)
+            return self._client.send(data)
         except BlockingIOError:
-            return
+            return 0
         except OSError:
             self._drop_client()
+            return len(data)
 
     def close(self) -> None:
         """See UartPort."""
@@ -150,6 +193,7 @@ class TcpPort(UartPort):
 
     def _drop_client(self) -> None:
         client, self._client = self._client, None
+        self._backlog.clear()
         if client is not None:
             client.close()
 

@@ -82,8 +82,9 @@ def command(
         if value is not None:
             arguments += [option, str(value)]
     command_line, environ = module_command("emulator", *arguments)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # whoever started us may have closed it
+            stream.flush()
     # the emulator takes this process's place: signals, exit status and the terminal are then its own
     os.execve(command_line[0], command_line, environ)
 

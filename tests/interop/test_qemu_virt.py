@@ -31,6 +31,21 @@ C_PROGRAMS = [
     "counters",
     "software_interrupt",
     "atomics",
+    "arithmetic",
+    "device_accesses",
+    "linked_elsewhere",
+    "megabyte",
+    "nested",
+    "plic_rules",
+    "reservations",
+    "reset_loop",
+    "self_modifying",
+    "startup",
+    "time_halves",
+    "uart_registers",
+    "uart_wide",
+    "wfi_kinds",
+    "wild",
 ]
 ASSEMBLY_PROGRAMS = ["traps", "vectored"]
 ECHO_INPUT = b"bytes that are echoed."
@@ -42,9 +57,12 @@ def build(name: str, folder: Path) -> Path:
     """The ELF file of one program."""
     assembly = SOURCES / f"{name}.S"
     sources = [assembly] if assembly.exists() else [SOURCES / "start.S", SOURCES / f"{name}.c", SOURCES / "power_off.c"]
+    script = SOURCES / f"{name}.ld"
     target = folder / f"{name}.elf"
-    command = [COMPILER, "-march=rv32imac", "-mabi=ilp32", "-mcmodel=medany", "-O1", "-ffreestanding", "-nostdlib"]
-    command += ["-static", "-T", str(SOURCES / "link.ld"), "-o", str(target), *map(str, sources), "-lgcc"]
+    command = [COMPILER, "-march=rv32imac", "-mabi=ilp32", "-mcmodel=medany", "-O1"]
+    command += ["-ffreestanding", "-nostdlib"]
+    command += ["-static", "-T", str(script if script.exists() else SOURCES / "link.ld"), "-o", str(target)]
+    command += [*map(str, sources), "-lgcc"]
     subprocess.run(command, check=True, capture_output=True, text=True)
     return target
 

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable
 
 from emulator.management.board import Board, default_board
+from emulator.management.csr import WORD_MASK
 from emulator.management.machine import Machine, ModelFactory, Stop, StopReason
 
 RAM = 0x8000_0000
@@ -16,6 +17,7 @@ CLINT = 0x0200_0000
 PLIC = 0x0C00_0000
 UART = 0x1000_0000
 POWER_OFF = 0x0010_0000
+_MTIMECMP = 0x4000
 NOTHING = 0x0A00_0000
 """An address at which the default board has nothing."""
 
@@ -84,6 +86,13 @@ def j(offset: int) -> int:
     """j . + offset"""
     bits = offset & 0x1FFFFF
     return (bits >> 20) << 31 | (bits >> 1 & 0x3FF) << 21 | (bits >> 11 & 1) << 20 | (bits >> 12 & 0xFF) << 12 | 0x6F
+
+
+def beq(rs1: int, rs2: int, offset: int) -> int:
+    """beq rs1, rs2, . + offset"""
+    bits = offset & 0x1FFF
+    high, low = (bits >> 12) << 6 | bits >> 5 & 0x3F, (bits >> 1 & 0xF) << 1 | bits >> 11 & 1
+    return high << 25 | rs2 << 20 | rs1 << 15 | low << 7 | 0x63
 
 
 def jr(rs1: int) -> int:
@@ -170,6 +179,8 @@ class Rig:
         self.put(RAM, *program, HERE)
         self.put(HANDLER, *handler)
         self.write(MTVEC, HANDLER)
+        for half in (_MTIMECMP, _MTIMECMP + 4):  # as programs do first: it is nought
+            self.machine.clint.write(half, 4, WORD_MASK)
 
     def __enter__(self) -> Rig:
         return self

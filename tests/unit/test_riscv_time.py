@@ -210,6 +210,26 @@ def test_compare_in_the_past_interrupts_at_once_and_moving_it_withdraws() -> Non
         assert (rig.read(MEPC), rig.x(7)) == (RAM + 16, 0)
 
 
+def test_timer_is_pending_until_the_program_sets_it() -> None:
+    with Rig(HERE) as rig:
+        rig.machine.reset()
+        assert rig.read(MIP) == MTI
+        rig.machine.clint.write(MTIMECMP + 4, 4, 1)
+        assert rig.read(MIP) == 0
+
+
+def test_a_deadline_after_time_began_anew_has_not_come() -> None:
+    with Rig(NOP) as rig:
+        clint = rig.machine.clint
+        clint.write(MTIMECMP + 4, 4, 0x80000000)
+        clint.write(MTIMECMP, 4, 0)
+        clint.write(MTIME, 4, 0xFFFFFF9C)
+        clint.write(MTIME + 4, 4, 0xFFFFFFFF)
+        rig.machine.advance_to(150)
+        clint.expire()
+        assert (clint.time, clint.deadline()) == (50, 100 + (1 << 63))
+
+
 def test_mtime_can_be_written() -> None:
     program = (*li(5, CLINT + MTIME), *li(6, 5000), sw(6, 5), sw(6, 5, 4), lw(7, 5), lw(8, 5, 4))
     with Rig(*program) as rig:

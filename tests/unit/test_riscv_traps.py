@@ -61,8 +61,7 @@ AT = RAM + 8
         pytest.param(0xFFFFFFFF, 0, 2, 0xFFFFFFFF, id="illegal"),
         pytest.param(pair(C_ILLEGAL, C_NOP), 0, 2, 0, id="compressed illegal"),
         pytest.param(csrr(1, 0x5C0), 0, 2, csrr(1, 0x5C0), id="csr that does not exist"),
-        pytest.param(csrr(1, 0x306), 0, 2, csrr(1, 0x306), id="mcounteren, which belongs to user mode"),
-        pytest.param(csrr(1, 0x302), 0, 2, csrr(1, 0x302), id="medeleg, which belongs to supervisor mode"),
+        pytest.param(csrr(1, 0x100), 0, 2, csrr(1, 0x100), id="sstatus, which belongs to supervisor mode"),
         pytest.param(csrr(1, 0x001), 0, 2, csrr(1, 0x001), id="fflags, which belongs to F"),
         pytest.param(csrw(0xF14, 5), 0, 2, csrw(0xF14, 5), id="write to mhartid"),
         pytest.param(csrrs(1, 0xF14, 5), 0, 2, csrrs(1, 0xF14, 5), id="set bits of mhartid, even none"),
@@ -195,6 +194,12 @@ def test_fetch_from_nothing_for_ever_still_ends_the_run() -> None:
         (0x3A0, 0x1F, 0),
         (0x3B0, 0xFFFFFFFF, 0),
         (0xB03, 7, 0),
+        (0x180, 0x80000001, 0),
+        (0x302, 0xFFFFFFFF, 0),
+        (0x303, 0xFFFFFFFF, 0),
+        (0x306, 7, 0),
+        (0x30A, 1, 0),
+        (0x31A, 1, 0),
     ],
 )
 def test_bits_that_a_register_holds(csr: int, written: int, read: int) -> None:

@@ -120,12 +120,42 @@ def test_overrun_in_loopback_is_told_once(bench: Bench) -> None:
     assert bench.uart.read(LSR, 1) == 0x61
 
 
-def test_wide_and_stray_accesses(bench: Bench) -> None:
+def test_without_fifo_the_last_byte_counts_and_stays(bench: Bench) -> None:
+    bench.uart.write(MCR, 1, 0x10)
+    bench.uart.write(RBR, 1, 1)
+    bench.uart.write(RBR, 1, 2)
+    assert [bench.uart.read(RBR, 1), bench.uart.read(RBR, 1)] == [2, 2]
+    assert bench.uart.read(LSR, 1) == 0x62
+
+
+@pytest.mark.parametrize("control", [0x05, 0x01])
+def test_clearing_the_transmitter_empties_it_once_more(bench: Bench, control: int) -> None:
+    bench.uart.write(IER, 1, 0x02)
+    assert [bench.uart.read(IIR, 1), bench.uart.read(IIR, 1)] == [0x02, 0x01]
+    bench.uart.write(IIR, 1, control)
+    assert [bench.uart.read(IIR, 1), bench.uart.read(IIR, 1)] == [0xC2, 0xC1]
+
+
+def test_a_wide_access_is_one_of_its_first_register(bench: Bench) -> None:
+    bench.uart.write(LCR, 1, 0x03)
     bench.uart.write(SCR, 1, 0xA5)
-    assert bench.uart.read(4, 4) == 0xA5 << 24 | 0xB0 << 16 | 0x60 << 8
+    bench.uart.write(RBR, 4, 0xFFFFFF41)
+    assert bench.sent == b"A"
+    assert (bench.uart.read(IER, 1), bench.uart.read(LCR, 1)) == (0, 0x03)
+    bench.uart.write(MCR, 4, 0x03)
+    assert (bench.uart.read(MCR, 4), bench.uart.read(MSR, 2), bench.uart.read(SCR, 1)) == (0x03, 0xB0, 0xA5)
+
+
+def test_stray_accesses(bench: Bench) -> None:
     assert bench.uart.read(0x100, 4) == 0
     bench.uart.write(0x100, 4, 0xFFFFFFFF)
     assert bench.uart.read(MSR, 1) == 0xB0
+
+
+def test_what_it_is_after_power_on(bench: Bench) -> None:
+    assert [bench.uart.read(register, 1) for register in range(8)] == [0, 0, 1, 0, 0x08, 0x60, 0xB0, 0]
+    bench.uart.write(LCR, 1, 0x80)
+    assert [bench.uart.read(register, 1) for register in range(2)] == [12, 0]
 
 
 def test_reset_forgets(bench: Bench) -> None:
