@@ -25,7 +25,7 @@ from emulator.management.board import Board, MemoryEntry, PeripheralEntry, defau
 from emulator.management.boot_record import BootRecord
 from emulator.management.boot_rom import BootRom
 from emulator.management.link import Link
-from emulator.management.machine import Machine
+from emulator.management.machine import ACCESS_CYCLES, Machine
 from emulator.management.peripheral import Peripheral
 from emulator.management.peripherals.boot import BootBlock
 from emulator.management.peripherals.crypto import CryptoEngine
@@ -104,7 +104,7 @@ class Chip:
         }
         has_flash = any(memory.name == _FLASH_MEMORY for memory in board.memories)
         buffers = {_FLASH_MEMORY: storage.memory} if has_flash and (not foreign or not foreign.board) else {}
-        self.machine = Machine(board, models=models, buffers=buffers, transmit=transmit)
+        self.machine = Machine(board, models=models, buffers=buffers, transmit=transmit, access_cycles=ACCESS_CYCLES)
         self._program: Program | None = None
         try:
             if foreign is not None and foreign.elf is not None:

@@ -218,6 +218,12 @@ class Hart:
         self._cycle += cycles
         self.end_slice()
 
+    def delay(self, cycles: int) -> None:
+        """What the current instruction does takes so much longer; the run still ends at `slice_end`."""
+        self._cycle += cycles
+        if self._running:
+            self._counter.shorten(cycles)
+
     def end_slice(self) -> None:
         """End the current run behind the current instruction."""
         if self._running:

@@ -44,8 +44,12 @@ class InstructionCounter(abc.ABC):
         """How many instructions this run may have."""
 
     @abc.abstractmethod
+    def shorten(self, by: int) -> None:
+        """The run may have so many instructions less; at the least it ends when the current one is over."""
+
     def end_now(self) -> None:
         """End the run when the current instruction is over."""
+        self.shorten(self.limit())
 
 
 class NativeCounter(InstructionCounter):
@@ -68,9 +72,9 @@ class NativeCounter(InstructionCounter):
         """See `InstructionCounter`."""
         return self._limit.value
 
-    def end_now(self) -> None:
+    def shorten(self, by: int) -> None:
         """See `InstructionCounter`."""
-        self._limit.value = self._counter.value
+        self._limit.value = max(self._limit.value - by, self._counter.value)
 
 
 class HookCounter(InstructionCounter):
@@ -96,9 +100,9 @@ class HookCounter(InstructionCounter):
         """See `InstructionCounter`."""
         return self._limit
 
-    def end_now(self) -> None:
+    def shorten(self, by: int) -> None:
         """See `InstructionCounter`."""
-        self._limit = self._value
+        self._limit = max(self._limit - by, self._value)
 
     def _count(self, engine: unicorn.Uc, _address: int, _size: int, _data: object) -> None:
         self._value += 1

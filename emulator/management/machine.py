@@ -29,6 +29,10 @@ log = logging.getLogger("npu.emulator.management")
 CYCLES_PER_TICK = 10
 """The core runs at a nominal 100 MHz, `mtime` at 10 MHz."""
 
+ACCESS_CYCLES = 400
+"""An access to a peripheral: 4 us, as on a slow bus behind bridges. It is about what one costs here too, so a program
+that polls a device or `mtime` sees time pass as the wall does, and the same at each run."""
+
 _SLICE_CYCLES = 100_000
 """Of one run of unicorn: half a millisecond of the host's time."""
 
@@ -83,12 +87,15 @@ class Machine:
         models: Mapping[str, ModelFactory] | None = None,
         buffers: Mapping[str, memoryview] | None = None,
         transmit: Callable[[bytes], None] | None = None,
+        access_cycles: int = 0,
     ) -> None:
         """`models` are peripherals beyond the built-in ones, `buffers` the bytes of memories by name, which the machine
-        would otherwise allocate; `transmit` takes what the UART sends. Raises BoardError.
+        would otherwise allocate; `transmit` takes what the UART sends. An access to a peripheral takes `access_cycles`
+        on top of the instruction's own. Raises BoardError.
         """
         board.check(bus_sizes(tuple(models or ())))
         self.board = board
+        self._access_cycles = access_cycles
         self.symbolize: Callable[[int], str] = lambda _pc: ""
         """Names the place of a pc in reports; an ELF file's `Symbols.place`, for example."""
         self._transmit = transmit or (lambda _data: None)
@@ -128,16 +135,17 @@ class Machine:
     def _map(self, base: int, peripheral: Peripheral) -> None:
         def read(offset: int, size: int) -> int:
             value = peripheral.read(offset, size)
-            self._look_at_deadline(peripheral)
+            self._finish_access(peripheral)
             return value
 
         def write(offset: int, size: int, value: int) -> None:
             peripheral.write(offset, size, value)
-            self._look_at_deadline(peripheral)
+            self._finish_access(peripheral)
 
         self.hart.map_device(base, peripheral.size_bytes, read, write)
 
-    def _look_at_deadline(self, peripheral: Peripheral) -> None:
+    def _finish_access(self, peripheral: Peripheral) -> None:
+        self.hart.delay(self._access_cycles)
         deadline = peripheral.deadline()
         if deadline is not None and deadline * CYCLES_PER_TICK < self.hart.slice_end:
             self.hart.end_slice()

@@ -11,8 +11,6 @@ _NS_PER_S = 1_000_000_000
 _LAG_TICKS_MAX = MTIME_HERTZ // 50
 """20 ms: more than a wake-up is late by. Time that the process was stopped for beyond that is lost to the core, so that
 its watchdog does not bark at what is no fault of its program's."""
-_STEP_TICKS_MAX = MTIME_HERTZ // 200
-"""5 ms: how far a program that works may see time jump."""
 _REST_OWED_NS_MAX = 20_000_000
 _REST_NS_MIN = 200_000
 """Shorter sleeps cost more than they save."""
@@ -53,10 +51,6 @@ class Pace:
         kept = min(max(behind, 0), _LAG_TICKS_MAX + idle_ticks)
         self._tick_then += kept - behind
         return kept
-
-    def step(self, tick: int) -> int:
-        """By how many ticks the time of a program that works may go on now."""
-        return min(self.lag(tick), _STEP_TICKS_MAX)
 
     def worked(self, wall_ns: int, *, whole_slice: bool) -> None:
         """A slice took so long; `whole_slice` says that all its instructions were run."""

@@ -1,7 +1,7 @@
 """The management core's process: runs the chip in slices, sleeps while it waits, ends with the emulator.
 
-Its time follows its own instructions and, where these are slower, the wall (`pace.py`). A core that never waits gets
-its share of one CPU and no more.
+While the core works its time is that of its own instructions, the same at each run; while it waits it follows the wall
+(`pace.py`). A core that never waits gets its share of one CPU and no more.
 """
 
 from __future__ import annotations
@@ -103,11 +103,8 @@ class CoreLoop:
         machine, pace = self._chip.machine, self._pace
         started_ns = time.monotonic_ns()
         stop = machine.run(pace.instructions)
-        runs_on = stop.reason is StopReason.RUNNING
-        pace.worked(time.monotonic_ns() - started_ns, whole_slice=runs_on)
+        pace.worked(time.monotonic_ns() - started_ns, whole_slice=stop.reason is StopReason.RUNNING)
         self._flush()
-        if runs_on:
-            machine.advance_to(machine.tick + pace.step(machine.tick))
         return stop
 
     def _look(self) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from driver_shim.protocol.registers import CoreReset
 from emulator.management.board import Board, default_board
 from emulator.management.elf import Program, read_program
-from emulator.management.machine import Machine, Stop, StopReason
+from emulator.management.machine import ACCESS_CYCLES, Machine, Stop, StopReason
 from emulator.management.uart16550 import Uart16550
 
 _HART_ID = 0
@@ -27,7 +27,7 @@ class StandaloneRun:
         """`transmit` takes what the program sends. Raises BoardError or ElfError."""
         self._program = program
         self._unsent = bytearray()
-        self.machine = Machine(board, transmit=transmit)
+        self.machine = Machine(board, transmit=transmit, access_cycles=ACCESS_CYCLES)
         try:
             self.machine.symbolize = program.symbols.place
             program.load(self.machine.memories, self.machine.load_memory)

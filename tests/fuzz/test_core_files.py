@@ -26,7 +26,8 @@ from driver_shim.protocol.firmware_slots import (
 from driver_shim.protocol.registers import CoreReset, Post
 from emulator.management.board import BoardError, parse_board
 from emulator.management.chip import MODEL_BYTES
-from emulator.management.elf import ElfError, parse_program
+from emulator.management.elf import parse_program
+from emulator.management.elf_errors import ElfError
 from emulator.management.machine import Machine
 from emulator.management.memory import Memories, Memory
 from emulator.management.one_time import ONE_TIME
@@ -39,7 +40,8 @@ from emulator.management.storage import (
     fresh_storage,
     open_storage,
 )
-from emulator.state import StateError, StateFolder
+from emulator.state import StateFolder
+from emulator.state_error import StateError
 from tests.fuzz.device import fuzzed
 from tests.support.core_bench import REFERENCE_IMAGE, core_bench
 from tests.support.riscv import HERE, RAM, WFI, code
