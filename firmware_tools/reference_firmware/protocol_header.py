@@ -38,6 +38,7 @@ _CONSTANTS = {
     "MAX_CHUNKS": image_layout.MAX_CHUNKS,
     "PUBLIC_KEY_BYTES": image_layout.PUBLIC_KEY_BYTES,
     "SIGNATURE_BYTES": image_layout.SIGNATURE_BYTES,
+    "MAX_SIGNATURES": image_layout.MAX_SIGNATURES,
     "SHA256_BYTES": image_layout.DigestAlgorithm.SHA256.size,
     "SHA512_BYTES": image_layout.DigestAlgorithm.SHA512.size,
 }
