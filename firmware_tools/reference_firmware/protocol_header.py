@@ -42,7 +42,11 @@ _CONSTANTS = {
     "SHA256_BYTES": image_layout.DigestAlgorithm.SHA256.size,
     "SHA512_BYTES": image_layout.DigestAlgorithm.SHA512.size,
 }
-_ENUMERATIONS: tuple[type[enum.IntEnum] | type[enum.IntFlag], ...] = (image_layout.TlvKind, image_layout.ImageFlag)
+_ENUMERATIONS: tuple[type[enum.IntEnum] | type[enum.IntFlag], ...] = (
+    image_layout.TlvKind,
+    image_layout.ImageFlag,
+    firmware_slots.ProvenSlot,
+)
 _ALIGNMENT = 4
 """Of every structure where it lies in memory; what lies elsewhere is copied first."""
 
