@@ -95,7 +95,7 @@ class Firmware:
         self._ask(MailboxCommand.CONFIRM, _empty)
 
     def rollback(self) -> None:
-        """Have the other slot's image boot next."""
+        """Have the other slot's image boot next; where its trial is due and has not begun, withdraw that instead."""
         self._ask(MailboxCommand.ROLLBACK, _empty)
 
     def reset(self) -> None:

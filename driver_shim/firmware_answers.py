@@ -50,6 +50,8 @@ class SlotInfo(NamedTuple):
     """It is booted next, once, or runs on trial."""
     failed: bool
     """Its trial ended without being confirmed."""
+    proven: bool
+    """Its image was confirmed since it was written."""
     result: int
     """MailboxResult: why `valid` is false."""
     version: ImageVersion
@@ -142,6 +144,7 @@ def parse_slot_info(body: bytes, asked: Slot) -> SlotInfo:
         confirmed=_flag(found.confirmed, "confirmed"),
         trial=_flag(found.trial, "trial"),
         failed=_flag(found.failed, "failed"),
+        proven=_flag(found.proven, "proven"),
         result=found.result,
         version=image_version(found.version),
         image_bytes=found.image_bytes,

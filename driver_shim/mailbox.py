@@ -79,7 +79,7 @@ REFUSALS: dict[MailboxResult, Refusal] = {
         "npuctl fw confirm keeps it, npuctl fw rollback returns to the other one",
     ),
     MailboxResult.UNTRIED: Refusal(
-        "the image in the other slot failed its trial, or has not been tried yet, and would have no fall-back",
+        "the image in the other slot failed its trial, or was never confirmed, and would have no fall-back",
         "flash it, which tries it: npuctl fw flash IMAGE --allow-reinstall --activate",
     ),
     MailboxResult.CORE_RESET: Refusal("the core was reset before it had answered", "ask again"),

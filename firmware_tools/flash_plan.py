@@ -252,8 +252,16 @@ def _security_counter(image: ParsedImage, state: DeviceState) -> _Finding:
 def _installed(image: ParsedImage, state: DeviceState) -> _Finding:
     for slot in sorted(state.slots, key=lambda info: info.slot != state.running):
         if same_image(slot, image):
+            if _awaits_nothing(slot, state):
+                return _Finding(True, f"slot {slot.slot.name} holds it, but it was never confirmed: it is to be tried")
             return _Finding(False, f"this very image is in slot {slot.slot.name}: {_standing(slot, state)}")
     return _Finding(True, "this image is in neither slot")
+
+
+def _awaits_nothing(slot: SlotInfo, state: DeviceState) -> bool:
+    """Whether an image is only there: an update was cut off before it marked it, or its trial was withdrawn."""
+    stands = slot.slot in (state.running, state.pending) or slot.confirmed or slot.proven
+    return not stands and not slot.failed
 
 
 def _standing(slot: SlotInfo, state: DeviceState) -> str:

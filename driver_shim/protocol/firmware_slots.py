@@ -23,6 +23,17 @@ BOOT_STATE_OFFSETS = (0x0000, 0x1000)
 SLOT_BYTES = 0x10_0000
 
 
+class ProvenSlot(enum.IntFlag):
+    """Bits of `boot_state.proven_slots`."""
+
+    A = 1 << 0
+    B = 1 << 1
+
+
+_NO_SLOTS = ProvenSlot(0)
+_ALL_SLOTS = ProvenSlot.A | ProvenSlot.B
+
+
 class Slot(enum.IntEnum):
     """A firmware bank."""
 
@@ -39,6 +50,11 @@ class Slot(enum.IntEnum):
     def other(self) -> Slot:
         """The other bank. Raises KeyError for NONE."""
         return {Slot.A: Slot.B, Slot.B: Slot.A}[self]
+
+    @property
+    def proven_bit(self) -> ProvenSlot:
+        """Its bit in `boot_state.proven_slots`. Raises KeyError for NONE."""
+        return ProvenSlot[self.name]
 
 
 SLOT_OFFSETS = {Slot.A: 0x10_0000, Slot.B: 0x20_0000}
@@ -65,7 +81,8 @@ BOOT_STATE = Layout(
     "sequence" / u32,
     "trial_boots" / u8,
     "failed_slot" / u8,
-    reserved(14),
+    "proven_slots" / u8,
+    reserved(13),
     "checksum" / u32,
 )
 """One copy. `checksum` is the CRC-32 (zlib's) of the 28 bytes before it; the higher `sequence` counts."""
@@ -86,6 +103,20 @@ class BootState(NamedTuple):
     """How often the trial was started."""
     failed: Slot = Slot.NONE
     """The slot whose trial ended without being confirmed."""
+    proven: ProvenSlot = _NO_SLOTS
+    """The slots whose image was confirmed, at the factory or later, or written by recovery. Others were never shown to
+    come up: nothing leads to them without a fall-back."""
+
+    def forgetting(self, slot: Slot) -> BootState:
+        """Without any mark that leads to a slot: to be written before the slot is erased."""
+        state = self._replace(proven=self.proven & ~slot.proven_bit)
+        if state.confirmed is slot:
+            state = state._replace(confirmed=Slot.NONE)
+        if state.trial is slot:
+            state = state._replace(trial=Slot.NONE, trial_boots=0)
+        if state.failed is slot:
+            state = state._replace(failed=Slot.NONE)
+        return state
 
     def build(self) -> bytes:
         """The encoded copy."""
@@ -97,6 +128,7 @@ class BootState(NamedTuple):
             sequence=self.sequence,
             trial_boots=self.trial_boots,
             failed_slot=int(self.failed),
+            proven_slots=int(self.proven),
         )[:_CHECKED_BYTES]
         return body + zlib.crc32(body).to_bytes(4, "little")
 
@@ -110,7 +142,7 @@ def parse_boot_state(data: bytes) -> BootState | None:
         return None
     if found.checksum != zlib.crc32(data[:_CHECKED_BYTES]) or found.sequence >= MAX_SEQUENCE:
         return None
-    if max(found.confirmed_slot, found.trial_slot, found.failed_slot) > Slot.B:
+    if max(found.confirmed_slot, found.trial_slot, found.failed_slot) > Slot.B or found.proven_slots & ~int(_ALL_SLOTS):
         return None
     return BootState(
         sequence=found.sequence,
@@ -118,6 +150,7 @@ def parse_boot_state(data: bytes) -> BootState | None:
         trial=Slot(found.trial_slot),
         trial_boots=found.trial_boots,
         failed=Slot(found.failed_slot),
+        proven=ProvenSlot(found.proven_slots),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from driver_shim.protocol.image_layout import (
     IMAGE_DEPENDENCY,
+    MAX_SIGNATURES,
     PUBLIC_KEY_BYTES,
     SIGNATURE_BYTES,
     SPKI_PREFIX,
@@ -144,6 +145,8 @@ def parse_signatures(entries: Sequence[Tlv], algorithm: DigestAlgorithm) -> tupl
     """Pairs: what names the key, then the signature."""
     found: list[ImageSignature] = []
     for at in range(0, len(entries), 2):
+        if len(found) == MAX_SIGNATURES:
+            raise ImageError(Defect.TOO_MANY_SIGNATURES, f"signed more than {MAX_SIGNATURES} times")
         public_key, key_hash = _parse_key(entries[at], algorithm)
         if at + 1 == len(entries) or entries[at + 1].kind != TlvKind.ED25519:
             raise ImageError(Defect.SIGNATURE_PAIR, f"TLV {entries[at].name} is not followed by an Ed25519 signature")

@@ -169,6 +169,8 @@ def hash_chunks(covered: bytes | memoryview) -> tuple[bytes, ...]:
 
 PUBLIC_KEY_BYTES = 32
 SIGNATURE_BYTES = 64
+MAX_SIGNATURES = 8
+"""Verifying one takes a device time, in which it does nothing else."""
 SPKI_PREFIX = bytes.fromhex("302a300506032b6570032100")
 """What DER puts before the 32 bytes of an Ed25519 key (RFC 8410, section 4)."""
 

@@ -37,6 +37,7 @@ class Defect(enum.StrEnum):
     ECDSA_SIGNATURE = "ecdsa-signature"
     UNSUPPORTED_KEY = "unsupported-key"
     SIGNATURE_PAIR = "signature-pair"
+    TOO_MANY_SIGNATURES = "too-many-signatures"
     WRONG_HASH = "wrong-hash"
     WRONG_CHUNK_HASH = "wrong-chunk-hash"
     UNSIGNED = "unsigned"

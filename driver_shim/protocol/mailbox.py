@@ -42,6 +42,7 @@ class MailboxCommand(enum.IntEnum):
     UPDATE_ABORT = 0x13
     CONFIRM = 0x14
     ROLLBACK = 0x15
+    """Has the other slot's image run from the next reset on; withdraws its trial when that has not begun yet."""
     RESET = 0x16
     """Answers first, then resets the core."""
 
@@ -87,7 +88,7 @@ class MailboxResult(enum.IntEnum):
     CORE_RESET = 21
     """The core was reset before it had answered."""
     UNTRIED = 22
-    """The image in the other slot failed its trial, or has yet to be tried: it would run without a fall-back."""
+    """The image in the other slot failed its trial, or was never confirmed: it would run without a fall-back."""
 
 
 class UpdateState(enum.IntEnum):
@@ -148,7 +149,8 @@ SLOT_INFO = Layout(
     "trial" / u8,
     "failed" / u8,
     "result" / u8,
-    reserved(2),
+    "proven" / u8,
+    reserved(1),
     "version" / u64,
     "image_bytes" / u32,
     "security_counter" / u32,
@@ -156,7 +158,8 @@ SLOT_INFO = Layout(
     reserved(4),
     "hash" / raw(32),
 )
-"""Answer of `SLOT_INFO`. `result` is a MailboxResult that says why `valid` is 0; an empty slot has `image_bytes` 0."""
+"""Answer of `SLOT_INFO`. `result` is a MailboxResult that says why `valid` is 0; an empty slot has `image_bytes` 0.
+`proven` is 1 when the slot's image was confirmed since it was written."""
 SENSORS = Layout(
     "sensor_readings",
     24,

@@ -11,6 +11,7 @@ from driver_shim.protocol.firmware_slots import (
     SLOT_BYTES,
     STAGING_ADDRESS,
     STAGING_BYTES,
+    BootState,
     Slot,
 )
 from driver_shim.protocol.image import ImageError
@@ -58,13 +59,16 @@ class Recovery:
     def install(self, slot: Slot, size: int) -> None:
         """Verify what was staged, write it to a slot, read it back, and confirm it.
 
+        No mark leads to the slot while it is written: power may fail at any time.
+
         Raises RecoveryError; SlotDamaged when flash failed.
         """
         data = self.verify(size)
         try:
+            state = self._forget(slot)
             self._write(slot, data)
-            state = self._rom.boot_state()
-            self._rom.write_boot_state(state._replace(confirmed=slot, trial=Slot.NONE, trial_boots=0, failed=Slot.NONE))
+            proven = state.proven | slot.proven_bit
+            self._rom.write_boot_state(state._replace(confirmed=slot, trial=Slot.NONE, trial_boots=0, proven=proven))
         except FlashError as error:
             raise SlotDamaged(f"slot {slot.name} was not written whole: {error}") from error
 
@@ -74,6 +78,14 @@ class Recovery:
             return self._rom.slot_image(slot)
         except ImageError:
             return b""
+
+    def _forget(self, slot: Slot) -> BootState:
+        """Remove the slot's marks from the boot state; what it is then."""
+        state = self._rom.boot_state()
+        forgotten = state.forgetting(slot)
+        if forgotten != state:
+            self._rom.write_boot_state(forgotten)
+        return forgotten
 
     def _write(self, slot: Slot, data: bytes) -> None:
         padded = data.ljust(-(-len(data) // PAGE_BYTES) * PAGE_BYTES, bytes([ERASED]))

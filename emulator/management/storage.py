@@ -18,6 +18,7 @@ from driver_shim.protocol.firmware_slots import (
     SECTOR_BYTES,
     SLOT_OFFSETS,
     BootState,
+    ProvenSlot,
     Slot,
 )
 from driver_shim.protocol.image_layout import DEVELOPMENT_KEY_HASH
@@ -53,7 +54,7 @@ def fresh_storage(image: bytes | None) -> bytes:
     if image is not None:
         offset = SLOT_OFFSETS[Slot.A]
         contents[offset : offset + len(image)] = image
-        page = BootState(sequence=1, confirmed=Slot.A).build().ljust(PAGE_BYTES, bytes([ERASED]))
+        page = BootState(sequence=1, confirmed=Slot.A, proven=ProvenSlot.A).build().ljust(PAGE_BYTES, bytes([ERASED]))
         contents[BOOT_STATE_OFFSETS[0] : BOOT_STATE_OFFSETS[0] + PAGE_BYTES] = page
     contents += bytes(WEAR_BYTES)
     contents += fresh_values(HARDWARE_ID, DEVELOPMENT_KEY_HASH).ljust(SECTOR_BYTES, b"\0")

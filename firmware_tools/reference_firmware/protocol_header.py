@@ -38,10 +38,15 @@ _CONSTANTS = {
     "MAX_CHUNKS": image_layout.MAX_CHUNKS,
     "PUBLIC_KEY_BYTES": image_layout.PUBLIC_KEY_BYTES,
     "SIGNATURE_BYTES": image_layout.SIGNATURE_BYTES,
+    "MAX_SIGNATURES": image_layout.MAX_SIGNATURES,
     "SHA256_BYTES": image_layout.DigestAlgorithm.SHA256.size,
     "SHA512_BYTES": image_layout.DigestAlgorithm.SHA512.size,
 }
-_ENUMERATIONS: tuple[type[enum.IntEnum] | type[enum.IntFlag], ...] = (image_layout.TlvKind, image_layout.ImageFlag)
+_ENUMERATIONS: tuple[type[enum.IntEnum] | type[enum.IntFlag], ...] = (
+    image_layout.TlvKind,
+    image_layout.ImageFlag,
+    firmware_slots.ProvenSlot,
+)
 _ALIGNMENT = 4
 """Of every structure where it lies in memory; what lies elsewhere is copied first."""
 

@@ -66,6 +66,13 @@ def test_flash_activate_confirm_and_roll_back(device: tuple[Npuctl, str], firmwa
     (done,) = tool.document("fw flash", str(firmware), "-d", address, "--yes")["devices"]
     assert (done["outcome"]["verified"], done["outcome"]["needs_reset"]) == (True, True)
     assert running(tool, address)["firmware"]["version"] == "1.0.0"
+    (done,) = tool.document("fw rollback", "-d", address, "--yes")["devices"]
+    assert done["withdrawn_trial"] == {"slot": "B", "version": "1.1.0"}
+    assert [slot["proven"] for slot in running(tool, address)["slots"]] == [True, False]
+    document = tool.document("fw rollback", "-d", address, "--yes", code=1)
+    assert [error["code"] for error in document["errors"]] == ["untried"]
+    (done,) = tool.document("fw flash", str(firmware), "-d", address, "--yes")["devices"]
+    assert done["outcome"]["kept_bytes"] == firmware.stat().st_size
     (done,) = tool.document("fw flash", str(firmware), "-d", address, "--yes", "--activate")["devices"]
     assert done["plan"]["action"] == "nothing-to-do"
     assert (done["activation"]["version"], done["activation"]["on_trial"]) == ("1.1.0", True)
@@ -74,6 +81,7 @@ def test_flash_activate_confirm_and_roll_back(device: tuple[Npuctl, str], firmwa
     assert tool("fw", "flash", str(firmware), "-d", address, "--yes", "--allow-reinstall").returncode == 1
     assert tool.document("fw confirm", "-d", address, "--yes")["devices"][0]["changed"]
     assert not tool.document("fw confirm", "-d", address, "--yes")["devices"][0]["changed"]
+    assert [slot["proven"] for slot in running(tool, address)["slots"]] == [True, True]
     (done,) = tool.document("fw rollback", "-d", address, "--yes", "--activate")["devices"]
     assert done["activation"]["version"] == "1.0.0"
     texts = [line["record"]["text"] for line in tool.lines("fw log", "-d", address)]

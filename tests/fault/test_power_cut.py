@@ -1,4 +1,4 @@
-"""Power fails before, inside and after every flash operation of an update, a confirmation and a rollback.
+"""Power fails before, inside and after every flash operation of an update, a confirmation, a rollback and a recovery.
 
 One recorded run gives what flash holds at each of these moments. Each is booted: the code that ships must come up with
 an image that verifies, and no mark may ever name a slot that holds none. A firmware that marks too early is caught.
@@ -11,9 +11,17 @@ from typing import NamedTuple
 
 import pytest
 
-from driver_shim.protocol.firmware_slots import BOOT_STATE, BOOT_STATE_OFFSETS, Slot, newest_boot_state
-from driver_shim.protocol.image import ImageError
+from driver_shim.protocol.firmware_slots import (
+    BOOT_STATE,
+    BOOT_STATE_OFFSETS,
+    BootState,
+    ProvenSlot,
+    Slot,
+    newest_boot_state,
+)
+from driver_shim.protocol.image import ImageError, check_integrity, parse_image
 from driver_shim.protocol.mailbox import MailboxCommand, MailboxResult
+from driver_shim.protocol.registers import CoreReset
 from emulator.management.boot_rom import Unbootable
 from emulator.management.flash import FlashOperation
 from emulator.management.one_time import ONE_TIME
@@ -84,6 +92,16 @@ def check_marks(bench: CoreBench) -> None:
     state, _ = newest_boot_state([flash.read(offset, BOOT_STATE.size) for offset in BOOT_STATE_OFFSETS])
     for slot in {state.confirmed, state.trial} - {Slot.NONE}:
         bench.chip.rom.verify(bench.chip.rom.slot_image(slot))
+    for slot in (Slot.A, Slot.B):
+        if slot.proven_bit in state.proven:  # whole, though a raised security counter may shut it out
+            check_integrity(parse_image(bench.chip.rom.slot_image(slot)))
+
+
+def recover(bench: CoreBench, slot: Slot, image: bytes) -> None:
+    """What the debug port has the boot ROM do."""
+    bench.boot(CoreReset.RECOVERY)
+    bench.chip.recovery.stage(0, image)
+    bench.chip.recovery.install(slot, len(image))
 
 
 def check_boots(moment: Moment) -> None:
@@ -182,6 +200,45 @@ def test_an_update_onto_a_failed_trial_survives_a_power_cut_at_every_flash_opera
         assert bench.update(new) == (MailboxResult.OK, 0)
         after = bench.contents()
     assert failures(moments(before, after, journal)) == []
+
+
+@needs_compiler
+@pytest.mark.parametrize("slot", [Slot.A, Slot.B])
+@pytest.mark.parametrize(
+    "marks",
+    [
+        BootState(confirmed=Slot.A, proven=ProvenSlot.A | ProvenSlot.B),
+        BootState(confirmed=Slot.B, proven=ProvenSlot.A | ProvenSlot.B),
+        BootState(confirmed=Slot.A, trial=Slot.B, proven=ProvenSlot.A),
+        BootState(confirmed=Slot.B, failed=Slot.A, proven=ProvenSlot.B),
+        BootState(confirmed=Slot.A, failed=Slot.B, proven=ProvenSlot.A),
+    ],
+    ids=["A", "B", "trial of B", "A failed", "B failed"],
+)
+def test_a_recovery_survives_a_power_cut_at_every_flash_operation(
+    old: bytes, new: bytes, slot: Slot, marks: BootState
+) -> None:
+    third = firmware_image(security_counter=1, version="3.0.0")
+    with core_bench(fresh_storage(old)) as bench:
+        bench.storage.memory[Slot.B.offset : Slot.B.offset + len(new)] = new
+        bench.chip.rom.write_boot_state(marks)
+        before, journal = bench.contents(), record(bench)
+        recover(bench, slot, third)
+        after = bench.contents()
+        state = bench.chip.rom.boot_state()
+        failed = Slot.NONE if marks.failed is slot else marks.failed
+        assert state[1:] == BootState(confirmed=slot, failed=failed, proven=marks.proven | slot.proven_bit)[1:]
+        assert bench.chip.rom.slot_image(slot) == third
+    assert {operation.offset for operation in journal[:2]} <= set(BOOT_STATE_OFFSETS), "marks go first"
+    assert failures(moments(before, after, journal)) == []
+
+
+@needs_compiler
+def test_a_recovery_of_a_slot_without_marks_writes_the_boot_state_once(old: bytes, new: bytes) -> None:
+    with core_bench(fresh_storage(old)) as bench:
+        journal = record(bench)
+        recover(bench, Slot.B, new)
+        assert sum(operation.erases for operation in journal if operation.offset in BOOT_STATE_OFFSETS) == 1
 
 
 @needs_compiler

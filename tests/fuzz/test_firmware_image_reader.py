@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from driver_shim.protocol.firmware_slots import LOAD_ADDRESS, SLOT_BYTES
 from driver_shim.protocol.image import DigestAlgorithm, ImageError, ImageFlag, ParsedImage, parse_image
-from driver_shim.protocol.image_layout import IMAGE_HEADER
+from driver_shim.protocol.image_layout import IMAGE_HEADER, MAX_SIGNATURES
 from driver_shim.protocol.mailbox import MailboxResult
 from firmware_tools.reference_firmware.build import SOURCES, write_headers
-from firmware_tools.signing import sign_image
+from firmware_tools.signing import KeySigner, sign_image
 from tests.support.images import OTHER_SIGNER, SIGNER, TINY
 from tests.support.reference_firmware import noise, signed_image
 
@@ -74,6 +75,10 @@ def suits_the_device(image: ParsedImage) -> bool:
     )
 
 
+def _more_signers(count: int) -> list[KeySigner]:
+    return [KeySigner(Ed25519PrivateKey.from_private_bytes(bytes([1 + number]) * 32)) for number in range(count)]
+
+
 def seeds() -> list[bytes]:
     payload = noise(300)
     return [
@@ -84,6 +89,7 @@ def seeds() -> list[bytes]:
         signed_image(payload, embed_key=False, signer=OTHER_SIGNER),
         signed_image(noise(9000)),
         sign_image(parse_image(TINY), [SIGNER, OTHER_SIGNER]),
+        sign_image(parse_image(TINY), [SIGNER, OTHER_SIGNER, *_more_signers(MAX_SIGNATURES - 2)]),
     ]
 
 

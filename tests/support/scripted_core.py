@@ -50,6 +50,7 @@ class ScriptedCore(ManagementPort):
         self.confirmed = Slot.A
         self.trial = Slot.NONE
         self.failed = Slot.NONE
+        self.proven = {Slot.A}
         self.boots = 1
         self.security_counter = 0
         self.hardware_id = HARDWARE_ID
@@ -137,6 +138,7 @@ class ScriptedCore(ManagementPort):
             confirmed=int(self.confirmed == slot),
             trial=int(self.trial == slot),
             failed=int(self.failed == slot),
+            proven=int(slot in self.proven),
             result=int(result),
             **facts,
         )
@@ -197,6 +199,7 @@ class ScriptedCore(ManagementPort):
             except ImageError:
                 self.update, self.update_result = UpdateState.FAILED, MailboxResult.BAD_FORMAT
         elif self.update is UpdateState.WRITING:
+            self.proven.discard(self.update_slot)
             self.update_done = min(self.update_done + STEP_BYTES, len(self.update_image))
             self.slots[self.update_slot] = self.update_image[: self.update_done]
             if self.update_done == len(self.update_image):
@@ -211,12 +214,16 @@ class ScriptedCore(ManagementPort):
         if not self.on_trial:
             return MailboxResult.NOT_ON_TRIAL, b""
         self.confirmed, self.trial, self.on_trial = self.slot, Slot.NONE, False
+        self.proven.add(self.slot)
         return 0, b""
 
     def _rollback(self, body: bytes, memory: AddressSpace) -> Answer:
+        if self.trial == self.slot.other:
+            self.trial = Slot.NONE
+            return 0, b""
         if self.image(self.slot.other) is None:
             return MailboxResult.NO_OTHER_IMAGE, b""
-        if self.slot.other in (self.failed, self.trial):
+        if self.slot.other == self.failed or self.slot.other not in self.proven:
             return MailboxResult.UNTRIED, b""
         self.confirmed, self.trial = self.slot.other, Slot.NONE
         return 0, b""

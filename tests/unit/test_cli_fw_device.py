@@ -144,12 +144,27 @@ def test_info_of_a_trial_a_failed_slot_and_an_update(run: Run, core: ScriptedCor
     assert "on trial: unless it is confirmed" in run(info.command, ())[1]
     core.trial, core.slot, core.on_trial, core.failed = Slot.NONE, Slot.A, False, Slot.B
     assert "its trial failed" in run(info.command, ())[1]
+    assert "never confirmed" not in run(info.command, ())[1]
     core.override[MailboxCommand.SLOT_INFO] = lambda _: (MailboxResult.BUSY, b"")
     core.update, core.update_image = UpdateState.WRITING, bytes(5000)
     code, out, _ = run(info.command, ())
     assert code == 0
     assert "an update is at work" in out
     assert "writing: 0 of 5,000 bytes" in out
+
+
+def test_info_of_an_image_that_was_never_confirmed(run: Run, core: ScriptedCore) -> None:
+    core.slots[Slot.B] = image("1.3.0")
+    assert re.search(r"^B +1\.3\.0 .* never confirmed$", run(info.command, ())[1], re.MULTILINE)
+    _, _, document = run(info.command, (), as_json=True)
+    assert [slot["proven"] for slot in document["devices"][0]["slots"]] == [True, False]
+    core.proven.add(Slot.B)
+    assert re.search(r"^B +1\.3\.0 .* could be booted$", run(info.command, ())[1], re.MULTILINE)
+    core.proven.clear()
+    core.slot, core.confirmed, core.on_trial, core.trial = Slot.B, Slot.A, True, Slot.NONE
+    out = run(info.command, ())[1]
+    assert re.search(r"runs, on\s+trial$", out, re.MULTILINE)
+    assert "never confirmed" not in out
 
 
 # --- flash ----------------------------------------------------------------------------------------------------------
@@ -265,9 +280,11 @@ def test_a_confirmation_that_is_not_kept_is_no_success(run: Run, core: ScriptedC
 
 def test_rollback_returns_to_the_other_image(run: Run, core: ScriptedCore) -> None:
     core.slots[Slot.B] = image("1.1.0")
+    core.proven.add(Slot.B)
     code, _, document = run(rollback.command, (), True, True, as_json=True)
     assert code == 0
     (device,) = document["devices"]
+    assert device["withdrawn_trial"] is None
     assert (device["from_version"], device["to_version"], device["to_slot"]) == ("1.2.3", "1.1.0", "B")
     assert device["activation"]["version"] == "1.1.0"
 
@@ -278,10 +295,56 @@ def test_rollback_to_nothing_is_refused_without_asking(run: Run, core: ScriptedC
     assert MailboxCommand.ROLLBACK not in core.asked
 
 
-@pytest.mark.parametrize("mark", ["failed", "trial"])
-def test_rollback_to_an_image_without_a_passed_trial_is_refused(run: Run, core: ScriptedCore, mark: str) -> None:
+@pytest.mark.parametrize("and_activate", [False, True])
+def test_rollback_withdraws_a_trial_that_is_due(
+    run: Run, core: ScriptedCore, offered: Path, and_activate: bool
+) -> None:
+    run(flash.command, offered, (), **FLASH)
+    code, out, _ = run(rollback.command, (), True, and_activate)
+    assert code == 0
+    assert out == f"{ADDRESS}:\n  the trial of 1.3.0 in slot B is withdrawn: 1.2.3 stays\n"
+    assert (core.trial, core.confirmed) == (Slot.NONE, Slot.A)
+    run(flash.command, offered, (), **FLASH)
+    code, _, document = run(rollback.command, (), True, and_activate, as_json=True)
+    assert code == 0
+    (device,) = document["devices"]
+    assert device["withdrawn_trial"] == {"slot": "B", "version": "1.3.0"}
+    assert (device["from_version"], device["to_version"], device["to_slot"]) == ("1.2.3", "1.2.3", "A")
+    assert (device["activation"], device["slots"][1]["trial"]) == (None, False)
+    assert MailboxCommand.RESET not in core.asked, "nothing waits for one"
+    assert run(rollback.command, (), True, False, as_json=True)[2]["errors"][0]["code"] == "untried"
+
+
+def test_withdrawing_a_trial_asks_for_that(run: Run, core: ScriptedCore, offered: Path) -> None:
+    run(flash.command, offered, (), **FLASH)
+    with open(os.devnull, encoding="utf-8") as nothing, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdin", nothing)
+        with pytest.raises(click.UsageError, match=r"Withdraw the trial of 1\.3\.0 in slot B .*, so that 1\.2\.3"):
+            run(rollback.command, (), False, False)
+    assert MailboxCommand.ROLLBACK not in core.asked
+
+
+def test_a_trial_of_a_lost_image_can_be_withdrawn(run: Run, core: ScriptedCore) -> None:
+    core.trial = Slot.B
+    code, _, document = run(rollback.command, (), True, False, as_json=True)
+    assert (code, document["devices"][0]["withdrawn_trial"]) == (0, {"slot": "B", "version": None})
+
+
+def test_a_trial_that_is_not_withdrawn_is_no_success(run: Run, core: ScriptedCore, offered: Path) -> None:
+    run(flash.command, offered, (), **FLASH)
+    core.override[MailboxCommand.ROLLBACK] = lambda _: (0, b"")
+    code, _, document = run(rollback.command, (), True, False, as_json=True)
+    assert (code, document["errors"][0]["code"]) == (1, "not-withdrawn")
+
+
+@pytest.mark.parametrize("mark", ["failed", None])
+def test_rollback_to_an_image_that_was_never_confirmed_is_refused(
+    run: Run, core: ScriptedCore, mark: str | None
+) -> None:
     core.slots[Slot.B] = image("1.3.0")
-    setattr(core, mark, Slot.B)
+    if mark:
+        setattr(core, mark, Slot.B)
+        core.proven.add(Slot.B)
     code, _, document = run(rollback.command, (), True, True, as_json=True)
     assert (code, document["errors"][0]["code"]) == (1, "untried")
     assert "--allow-reinstall" in document["errors"][0]["remedy"]

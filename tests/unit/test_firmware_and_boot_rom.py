@@ -13,12 +13,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from driver_shim.protocol.firmware_slots import ERASED, LOAD_ADDRESS, SLOT_BYTES, Slot
 from driver_shim.protocol.image import DigestAlgorithm, ImageError, ParsedImage
 from driver_shim.protocol.image_layout import (
     IMAGE_HEADER,
     IMAGE_MAGIC,
+    MAX_SIGNATURES,
     PROTECTED_INFO_MAGIC,
     UNPROTECTED_INFO_MAGIC,
     TlvKind,
@@ -36,7 +38,7 @@ from driver_shim.protocol.mailbox import (
 from driver_shim.protocol.management_registers import HARDWARE_ID
 from emulator.management.boot_rom import Unbootable
 from emulator.management.storage import fresh_storage
-from firmware_tools.signing import Signer
+from firmware_tools.signing import KeySigner, Signer
 from tests.support.core_bench import CoreBench, core_bench
 from tests.support.images import OTHER_SIGNER, SIGNER, area
 from tests.support.reference_firmware import development_signer, firmware_image, needs_compiler, noise
@@ -131,6 +133,12 @@ class ForgedSigner(Signer):
         return OTHER_SIGNER.sign(message)
 
 
+def _signers(count: int) -> list[Signer]:
+    """The device's key and others."""
+    others = (Ed25519PrivateKey.from_private_bytes(number.to_bytes(32, "little")) for number in range(1, count))
+    return [development_signer(), *map(KeySigner, others)]
+
+
 def _forged() -> Signer:
     return ForgedSigner(development_signer().public_key)
 
@@ -198,6 +206,10 @@ CRAFTED: dict[str, Callable[[], Recipe]] = {
     "forged beside another's": lambda: Recipe(signers=[OTHER_SIGNER, _forged()]),
     "two keys": lambda: Recipe(signers=[OTHER_SIGNER, development_signer()]),
     "three keys": lambda: Recipe(signers=[development_signer(), SIGNER, OTHER_SIGNER]),
+    "as many keys as are allowed": lambda: Recipe(signers=_signers(MAX_SIGNATURES)),
+    "a key too many": lambda: Recipe(signers=_signers(MAX_SIGNATURES + 1)),
+    "a key too many, ours last": lambda: Recipe(signers=_signers(MAX_SIGNATURES + 1)[::-1]),
+    "far too many keys": lambda: Recipe(signers=_signers(500)),
     "same key twice": lambda: Recipe(signers=[development_signer(), development_signer()]),
     "right and forged": lambda: Recipe(signers=[development_signer(), _forged()]),
     "key by its hash": lambda: Recipe(keys_by_hash=True),

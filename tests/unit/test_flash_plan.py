@@ -38,6 +38,7 @@ def slot(which: Slot, held: ParsedImage | None, **facts: Any) -> SlotInfo:
         "confirmed": False,
         "trial": False,
         "failed": False,
+        "proven": True,
         "result": 0,
         "version": held.version if held else ImageVersion(0),
         "image_bytes": len(held.data) if held else 0,
@@ -154,6 +155,14 @@ def test_what_is_there_already_is_said_to_stand(device: DeviceState, offered: Pa
     plan = make_plan(device, offered)
     assert plan.deciding is not None
     assert says in plan.deciding.finding
+
+
+def test_an_image_that_was_never_confirmed_nor_marked_for_a_trial_is_flashed_so_that_it_is_tried() -> None:
+    """An update that was cut off behind its last byte leaves it: the same command goes on."""
+    plan = make_plan(state(slot(Slot.B, NEWER, proven=False)), NEWER)
+    assert plan.action is Action.FLASH
+    (found,) = [guard for guard in plan.guards if guard.name == "not-installed"]
+    assert "slot B holds it, but it was never confirmed" in found.finding
 
 
 def test_a_slot_that_is_half_written_is_no_installed_image() -> None:

@@ -54,6 +54,12 @@ KEY_HASH = (0x01, bytes(32))
 SIGNATURE = (0x24, bytes(64))
 PURE = (0x25, b"\1")
 
+
+def signed_by(keys: int) -> list[tuple[int, bytes]]:
+    """Pairs of as many keys and what could be their signatures."""
+    return [entry for key in range(keys) for entry in ((0x02, SPKI[:-1] + bytes([key])), SIGNATURE)]
+
+
 CASES: list[tuple[Defect, bytes]] = [
     (Defect.NOT_AN_IMAGE, image(magic=0x96F3B83C)),
     (Defect.NOT_AN_IMAGE, b"\x7fELF" + bytes(60)),
@@ -136,7 +142,10 @@ CASES: list[tuple[Defect, bytes]] = [
     (Defect.SIGNATURE_PAIR, ending(HASH, KEY, KEY_HASH, SIGNATURE)),
     (Defect.SIGNATURE_PAIR, ending(HASH, KEY, SIGNATURE, PURE)),
     (Defect.SIGNATURE_PAIR, ending(HASH, PURE)),
+    (Defect.TOO_MANY_SIGNATURES, ending(HASH, *signed_by(9))),
+    (Defect.TOO_MANY_SIGNATURES, ending(HASH, PURE, *signed_by(9))),
     (Defect.WRONG_HASH, ending(HASH)),
+    (Defect.WRONG_HASH, ending(HASH, *signed_by(8))),
     (Defect.UNSIGNED, image()),
 ]
 BEHIND_PARSING = {

@@ -187,8 +187,8 @@ def test_info_and_slots(firmware: Firmware) -> None:
     info = firmware.info()
     assert (info.slot, str(info.version), info.on_trial, info.uptime_seconds) == (Slot.A, "1.2.3+4", False, 1.5)
     held, empty = firmware.slot_info(Slot.A), firmware.slot_info(Slot.B)
-    assert (held.valid, held.confirmed, str(held.version)) == (True, True, "1.2.3+4")
-    assert (empty.valid, empty.empty) == (False, True)
+    assert (held.valid, held.confirmed, held.proven, str(held.version)) == (True, True, True, "1.2.3+4")
+    assert (empty.valid, empty.empty, empty.proven) == (False, True, False)
 
 
 def test_readings_can_be_below_zero(firmware: Firmware) -> None:
@@ -209,6 +209,7 @@ def test_another_protocol_is_a_contract_mismatch(firmware: Firmware, core: Scrip
         (firmware_answers.parse_info, mailbox.INFO.build(on_trial=2)),
         (lambda body: firmware_answers.parse_slot_info(body, Slot.A), mailbox.SLOT_INFO.build(slot=2)),
         (lambda body: firmware_answers.parse_slot_info(body, Slot.A), mailbox.SLOT_INFO.build(slot=1, valid=9)),
+        (lambda body: firmware_answers.parse_slot_info(body, Slot.A), mailbox.SLOT_INFO.build(slot=1, proven=2)),
         (firmware_answers.parse_update_status, mailbox.UPDATE_STATUS.build(state=6)),
         (firmware_answers.parse_update_status, mailbox.UPDATE_STATUS.build(done_bytes=2, total_bytes=1)),
         (firmware_answers.parse_sensors, b""),

@@ -18,6 +18,7 @@ from driver_shim.protocol.firmware_slots import (
     RETAINED_ADDRESS,
     RETAINED_BYTES,
     BootState,
+    ProvenSlot,
     Slot,
     newest_boot_state,
 )
@@ -48,6 +49,7 @@ pytestmark = needs_compiler
 _QUICK_MS = 3
 """What "at once" is for an answer."""
 _WATCHDOG_MS = 4000
+_BOTH = ProvenSlot.A | ProvenSlot.B
 
 
 @pytest.fixture
@@ -127,11 +129,12 @@ def test_tells_what_is_in_the_slots(bench: CoreBench) -> None:
     result, body = bench.ask(MailboxCommand.SLOT_INFO, SLOT_QUERY.build(slot=1))
     found = SLOT_INFO.parse(body)
     assert (result, found.valid, found.confirmed, found.result) == (MailboxResult.OK, 1, 1, MailboxResult.OK)
+    assert found.proven == 1
     assert found.image_bytes == len(firmware_image())
     assert found.build_id == bench.link["build_id"]
     result, body = bench.ask(MailboxCommand.SLOT_INFO, SLOT_QUERY.build(slot=2))
     found = SLOT_INFO.parse(body)
-    assert (result, found.valid, found.image_bytes) == (MailboxResult.OK, 0, 0)
+    assert (result, found.valid, found.image_bytes, found.proven) == (MailboxResult.OK, 0, 0, 0)
     for query in (b"\0\0\0\0", b"\3\0\0\0", b"\1\1\0\0"):
         assert bench.ask(MailboxCommand.SLOT_INFO, query) == (MailboxResult.BAD_ARGUMENT, b"")
 
@@ -145,18 +148,22 @@ def test_answers_before_it_resets(bench: CoreBench) -> None:
 
 
 def test_reads_the_boot_state_as_the_sdk_does(bench: CoreBench) -> None:
-    good = BootState(sequence=5, confirmed=Slot.A, trial=Slot.B, failed=Slot.B)
+    good = BootState(sequence=5, confirmed=Slot.A, trial=Slot.B, failed=Slot.B, proven=ProvenSlot.A)
     beyond = bytearray(good.build())
     beyond[BOOT_STATE.offset_of("failed_slot")] = 3
     beyond[-4:] = zlib.crc32(beyond[:-4]).to_bytes(4, "little")
+    unknown = bytearray(good._replace(sequence=7).build())
+    unknown[BOOT_STATE.offset_of("proven_slots")] = 0b101
+    unknown[-4:] = zlib.crc32(unknown[:-4]).to_bytes(4, "little")
     copies = [
         good.build(),
-        BootState(sequence=5, confirmed=Slot.B).build(),
-        BootState(sequence=6, failed=Slot.A).build(),
+        BootState(sequence=5, confirmed=Slot.B, proven=ProvenSlot.B).build(),
+        BootState(sequence=6, failed=Slot.A, proven=ProvenSlot.A | ProvenSlot.B).build(),
         good._replace(sequence=MAX_SEQUENCE).build(),
         good._replace(sequence=MAX_SEQUENCE - 1).build(),
         good.build()[:-1] + b"?",
         bytes(beyond),
+        bytes(unknown),
         bytes([ERASED]) * BOOT_STATE.size,
     ]
     for pair in itertools.product(copies, repeat=len(BOOT_STATE_OFFSETS)):
@@ -166,7 +173,8 @@ def test_reads_the_boot_state_as_the_sdk_does(bench: CoreBench) -> None:
         for slot in (Slot.A, Slot.B):
             found = SLOT_INFO.parse(bench.ask(MailboxCommand.SLOT_INFO, SLOT_QUERY.build(slot=slot))[1])
             marks = [expected.confirmed is slot, expected.trial is slot, expected.failed is slot]
-            assert [found.confirmed, found.trial, found.failed] == marks, pair
+            marks.append(slot.proven_bit in expected.proven)
+            assert [found.confirmed, found.trial, found.failed, found.proven] == marks, pair
 
 
 # --- sensors ---------------------------------------------------------------------------------------------------------
@@ -335,12 +343,15 @@ def install(bench: CoreBench, slot: Slot, image: bytes, state: BootState) -> Non
 
 def test_a_trial_is_confirmed_and_then_raises_the_security_counter() -> None:
     with core_bench(fresh_storage(firmware_image())) as bench:
-        install(bench, Slot.B, firmware_image(security_counter=5), BootState(confirmed=Slot.A, trial=Slot.B))
+        trial = BootState(confirmed=Slot.A, trial=Slot.B, proven=ProvenSlot.A)
+        install(bench, Slot.B, firmware_image(security_counter=5), trial)
         assert bench.boot_to_ready(CoreReset.HOST)
         assert bench.progress()["trial"] == info(bench).on_trial == 1
+        assert slot_info(bench, Slot.B).proven == 0
         assert bench.storage.one_time.security_counter == 0
         assert bench.ask(MailboxCommand.CONFIRM) == (MailboxResult.OK, b"")
-        assert bench.chip.rom.boot_state()[1:] == BootState(confirmed=Slot.B)[1:]
+        assert bench.chip.rom.boot_state()[1:] == BootState(confirmed=Slot.B, proven=_BOTH)[1:]
+        assert slot_info(bench, Slot.B).proven == 1
         assert bench.storage.one_time.security_counter == 5
         assert info(bench).on_trial == 0
         assert bench.ask(MailboxCommand.CONFIRM) == (MailboxResult.NOT_ON_TRIAL, b"")
@@ -349,22 +360,49 @@ def test_a_trial_is_confirmed_and_then_raises_the_security_counter() -> None:
 
 def test_a_raised_security_counter_shuts_out_an_image_that_was_looked_at_before() -> None:
     with core_bench(fresh_storage(firmware_image())) as bench:
-        install(bench, Slot.B, firmware_image(security_counter=5), BootState(confirmed=Slot.A, trial=Slot.B))
+        trial = BootState(confirmed=Slot.A, trial=Slot.B)
+        install(bench, Slot.B, firmware_image(security_counter=5), trial)
         assert bench.boot_to_ready(CoreReset.HOST)
         assert slot_info(bench, Slot.A).valid == 1
         assert bench.ask(MailboxCommand.CONFIRM) == (MailboxResult.OK, b"")
         assert slot_info(bench, Slot.A).result == MailboxResult.ROLLED_BACK
         assert bench.ask(MailboxCommand.ROLLBACK) == (MailboxResult.ROLLED_BACK, b"")
-        assert bench.chip.rom.boot_state()[1:] == BootState(confirmed=Slot.B)[1:]
+        assert bench.chip.rom.boot_state()[1:] == BootState(confirmed=Slot.B, proven=ProvenSlot.B)[1:]
 
 
-@pytest.mark.parametrize("mark", [{"failed": Slot.B}, {"trial": Slot.B}])
-def test_no_rollback_to_an_image_that_has_not_passed_a_trial(bench: CoreBench, mark: dict[str, Slot]) -> None:
+@pytest.mark.parametrize("marks", [{}, {"failed": Slot.B}, {"failed": Slot.B, "proven": _BOTH}])
+def test_no_rollback_to_an_image_that_was_never_confirmed(bench: CoreBench, marks: dict[str, Any]) -> None:
     """Nothing would fall back from it."""
-    state = BootState(confirmed=Slot.A)._replace(**mark)
+    state = BootState(confirmed=Slot.A, proven=ProvenSlot.A)._replace(**marks)
     install(bench, Slot.B, firmware_image("VARIANT_HANGS=1"), state)
     assert bench.ask(MailboxCommand.ROLLBACK) == (MailboxResult.UNTRIED, b"")
     assert bench.chip.rom.boot_state()[1:] == state[1:]
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_rollback_before_the_trial_has_begun_withdraws_it(bench: CoreBench, lost: bool) -> None:
+    image = b"" if lost else firmware_image("VARIANT_HANGS=1")
+    install(bench, Slot.B, image, BootState(confirmed=Slot.A, trial=Slot.B, proven=ProvenSlot.A))
+    assert bench.ask(MailboxCommand.ROLLBACK) == (MailboxResult.OK, b"")
+    withdrawn = BootState(confirmed=Slot.A, proven=ProvenSlot.A)
+    assert bench.chip.rom.boot_state()[1:] == withdrawn[1:]
+    again = MailboxResult.NO_OTHER_IMAGE if lost else MailboxResult.UNTRIED
+    assert bench.ask(MailboxCommand.ROLLBACK) == (again, b""), "what was withdrawn is not rolled back to"
+    bench.ask(MailboxCommand.RESET)
+    assert bench.run_until(lambda: bool(bench.resets))
+    assert bench.ready()
+    assert (bench.progress()["slot"], bench.progress()["trial"], bench.resets) == (Slot.A, 0, [CoreReset.FIRMWARE])
+
+
+def test_a_trial_that_was_rolled_back_from_is_not_rolled_back_to() -> None:
+    with core_bench(fresh_storage(firmware_image())) as bench:
+        trial = BootState(confirmed=Slot.A, trial=Slot.B, proven=ProvenSlot.A)
+        install(bench, Slot.B, firmware_image(version="1.1.0"), trial)
+        assert bench.boot_to_ready(CoreReset.HOST)
+        assert bench.ask(MailboxCommand.ROLLBACK) == (MailboxResult.OK, b"")
+        assert bench.boot_to_ready(CoreReset.HOST)
+        assert bench.progress()["slot"] == Slot.A
+        assert bench.ask(MailboxCommand.ROLLBACK) == (MailboxResult.UNTRIED, b"")
 
 
 def test_a_confirmation_that_was_cut_off_is_completed_at_the_next_start() -> None:
@@ -378,6 +416,7 @@ def test_a_confirmation_that_was_cut_off_is_completed_at_the_next_start() -> Non
 def test_rolls_back_at_the_next_reset(trial: bool) -> None:
     with core_bench(fresh_storage(firmware_image())) as bench:
         state = BootState(confirmed=Slot.A, trial=Slot.B) if trial else BootState(confirmed=Slot.B)
+        state = state._replace(proven=ProvenSlot.A)
         install(bench, Slot.B, firmware_image(version="1.1.0"), state)
         assert bench.boot_to_ready(CoreReset.HOST)
         assert bench.progress()["slot"] == Slot.B
@@ -395,5 +434,5 @@ def test_does_not_roll_back_to_a_damaged_image() -> None:
         assert bench.boot_to_ready()
         damaged = bytearray(firmware_image(version="1.1.0"))
         damaged[0x1234] ^= 1
-        install(bench, Slot.B, bytes(damaged), BootState(confirmed=Slot.A))
+        install(bench, Slot.B, bytes(damaged), BootState(confirmed=Slot.A, proven=_BOTH))
         assert bench.ask(MailboxCommand.ROLLBACK) == (MailboxResult.NO_OTHER_IMAGE, b"")

@@ -70,4 +70,4 @@ def test_a_missing_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_reserved_bytes_have_a_place_in_the_header() -> None:
-    assert "uint8_t reserved_14[14];" in protocol_header()
+    assert "uint8_t reserved_15[13];" in protocol_header()

@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from driver_shim.protocol.firmware_slots import SECTOR_BYTES, SLOT_BYTES, BootState, Slot
+from driver_shim.protocol.firmware_slots import (
+    BOOT_STATE,
+    BOOT_STATE_OFFSETS,
+    SECTOR_BYTES,
+    SLOT_BYTES,
+    BootState,
+    ProvenSlot,
+    Slot,
+    parse_boot_state,
+)
 from driver_shim.protocol.image import DigestAlgorithm
 from driver_shim.protocol.mailbox import (
     SLOT_INFO,
@@ -101,7 +110,7 @@ def assert_refused(bench: CoreBench, found: Any, result: MailboxResult) -> None:
     """It failed for this reason, and flash is as it was."""
     assert (found.state, MailboxResult(found.result)) == (UpdateState.FAILED, result)
     assert contents(bench, Slot.B, SLOT_BYTES) == bytes([0xFF]) * SLOT_BYTES
-    assert bench.chip.rom.boot_state()[1:] == BootState(confirmed=Slot.A)[1:]
+    assert bench.chip.rom.boot_state()[1:] == BootState(confirmed=Slot.A, proven=ProvenSlot.A)[1:]
 
 
 # --- what is taken ---------------------------------------------------------------------------------------------------
@@ -119,7 +128,7 @@ def test_takes_every_kind_of_image(
     assert (found.state, found.result, found.slot) == (UpdateState.DONE, MailboxResult.OK, Slot.B)
     assert (found.done_bytes, found.total_bytes, found.kept_bytes) == (len(image), len(image), 0)
     assert contents(bench, Slot.B, len(image)) == image
-    assert bench.chip.rom.boot_state()[1:] == BootState(confirmed=Slot.A, trial=Slot.B)[1:]
+    assert bench.chip.rom.boot_state()[1:] == BootState(confirmed=Slot.A, trial=Slot.B, proven=ProvenSlot.A)[1:]
     result, body = bench.ask(MailboxCommand.SLOT_INFO, SLOT_QUERY.build(slot=Slot.B))
     slot = SLOT_INFO.parse(body)
     assert (result, slot.valid, slot.trial, slot.image_bytes) == (MailboxResult.OK, 1, 1, len(image))
@@ -298,6 +307,36 @@ def test_a_repeated_update_keeps_what_is_there(bench: CoreBench) -> None:
     erased = [operation.offset for operation in bench.storage.flash.journal if operation.erases]
     assert [offset for offset in erased if offset >= SLOT_BYTES] == [Slot.B.offset + 2 * SECTOR_BYTES]
     assert contents(bench, Slot.B, len(image)) == image
+
+
+def test_the_marks_of_a_slot_are_removed_in_one_write_before_its_first_erase(bench: CoreBench) -> None:
+    rom = bench.chip.rom
+    rom.write_boot_state(BootState(confirmed=Slot.A, failed=Slot.B, proven=ProvenSlot.A | ProvenSlot.B, trial=Slot.B))
+    bench.storage.flash.journal = []
+    assert update(bench, signed_image(noise(5000))).state == UpdateState.DONE
+    erased = [operation.offset for operation in bench.storage.flash.journal if operation.erases]
+    written = [
+        parse_boot_state(operation.after[: BOOT_STATE.size])
+        for operation in bench.storage.flash.journal
+        if operation.offset in BOOT_STATE_OFFSETS and not operation.erases
+    ]
+    assert [offset in BOOT_STATE_OFFSETS for offset in erased] == [True, False, False, True]
+    forgotten = BootState(confirmed=Slot.A, proven=ProvenSlot.A)
+    assert [state and state[1:] for state in written] == [forgotten[1:], forgotten._replace(trial=Slot.B)[1:]]
+
+
+def test_a_slot_that_was_written_whole_but_never_marked_is_not_rolled_back_to(bench: CoreBench) -> None:
+    bench.storage.flash.journal = []
+    assert update(bench, firmware_image("VARIANT_HANGS=1", version="2.0.0")).state == UpdateState.DONE
+    for operation in reversed(bench.storage.flash.journal[-2:]):  # as if cut off before the trial was marked
+        assert operation.offset in BOOT_STATE_OFFSETS
+        bench.storage.memory[operation.offset : operation.offset + len(operation.before)] = operation.before
+    assert bench.boot_to_ready(CoreReset.HOST)
+    assert bench.progress()["slot"] == Slot.A
+    result, body = bench.ask(MailboxCommand.SLOT_INFO, SLOT_QUERY.build(slot=Slot.B))
+    slot = SLOT_INFO.parse(body)
+    assert (result, slot.valid, slot.failed, slot.trial, slot.proven) == (MailboxResult.OK, 1, 0, 0, 0)
+    assert bench.ask(MailboxCommand.ROLLBACK) == (MailboxResult.UNTRIED, b"")
 
 
 def test_one_update_at_a_time(bench: CoreBench) -> None:

@@ -8,6 +8,7 @@
 #define COPIES 2u
 #define CRC32_POLYNOMIAL 0xedb88320u
 #define CHECKED_BYTES offsetof(struct npu_boot_state, checksum)
+#define ALL_PROVEN (NPU_PROVEN_SLOT_A | NPU_PROVEN_SLOT_B)
 
 static const uint32_t COPY_OFFSETS[COPIES] = {NPU_BOOT_STATE_OFFSET, NPU_BOOT_STATE_COPY_OFFSET};
 
@@ -38,7 +39,7 @@ static bool read_copy(uint32_t copy, struct boot_state *state)
     memcpy(&found, bytes, sizeof found);
     if (found.magic != NPU_BOOT_STATE_MAGIC || found.version != NPU_BOOT_STATE_VERSION ||
         found.checksum != crc32(bytes, CHECKED_BYTES) || found.sequence >= NPU_BOOT_STATE_MAX_SEQUENCE ||
-        !bytes_are(found.reserved_14, 0, sizeof found.reserved_14)) {
+        found.proven_slots & ~ALL_PROVEN || !bytes_are(found.reserved_15, 0, sizeof found.reserved_15)) {
         return false;
     }
     *state = (struct boot_state){
@@ -47,6 +48,7 @@ static bool read_copy(uint32_t copy, struct boot_state *state)
         .trial = found.trial_slot,
         .trial_boots = found.trial_boots,
         .failed = found.failed_slot,
+        .proven = found.proven_slots,
     };
     return is_slot(state->confirmed) && is_slot(state->trial) && is_slot(state->failed);
 }
@@ -88,6 +90,7 @@ bool boot_state_write(const struct boot_state *state)
         .sequence = newest.sequence + 1,
         .trial_boots = state->trial_boots,
         .failed_slot = state->failed,
+        .proven_slots = state->proven,
     };
 
     encoded.checksum = crc32((const uint8_t *)&encoded, CHECKED_BYTES);
@@ -102,10 +105,27 @@ static bool write_if_changed(const struct boot_state *state)
     struct boot_state found = boot_state_read();
 
     if (found.confirmed == state->confirmed && found.trial == state->trial &&
-        found.trial_boots == state->trial_boots && found.failed == state->failed) {
+        found.trial_boots == state->trial_boots && found.failed == state->failed && found.proven == state->proven) {
         return true;
     }
     return boot_state_write(state);
+}
+
+static uint8_t proven_bit(uint32_t slot)
+{
+    switch (slot) {
+    case NPU_SLOT_A:
+        return NPU_PROVEN_SLOT_A;
+    case NPU_SLOT_B:
+        return NPU_PROVEN_SLOT_B;
+    default:
+        return 0;
+    }
+}
+
+bool boot_state_is_proven(const struct boot_state *state, uint32_t slot)
+{
+    return state->proven & proven_bit(slot);
 }
 
 static void end_trial(struct boot_state *state)
@@ -127,6 +147,7 @@ bool boot_state_forget_slot(uint32_t slot, uint32_t running_slot)
     if (state.failed == slot) {
         state.failed = NPU_SLOT_NONE;
     }
+    state.proven &= (uint8_t)~proven_bit(slot);
     return write_if_changed(&state);
 }
 
@@ -139,12 +160,21 @@ bool boot_state_begin_trial(uint32_t slot)
     return write_if_changed(&state);
 }
 
+bool boot_state_withdraw_trial(void)
+{
+    struct boot_state state = boot_state_read();
+
+    end_trial(&state);
+    return write_if_changed(&state);
+}
+
 bool boot_state_confirm(uint32_t slot)
 {
     struct boot_state state = boot_state_read();
 
     end_trial(&state);
     state.confirmed = (uint8_t)slot;
+    state.proven |= proven_bit(slot);
     if (state.failed == slot) {
         state.failed = NPU_SLOT_NONE;
     }

@@ -268,7 +268,7 @@ static bool is_key(const struct image *image, const struct tlv *tlv)
            bytes_equal(tlv->value, PREFIX, sizeof PREFIX);
 }
 
-/* Whether this key stands in front of the entry at `offset` already. */
+/* Whether this key stands in front of the entry already. */
 static bool signed_before(struct cursor pairs, const struct tlv *key)
 {
     struct tlv earlier;
@@ -285,6 +285,7 @@ static bool signed_before(struct cursor pairs, const struct tlv *key)
 static uint32_t read_signatures(struct cursor entries, struct image *image)
 {
     struct cursor pairs = entries;
+    uint32_t count = 0;
 
     image->signatures = entries.at;
     image->signatures_bytes = entries.left;
@@ -292,7 +293,7 @@ static uint32_t read_signatures(struct cursor entries, struct image *image)
         uint32_t offset = entries.offset;
         struct tlv key;
         struct tlv signature;
-        if (!next_entry(&entries, &key) || !is_key(image, &key) || signed_before(pairs, &key) ||
+        if (count++ == NPU_MAX_SIGNATURES || !next_entry(&entries, &key) || !is_key(image, &key) || signed_before(pairs, &key) ||
             !next_entry(&entries, &signature) || signature.kind != NPU_TLV_KIND_ED25519 ||
             signature.length != NPU_SIGNATURE_BYTES) {
             return refuse(image, offset);

@@ -91,6 +91,7 @@ static void describe_slot(uint32_t slot, struct npu_slot_info *answer)
         .trial = state.trial == slot,
         .failed = state.failed == slot,
         .result = (uint8_t)report->result,
+        .proven = boot_state_is_proven(&state, slot),
         .version = report->version,
         .image_bytes = report->image_bytes,
         .security_counter = report->security_counter,

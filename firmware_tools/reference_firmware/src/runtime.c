@@ -60,7 +60,8 @@ uint32_t runtime_confirm(void)
     return OK;
 }
 
-/* A rollback has no fall-back: what it leads to must be known to come up. */
+/* A rollback has no fall-back: what it leads to must be known to come up. That an image verifies does not say so: an
+ * update that was aborted behind its last byte leaves one that nobody has tried. */
 static uint32_t check_other(uint32_t other)
 {
     uint32_t result = slots_examine(other)->result;
@@ -72,7 +73,16 @@ static uint32_t check_other(uint32_t other)
     if (result != OK) {
         return NPU_MAILBOX_RESULT_NO_OTHER_IMAGE;
     }
-    return state.failed == other || state.trial == other ? NPU_MAILBOX_RESULT_UNTRIED : OK;
+    return state.failed != other && boot_state_is_proven(&state, other) ? OK : NPU_MAILBOX_RESULT_UNTRIED;
+}
+
+static uint32_t withdraw_trial(uint32_t slot)
+{
+    if (!boot_state_withdraw_trial()) {
+        return NPU_MAILBOX_RESULT_FLASH_FAULT;
+    }
+    LOG_INFO("the trial of slot %c is withdrawn", slot_letter(slot));
+    return OK;
 }
 
 uint32_t runtime_roll_back(void)
@@ -87,6 +97,9 @@ uint32_t runtime_roll_back(void)
         return NPU_MAILBOX_RESULT_NO_OTHER_IMAGE;
     }
     other = slots_other(boot_slot());
+    if (!on_trial && boot_state_read().trial == other) {
+        return withdraw_trial(other);
+    }
     result = check_other(other);
     if (result != OK) {
         return result;

@@ -13,7 +13,8 @@ bool runtime_is_on_trial(void);
 /* Makes the running image the one that is always booted. */
 uint32_t runtime_confirm(void);
 /* Makes the image in the other slot the one that is always booted, from the next reset on. Until then a confirmation or
- * an update of that slot takes it back. */
+ * an update of that slot takes it back. Where that image's trial is due and has not begun, withdraws the trial: what runs
+ * stays. */
 uint32_t runtime_roll_back(void);
 
 #endif

@@ -50,6 +50,7 @@ def slot_facts(slot: SlotInfo) -> dict[str, Any]:
         "confirmed": slot.confirmed,
         "trial": slot.trial,
         "failed": slot.failed,
+        "proven": slot.proven,
         "version": str(slot.version) if written else None,
         "image_bytes": slot.image_bytes if written else None,
         "security_counter": slot.security_counter if written else None,
@@ -83,6 +84,9 @@ def slot_state(slot: SlotInfo, running: Slot, on_trial: bool) -> str:
         words.append("confirmed" if slot.slot == running else "fall-back")
     if slot.failed:
         words.append("its trial failed")
+    tried = slot.proven or slot.confirmed or slot.failed or slot.trial or (slot.slot == running and on_trial)
+    if slot.valid and not tried:
+        words.append("never confirmed")
     if not slot.valid:
         words.append(f"does not boot: {result_slug(slot.result)}")
     return ", ".join(words) or "could be booted"
