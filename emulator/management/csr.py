@@ -57,6 +57,7 @@ class Interrupt(enum.IntEnum):
     EXTERNAL = 11
 
 
+TIME_REGISTERS = frozenset((Csr.TIME, Csr.TIMEH))
 INTERRUPT_PRIORITY = (Interrupt.EXTERNAL, Interrupt.SOFTWARE, Interrupt.TIMER)
 INTERRUPT_MASK = sum(1 << interrupt for interrupt in Interrupt)
 

@@ -29,7 +29,9 @@ _SYMBOLS_MAX = 200_000
 _SYMBOL_NAME_BYTES_MAX = 200
 
 _HEADER_BYTES = 52
-_SEGMENT_HEADER_BYTES = 32
+_SEGMENT_HEADER = struct.Struct("<8I")
+"""Type, offset, virtual and physical address, size in the file and in memory, flags, alignment (gABI, chapter 5)."""
+_LOADABLE = 1
 _SECTION_HEADER = struct.Struct("<10I")
 _SYMBOL = struct.Struct("<IIIBBH")
 
@@ -156,12 +158,13 @@ def _check_table(elf: ELFFile, data: bytes, what: str, prefix: str, entry_bytes:
 
 def _read_segments(elf: ELFFile, data: bytes) -> tuple[Segment, ...]:
     segments = []
-    for index in range(_check_table(elf, data, "segment", "ph", _SEGMENT_HEADER_BYTES, _SEGMENTS_MAX)):
-        header = elf.get_segment(index).header
-        if header["p_type"] != "PT_LOAD" or not header["p_memsz"]:
+    count = _check_table(elf, data, "segment", "ph", _SEGMENT_HEADER.size, _SEGMENTS_MAX)
+    table = int(elf["e_phoff"])
+    for index in range(count):
+        at = table + index * _SEGMENT_HEADER.size
+        kind, start, _, address, held, size, _, _ = _SEGMENT_HEADER.unpack_from(data, at)
+        if kind != _LOADABLE or not size:
             continue
-        start, held, size = int(header["p_offset"]), int(header["p_filesz"]), int(header["p_memsz"])
-        address = int(header["p_paddr"])
         if held > size:
             raise BadSegment(f"segment {index} has {held:#x} bytes in the file, more than its {size:#x} in memory")
         if start + held > len(data):

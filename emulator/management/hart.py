@@ -19,7 +19,7 @@ import unicorn
 from unicorn import riscv_const, unicorn_const
 
 from emulator.management import instructions
-from emulator.management.csr import INTERRUPT_BIT, WORD_MASK, ControlRegisters, IllegalCsr, Interrupt
+from emulator.management.csr import INTERRUPT_BIT, TIME_REGISTERS, WORD_MASK, ControlRegisters, IllegalCsr, Interrupt
 from emulator.management.engine_registers import EngineRegisters
 from emulator.management.instruction_counter import InstructionCounter, find_counter
 from emulator.management.memory import NO_MEMORY, PAGE_BYTES, Memories
@@ -125,6 +125,8 @@ class Hart:
         self._stale_block: tuple[int, int] | None = None
         self._intercepted: set[int] = set()
         self.fault: BusFault | None = None
+        self.time_read_cycles = 0
+        """What a read of `time` takes on top of its instruction: the value lies in a peripheral."""
         self.pc = 0
         self.csrs = ControlRegisters(lambda: self.cycle, lambda: self.retired, time)
         self._prime()
@@ -383,6 +385,8 @@ class Hart:
         source = csr.source if csr.immediate else self.read_register(csr.source)
         reads = csr.destination != 0 or csr.operation is not instructions.CsrOperation.WRITE
         old = self.csrs.read(csr.number) if reads else 0
+        if csr.number in TIME_REGISTERS:
+            self.delay(self.time_read_cycles)
         if csr.writes:
             match csr.operation:
                 case instructions.CsrOperation.WRITE:

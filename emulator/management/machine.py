@@ -104,6 +104,7 @@ class Machine:
         self._reported: set[int] = set()
         self.memories = Memories(_make_memory(entry, buffers or {}, board) for entry in board.memories)
         self.hart = Hart(self.memories, lambda: self.clint.time)
+        self.hart.time_read_cycles = access_cycles
         try:
             self.clint = Clint(self, self.hart.set_pending)
             self.plic = Plic(lambda level: self.hart.set_pending(Interrupt.EXTERNAL, level))

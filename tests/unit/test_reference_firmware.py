@@ -49,6 +49,8 @@ pytestmark = needs_compiler
 _QUICK_MS = 3
 """What "at once" is for an answer."""
 _WATCHDOG_MS = 4000
+_TALK_S = 0.05
+"""For the firmware to say what it has to: a byte takes it some 10 us."""
 _BOTH = ProvenSlot.A | ProvenSlot.B
 
 
@@ -269,11 +271,12 @@ def type_in(bench: CoreBench, text: str) -> bytes:
     while data:
         data = data[bench.chip.receive(data) :]
         bench.run_for(0.001)
+    bench.run_for(_TALK_S)
     return bytes(bench.printed[before:])
 
 
 def test_console_echoes_and_obeys(bench: CoreBench) -> None:
-    bench.run_for(0.001)
+    bench.run_for(_TALK_S)
     assert bench.printed.endswith(b"> ")
     assert b"sensors: latest readings" in type_in(bench, "help\r")
     assert b"slot A" in type_in(bench, "info\r")
@@ -291,7 +294,7 @@ def test_a_fault_is_told_and_ends_in_a_watchdog_reset() -> None:
     with core_bench(fresh_storage(firmware_image("VARIANT_FAULTS=1"))) as bench:
         bench.boot()
         assert bench.run_until(lambda: bench.progress()["post_code"] == Post.FIRMWARE_FAULT)
-        bench.run_for(0.001)
+        bench.run_for(_TALK_S)
         assert b"fault: mcause 00000002" in bench.printed
         assert b"x31" in bench.printed
         assert bench.run_until(lambda: bool(bench.resets))

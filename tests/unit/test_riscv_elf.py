@@ -85,7 +85,7 @@ def test_serial_input_waits_for_room() -> None:
         run.send(b"abc")
         assert run.unsent == 3
         for _ in range(5):
-            run.step(100)
+            run.step(5_000)
         assert (run.unsent, bytes(sent)) == (0, b"abc")
 
 

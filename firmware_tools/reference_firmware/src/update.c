@@ -388,6 +388,7 @@ static void finish_reading_back(const uint8_t *slot)
         fail(NPU_MAILBOX_RESULT_FLASH_FAULT, payload_end);
     } else {
         enter(STEP_TRIAL, NPU_UPDATE_STATE_READING_BACK);
+        update.position = update.total_bytes;
     }
 }
 
