@@ -28,10 +28,12 @@ _SYMBOLS_MAX = 200_000
 _SYMBOL_NAME_BYTES_MAX = 200
 
 _HEADER_BYTES = 52
-_SEGMENT_HEADER_BYTES = 32
+_SEGMENT_HEADER = struct.Struct("<8I")
 _SECTION_HEADER = struct.Struct("<10I")
 _SYMBOL = struct.Struct("<IIIBBH")
 
+_LOADED = 1
+"""Of p_type."""
 _SYMBOL_TABLE = 2
 """Of sh_type."""
 _TYPES_OF_PLACES = (0, 2)
@@ -179,12 +181,12 @@ def _check_table(elf: ELFFile, data: bytes, what: str, prefix: str, entry_bytes:
 
 def _read_segments(elf: ELFFile, data: bytes) -> tuple[Segment, ...]:
     segments = []
-    for index in range(_check_table(elf, data, "segment", "ph", _SEGMENT_HEADER_BYTES, _SEGMENTS_MAX)):
-        header = elf.get_segment(index).header
-        if header["p_type"] != "PT_LOAD" or not header["p_memsz"]:
+    first = int(elf["e_phoff"])
+    for index in range(_check_table(elf, data, "segment", "ph", _SEGMENT_HEADER.size, _SEGMENTS_MAX)):
+        header = _SEGMENT_HEADER.unpack_from(data, first + index * _SEGMENT_HEADER.size)
+        kind, start, _, address, held, size, _, _ = header
+        if kind != _LOADED or not size:
             continue
-        start, held, size = int(header["p_offset"]), int(header["p_filesz"]), int(header["p_memsz"])
-        address = int(header["p_paddr"])
         if held > size:
             raise BadSegment(f"segment {index} has {held:#x} bytes in the file, more than its {size:#x} in memory")
         if start + held > len(data):
