@@ -30,11 +30,11 @@ _SYMBOL_NAME_BYTES_MAX = 200
 
 _HEADER_BYTES = 52
 _SEGMENT_HEADER = struct.Struct("<8I")
-"""Type, offset, virtual and physical address, size in the file and in memory, flags, alignment (gABI, chapter 5)."""
-_LOADABLE = 1
 _SECTION_HEADER = struct.Struct("<10I")
 _SYMBOL = struct.Struct("<IIIBBH")
 
+_LOADED = 1
+"""Of p_type."""
 _SYMBOL_TABLE = 2
 """Of sh_type."""
 _TYPES_OF_PLACES = (0, 2)
@@ -158,12 +158,11 @@ def _check_table(elf: ELFFile, data: bytes, what: str, prefix: str, entry_bytes:
 
 def _read_segments(elf: ELFFile, data: bytes) -> tuple[Segment, ...]:
     segments = []
-    count = _check_table(elf, data, "segment", "ph", _SEGMENT_HEADER.size, _SEGMENTS_MAX)
-    table = int(elf["e_phoff"])
-    for index in range(count):
-        at = table + index * _SEGMENT_HEADER.size
-        kind, start, _, address, held, size, _, _ = _SEGMENT_HEADER.unpack_from(data, at)
-        if kind != _LOADABLE or not size:
+    first = int(elf["e_phoff"])
+    for index in range(_check_table(elf, data, "segment", "ph", _SEGMENT_HEADER.size, _SEGMENTS_MAX)):
+        header = _SEGMENT_HEADER.unpack_from(data, first + index * _SEGMENT_HEADER.size)
+        kind, start, _, address, held, size, _, _ = header
+        if kind != _LOADED or not size:
             continue
         if held > size:
             raise BadSegment(f"segment {index} has {held:#x} bytes in the file, more than its {size:#x} in memory")

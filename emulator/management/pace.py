@@ -11,11 +11,13 @@ _NS_PER_S = 1_000_000_000
 _LAG_TICKS_MAX = MTIME_HERTZ // 50
 """20 ms: more than a wake-up is late by. Time that the process was stopped for beyond that is lost to the core, so that
 its watchdog does not bark at what is no fault of its program's."""
-_REST_OWED_NS_MAX = 20_000_000
+_REST_OWED_NS_MAX = 250_000_000
 _REST_NS_MIN = 200_000
 """Shorter sleeps cost more than they save."""
 _SLICE_NS = 1_000_000
 _SLICE_INSTRUCTIONS_MIN, _SLICE_INSTRUCTIONS_MAX = 256, 200_000
+_FIRST_SLICE_INSTRUCTIONS = 2_048
+"""A program may begin with what takes longest here: traps."""
 
 
 class Pace:
@@ -35,7 +37,7 @@ class Pace:
         self._owed_ns = 0.0
         self._wall_then = wall_ns()
         self._tick_then = 0
-        self.instructions = _SLICE_INSTRUCTIONS_MAX
+        self.instructions = _FIRST_SLICE_INSTRUCTIONS
         """Of the next slice: about a millisecond, whatever the program does."""
 
     def begin(self, tick: int) -> None:
@@ -55,7 +57,7 @@ class Pace:
     def worked(self, wall_ns: int, *, whole_slice: bool) -> None:
         """A slice took so long; `whole_slice` says that all its instructions were run."""
         if wall_ns > 2 * _SLICE_NS:
-            self.instructions = max(self.instructions // 2, _SLICE_INSTRUCTIONS_MIN)
+            self.instructions = max(self.instructions * _SLICE_NS // wall_ns, _SLICE_INSTRUCTIONS_MIN)
         elif wall_ns < _SLICE_NS and whole_slice:
             self.instructions = min(self.instructions * 2, _SLICE_INSTRUCTIONS_MAX)
 

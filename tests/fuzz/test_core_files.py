@@ -45,7 +45,7 @@ from emulator.state_error import StateError
 from tests.fuzz.device import fuzzed
 from tests.support.core_bench import REFERENCE_IMAGE, core_bench
 from tests.support.riscv import HERE, RAM, WFI, code
-from tests.support.small_elf import Segment, elf32
+from tests.support.small_elf import HEADER_BYTES, Segment, elf32
 
 EXAMPLES = 40
 BOOTS = 3
@@ -216,6 +216,14 @@ def test_elf_files_are_taken_or_refused(changes: list[tuple[int, bytes]], cut: i
             parse_program(text).load(Memories([memory]), store)
         except ElfError as error:
             assert str(error)
+
+
+@pytest.mark.parametrize("kind", [2, 3, 4, 0x7000_0003, 0xFFFF_FFFF])
+def test_segments_that_are_not_loaded_are_not_looked_into(kind: int) -> None:
+    """A dynamic segment, an interpreter, notes: what they say of themselves may be anything."""
+    data = bytearray(elf32([Segment(RAM, b"code"), Segment(RAM + 0x1000, b"\xff\xff\xff\x7f")], RAM))
+    data[HEADER_BYTES + 32 : HEADER_BYTES + 36] = kind.to_bytes(4, "little")
+    assert [segment.address for segment in parse_program(bytes(data)).segments] == [RAM]
 
 
 KEYS = st.sampled_from(
