@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from driver_shim.protocol.firmware_slots import (
     BOOT_STATE,
@@ -125,6 +126,7 @@ def failures(states: Iterator[Moment]) -> list[str]:
     return wrong
 
 
+SHOWN = ("trial of B", Slot.B)
 OLD_VERSION, NEW_VERSION = "1.0.0", "2.0.0"
 
 
@@ -188,6 +190,7 @@ def test_a_rollback_survives_a_power_cut_at_every_flash_operation(old: bytes, ne
     assert failures(moments(before, after, journal)) == []
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_an_update_onto_a_failed_trial_survives_a_power_cut_at_every_flash_operation(old: bytes, new: bytes) -> None:
     hangs = firmware_image("VARIANT_HANGS=1", security_counter=1, version="1.5.0")
@@ -202,19 +205,24 @@ def test_an_update_onto_a_failed_trial_survives_a_power_cut_at_every_flash_opera
     assert failures(moments(before, after, journal)) == []
 
 
+def recovery_cases() -> list[ParameterSet]:
+    """Every slot under every kind of marks; all but one in the slow lane."""
+    marks = {
+        "A": BootState(confirmed=Slot.A, proven=ProvenSlot.A | ProvenSlot.B),
+        "B": BootState(confirmed=Slot.B, proven=ProvenSlot.A | ProvenSlot.B),
+        "trial of B": BootState(confirmed=Slot.A, trial=Slot.B, proven=ProvenSlot.A),
+        "A failed": BootState(confirmed=Slot.B, failed=Slot.A, proven=ProvenSlot.B),
+        "B failed": BootState(confirmed=Slot.A, failed=Slot.B, proven=ProvenSlot.A),
+    }
+    return [
+        pytest.param(slot, state, id=f"{name}-{slot.name}", marks=() if (name, slot) == SHOWN else pytest.mark.slow)
+        for name, state in marks.items()
+        for slot in (Slot.A, Slot.B)
+    ]
+
+
 @needs_compiler
-@pytest.mark.parametrize("slot", [Slot.A, Slot.B])
-@pytest.mark.parametrize(
-    "marks",
-    [
-        BootState(confirmed=Slot.A, proven=ProvenSlot.A | ProvenSlot.B),
-        BootState(confirmed=Slot.B, proven=ProvenSlot.A | ProvenSlot.B),
-        BootState(confirmed=Slot.A, trial=Slot.B, proven=ProvenSlot.A),
-        BootState(confirmed=Slot.B, failed=Slot.A, proven=ProvenSlot.B),
-        BootState(confirmed=Slot.A, failed=Slot.B, proven=ProvenSlot.A),
-    ],
-    ids=["A", "B", "trial of B", "A failed", "B failed"],
-)
+@pytest.mark.parametrize(("slot", "marks"), recovery_cases())
 def test_a_recovery_survives_a_power_cut_at_every_flash_operation(
     old: bytes, new: bytes, slot: Slot, marks: BootState
 ) -> None:
