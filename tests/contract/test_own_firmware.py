@@ -211,15 +211,37 @@ def test_the_core_does_not_outlive_a_killed_emulator(folder: Path) -> None:
         assert process.stdout.read() == b"", "the core had the other end, too"
 
 
-def tcp_port(folder: Path, process: subprocess.Popen[bytes]) -> int:
+def announced(folder: Path, process: subprocess.Popen[bytes], pattern: str) -> str:
     """Where its log says that the UART is."""
     while True:
-        found = re.search(r"the UART is at 127\.0\.0\.1:(\d+)", log(folder))
+        found = re.search(pattern + r"\n", log(folder))
         if found:
-            return int(found[1])
+            return found[1]
         with suppress(subprocess.TimeoutExpired):
             process.wait(0.05)
             raise AssertionError(log(folder))
+
+
+def test_over_a_pseudo_terminal_it_answers_whoever_opens_it(folder: Path) -> None:
+    elf = image(folder, *echo_until("."))
+    with emulator(folder, "--firmware", elf, "--uart", "pty") as process:
+        name = announced(folder, process, r"the UART is at (/dev/pts/\d+)")
+        terminal = os.open(name, os.O_RDWR | os.O_NOCTTY)
+        try:
+            got = b""
+            os.write(terminal, b"typed.")
+            while not got.endswith(b"typed."):
+                assert select.select([terminal], [], [], END_S)[0], got
+                got += os.read(terminal, 64)
+        finally:
+            os.close(terminal)
+    assert (got, process.returncode) == (b"?\ntyped.", 0)
+
+
+def test_a_pseudo_terminal_that_nobody_opens_stops_nothing(folder: Path) -> None:
+    loop = [addi(7, 7, -1), sb(6, 5), beq(7, 0, 8), j(-12)]
+    elf = image(folder, *say(">"), *li(7, MANY_BYTES), *loop, *end(6))
+    assert run(folder, "--firmware", elf, "--uart", "pty") == (b"", 6)
 
 
 def ask(clients: Sequence[socket.socket], text: bytes) -> bytes:
@@ -236,7 +258,7 @@ def ask(clients: Sequence[socket.socket], text: bytes) -> bytes:
 def test_over_tcp_the_newest_client_has_the_uart(folder: Path) -> None:
     elf = image(folder, *echo_until("."))
     with emulator(folder, "--firmware", elf, "--uart", "tcp:0") as process:
-        port = tcp_port(folder, process)
+        port = int(announced(folder, process, r"the UART is at 127\.0\.0\.1:(\d+)"))
         clients: list[socket.socket] = []
         try:
             for number in range(20):
