@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+from driver_shim.protocol import fences
 from driver_shim.protocol.mailbox import MailboxState
 from driver_shim.protocol.registers import (
     CONSOLE_WINDOW_BYTES,
@@ -303,6 +304,9 @@ class CoreProcess(ManagementPort):
     def mailbox_withdraw(self) -> None:
         """See ManagementPort."""
         self._idle = True
+        # before anything is written over the request: the core may be copying it
+        self._link["withdraw_number"] = (self._link["withdraw_number"] + 1) & _NUMBER_MASK
+        fences.publish()
 
     def mailbox_status(self) -> int:
         """See ManagementPort."""
@@ -317,6 +321,9 @@ class CoreProcess(ManagementPort):
 
     def mailbox_write(self, index: int, value: int) -> None:
         """See ManagementPort."""
-        if self._mailbox_state() is MailboxState.DONE:
+        state = self._mailbox_state()
+        if state is MailboxState.BUSY:
+            return  # the window is the firmware's
+        if state is MailboxState.DONE:
             self._idle = True  # the answer was taken, and the next request is being written
         self._link.request[8 * index : 8 * index + 8] = value.to_bytes(8, "little")

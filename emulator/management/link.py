@@ -29,7 +29,7 @@ LINK = Layout(
     "input_written" / u32,
     "dma_finished" / u32,
     "dma_failed" / u32,
-    reserved(4),
+    "withdraw_number" / u32,
     "busy_ticks" / u64,
     reserved(24),
     # written by the core

@@ -38,7 +38,8 @@ CORE_NICENESS = 5
 """The core yields to the bus."""
 EXIT_FAILED = 1
 _NUMBER_MASK = 0xFFFF_FFFF
-MAX_EXIT_CODE = 255
+EXIT_CODE_MASK = 0xFF
+"""What a process can end with; QEMU cuts the rest off too."""
 _MS_PER_S = 1000
 _LONGEST_SLEEP_TICKS = 3600 * MTIME_HERTZ
 """What `poll` can be told; a program's next deadline may be tens of thousands of years away."""
@@ -143,7 +144,7 @@ class CoreLoop:
             return
         if stop.reason is StopReason.POWER_OFF:
             _logger.info("the image switched the core off with code %d", stop.exit_code or 0)
-            self._link["exit_code"] = min(stop.exit_code or 0, MAX_EXIT_CODE) + 1
+            self._link["exit_code"] = ((stop.exit_code or 0) & EXIT_CODE_MASK) + 1
         else:
             _logger.error("the core stopped at an access to nothing")
             self._link["exit_code"] = EXIT_FAILED + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from driver_shim.protocol import fences
 from driver_shim.protocol.mailbox import MAILBOX_BYTES, MailboxResult
 from driver_shim.protocol.management_registers import MAILBOX
 from emulator.management.link import Link
@@ -27,11 +28,15 @@ class Mailbox(RegisterPeripheral):
 
     def look(self) -> bool:
         """Take a request that the host rang for; True if there was one."""
+        withdrawals = self._link.noticed("withdraw_number")
         number = self._link.noticed("ring_number")
         if self._pending or number == self._taken:
             return False
         self._taken = number
         self.store_words("data_0", bytes(self._link.request))
+        fences.consume()
+        if self._link["withdraw_number"] != withdrawals:
+            return False  # it is not wanted any more, and what was copied may be half of the next one
         self._pending = True
         self._machine.set_interrupt(self._interrupt, True)
         return True
