@@ -83,6 +83,7 @@ def test_threads_and_loops_meet_a_reset_with_nothing_but_device_reset_and_closed
     seen: set[str] = set()
     there = victim.buffer(BIG, "uint8")
     queues = [victim.queue(depth=32) for _ in range(2)]
+    rounds = threading.Semaphore(0)
 
     def submitting(queue: sdk.Queue) -> None:
         while not stop.is_set():
@@ -95,6 +96,7 @@ def test_threads_and_loops_meet_a_reset_with_nothing_but_device_reset_and_closed
         while not stop.is_set():
             queue.fill(there, 1).wait()
             queue.nop().wait()
+            rounds.release()
 
     async def awaiting(queue: sdk.Queue) -> None:
         while not stop.is_set():
@@ -116,7 +118,8 @@ def test_threads_and_loops_meet_a_reset_with_nothing_but_device_reset_and_closed
     threads = [threading.Thread(target=guarded, args=(call,)) for call in calls]
     for thread in threads:
         thread.start()
-    queues[1].nop().wait()
+    for _ in range(2 * len(queues)):  # else a reset could come before anybody waits for anything
+        assert rounds.acquire(timeout=PATIENCE_S)
     victim.reset()
     for thread in threads:
         thread.join(PATIENCE_S)
