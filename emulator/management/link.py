@@ -10,7 +10,7 @@ import mmap
 import os
 
 from driver_shim.protocol import fences
-from driver_shim.protocol.layout import Layout, array, reserved, u32, u64
+from driver_shim.protocol.layout import Layout, raw, reserved, u32, u64
 from driver_shim.protocol.mailbox import MAILBOX_BYTES
 from driver_shim.protocol.registers import CONSOLE_WINDOW_BYTES
 
@@ -53,13 +53,13 @@ LINK = Layout(
     "dma_address" / u64,
     "power_offs" / u32,
     reserved(100),
-    "request" / array(MAILBOX_BYTES // 4, u32),  # the function's
-    "answer" / array(MAILBOX_BYTES // 4, u32),  # the core's
-    "input" / array(INPUT_BYTES // 4, u32),  # the function's
+    "request" / raw(MAILBOX_BYTES),  # the function's
+    "answer" / raw(MAILBOX_BYTES),  # the core's
+    "input" / raw(INPUT_BYTES),  # the function's
     reserved(0xC00),
-    "console" / array(CONSOLE_WINDOW_BYTES // 4, u32),  # the core's
+    "console" / raw(CONSOLE_WINDOW_BYTES),  # the core's
     reserved(0xE000),
-    "dma" / array(MAX_DMA_BYTES // 4, u32),  # the function's
+    "dma" / raw(MAX_DMA_BYTES),  # the function's
 )
 
 
@@ -74,7 +74,7 @@ class Link:
         self._at = {
             name: (self._doubles, spec.offset // 8) if spec.size == 8 else (self._words, spec.offset // 4)
             for name, spec in LINK.fields.items()
-            if spec.elements == 1
+            if spec.size in (4, 8)
         }
         self.request = self._area(whole, "request")
         self.answer = self._area(whole, "answer")
