@@ -20,6 +20,10 @@ import pytest
 
 import emulator.management
 import sdk
+from driver_shim.bring_up import enable_function
+from driver_shim.protocol.registers import Post
+from driver_shim.registers import Registers
+from driver_shim.transport.vfio_user import VfioUserTransport
 from firmware_tools.build import read_program
 from tests.support.firmware_images import image
 from tests.support.npuctl import PATIENCE_S, Npuctl, environment
