@@ -28,13 +28,10 @@ def test_an_update_is_flashed_tried_and_confirmed(guest: Guest, second: str, not
         f"fw flash {IMAGE} {at} --yes --activate",
         f"fw confirm {at} --yes",
         f"fw info {at}",
-        f"info {at}",
     )
     assert [code for code, _ in runs] == [0] * len(runs), runs
-    before, flashed, _, after, info = (document["devices"][0] for _, document in runs)
+    before, flashed, _, after = (document["devices"][0] for _, document in runs)
     assert before["firmware"]["version"] != VERSION
     assert flashed["outcome"]["verified"] is True
     assert (after["firmware"]["version"], after["firmware"]["on_trial"]) == (VERSION, False)
-    assert info["firmware"] == VERSION
-    assert info["sensors"]["temperature_celsius"] > 0
     note(f"{VERSION} runs from slot {after['firmware']['slot']}")
