@@ -246,7 +246,7 @@ class CoreProcess(ManagementPort):
         self._link["hold"] = asked["hold"]
         if asked["reset"] or asked["recovery"]:
             self._link["reset_to_recovery"] = asked["recovery"]
-            self._link.announce("reset_number", (self._link["reset_number"] + 1) & _NUMBER_MASK)
+            self._link.count_up("reset_number")
         self._kick()
 
     def reading(self, name: str) -> int:
@@ -297,7 +297,7 @@ class CoreProcess(ManagementPort):
             return False
         if state is not MailboxState.ABSENT:
             self._idle = False
-            self._link.announce("ring_number", (self._link["ring_number"] + 1) & _NUMBER_MASK)
+            self._link.count_up("ring_number")
             self._kick()
         return True
 

@@ -88,10 +88,6 @@ class Flash:
         if after != data:
             raise FlashError(f"the page at {offset:#x} was not erased")
 
-    def erase_count(self, offset: int) -> int:
-        """How often the sector at `offset` was erased."""
-        return int(self._wear[offset // SECTOR_BYTES])
-
     def _apply(self, offset: int, after: bytes) -> None:
         if self.journal is not None:
             self.journal.append(FlashOperation(offset, self.read(offset, len(after)), after))

@@ -17,6 +17,7 @@ from driver_shim.protocol.registers import CONSOLE_WINDOW_BYTES
 MAX_DMA_BYTES = 0x1_0000
 INPUT_BYTES = 256
 LINK_BYTES = 0x2_0000
+NUMBER_MASK = 0xFFFF_FFFF
 
 LINK = Layout(
     "management_link",
@@ -100,6 +101,10 @@ class Link:
         """Store a number after all that it announces."""
         fences.publish()
         self[name] = value
+
+    def count_up(self, name: str) -> None:
+        """Announce the next number."""
+        self.announce(name, (self[name] + 1) & NUMBER_MASK)
 
     def noticed(self, name: str) -> int:
         """Load a number before all that it announces."""

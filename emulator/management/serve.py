@@ -37,7 +37,6 @@ _logger = logging.getLogger("npu.emulator.management")
 CORE_NICENESS = 5
 """The core yields to the bus."""
 EXIT_FAILED = 1
-_NUMBER_MASK = 0xFFFF_FFFF
 EXIT_CODE_MASK = 0xFF
 """What a process can end with; QEMU cuts the rest off too."""
 _MS_PER_S = 1000
@@ -151,7 +150,7 @@ class CoreLoop:
         self._chip.power_off()
         self._runs = False
         self._flush()
-        self._link.announce("power_offs", (self._link["power_offs"] + 1) & _NUMBER_MASK)
+        self._link.count_up("power_offs")
         self._wake_function()
 
     def _boot(self, reason: CoreReset) -> None:

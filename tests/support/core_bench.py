@@ -171,6 +171,11 @@ class CoreBench:
                 return MailboxResult(status.result), status.kept_bytes
 
 
+def milliseconds(bench: CoreBench) -> int:
+    """The core's own time."""
+    return bench.chip.machine.tick * 1000 // MTIME_HERTZ
+
+
 @contextmanager
 def core_bench(contents: bytes | None = None, figures: ThermalFigures | None = None) -> Iterator[CoreBench]:
     """A chip, powered off in the end."""

@@ -37,11 +37,11 @@ from driver_shim.protocol.mailbox import (
     MailboxCommand,
     MailboxResult,
 )
-from driver_shim.protocol.management_registers import HARDWARE_ID, MTIME_HERTZ
+from driver_shim.protocol.management_registers import HARDWARE_ID
 from driver_shim.protocol.registers import CoreReset, Post
 from emulator.management.storage import fresh_storage
 from emulator.management.thermal import Thermal
-from tests.support.core_bench import CoreBench, core_bench
+from tests.support.core_bench import CoreBench, core_bench, milliseconds
 from tests.support.reference_firmware import firmware_elf, firmware_image, needs_compiler, noise
 
 pytestmark = needs_compiler
@@ -59,10 +59,6 @@ def bench() -> Iterator[CoreBench]:
     with core_bench(fresh_storage(firmware_image())) as made:
         assert made.boot_to_ready()
         yield made
-
-
-def milliseconds(bench: CoreBench) -> int:
-    return bench.chip.machine.tick * 1000 // MTIME_HERTZ
 
 
 def info(bench: CoreBench) -> Any:

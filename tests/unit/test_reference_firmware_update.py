@@ -30,11 +30,10 @@ from driver_shim.protocol.mailbox import (
     UpdateFlag,
     UpdateState,
 )
-from driver_shim.protocol.management_registers import MTIME_HERTZ
 from driver_shim.protocol.registers import CoreReset
 from emulator.management.flash import ENDURANCE_CYCLES
 from emulator.management.storage import fresh_storage
-from tests.support.core_bench import HOST_ADDRESS, CoreBench, core_bench
+from tests.support.core_bench import HOST_ADDRESS, CoreBench, core_bench, milliseconds
 from tests.support.images import OTHER_SIGNER
 from tests.support.reference_firmware import firmware_image, needs_compiler, noise, signed_image
 
@@ -52,10 +51,6 @@ def bench() -> Iterator[CoreBench]:
     with core_bench(fresh_storage(firmware_image())) as made:
         assert made.boot_to_ready()
         yield made
-
-
-def milliseconds(bench: CoreBench) -> int:
-    return bench.chip.machine.tick * 1000 // MTIME_HERTZ
 
 
 def status(bench: CoreBench) -> Any:

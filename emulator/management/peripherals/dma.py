@@ -66,7 +66,7 @@ class DmaEngine(RegisterPeripheral):
         self._enter(DmaStatus.BUSY)
         self._link["dma_address"] = self.value("address_high") << 32 | self.value("address_low")
         self._link["dma_length"] = length
-        self._link.announce("dma_number", (self._link["dma_number"] + 1) & 0xFFFF_FFFF)
+        self._link.count_up("dma_number")
         self._wake_function()
 
     def _clear(self, value: int) -> None:

@@ -10,8 +10,6 @@ from emulator.management.link import Link
 from emulator.management.peripherals.register_block import RegisterPeripheral
 from emulator.management.thermal import Thermal
 
-_COUNT_MASK = 0xFFFF_FFFF
-
 
 class Sensors(RegisterPeripheral):
     """Registers of `management_registers.SENSORS`."""
@@ -48,4 +46,4 @@ class Sensors(RegisterPeripheral):
         for name in ("temperature", "power", "voltage"):
             self._link[name] = self.value(name)
         self._link["published_ns"] = self._wall_ns()
-        self._link.announce("publications", (self._link["publications"] + 1) & _COUNT_MASK)
+        self._link.count_up("publications")
