@@ -1,4 +1,4 @@
-"""Socket files: made for the owner alone, replaced when nobody serves behind them, removed at the end."""
+"""Socket files: made for the owner alone, shown once they answer, replaced when stale, removed at the end."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from emulator import timeouts
 
 SOCKET_MODE = 0o600
 BACKLOG = 16
-MAX_PATH_BYTES = 107
-"""sockaddr_un has room for this and a NUL byte."""
+_HIDDEN_SUFFIX = "~"
+MAX_PATH_BYTES = 107 - len(_HIDDEN_SUFFIX)
+"""sockaddr_un has room for 107 bytes and a NUL; a socket is bound under a longer name than it is shown by."""
 _LOCK_RETRY_S = 0.005
 
 
@@ -39,11 +40,15 @@ class Listener:
         try:
             with _locked(path.parent):
                 _remove_stale(path)
-                self.socket.bind(os.fspath(path))
+                hidden = Path(f"{path}{_HIDDEN_SUFFIX}")
+                _remove_stale(hidden)
+                self.socket.bind(os.fspath(hidden))
                 # Nobody can connect before listen(), so nobody slips in while the mode is still wider.
-                os.chmod(path, SOCKET_MODE)
-                self._identity = _identity(path)
-            self.socket.listen(BACKLOG)
+                os.chmod(hidden, SOCKET_MODE)
+                self.socket.listen(BACKLOG)
+                self._identity = _identity(hidden)
+                # Whoever waits for the name, or finds it while starting another, finds it answering.
+                os.rename(hidden, path)
             self.socket.setblocking(False)
         except OSError as error:
             self.socket.close()

@@ -603,6 +603,31 @@ def test_a_socket_file_nobody_serves_behind_is_replaced(function: SmallFunction,
         assert not client.negotiate().failed
 
 
+def test_a_socket_file_appears_only_once_it_answers(
+    function: SmallFunction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "npu.sock"
+    shown = []
+    listen = socket.socket.listen
+
+    def look_and_listen(listening: socket.socket, backlog: int) -> None:
+        shown.append(path.exists())
+        listen(listening, backlog)
+
+    monkeypatch.setattr(socket.socket, "listen", look_and_listen)
+    with serving(function, path), RawClient.connect(path) as client:
+        assert not client.negotiate().failed
+        assert os.listdir(tmp_path) == [path.name]
+    assert shown == [False]
+
+
+def test_what_a_starter_that_was_killed_left_is_replaced(function: SmallFunction, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as abandoned:
+        abandoned.bind(os.fspath(tmp_path / "npu.sock~"))
+    with serving(function, tmp_path / "npu.sock"):
+        assert os.listdir(tmp_path) == ["npu.sock"]
+
+
 def test_other_files_and_impossible_paths_are_refused(tmp_path: Path) -> None:
     before = open_files()
     (tmp_path / "file").write_text("precious")
