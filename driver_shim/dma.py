@@ -207,10 +207,15 @@ class HostMemory:
 
     def _collect_if_idle(self) -> None:
         """Give queued blocks back now, unless someone is at it; then the next call does."""
-        if self._lock.acquire(blocking=False):
-            try:
+        taken: list[bool] = []
+        try:
+            # A Ctrl-C is raised after a call, and between taking the lock and giving it back would keep it for ever:
+            # so one call both takes it and notes that, and `finally` calls nothing before `release`.
+            taken.extend(map(self._lock.acquire, (False,)))
+            if taken[0]:
                 self._collect()
-            finally:
+        finally:
+            if taken and taken[0]:
                 self._lock.release()
 
     def _collect(self) -> None:

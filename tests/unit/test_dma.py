@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import gc
 import mmap
 import os
+import random
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -23,6 +26,7 @@ from driver_shim.transport.base import RegionInfo, Transport
 
 MIB = 1 << 20
 CHILD_PASSED = 0
+PATIENCE_S = 20.0
 
 
 class RecordingTransport(Transport):
@@ -269,6 +273,27 @@ def test_finaliser_inside_allocate_does_not_deadlock(memory: HostMemory, monkeyp
     monkeypatch.undo()
     memory.allocate(64)
     assert memory.used_bytes == 2 * 64
+
+
+def test_interrupts_at_any_point_of_free_leave_memory_that_allocates(transport: RecordingTransport) -> None:
+    """The bytes of a call that was cut short may be lost until the end; the lock may not."""
+    memory = HostMemory(transport)
+    chance = random.Random(1)
+    handler = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for _ in range(2000):
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-6, 1e-4))
+                while True:
+                    memory.free(memory.allocate(64))
+            allocating = threading.Thread(target=memory.allocate, args=(64,), daemon=True)
+            allocating.start()
+            allocating.join(PATIENCE_S)
+            assert not allocating.is_alive()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+    memory.close()
 
 
 def test_limit_names_need_limit_and_remedy(transport: RecordingTransport) -> None:
