@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,10 @@ _common = {"deadline": None, "print_blob": True, "suppress_health_check": [Healt
 settings.register_profile("ci", derandomize=True, **_common)  # type: ignore[arg-type]
 settings.register_profile("local", **_common)  # type: ignore[arg-type]
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+# A shell has what it runs in the background ignore SIGINT, and the programs that tests interrupt would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def children() -> dict[int, str]:
