@@ -24,7 +24,7 @@ MEMORY = 3 << 20
 """Device memory: small, so that no random copy takes long, and no power of two, so that the aperture has a hole."""
 MOST_STEPS = 2000
 """No sequence here leaves a device with more work than that."""
-SLOW_FACTOR = 20
+SLOW_FACTOR = 40
 _PROFILE = dataclasses.replace(load_profile("generic"), memory_bytes=MEMORY)
 
 Test = TypeVar("Test", bound=Callable[..., None])

@@ -47,7 +47,7 @@ from tests.support.core_bench import REFERENCE_IMAGE, core_bench
 from tests.support.riscv import HERE, RAM, WFI, code
 from tests.support.small_elf import HEADER_BYTES, Segment, elf32
 
-EXAMPLES = 40
+EXAMPLES = 20
 BOOTS = 3
 MEMORY_BYTES = 0x4000
 

@@ -12,7 +12,7 @@ from emulator.usb.transfer import Answer, Ending
 from tests.fuzz.device import fuzzed
 from tests.support.debug_port_bench import CLASS_IN, CLASS_OUT, GOOD, VENDOR_IN, VENDOR_OUT, Bench
 
-EXAMPLES = 200
+EXAMPLES = 100
 MAX_STEPS = 40
 
 KINDS = st.one_of(

@@ -24,7 +24,7 @@ def allowed(queue: int, opcode: int) -> tuple[Status, ...]:
         return UNKNOWN_OPCODE
 
 
-@fuzzed(150, batch=st.lists(entries(), min_size=1, max_size=8))
+@fuzzed(75, batch=st.lists(entries(), min_size=1, max_size=8))
 def test_io_entries(batch: list[bytes]) -> None:
     with subject() as device:
         queue = device.bus.queue(1)
@@ -35,7 +35,7 @@ def test_io_entries(batch: list[bytes]) -> None:
         device.serves_on()
 
 
-@fuzzed(150, batch=st.lists(entries(), min_size=1, max_size=8))
+@fuzzed(75, batch=st.lists(entries(), min_size=1, max_size=8))
 def test_admin_entries(batch: list[bytes]) -> None:
     with subject() as device:
         device.bus.queue(1)
@@ -63,7 +63,7 @@ def check(device: Subject, queue: int, entry: bytes, done: Any) -> None:
         assert (newest.status, newest.queue, newest.opcode) == (status, queue, entry[0])
 
 
-@fuzzed(60, position=st.integers(0, len(CONTAINER) - 1), octet=st.integers(1, 255), cut=st.integers(0, len(CONTAINER)))
+@fuzzed(30, position=st.integers(0, len(CONTAINER) - 1), octet=st.integers(1, 255), cut=st.integers(0, len(CONTAINER)))
 def test_mutated_programs(position: int, octet: int, cut: int) -> None:
     with subject() as device:
         for image in (mutated(position, octet), CONTAINER[:cut]):

@@ -194,7 +194,7 @@ class Host:
         self.device.steps()
 
 
-@fuzzed(250, actions=st.lists(ACTIONS, max_size=40))
+@fuzzed(125, actions=st.lists(ACTIONS, max_size=40))
 def test_anything_at_any_moment(actions: list[Action]) -> None:
     with subject() as device:
         host = Host(device)
@@ -205,7 +205,7 @@ def test_anything_at_any_moment(actions: list[Action]) -> None:
 
 
 @fuzzed(
-    150,
+    75,
     accesses=st.lists(
         st.tuples(st.booleans(), OFFSETS, st.integers(1, 16), st.integers(0, (1 << 128) - 1)), max_size=40
     ),
@@ -225,7 +225,7 @@ def test_register_accesses(accesses: list[tuple[bool, int, int, int]]) -> None:
         device.serves_on()
 
 
-@fuzzed(150, writes=st.lists(st.tuples(st.integers(0, 4095), st.binary(min_size=1, max_size=16)), max_size=30))
+@fuzzed(75, writes=st.lists(st.tuples(st.integers(0, 4095), st.binary(min_size=1, max_size=16)), max_size=30))
 def test_config_writes(writes: list[tuple[int, bytes]]) -> None:
     with subject() as device:
         function = device.function
@@ -238,7 +238,7 @@ def test_config_writes(writes: list[tuple[int, bytes]]) -> None:
         device.serves_on()
 
 
-@fuzzed(150, pointers=st.lists(st.tuples(QUEUES, st.integers(0, 2), POINTERS, st.booleans()), min_size=1, max_size=20))
+@fuzzed(75, pointers=st.lists(st.tuples(QUEUES, st.integers(0, 2), POINTERS, st.booleans()), min_size=1, max_size=20))
 def test_pointers(pointers: list[tuple[int, int, int, bool]]) -> None:
     """A queue with a pointer out of range halts with a record; one whose pointers stayed in range still serves."""
     with subject() as device:

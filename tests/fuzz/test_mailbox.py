@@ -24,7 +24,7 @@ from tests.fuzz.device import fuzzed
 from tests.support.core_bench import HOST_ADDRESS, REFERENCE_IMAGE, CoreBench, core_bench
 
 MOST_REQUESTS = 25
-EXAMPLES = 12
+EXAMPLES = 6
 NUMBERS = st.one_of(
     st.integers(0, 8),
     st.sampled_from((0xFF, 0x100, SLOT_BYTES - 1, SLOT_BYTES, SLOT_BYTES + 1, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF)),

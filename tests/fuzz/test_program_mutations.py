@@ -123,7 +123,7 @@ def altered_tensor(draw: Any, program: Program) -> Program:
     return dataclasses.replace(program, tensors=(*program.tensors[:at], changed, *program.tensors[at + 1 :]))
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=200)
 @given(st.data())
 def test_what_is_accepted_runs(data: st.DataObject) -> None:
     program = data.draw(st.sampled_from(programs()))

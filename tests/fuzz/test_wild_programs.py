@@ -15,7 +15,7 @@ from tests.fuzz.device import fuzzed
 from tests.support import riscv
 from tests.support.riscv import CLINT, PLIC, POWER_OFF, RAM, UART
 
-EXAMPLES = 25
+EXAMPLES = 12
 INSTRUCTIONS = 300
 RUNS, RUN_INSTRUCTIONS = 4, 2000
 PATIENCE_TICKS = 1_000_000

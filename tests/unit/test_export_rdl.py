@@ -110,8 +110,10 @@ def test_it_is_one_description_of_all_maps_or_of_one(tmp_path: Path) -> None:
 
 def test_names_that_are_reserved_words_and_texts_with_quotes_survive(tmp_path: Path) -> None:
     text = 'Says "no" to C:\\temp.'
-    fields = [Field(word, index, 1, Access.RW, text) for index, word in enumerate(sorted(KEYWORDS)[:64])]
-    registers = [Register(word, 8 * index, 8, text, *fields) for index, word in enumerate(sorted(KEYWORDS))]
+    registers = [
+        Register(word, 8 * index, 8, text, Field(word, 0, 1, Access.RW, text), Field(word + "_", 1, 1, Access.RW, text))
+        for index, word in enumerate(sorted(KEYWORDS))
+    ]
     block = ExportedBlock("reg", 0x100, RegisterMap(0x1000, *registers), text, None, {})
     top = compiled([ExportedMap("addrmap", text, (block,), {})], "addrmap", tmp_path)
     found = found_registers(next(iter(top.children())))

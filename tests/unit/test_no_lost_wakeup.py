@@ -435,7 +435,11 @@ PROTOCOLS = {
 every_protocol = pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda protocol: protocol.__name__)
 
 
-@every_protocol
+@pytest.mark.parametrize(
+    "protocol",
+    [submission, completion_room, interrupt, pytest.param(one_sleep, marks=pytest.mark.slow)],
+    ids=lambda protocol: protocol.__name__,
+)
 def test_no_wakeup_is_lost(protocol: Callable[..., Protocol]) -> None:
     # WEAK can do whatever TSO can.
     assert lost_wakeup(protocol(), WEAK) is None
