@@ -432,7 +432,6 @@ PROTOCOLS = {
     one_sleep: ("host-submits", "host-reaps", "device"),
 }
 """Each protocol with the names of its full fences."""
-every_protocol = pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda protocol: protocol.__name__)
 
 
 @pytest.mark.parametrize(
@@ -454,6 +453,6 @@ def test_without_any_one_fence_a_wakeup_is_lost_even_on_x86(protocol: Callable[.
     assert lost_wakeup(protocol(without=fence), TSO) is not None
 
 
-@every_protocol
+@pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda protocol: protocol.__name__)
 def test_without_the_second_look_a_wakeup_is_lost(protocol: Callable[..., Protocol]) -> None:
     assert lost_wakeup(protocol(rechecks=False), TSO) is not None
