@@ -26,6 +26,7 @@ from driver_shim.protocol.management_registers import HARDWARE_ID
 from emulator.management.flash import SECTORS, Flash
 from emulator.management.one_time import OneTimeError, OneTimeValues, fresh_values
 from emulator.state_error import StateError
+from emulator.whole_file import replace_whole
 
 WEAR_OFFSET = FLASH_BYTES
 WEAR_BYTES = 4 * SECTORS
@@ -73,9 +74,7 @@ def open_storage(folder: Path | None, image: bytes | None) -> int:
     path = folder / STORAGE_FILE
     try:
         if not path.exists():
-            temporary = path.with_suffix(".new")
-            temporary.write_bytes(fresh_storage(image))
-            os.replace(temporary, path)
+            replace_whole(path, fresh_storage(image))
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         raise StateError(f"{path}: {error.strerror}; name a state folder that can be written") from error
