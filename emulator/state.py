@@ -40,7 +40,7 @@ class KeptState:
 
 def _check_summary(serial: str, counters: dict[str, int]) -> None:
     """Raise ValueError for what the device could not show to a host."""
-    if not 0 < len(serial.encode()) <= IDENTIFY_DATA.fields["serial"].size:
+    if not 0 < len(serial.encode()) <= IDENTIFY_DATA.fields["serial"].size or not serial.isprintable():
         raise ValueError(f"serial number {serial!r}")
     for name, value in counters.items():
         if not 0 <= value <= _LARGEST_COUNTER:
@@ -113,11 +113,13 @@ class StateFolder:
     def _read(self, name: str, check: Callable[[bytes], object]) -> bytes | None:
         """A file's bytes, which `check` accepts; None when there is no file. Raises StateError."""
         path = self.path / name
-        if not path.exists():
-            return None
-        data = path.read_bytes()
         try:
+            data = path.read_bytes()
             check(data)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StateError(f"{path}: {error.strerror}; make it readable, or name another folder") from error
         except ValueError as error:
             raise self._damaged(name, error) from error
         return data
