@@ -50,6 +50,7 @@ class UsbTransport(RegisterOnlyTransport):
         ContractMismatch, UnsupportedPlatform.
         """
         self.address = PREFIX + serial
+        self.serial = serial
         self._write_index = INTERFACE_REGISTERS | (Flag.FORCE << 8 if force else 0)
         self._lock = threading.Lock()
         self._port: usb.core.Device | None = open_debug_port(serial)
@@ -69,6 +70,7 @@ class UsbTransport(RegisterOnlyTransport):
                 subsystem="usb",
                 remedy="use the driver that belongs to the device",
             )
+        self.emulated = bool(info.emulated)
 
     # --- the interface -----------------------------------------------------------------------------------------
 

@@ -39,7 +39,7 @@ class Storage:
     """The file, mapped for as long as somebody has a view of it."""
 
     def __init__(self, fd: int) -> None:
-        """`fd` stays the caller's. Raises OneTimeError when it is no storage of ours, StateError when it was cut short."""
+        """`fd` stays the caller's. Raises OneTimeError when it is no storage, StateError when it is cut short."""
         size = os.fstat(fd).st_size
         if size < STORAGE_BYTES:
             raise StateError(f"flash has {size} bytes instead of {STORAGE_BYTES}; begin with a new state folder")
