@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from driver_shim.discovery import find_served
 from driver_shim.errors import (
+    ContractMismatch,
     DeviceBusy,
     DeviceLost,
     DeviceNotFound,
@@ -65,6 +66,9 @@ def open_debug_port(serial: str) -> usb.core.Device:
                     raise
                 port.set_configuration(CONFIGURATION)  # no kernel has configured it
             return port
+    except ValueError as error:  # pyusb finds no such configuration
+        close_debug_port(port)
+        raise ContractMismatch(f"{PREFIX}{serial}: {error}", device=PREFIX + serial, subsystem="usb") from error
     except BaseException:
         close_debug_port(port)
         raise

@@ -61,7 +61,7 @@ class UsbTransport(RegisterOnlyTransport):
             raise
 
     def _check_version(self) -> None:
-        info = INFO.parse(self._request(_IN, Request.INFO, 0, INTERFACE_REGISTERS, INFO.size))
+        info = INFO.parse(self._ask(Request.INFO, 0, INFO.size))
         if info.version != DEBUG_PORT_VERSION or info.bar0_bytes < BAR0_BYTES:
             raise ContractMismatch(
                 f"{self.address} speaks debug port protocol {info.version} with {info.bar0_bytes:#x} bytes of BAR0;"
@@ -93,8 +93,7 @@ class UsbTransport(RegisterOnlyTransport):
     def read(self, region: int, offset: int, width: int) -> int:
         """One register read."""
         self._check_access(region, width)
-        data = self._request(_IN, Request.PEEK, offset, INTERFACE_REGISTERS, width)
-        return int.from_bytes(data, "little")
+        return int.from_bytes(self._ask(Request.PEEK, offset, width), "little")
 
     def write(self, region: int, offset: int, value: int, width: int) -> None:
         """One register write. Raises DeviceBusy while a PCI client has the device."""
@@ -109,7 +108,7 @@ class UsbTransport(RegisterOnlyTransport):
     def alive(self) -> bool:
         """Whether the port still answers."""
         try:
-            self._request(_IN, Request.INFO, 0, INTERFACE_REGISTERS, INFO.size)
+            self._ask(Request.INFO, 0, INFO.size)
         except NpuError:
             return False
         return True
@@ -122,6 +121,20 @@ class UsbTransport(RegisterOnlyTransport):
             close_debug_port(port)
 
     # --- helpers -----------------------------------------------------------------------------------------------
+
+    def _ask(self, request: Request, value: int, size: int) -> bytes:
+        """The answer to one vendor request, which is so long."""
+        return self._whole(request, self._request(_IN, request, value, INTERFACE_REGISTERS, size), size)
+
+    def _whole(self, request: Request, data: bytes, size: int) -> bytes:
+        """A part of a register must not be taken for its value. Raises ContractMismatch."""
+        if len(data) != size:
+            raise ContractMismatch(
+                f"{self.address} answers request {request.name} with {len(data)} bytes instead of {size}",
+                device=self.address,
+                subsystem="usb",
+            )
+        return data
 
     def _request(self, kind: int, request: Request, value: int, index: int, data: int | bytes) -> bytes:
         """One vendor request; the data of an IN one."""
@@ -141,7 +154,7 @@ class UsbTransport(RegisterOnlyTransport):
     def _refusal(self, port: usb.core.Device) -> int:
         with usb_errors(self.address):
             data = port.ctrl_transfer(_IN, Request.REASON, 0, INTERFACE_REGISTERS, REASON.size, _TIMEOUT_MS)
-        return int(REASON.parse(bytes(data)).reason)
+        return int(REASON.parse(self._whole(Request.REASON, bytes(data), REASON.size)).reason)
 
     def _refused(self, request: Request, offset: int, refusal: int) -> Exception:
         if refusal == Refusal.OWNED:

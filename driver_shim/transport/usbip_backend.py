@@ -106,8 +106,9 @@ class RemoteDevice:
         """Read once, by a connection of its own. Raises USBError."""
         if self._device is None:
             with Handle(self) as handle:
-                self._device = DEVICE_DESCRIPTOR.parse(handle.descriptor(DescriptorType.DEVICE))
-                self._configuration = handle.descriptor(DescriptorType.CONFIGURATION)
+                device = handle.descriptor(DescriptorType.DEVICE, DEVICE_DESCRIPTOR)
+                self._configuration = handle.descriptor(DescriptorType.CONFIGURATION, CONFIGURATION_DESCRIPTOR)
+            self._device = DEVICE_DESCRIPTOR.parse(device[: DEVICE_DESCRIPTOR.size])
         return self._device
 
     def configuration(self) -> bytes:
@@ -119,7 +120,7 @@ class RemoteDevice:
         """Its interface descriptors, each with what follows up to the next one."""
         found: list[tuple[Any, bytes]] = []
         for kind, data in _walk(self.configuration()):
-            if kind == DescriptorType.INTERFACE:
+            if kind == DescriptorType.INTERFACE and len(data) == INTERFACE_DESCRIPTOR.size:
                 found.append((INTERFACE_DESCRIPTOR.parse(data), b""))
             elif found:
                 found[-1] = (found[-1][0], found[-1][1] + data)
@@ -172,16 +173,21 @@ class Handle:
         return answer
 
     def standard(
-        self, recipient: Recipient, request: StandardRequest, value: int, index: int, length: int = 0
+        self, recipient: Recipient, request: StandardRequest, value: int, index: int, length: int = 0, least: int = 0
     ) -> bytes:
-        """A standard request without data, or an IN one of `length` bytes."""
+        """A standard request without data, or an IN one of at most `length` bytes and `least` at the least."""
         direction = Direction.IN if length else Direction.OUT
         setup = Setup(direction | recipient, request, value, index, length)
-        return self.transfer(setup, b"", timeouts.USB_TRANSFER_S)
+        data = self.transfer(setup, b"", timeouts.USB_TRANSFER_S)
+        if len(data) < least:
+            raise self._stream.broken(f"{len(data)} bytes for request {request.name}, which has {least} at least")
+        return data
 
-    def descriptor(self, kind: DescriptorType) -> bytes:
-        """The first descriptor of a kind."""
-        return self.standard(Recipient.DEVICE, StandardRequest.GET_DESCRIPTOR, kind << 8, 0, _LONGEST_DESCRIPTOR)
+    def descriptor(self, kind: DescriptorType, layout: Layout) -> bytes:
+        """The first descriptor of a kind, which begins with `layout`."""
+        return self.standard(
+            Recipient.DEVICE, StandardRequest.GET_DESCRIPTOR, kind << 8, 0, _LONGEST_DESCRIPTOR, layout.size
+        )
 
     def close(self) -> None:
         """Give the device back; idempotent."""
@@ -249,7 +255,7 @@ class UsbipBackend(usb.backend.IBackend):  # type: ignore[misc]
 
     def get_configuration(self, dev_handle: Handle) -> int:
         """Standard request."""
-        return dev_handle.standard(Recipient.DEVICE, StandardRequest.GET_CONFIGURATION, 0, 0, 1)[0]
+        return dev_handle.standard(Recipient.DEVICE, StandardRequest.GET_CONFIGURATION, 0, 0, 1, 1)[0]
 
     def set_interface_altsetting(self, dev_handle: Handle, intf: int, altsetting: int) -> None:
         """Standard request."""
