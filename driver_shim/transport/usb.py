@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _OUT = Direction.OUT | RequestType.VENDOR | Recipient.INTERFACE
 _IN = Direction.IN | RequestType.VENDOR | Recipient.INTERFACE
-_TIMEOUT_MS = int(timeouts.USB_TRANSFER_S * 1000)
+_MS_PER_S = 1000
 _IDS = VENDOR_ID.to_bytes(2, "little") + DEVICE_ID.to_bytes(2, "little")
 
 
@@ -43,8 +43,9 @@ class UsbTransport(RegisterOnlyTransport):
 
     name = "usb"
 
-    def __init__(self, serial: str, *, force: bool = False) -> None:
-        """Open the debug port of the device with this serial number. `force` writes though a PCI client has the device.
+    def __init__(self, serial: str, *, force: bool = False, timeout: float = timeouts.USB_TRANSFER_S) -> None:
+        """Open the debug port of the device with this serial number. `force` writes though a PCI client has the device;
+        `timeout` bounds each transfer, in seconds.
 
         Raises DeviceNotFound, DeviceBusy (another host has the port), PermissionDenied, DeviceLost, Timeout,
         ContractMismatch, UnsupportedPlatform.
@@ -53,7 +54,8 @@ class UsbTransport(RegisterOnlyTransport):
         self.serial = serial
         self._write_index = INTERFACE_REGISTERS | (Flag.FORCE << 8 if force else 0)
         self._lock = threading.Lock()
-        self._port: usb.core.Device | None = open_debug_port(serial)
+        self._timeout_ms = max(1, int(timeout * _MS_PER_S))  # nought would mean for ever
+        self._port: usb.core.Device | None = open_debug_port(serial, timeout)
         try:
             self._check_version()
         except BaseException:
@@ -142,7 +144,7 @@ class UsbTransport(RegisterOnlyTransport):
             port = self._opened()
             try:
                 with usb_errors(self.address):
-                    answer = port.ctrl_transfer(kind, request, value, index, data, _TIMEOUT_MS)
+                    answer = port.ctrl_transfer(kind, request, value, index, data, self._timeout_ms)
             except OSError as error:
                 if error.errno != errno.EPIPE or isinstance(error, NpuError):
                     raise
@@ -153,7 +155,7 @@ class UsbTransport(RegisterOnlyTransport):
 
     def _refusal(self, port: usb.core.Device) -> int:
         with usb_errors(self.address):
-            data = port.ctrl_transfer(_IN, Request.REASON, 0, INTERFACE_REGISTERS, REASON.size, _TIMEOUT_MS)
+            data = port.ctrl_transfer(_IN, Request.REASON, 0, INTERFACE_REGISTERS, REASON.size, self._timeout_ms)
         return int(REASON.parse(self._whole(Request.REASON, bytes(data), REASON.size)).reason)
 
     def _refused(self, request: Request, offset: int, refusal: int) -> Exception:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import sdk
+from driver_shim import timeouts
 from driver_shim.errors import DeviceBusy, DeviceLost, DeviceNotFound, UnsupportedPlatform
 from driver_shim.protocol.config_space import DEVICE_ID, VENDOR_ID
 from driver_shim.protocol.dfu import Status
@@ -150,6 +153,24 @@ def test_a_host_outside_the_line_is_waited_for_too(shared: Served) -> None:
     closer.start()
     sdk.Device(shared.address, when_busy="wait").close()
     closer.join()
+
+
+def test_the_time_out_of_the_device_holds_for_a_port_that_does_not_answer(shared: Served) -> None:
+    began = time.monotonic()
+    shared.process.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(sdk.Timeout, match=r"no answer within 0\.2"):
+            sdk.Device(shared.address, timeout=0.2)
+    finally:
+        shared.process.send_signal(signal.SIGCONT)
+    assert time.monotonic() - began < timeouts.USB_TRANSFER_S
+    with sdk.Device(shared.address) as device:
+        shared.process.send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(sdk.Timeout):
+                device.registers.scratch.read()
+        finally:
+            shared.process.send_signal(signal.SIGCONT)
 
 
 def test_nobody_of_that_serial(shared: Served) -> None:

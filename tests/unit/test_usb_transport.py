@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from driver_shim import usb_ports
+from driver_shim import timeouts, usb_ports
 from driver_shim.errors import ContractMismatch, DeviceLost
 from driver_shim.protocol import usbip
 from driver_shim.protocol.debug_port import DEBUG_PORT_VERSION, INFO, Mode, Request
@@ -42,7 +42,7 @@ class Port:
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict[Request, bytes]], usb.UsbTransport]]:
     def open_with(answers: dict[Request, bytes]) -> usb.UsbTransport:
-        monkeypatch.setattr(usb, "open_debug_port", lambda _serial: Port(answers))
+        monkeypatch.setattr(usb, "open_debug_port", lambda _serial, _limit_s: Port(answers))
         monkeypatch.setattr(usb, "close_debug_port", lambda _port: None)
         return usb.UsbTransport("X")
 
@@ -90,7 +90,7 @@ def test_a_descriptor_that_is_cut_off_is_a_broken_server(size: int) -> None:
         server = threading.Thread(target=_serve_short, args=(listening, size))
         server.start()
         fields = usbip.DEVICE.parse(usbip.DEVICE.build(busid=BUS_ID, busnum=1, devnum=2))
-        device = usbip_backend.RemoteDevice(listening.getsockname()[1], fields)
+        device = usbip_backend.RemoteDevice(listening.getsockname()[1], fields, timeouts.USB_TRANSFER_S)
         with pytest.raises(DeviceLost, match=f"breaks the protocol: {size} bytes"), usb_ports.usb_errors("usb:X"):
             device.device_descriptor()
         server.join()
@@ -104,7 +104,7 @@ def test_a_port_without_our_configuration_speaks_something_else(monkeypatch: pyt
         def set_configuration(self, number: int) -> None:
             raise ValueError(f"Invalid configuration {number}")
 
-    monkeypatch.setattr(usb_ports, "find_debug_port", lambda _serial: Unconfigured())
+    monkeypatch.setattr(usb_ports, "find_debug_port", lambda _serial, _limit_s: Unconfigured())
     monkeypatch.setattr(usb_ports, "close_debug_port", lambda _port: None)
     with pytest.raises(ContractMismatch, match="Invalid configuration 1"):
         usb_ports.open_debug_port("X")
