@@ -41,7 +41,7 @@ from tests.support.time_scale import patience
 END_S = patience(30.0)
 LSR = 5
 MTIMECMP_HIGH = CLINT + 0x4004
-MANY_BYTES = 300_000
+MANY_BYTES = 150_000
 """More than a pipe and a backlog hold."""
 
 
