@@ -15,7 +15,7 @@ _log = logging.getLogger("npu")
 
 
 class RegisterIdentity(NamedTuple):
-    """What registers tell of `IDENTIFY_DATA`; empty or None is unknown."""
+    """What registers and the way to them tell of `IDENTIFY_DATA`; empty or None is unknown."""
 
     contract_major: int
     contract_minor: int
@@ -50,6 +50,8 @@ class RegisterWindow(Controller):
             silicon_revision=self.registers.revision.read(),
             memory_bytes=self.registers.device_memory_bytes.read(),
             tick_hertz=self.registers.tick_hertz.read(),
+            serial=(self.transport.serial or "").encode(),
+            emulated=self.transport.emulated,
         )
 
     def check_operable(self) -> None:

@@ -10,8 +10,10 @@ import errno
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from driver_shim import timeouts
 from driver_shim.discovery import find_served
 from driver_shim.errors import (
+    ContractMismatch,
     DeviceBusy,
     DeviceLost,
     DeviceNotFound,
@@ -30,8 +32,8 @@ PREFIX = "usb:"
 _UDEV = "join the group npu, or see udev/README.md"
 
 
-def find_debug_port(serial: str) -> usb.core.Device:
-    """The debug port of the device with this serial number.
+def find_debug_port(serial: str, limit_s: float = timeouts.USB_TRANSFER_S) -> usb.core.Device:
+    """The debug port of the device with this serial number. `limit_s` bounds each answer of an emulator.
 
     Raises DeviceNotFound, DeviceBusy (another host has it), PermissionDenied, DeviceLost, Timeout, and
     UnsupportedPlatform where pyusb or libusb is missing.
@@ -44,7 +46,7 @@ def find_debug_port(serial: str) -> usb.core.Device:
                 from driver_shim.transport.usbip_backend import UsbipBackend
 
                 found = core.find(
-                    backend=UsbipBackend(served["usbip_port"]), idVendor=VENDOR_ID, idProduct=DEBUG_PORT_ID
+                    backend=UsbipBackend(served["usbip_port"], limit_s), idVendor=VENDOR_ID, idProduct=DEBUG_PORT_ID
                 )
                 if found is None:
                     raise _no_port(address, "its emulator exports none at the moment")
@@ -52,9 +54,9 @@ def find_debug_port(serial: str) -> usb.core.Device:
         return _on_usb(core, address, serial)
 
 
-def open_debug_port(serial: str) -> usb.core.Device:
+def open_debug_port(serial: str, limit_s: float = timeouts.USB_TRANSFER_S) -> usb.core.Device:
     """As `find_debug_port`; opened and configured, to be given back with `close_debug_port`."""
-    port = find_debug_port(serial)
+    port = find_debug_port(serial, limit_s)
     core = _pyusb()
     try:
         with usb_errors(PREFIX + serial):
@@ -65,6 +67,9 @@ def open_debug_port(serial: str) -> usb.core.Device:
                     raise
                 port.set_configuration(CONFIGURATION)  # no kernel has configured it
             return port
+    except ValueError as error:  # pyusb finds no such configuration
+        close_debug_port(port)
+        raise ContractMismatch(f"{PREFIX}{serial}: {error}", device=PREFIX + serial, subsystem="usb") from error
     except BaseException:
         close_debug_port(port)
         raise

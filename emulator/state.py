@@ -18,6 +18,7 @@ from driver_shim.protocol.commands import IDENTIFY_DATA
 from emulator.black_box import check_page
 from emulator.error_log import decode_page
 from emulator.state_error import StateError
+from emulator.whole_file import replace_whole
 
 STATE_VERSION = 1
 _SUMMARY = "device.json"
@@ -39,7 +40,7 @@ class KeptState:
 
 def _check_summary(serial: str, counters: dict[str, int]) -> None:
     """Raise ValueError for what the device could not show to a host."""
-    if not 0 < len(serial.encode()) <= IDENTIFY_DATA.fields["serial"].size:
+    if not 0 < len(serial.encode()) <= IDENTIFY_DATA.fields["serial"].size or not serial.isprintable():
         raise ValueError(f"serial number {serial!r}")
     for name, value in counters.items():
         if not 0 <= value <= _LARGEST_COUNTER:
@@ -96,10 +97,10 @@ class StateFolder:
         document = {"version": STATE_VERSION, "serial": state.serial, "counters": state.counters}
         try:
             if state.errors is not None:
-                self._replace(_ERRORS, state.errors)
+                replace_whole(self.path / _ERRORS, state.errors)
             if state.black_box is not None:
-                self._replace(_BLACK_BOX, state.black_box)
-            self._replace(_SUMMARY, json.dumps(document, indent=1).encode())
+                replace_whole(self.path / _BLACK_BOX, state.black_box)
+            replace_whole(self.path / _SUMMARY, json.dumps(document, indent=1).encode())
         except OSError as error:
             raise StateError(f"state folder {self.path}: {error.strerror}") from error
 
@@ -112,19 +113,16 @@ class StateFolder:
     def _read(self, name: str, check: Callable[[bytes], object]) -> bytes | None:
         """A file's bytes, which `check` accepts; None when there is no file. Raises StateError."""
         path = self.path / name
-        if not path.exists():
-            return None
-        data = path.read_bytes()
         try:
+            data = path.read_bytes()
             check(data)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StateError(f"{path}: {error.strerror}; make it readable, or name another folder") from error
         except ValueError as error:
             raise self._damaged(name, error) from error
         return data
 
     def _damaged(self, name: str, error: Exception) -> StateError:
         return StateError(f"{self.path / name} is damaged ({error}); remove the folder to begin anew, or name another")
-
-    def _replace(self, name: str, data: bytes) -> None:
-        temporary = self.path / f"{name}.new"
-        temporary.write_bytes(data)
-        os.replace(temporary, self.path / name)

@@ -25,6 +25,7 @@ from driver_shim.transport.base import Transport
 from driver_shim.transport.sysfs import SysfsTransport
 from driver_shim.transport.vfio import VfioTransport, wrong_driver
 from driver_shim.transport.vfio_user import VfioUserTransport
+from driver_shim.usb_ports import PREFIX
 from emulator.model.profile import profile_names
 from sdk import environment
 from sdk.errors import EmulatorFallbackWarning
@@ -91,7 +92,7 @@ def open_address(address: str | None, strict: bool | None, timeout_s: float, whe
         limit_s = min(timeout_s, timeouts.MESSAGE_S)
         return _open_claimed(chosen, when_busy, deadline, lambda: VfioUserTransport.connect(rest, timeout=limit_s))
     if scheme == "usb" and rest:
-        return _open_debug_port(rest)
+        return _open_debug_port(rest, when_busy, deadline, min(timeout_s, timeouts.USB_TRANSFER_S))
     bus_address = parse_bus_address(rest)
     if scheme == "pci" and bus_address:
         return _open_card(bus_address, when_busy, deadline)
@@ -100,14 +101,18 @@ def open_address(address: str | None, strict: bool | None, timeout_s: float, whe
     raise ValueError(f"device address {chosen!r} is not understood; use {_FORMS}")
 
 
-def _open_debug_port(rest: str) -> Opened:
-    """What follows "usb:". Several programs may look through a debug port, so nobody claims the device."""
+def _open_debug_port(rest: str, when_busy: str, deadline: float, limit_s: float) -> Opened:
+    """What follows "usb:". A debug port has one host at a time, whoever has the function on PCI."""
     from driver_shim.transport.usb import UsbTransport  # few need it
 
     serial, _, query = rest.partition("?")
     if query not in ("", "force=yes"):
         raise ValueError(f"debug port option {query!r} is not understood; use force=yes")
-    return Opened(UsbTransport(serial, force=bool(query)))
+
+    def opener() -> UsbTransport:
+        return UsbTransport(serial, force=bool(query), timeout=limit_s)
+
+    return _open_claimed(PREFIX + serial, when_busy, deadline, opener)
 
 
 def require_platform() -> None:

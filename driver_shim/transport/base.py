@@ -43,6 +43,10 @@ class Transport(abc.ABC):
     """Whether the function can reach host memory through this transport; else there are registers and BARs only."""
     resets_on_open: bool = True
     """Whether opening the function reset it."""
+    serial: str | None = None
+    """The device's serial number, where the way to it tells."""
+    emulated: bool | None = None
+    """Whether it is an emulator, where the way to it tells."""
 
     @abc.abstractmethod
     def regions(self) -> dict[int, RegionInfo]:

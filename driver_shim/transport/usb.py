@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _OUT = Direction.OUT | RequestType.VENDOR | Recipient.INTERFACE
 _IN = Direction.IN | RequestType.VENDOR | Recipient.INTERFACE
-_TIMEOUT_MS = int(timeouts.USB_TRANSFER_S * 1000)
+_MS_PER_S = 1000
 _IDS = VENDOR_ID.to_bytes(2, "little") + DEVICE_ID.to_bytes(2, "little")
 
 
@@ -43,16 +43,19 @@ class UsbTransport(RegisterOnlyTransport):
 
     name = "usb"
 
-    def __init__(self, serial: str, *, force: bool = False) -> None:
-        """Open the debug port of the device with this serial number. `force` writes though a PCI client has the device.
+    def __init__(self, serial: str, *, force: bool = False, timeout: float = timeouts.USB_TRANSFER_S) -> None:
+        """Open the debug port of the device with this serial number. `force` writes though a PCI client has the device;
+        `timeout` bounds each transfer, in seconds.
 
         Raises DeviceNotFound, DeviceBusy (another host has the port), PermissionDenied, DeviceLost, Timeout,
         ContractMismatch, UnsupportedPlatform.
         """
         self.address = PREFIX + serial
+        self.serial = serial
         self._write_index = INTERFACE_REGISTERS | (Flag.FORCE << 8 if force else 0)
         self._lock = threading.Lock()
-        self._port: usb.core.Device | None = open_debug_port(serial)
+        self._timeout_ms = max(1, int(timeout * _MS_PER_S))  # nought would mean for ever
+        self._port: usb.core.Device | None = open_debug_port(serial, timeout)
         try:
             self._check_version()
         except BaseException:
@@ -60,7 +63,7 @@ class UsbTransport(RegisterOnlyTransport):
             raise
 
     def _check_version(self) -> None:
-        info = INFO.parse(self._request(_IN, Request.INFO, 0, INTERFACE_REGISTERS, INFO.size))
+        info = INFO.parse(self._ask(Request.INFO, 0, INFO.size))
         if info.version != DEBUG_PORT_VERSION or info.bar0_bytes < BAR0_BYTES:
             raise ContractMismatch(
                 f"{self.address} speaks debug port protocol {info.version} with {info.bar0_bytes:#x} bytes of BAR0;"
@@ -69,6 +72,7 @@ class UsbTransport(RegisterOnlyTransport):
                 subsystem="usb",
                 remedy="use the driver that belongs to the device",
             )
+        self.emulated = bool(info.emulated)
 
     # --- the interface -----------------------------------------------------------------------------------------
 
@@ -91,8 +95,7 @@ class UsbTransport(RegisterOnlyTransport):
     def read(self, region: int, offset: int, width: int) -> int:
         """One register read."""
         self._check_access(region, width)
-        data = self._request(_IN, Request.PEEK, offset, INTERFACE_REGISTERS, width)
-        return int.from_bytes(data, "little")
+        return int.from_bytes(self._ask(Request.PEEK, offset, width), "little")
 
     def write(self, region: int, offset: int, value: int, width: int) -> None:
         """One register write. Raises DeviceBusy while a PCI client has the device."""
@@ -107,7 +110,7 @@ class UsbTransport(RegisterOnlyTransport):
     def alive(self) -> bool:
         """Whether the port still answers."""
         try:
-            self._request(_IN, Request.INFO, 0, INTERFACE_REGISTERS, INFO.size)
+            self._ask(Request.INFO, 0, INFO.size)
         except NpuError:
             return False
         return True
@@ -121,13 +124,27 @@ class UsbTransport(RegisterOnlyTransport):
 
     # --- helpers -----------------------------------------------------------------------------------------------
 
+    def _ask(self, request: Request, value: int, size: int) -> bytes:
+        """The answer to one vendor request, which is so long."""
+        return self._whole(request, self._request(_IN, request, value, INTERFACE_REGISTERS, size), size)
+
+    def _whole(self, request: Request, data: bytes, size: int) -> bytes:
+        """A part of a register must not be taken for its value. Raises ContractMismatch."""
+        if len(data) != size:
+            raise ContractMismatch(
+                f"{self.address} answers request {request.name} with {len(data)} bytes instead of {size}",
+                device=self.address,
+                subsystem="usb",
+            )
+        return data
+
     def _request(self, kind: int, request: Request, value: int, index: int, data: int | bytes) -> bytes:
         """One vendor request; the data of an IN one."""
         with self._lock:
             port = self._opened()
             try:
                 with usb_errors(self.address):
-                    answer = port.ctrl_transfer(kind, request, value, index, data, _TIMEOUT_MS)
+                    answer = port.ctrl_transfer(kind, request, value, index, data, self._timeout_ms)
             except OSError as error:
                 if error.errno != errno.EPIPE or isinstance(error, NpuError):
                     raise
@@ -138,8 +155,8 @@ class UsbTransport(RegisterOnlyTransport):
 
     def _refusal(self, port: usb.core.Device) -> int:
         with usb_errors(self.address):
-            data = port.ctrl_transfer(_IN, Request.REASON, 0, INTERFACE_REGISTERS, REASON.size, _TIMEOUT_MS)
-        return int(REASON.parse(bytes(data)).reason)
+            data = port.ctrl_transfer(_IN, Request.REASON, 0, INTERFACE_REGISTERS, REASON.size, self._timeout_ms)
+        return int(REASON.parse(self._whole(Request.REASON, bytes(data), REASON.size)).reason)
 
     def _refused(self, request: Request, offset: int, refusal: int) -> Exception:
         if refusal == Refusal.OWNED:

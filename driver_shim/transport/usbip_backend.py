@@ -42,15 +42,18 @@ _LONGEST_DESCRIPTOR = 0xFFFF
 class _Stream:
     """A connection to the server: whole messages, each within a time limit. Failures are USBErrors and close it."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, limit_s: float) -> None:
+        """`limit_s` holds for every message whose own limit is not stated."""
+        self._limit_s = limit_s
         try:
-            self._socket = socket.create_connection((_LOOPBACK, port), timeouts.USB_CONNECT_S)
+            self._socket = socket.create_connection((_LOOPBACK, port), min(timeouts.USB_CONNECT_S, limit_s))
         except OSError as error:
             raise _failed(f"nobody serves a debug port on port {port}", error.errno or errno.ENODEV) from error
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def exchange(self, message: bytes, reply: Layout | int, timeout_s: float) -> bytes:
+    def exchange(self, message: bytes, reply: Layout | int, timeout_s: float | None = None) -> bytes:
         """Send, then receive this much."""
+        timeout_s = self._limit_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
         try:
             self._socket.settimeout(timeout_s)
@@ -59,8 +62,9 @@ class _Stream:
             raise self._ended(error, timeout_s) from error
         return self.receive(reply.size if isinstance(reply, Layout) else reply, deadline - time.monotonic())
 
-    def receive(self, size: int, timeout_s: float) -> bytes:
+    def receive(self, size: int, timeout_s: float | None = None) -> bytes:
         """Exactly this many bytes."""
+        timeout_s = self._limit_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
         parts = bytearray()
         while len(parts) < size:
@@ -93,8 +97,9 @@ class _Stream:
 class RemoteDevice:
     """The exported device; identifies it among others to pyusb."""
 
-    def __init__(self, port: int, fields: Any) -> None:
+    def __init__(self, port: int, fields: Any, limit_s: float) -> None:
         self.port = port
+        self.limit_s = limit_s
         self.busid = fields.busid.rstrip(b"\0")
         self.bus: int = fields.busnum
         self.address: int = fields.devnum
@@ -106,8 +111,9 @@ class RemoteDevice:
         """Read once, by a connection of its own. Raises USBError."""
         if self._device is None:
             with Handle(self) as handle:
-                self._device = DEVICE_DESCRIPTOR.parse(handle.descriptor(DescriptorType.DEVICE))
-                self._configuration = handle.descriptor(DescriptorType.CONFIGURATION)
+                device = handle.descriptor(DescriptorType.DEVICE, DEVICE_DESCRIPTOR)
+                self._configuration = handle.descriptor(DescriptorType.CONFIGURATION, CONFIGURATION_DESCRIPTOR)
+            self._device = DEVICE_DESCRIPTOR.parse(device[: DEVICE_DESCRIPTOR.size])
         return self._device
 
     def configuration(self) -> bytes:
@@ -119,7 +125,7 @@ class RemoteDevice:
         """Its interface descriptors, each with what follows up to the next one."""
         found: list[tuple[Any, bytes]] = []
         for kind, data in _walk(self.configuration()):
-            if kind == DescriptorType.INTERFACE:
+            if kind == DescriptorType.INTERFACE and len(data) == INTERFACE_DESCRIPTOR.size:
                 found.append((INTERFACE_DESCRIPTOR.parse(data), b""))
             elif found:
                 found[-1] = (found[-1][0], found[-1][1] + data)
@@ -133,7 +139,7 @@ class Handle:
         """Import. Raises USBError: EBUSY when another host has the device, ECONNREFUSED when nobody serves."""
         self.device = device
         self._numbers = itertools.count(1)
-        self._stream = _Stream(device.port)
+        self._stream = _Stream(device.port, device.limit_s)
         request = usbip.encode_operation(usbip.Operation.REQUEST_IMPORT, payload=usbip.IMPORT.build(busid=device.busid))
         try:
             status = _operation_status(self._stream, request, usbip.Operation.REPLY_IMPORT)
@@ -141,7 +147,7 @@ class Handle:
                 raise _failed("another host has the debug port", errno.EBUSY)
             if status != usbip.OperationStatus.OK:
                 raise _failed(f"the import was refused with status {status}", errno.ENODEV)
-            self._stream.receive(usbip.DEVICE.size, timeouts.USB_TRANSFER_S)
+            self._stream.receive(usbip.DEVICE.size)
         except BaseException:
             self._stream.close()
             raise
@@ -172,16 +178,21 @@ class Handle:
         return answer
 
     def standard(
-        self, recipient: Recipient, request: StandardRequest, value: int, index: int, length: int = 0
+        self, recipient: Recipient, request: StandardRequest, value: int, index: int, length: int = 0, least: int = 0
     ) -> bytes:
-        """A standard request without data, or an IN one of `length` bytes."""
+        """A standard request without data, or an IN one of at most `length` bytes and `least` at the least."""
         direction = Direction.IN if length else Direction.OUT
         setup = Setup(direction | recipient, request, value, index, length)
-        return self.transfer(setup, b"", timeouts.USB_TRANSFER_S)
+        data = self.transfer(setup, b"", self.device.limit_s)
+        if len(data) < least:
+            raise self._stream.broken(f"{len(data)} bytes for request {request.name}, which has {least} at least")
+        return data
 
-    def descriptor(self, kind: DescriptorType) -> bytes:
-        """The first descriptor of a kind."""
-        return self.standard(Recipient.DEVICE, StandardRequest.GET_DESCRIPTOR, kind << 8, 0, _LONGEST_DESCRIPTOR)
+    def descriptor(self, kind: DescriptorType, layout: Layout) -> bytes:
+        """The first descriptor of a kind, which begins with `layout`."""
+        return self.standard(
+            Recipient.DEVICE, StandardRequest.GET_DESCRIPTOR, kind << 8, 0, _LONGEST_DESCRIPTOR, layout.size
+        )
 
     def close(self) -> None:
         """Give the device back; idempotent."""
@@ -191,24 +202,26 @@ class Handle:
 class UsbipBackend(usb.backend.IBackend):  # type: ignore[misc]
     """pyusb's backend interface over one USB/IP server of this machine."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, limit_s: float) -> None:
+        """`limit_s` bounds what is exchanged, but for transfers that come with a limit of their own."""
         self._port = port
+        self._limit_s = limit_s
 
     def enumerate_devices(self) -> Iterator[RemoteDevice]:
         """The devices that the server exports. Raises USBError."""
-        stream = _Stream(self._port)
+        stream = _Stream(self._port, self._limit_s)
         try:
             request = usbip.encode_operation(usbip.Operation.REQUEST_DEVICES)
             if _operation_status(stream, request, usbip.Operation.REPLY_DEVICES) != usbip.OperationStatus.OK:
                 return
-            (count,) = usbip.DEVICE_COUNT.unpack_from(stream.receive(usbip.DEVICE_COUNT.size, timeouts.USB_TRANSFER_S))
+            (count,) = usbip.DEVICE_COUNT.unpack_from(stream.receive(usbip.DEVICE_COUNT.size))
             if count > usbip.MAX_DEVICES:
                 raise stream.broken(f"it lists {count} devices")
             found = []
             for _ in range(count):
-                fields = usbip.DEVICE.parse(stream.receive(usbip.DEVICE.size, timeouts.USB_TRANSFER_S))
-                stream.receive(fields.bNumInterfaces * usbip.INTERFACE.size, timeouts.USB_TRANSFER_S)
-                found.append(RemoteDevice(self._port, fields))
+                fields = usbip.DEVICE.parse(stream.receive(usbip.DEVICE.size))
+                stream.receive(fields.bNumInterfaces * usbip.INTERFACE.size)
+                found.append(RemoteDevice(self._port, fields, self._limit_s))
         finally:
             stream.close()
         yield from found
@@ -249,7 +262,7 @@ class UsbipBackend(usb.backend.IBackend):  # type: ignore[misc]
 
     def get_configuration(self, dev_handle: Handle) -> int:
         """Standard request."""
-        return dev_handle.standard(Recipient.DEVICE, StandardRequest.GET_CONFIGURATION, 0, 0, 1)[0]
+        return dev_handle.standard(Recipient.DEVICE, StandardRequest.GET_CONFIGURATION, 0, 0, 1, 1)[0]
 
     def set_interface_altsetting(self, dev_handle: Handle, intf: int, altsetting: int) -> None:
         """Standard request."""
@@ -291,7 +304,7 @@ def _failed(what: str, number: int) -> usb.core.USBError:
 
 def _operation_status(stream: _Stream, request: bytes, code: usbip.Operation) -> int:
     """Carry out an operation; the status in the reply's head."""
-    head = stream.exchange(request, usbip.OPERATION, timeouts.USB_TRANSFER_S)
+    head = stream.exchange(request, usbip.OPERATION)
     version, found, status = usbip.OPERATION.unpack_from(head)
     if (version, found) != (usbip.VERSION, code):
         raise stream.broken(f"operation {found:#x} of version {version:#x}")

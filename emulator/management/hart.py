@@ -2,8 +2,8 @@
 
 Unicorn runs the program in its user mode, so every instruction that touches the privileged state stops as illegal and
 is done here: CSRs, mret, traps and interrupts never depend on what unicorn makes of them, and none of them is missed.
-What user mode may do by itself and must not, reading the cycle and instruction counters, is found when unicorn
-translates the block and intercepted there. Loads, stores, atomics and self-modifying code are unicorn's.
+What unicorn does by itself and must not, reading the cycle and instruction counters and running what RV32IMAC lacks, is
+found when it translates the block and intercepted there. Loads, stores, atomics and self-modifying code are unicorn's.
 
 An instruction takes one cycle, and so does one that traps. Time is counted in cycles and goes on in `pass_cycles` too.
 """
@@ -402,7 +402,7 @@ class Hart:
         start, size = block.pc, block.size  # type: ignore[attr-defined]
         fresh = [
             start + offset
-            for offset in instructions.cycle_counter_reads(self._memories.read(start, size))
+            for offset in instructions.intercepted_places(self._memories.read(start, size))
             if start + offset not in self._intercepted
         ]
         if not fresh:
@@ -423,6 +423,8 @@ class Hart:
 
     def _on_intercepted(self, _engine: object, address: int, _size: int, _data: object) -> None:
         instruction = self._fetch(address)
-        # Other code may have taken the counter read's place since.
-        if instructions.reads_cycle_counter(instruction) and not self._run_privileged(instruction, address):
+        # Other code may have taken its place since.
+        if instructions.is_foreign(instruction):
+            self._raise(Cause.ILLEGAL_INSTRUCTION, instruction, address)
+        elif instructions.reads_cycle_counter(instruction) and not self._run_privileged(instruction, address):
             self._go_on_at(address + 4)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 OPCODE_LOAD = 0x03
 OPCODE_STORE = 0x23
 OPCODE_AMO = 0x2F
+OPCODE_FLOAT = 0x53
 OPCODE_SYSTEM = 0x73
 
 MRET = 0x30200073
@@ -20,6 +21,10 @@ FUNCT5_LOAD_RESERVED = 0b00010
 
 CYCLE_COUNTERS = frozenset({0xC00, 0xC02, 0xC80, 0xC82})
 """`cycle`, `instret` and their upper halves."""
+
+
+_FOREIGN_COMPRESSED = frozenset({(1, 0), (3, 0), (4, 0), (5, 0), (7, 0), (1, 2), (3, 2), (5, 2), (7, 2)})
+"""funct3 and quadrant of floating-point loads and stores, and of what is reserved."""
 
 
 def is_address_fence(instruction: int) -> bool:
@@ -133,15 +138,27 @@ def reads_cycle_counter(instruction: int) -> bool:
     return instruction & 0x7F == OPCODE_SYSTEM and instruction >> 20 in CYCLE_COUNTERS and instruction >> 12 & 0b11 != 0
 
 
-def cycle_counter_reads(code: bytes) -> list[int]:
-    """The offsets in straight-line code at which `reads_cycle_counter` holds."""
-    if not any(bytes([OPCODE_SYSTEM | low_bit_of_rd]) in code for low_bit_of_rd in (0, 0x80)):
-        return []
+def is_foreign(instruction: int) -> bool:
+    """Whether unicorn runs it, to no effect, though RV32IMAC does not have it: floating point, or of 64-bit harts."""
+    if not is_compressed(instruction):
+        return instruction & 0x7F == OPCODE_FLOAT
+    sixth_bit = bool(instruction >> 12 & 1)
+    match instruction >> 13 & 0b111, instruction & 0b11:
+        case 0b100, 0b01:  # shifts by 32 and more, operations on words; c.andi has its immediate's sign there
+            return sixth_bit and instruction >> 10 & 0b11 != 0b10
+        case 0b000, 0b10:  # c.slli by 32 and more
+            return sixth_bit
+        case kind:
+            return kind in _FOREIGN_COMPRESSED
+
+
+def intercepted_places(code: bytes) -> list[int]:
+    """The offsets in straight-line code of what unicorn must not do by itself."""
     found = []
     offset = 0
     while offset + 2 <= len(code):
         instruction = int.from_bytes(code[offset : offset + 4], "little")
-        if reads_cycle_counter(instruction):
+        if is_foreign(instruction) or reads_cycle_counter(instruction):
             found.append(offset)
         offset += length_bytes(instruction)
     return found

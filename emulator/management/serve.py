@@ -26,11 +26,13 @@ from emulator.management.console_wire import ConsoleWire
 from emulator.management.elf_errors import ElfError
 from emulator.management.link import Link
 from emulator.management.machine import Stop, StopReason
+from emulator.management.one_time import OneTimeError
 from emulator.management.pace import Pace
 from emulator.management.recovery_channel import answer_requests
 from emulator.management.storage import Storage
 from emulator.management.thermal import Thermal, ThermalFigures
 from emulator.management.uart_port import UartPort, UartPortError, open_uart_port
+from emulator.state_error import StateError
 
 _logger = logging.getLogger("npu.emulator.management")
 
@@ -222,7 +224,7 @@ def main(arguments: Sequence[str]) -> None:
     logging.getLogger("npu").setLevel(chosen.log_level)
     try:
         _serve(chosen)
-    except (BoardError, ElfError, UartPortError, OSError) as error:
+    except (BoardError, ElfError, OneTimeError, StateError, UartPortError, OSError) as error:
         _logger.error("%s", error)
         raise SystemExit(EXIT_FAILED) from error
 

@@ -26,6 +26,7 @@ from driver_shim.protocol.management_registers import HARDWARE_ID
 from emulator.management.flash import SECTORS, Flash
 from emulator.management.one_time import OneTimeError, OneTimeValues, fresh_values
 from emulator.state_error import StateError
+from emulator.whole_file import replace_whole
 
 WEAR_OFFSET = FLASH_BYTES
 WEAR_BYTES = 4 * SECTORS
@@ -38,7 +39,10 @@ class Storage:
     """The file, mapped for as long as somebody has a view of it."""
 
     def __init__(self, fd: int) -> None:
-        """`fd` stays the caller's. Raises OneTimeError when it is no storage of ours."""
+        """`fd` stays the caller's. Raises OneTimeError when it is no storage, StateError when it is cut short."""
+        size = os.fstat(fd).st_size
+        if size < STORAGE_BYTES:
+            raise StateError(f"flash has {size} bytes instead of {STORAGE_BYTES}; begin with a new state folder")
         whole = memoryview(mmap.mmap(fd, STORAGE_BYTES))
         self.memory = whole[:FLASH_BYTES]
         """All of flash, as the core sees it on its bus."""
@@ -73,9 +77,7 @@ def open_storage(folder: Path | None, image: bytes | None) -> int:
     path = folder / STORAGE_FILE
     try:
         if not path.exists():
-            temporary = path.with_suffix(".new")
-            temporary.write_bytes(fresh_storage(image))
-            os.replace(temporary, path)
+            replace_whole(path, fresh_storage(image))
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         raise StateError(f"{path}: {error.strerror}; name a state folder that can be written") from error

@@ -10,7 +10,7 @@ from driver_shim.protocol.firmware_slots import SLOT_BYTES
 from driver_shim.protocol.mailbox import MailboxResult
 from driver_shim.protocol.usb import Setup
 from emulator.usb.descriptors import Text
-from emulator.usb.recovery_port import Outcome, RecoveryPort
+from emulator.usb.recovery_port import Outcome, RecoveryPort, SlotUnreadable
 from emulator.usb.transfer import Answer, Ending
 
 BUSY_POLL_MS = 2
@@ -168,12 +168,11 @@ class DfuInterface:
     def _read(self, setup: Setup, data: bytes) -> Answer:
         if setup.length > TRANSFER_BYTES:
             return self._stall()
-        if self._length is None:
-            self._length = self._port.slot_length(self.slot)
-        if self._length is None:
-            return Ending.LATER
-        wanted = min(setup.length, max(0, self._length - self._moved))
-        block = self._port.read_slot(self.slot, self._moved, wanted) if wanted else b""
+        try:
+            block = self._next_block(setup.length)
+        except SlotUnreadable as error:  # a short block would end the upload as if all of it had been read
+            self._fail(error.outcome)
+            return Ending.STALL
         if block is None:
             return Ending.LATER
         self._moved += len(block)
@@ -181,6 +180,15 @@ class DfuInterface:
         return block
 
     # --- helpers -----------------------------------------------------------------------------------------------
+
+    def _next_block(self, size: int) -> bytes | None:
+        """The next bytes of the slot's image, at most `size`; None when they are not there yet."""
+        if self._length is None:
+            self._length = self._port.slot_length(self.slot)
+        if self._length is None:
+            return None
+        wanted = min(size, max(0, self._length - self._moved))
+        return self._port.read_slot(self.slot, self._moved, wanted) if wanted else b""
 
     def _go(self, state: State) -> None:
         self.state = state

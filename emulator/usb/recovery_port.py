@@ -16,6 +16,15 @@ class Outcome(NamedTuple):
     """For people, when the result is not OK."""
 
 
+class SlotUnreadable(Exception):
+    """A slot cannot be read: whoever reads it is away."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        """Why."""
+        super().__init__(outcome.text)
+        self.outcome = outcome
+
+
 class RecoveryPort(Protocol):
     """Takes images while the management core is in recovery. No method waits for anybody.
 
@@ -36,7 +45,10 @@ class RecoveryPort(Protocol):
         """How what was begun last ended, as often as it is asked; None while it goes on. OK before anything began."""
 
     def slot_length(self, slot: Slot) -> int | None:
-        """Bytes of the image in a slot, 0 in an empty one. None: not known yet, to be asked again."""
+        """Bytes of the image in a slot, 0 in an empty one. None: not known yet, to be asked again.
+
+        Raises SlotUnreadable.
+        """
 
     def read_slot(self, slot: Slot, offset: int, length: int) -> bytes | None:
-        """Bytes of a slot's image. None: not there yet, the same is to be asked again."""
+        """Bytes of a slot's image. None: not there yet, the same is to be asked again. Raises SlotUnreadable."""

@@ -15,7 +15,7 @@ from emulator.management.recovery_channel import (
     RecoveryRequest,
 )
 from emulator.management.recovery_channel import Outcome as WireOutcome
-from emulator.usb.recovery_port import Outcome
+from emulator.usb.recovery_port import Outcome, SlotUnreadable
 
 _GONE = Outcome(MailboxResult.ABORTED, "the management core's process is gone")
 _REFUSALS: dict[int, MailboxResult] = {
@@ -44,8 +44,8 @@ class RecoveryWire:
         self._waiting: _Asked | None = None
         self._begun = Outcome(MailboxResult.OK)
         """How the last `stage`, `verify` or `install` ended."""
-        self._found: tuple[_Asked, int, bytes] | None = None
-        """The last read: what was asked, the size and the data in the answer."""
+        self._found: tuple[_Asked, Outcome, int, bytes] | None = None
+        """The last read until it is fetched: what was asked, how it ended, the size and the data in the answer."""
 
     def stage(self, offset: int, data: bytes) -> None:
         """See RecoveryPort."""
@@ -77,7 +77,11 @@ class RecoveryWire:
     def _read(self, asked: _Asked) -> tuple[int, bytes] | None:
         self._receive()
         if self._found is not None and self._found[0] == asked:
-            return self._found[1:]
+            _, outcome, size, data = self._found
+            self._found = None  # a later read is asked anew: the slot may hold something else by then
+            if outcome.result is not MailboxResult.OK:
+                raise SlotUnreadable(outcome)
+            return size, data
         if self._waiting is None:
             self._ask(asked)
         return None
@@ -124,6 +128,6 @@ class RecoveryWire:
         if asked is None:
             return
         if asked.kind in (RecoveryRequest.MEASURE, RecoveryRequest.READ):
-            self._found = (asked, size, data)
+            self._found = (asked, outcome, size, data)
         else:
             self._begun, self._found = outcome, None

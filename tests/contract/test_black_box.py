@@ -262,6 +262,16 @@ def cut(name: str) -> Callable[[Path], None]:
     return change
 
 
+def shadow(name: str) -> Callable[[Path], None]:
+    """Put a folder in the place of one file."""
+
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).mkdir()
+
+    return change
+
+
 DAMAGE: dict[str, Callable[[Path], None]] = {
     "no JSON": overwrite("device.json", b"{"),
     "no text": overwrite("device.json", b"\xff\xfe\x00"),
@@ -269,6 +279,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "another version": rewrite("version", 99),
     "a serial that is too long": rewrite("serial", "S" * 33),
     "an empty serial": rewrite("serial", ""),
+    "a serial of two lines": rewrite("serial", "EMU1\nEMU2"),
     "counters that are none": rewrite("counters", 5),
     "a counter that is negative": rewrite("counters", {"commands": -1}),
     "a counter beyond 64 bits": rewrite("counters", {"commands": 1 << 64}),
@@ -280,6 +291,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "an error log with too many entries": overwrite(
         "errors.bin", c.ERROR_LOG_HEADER.build(total=1, entries=0xFFFF_FFFF)
     ),
+    "a folder for an error log": shadow("errors.bin"),
     "a cut black box": cut("black_box.bin"),
     "a black box of other parts": overwrite("black_box.bin", c.BLACK_BOX.build(present=1, queue_count=0xFFFF_FFFF)),
 }

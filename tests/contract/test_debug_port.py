@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import sdk
+from driver_shim import timeouts
 from driver_shim.errors import DeviceBusy, DeviceLost, DeviceNotFound, UnsupportedPlatform
 from driver_shim.protocol.config_space import DEVICE_ID, VENDOR_ID
 from driver_shim.protocol.dfu import Status
@@ -94,6 +99,7 @@ def test_what_usb_cannot_do_is_refused_by_name(shared: Served) -> None:
 def test_the_sdk_opens_a_window_on_the_registers(shared: Served) -> None:
     with sdk.Device(shared.address) as device:
         assert device.info.driver == "usb"
+        assert (device.info.serial, device.info.emulated) == (shared.serial, True)
         assert device.registers.boot_progress.post_code == Post.FIRMWARE_READY
         with pytest.raises(UnsupportedPlatform):
             device.queue()
@@ -124,6 +130,47 @@ def test_one_host_at_a_time(shared: Served) -> None:
         UsbTransport(shared.serial)
     first.close()
     UsbTransport(shared.serial).close()
+
+
+def test_whoever_has_the_port_is_named_and_others_can_line_up(shared: Served) -> None:
+    first = sdk.Device(shared.address)
+    with pytest.raises(DeviceBusy, match="held by") as refused:
+        sdk.Device(shared.address)
+    assert refused.value.holder is not None and refused.value.holder.pid == os.getpid()
+    with pytest.raises(sdk.Timeout):
+        sdk.Device(shared.address, when_busy="wait", timeout=0.1)
+    closer = threading.Timer(0.3, first.close)
+    closer.start()
+    sdk.Device(shared.address, when_busy="wait").close()
+    closer.join()
+
+
+def test_a_host_outside_the_line_is_waited_for_too(shared: Served) -> None:
+    first = UsbTransport(shared.serial)
+    with pytest.raises(DeviceBusy, match="another host"):
+        sdk.Device(shared.address)
+    closer = threading.Timer(0.3, first.close)
+    closer.start()
+    sdk.Device(shared.address, when_busy="wait").close()
+    closer.join()
+
+
+def test_the_time_out_of_the_device_holds_for_a_port_that_does_not_answer(shared: Served) -> None:
+    began = time.monotonic()
+    shared.process.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(sdk.Timeout, match=r"no answer within 0\.2"):
+            sdk.Device(shared.address, timeout=0.2)
+    finally:
+        shared.process.send_signal(signal.SIGCONT)
+    assert time.monotonic() - began < timeouts.USB_TRANSFER_S
+    with sdk.Device(shared.address) as device:
+        shared.process.send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(sdk.Timeout):
+                device.registers.scratch.read()
+        finally:
+            shared.process.send_signal(signal.SIGCONT)
 
 
 def test_nobody_of_that_serial(shared: Served) -> None:

@@ -36,6 +36,7 @@ C_PROGRAMS = [
     "linked_elsewhere",
     "megabyte",
     "nested",
+    "no_float",
     "plic_rules",
     "reservations",
     "reset_loop",

@@ -10,8 +10,10 @@ import pytest
 
 from emulator.address_space import AddressSpace
 from emulator.management.core_process import CoreProcess
+from emulator.management.storage import STORAGE_BYTES
 
 EMPTY = AddressSpace()
+PATIENCE_S = 60.0
 
 
 class Function:
@@ -58,3 +60,21 @@ def test_the_exit_code_is_told_once(function: Function) -> None:
     function.switch_off(4)
     function.step()
     assert function.exit_codes == [3]
+
+
+@pytest.mark.parametrize(
+    ("size", "says"), [(4096, f"flash has 4096 bytes instead of {STORAGE_BYTES}"), (STORAGE_BYTES, "magic 0x0")]
+)
+def test_a_core_whose_storage_was_spoilt_ends_with_one_line(
+    size: int, says: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    storage = os.memfd_create("storage")
+    os.truncate(storage, size)
+    core = CoreProcess(storage, ["--ticks-per-s=1", "--engines=1", "--share=0.5"])
+    try:
+        ended = select.select([core._pidfd], [], [], PATIENCE_S)[0]
+        told = capfd.readouterr().err.splitlines()
+    finally:
+        core.close()
+    assert ended
+    assert len(told) == 1 and says in told[0]

@@ -15,7 +15,7 @@ from driver_shim.protocol.mailbox import MailboxResult
 from driver_shim.protocol.usb import Setup
 from emulator.usb.descriptors import Text
 from emulator.usb.dfu import STATUS_OF_RESULT, DfuInterface
-from emulator.usb.recovery_port import Outcome
+from emulator.usb.recovery_port import Outcome, SlotUnreadable
 from emulator.usb.transfer import Answer, Ending
 from tests.support.debug_port_bench import CLASS_IN, CLASS_OUT, GOOD, MOST_ATTEMPTS, MemoryRecovery
 
@@ -201,6 +201,18 @@ def test_an_empty_slot_is_an_empty_upload() -> None:
     machine = Machine()
     assert machine.ask(Request.UPLOAD, dfu.TRANSFER_BYTES) == b""
     assert machine.dfu.state is State.IDLE
+
+
+def test_an_upload_that_cannot_go_on_is_no_shorter_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(_slot: Slot, _offset: int, _length: int) -> bytes | None:
+        raise SlotUnreadable(Outcome(MailboxResult.ABORTED, "the core is gone"))
+
+    machine = Machine()
+    _reading(machine)
+    monkeypatch.setattr(machine.port, "read_slot", gone)
+    assert machine.ask(Request.UPLOAD, dfu.TRANSFER_BYTES) is Ending.STALL
+    assert machine.status() == (Status.ERR_VENDOR, State.ERROR, Text.DFU_STATUS)
+    assert machine.dfu.text == "the core is gone"
 
 
 def test_a_busy_device_says_so_and_is_polled_as_often_as_the_host_likes() -> None:

@@ -10,6 +10,7 @@ import pytest
 from driver_shim.protocol.firmware_slots import Slot
 from driver_shim.protocol.mailbox import MailboxResult
 from emulator.management.recovery_channel import RECOVERY_ANSWER, RECOVERY_REQUEST, Outcome, RecoveryRequest
+from emulator.usb.recovery_port import SlotUnreadable
 from emulator.usb.recovery_wire import RecoveryWire
 
 
@@ -89,7 +90,16 @@ def test_a_core_that_runs_answers_nothing(core: Core) -> None:
     assert result(core) is MailboxResult.ABORTED
     assert core.wire.slot_length(Slot.A) is None
     core.answer(RecoveryRequest.MEASURE, Outcome.NOT_IN_RECOVERY)
-    assert core.wire.slot_length(Slot.A) == 0
+    with pytest.raises(SlotUnreadable, match="not in recovery"):
+        core.wire.slot_length(Slot.A)
+
+
+def test_what_was_read_once_is_read_anew(core: Core) -> None:
+    """The core may have run in between, and the slot hold something else."""
+    for size in (0, 5000):
+        assert core.wire.slot_length(Slot.A) is None
+        core.answer(RecoveryRequest.MEASURE, size=size)
+        assert core.wire.slot_length(Slot.A) == size
 
 
 @pytest.mark.parametrize("how", ["gone before", "gone meanwhile", "replaced", "garbage"])

@@ -96,6 +96,46 @@ def test_compressed_access_fault(instruction: int, cause: int) -> None:
         assert rig.run_to_trap() == (cause, RAM + 12, NOTHING)
 
 
+@pytest.mark.parametrize(
+    "instruction",
+    [
+        pytest.param(0x2000, id="c.fld"),
+        pytest.param(0x6000, id="c.flw"),
+        pytest.param(0xA000, id="c.fsd"),
+        pytest.param(0xE000, id="c.fsw"),
+        pytest.param(0x2002, id="c.fldsp"),
+        pytest.param(0x6002, id="c.flwsp"),
+        pytest.param(0xA402, id="c.fsdsp"),
+        pytest.param(0xE002, id="c.fswsp"),
+        pytest.param(0x8000, id="reserved"),
+        pytest.param(0x9101, id="c.srli by 32"),
+        pytest.param(0x9501, id="c.srai by 32"),
+        pytest.param(0x9C09, id="c.subw"),
+        pytest.param(0x9C29, id="c.addw"),
+        pytest.param(0x9C41, id="reserved behind c.addw"),
+        pytest.param(0x1502, id="c.slli by 32"),
+        pytest.param(0x22730353, id="fsgnj.d"),
+    ],
+)
+@pytest.mark.parametrize("twice", [False, True])
+def test_what_the_core_lacks_is_illegal(instruction: int, twice: bool) -> None:
+    """Also where the block was translated before."""
+    word = instruction if instruction & 0b11 == 0b11 else pair(instruction, C_NOP)
+    with Rig(*li(5, RAM), word) as rig:
+        if twice:
+            rig.run_to_trap()
+            rig.machine.start(RAM)
+        assert rig.run_to_trap() == (2, AT, instruction)
+        assert rig.hart.retired == (4 if twice else 2)
+
+
+@pytest.mark.parametrize("instruction", [0x8905, 0x9905, 0x8105, 0x0505, 0x0506, 0x1541])
+def test_neighbours_of_what_the_core_lacks_are_run(instruction: int) -> None:
+    """c.andi with either sign, shifts by 1, c.addi with either sign."""
+    with Rig(*li(10, 3), pair(instruction, C_NOP), ECALL) as rig:
+        assert rig.run_to_trap()[0] == 11
+
+
 @pytest.mark.parametrize("target", [NOTHING, 0x1000_0000])
 def test_fetch_fault_points_at_the_target(target: int) -> None:
     with Rig(*li(5, target), jr(5)) as rig:
