@@ -77,7 +77,9 @@ def execute(firmware: Firmware, plan: FlashPlan, memory: HostMemory | None, repo
                 firmware.update_begin(size, block.iova, flags)
             status = _follow(firmware, plan, report, seen)
     except KeyboardInterrupt:
-        told = _told(firmware, plan, _end_in_order(firmware), seen) if begun else "interrupted before anything was written"
+        told = (
+            _told(firmware, plan, _end_in_order(firmware), seen) if begun else "interrupted before anything was written"
+        )
         raise FlashInterrupted(told) from None
     except NpuError:
         with contextlib.suppress(NpuError):

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from sdk.cli import timeouts
+from sdk.cli import interrupts, timeouts
 from sdk.cli.exit_codes import ExitCode, Failure, exit_code_of
 from sdk.cli.frame import Frame
 from sdk.cli.supervise import Abandoned, supervise
@@ -36,6 +36,7 @@ def verb(
     def decorate(body: Body) -> click.Command:
         @functools.wraps(body)
         def callback(as_json: bool, timeout: float | None, **options: Any) -> int:
+            interrupts.raise_again()
             frame = Frame(name, as_json=as_json, timeout=timeout)
             if timeout is not None and math.isnan(timeout):
                 raise click.UsageError("--timeout nan: give seconds, e.g. 30 or inf")
