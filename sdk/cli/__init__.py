@@ -15,6 +15,9 @@ def main() -> None:
     from sdk.cli import interrupts
 
     interrupts.end_at_once()
+    from sdk.cli.standard_streams import open_missing
+
+    open_missing()
     from sdk.cli.application import run
 
     code = run()

@@ -23,7 +23,7 @@ def _version(_: click.Context, __: click.Parameter, text: str) -> ImageVersion:
         raise click.BadParameter(str(error)) from error
 
 
-@verb("fw build")
+@verb("fw build", changes=True)
 @click.argument("program", type=click.Path(path_type=Path), metavar="PROGRAM")
 @output_option
 @click.option("--version", required=True, callback=_version, metavar="X.Y.Z[+B]", help="What the header says.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -52,7 +51,7 @@ def command(frame: Frame, kind: str, output: Path | None, names: tuple[str, ...]
     elif output is not None:
         write_text(output, _TEXTS[kind](maps))
     else:
-        sys.stdout.write(_TEXTS[kind](maps))
+        frame.write(_TEXTS[kind](maps))
     if output is not None:
         frame.say(f"wrote {output / 'index.html' if kind == _HTML else output}")
 

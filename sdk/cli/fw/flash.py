@@ -46,7 +46,7 @@ _MARKS = {
 _INDENT = 2 + 9 + 18
 
 
-@verb("fw flash", limit_s=timeouts.WORK_S)
+@verb("fw flash", limit_s=timeouts.WORK_S, changes=True)
 @image_argument
 @device_option
 @click.option("--dry-run", is_flag=True, help="Show the plan and change nothing (exit 1 if it is refused).")

@@ -15,7 +15,7 @@ from sdk.cli.fw.options import given_password, password_options
 from sdk.cli.verb import verb
 
 
-@verb("fw keygen", limit_s=timeouts.WORK_S)
+@verb("fw keygen", limit_s=timeouts.WORK_S, changes=True)
 @click.argument("key", type=click.Path(path_type=Path), metavar="KEY.pem")
 @password_options
 @click.option("--password", "ask", is_flag=True, help="Ask for a password to encrypt the private key with.")

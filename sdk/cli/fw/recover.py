@@ -18,7 +18,7 @@ from sdk.cli.verb import verb
 SLOTS = {"A": Slot.A, "B": Slot.B}
 
 
-@verb("fw recover", limit_s=timeouts.RECOVER_S)
+@verb("fw recover", limit_s=timeouts.RECOVER_S, changes=True)
 @image_argument
 @click.option("-d", "--device", "wanted", required=True, metavar="usb:SERIAL", help="The debug port.")
 @click.option("--slot", type=click.Choice(list(SLOTS)), default="A", show_default=True, help="Where to write it.")

@@ -30,7 +30,7 @@ _SIGNERS_PART = 0.8
 """Of the verb's time: what is left is enough to end a signer that hangs, and to say so."""
 
 
-@verb("fw sign", limit_s=timeouts.WORK_S)
+@verb("fw sign", limit_s=timeouts.WORK_S, changes=True)
 @image_argument
 @key_option("Private key, encrypted or not; repeatable. `development`: the published key.")
 @password_options
