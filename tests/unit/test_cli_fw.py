@@ -227,6 +227,17 @@ def test_a_good_image_that_no_device_starts_is_said_to_be_one(npuctl: Npuctl, tm
     assert "devices refuse it: it is not made to be loaded into RAM" in done.stderr
 
 
+def test_an_image_that_devices_load_elsewhere_is_said_to_be_one_when_it_is_built(
+    npuctl: Npuctl, tmp_path: Path
+) -> None:
+    program, output = tmp_path / "program.bin", tmp_path / "x.img"
+    program.write_bytes(b"program")
+    options = ("--version", "1", "--load-address", "0x7ffffff0")
+    done = npuctl("fw", "build", str(program), "-o", str(output), *options)
+    assert done.returncode == 0
+    assert "devices refuse it: it would be loaded to 0x7ffffff0" in done.stderr
+
+
 @pytest.mark.parametrize("arguments", [("--key", "development", "--key", "development"), ("--key", "missing.pem")])
 def test_what_cannot_be_signed_writes_nothing(npuctl: Npuctl, unsigned: Path, arguments: tuple[str, ...]) -> None:
     output = unsigned.with_name("signed.img")

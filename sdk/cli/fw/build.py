@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from driver_shim.protocol.image import ImageVersion, parse_image
+from firmware_tools.bootable import unbootable
 from firmware_tools.build import DEFAULT_LOAD_ADDRESS, place, read_program
 from firmware_tools.files import write_whole
 from firmware_tools.image import DEFAULT_HEADER_SIZE, ImageContents, build_image
@@ -75,3 +76,6 @@ def command(
     write_whole(output, data)
     frame.sections["image"] = facts(output, image)
     frame.say(f"{output}: version {image.version}, {len(data):,} bytes, runs from {image.entry_address:#x}, not signed")
+    reason = unbootable(image)
+    if reason is not None:
+        frame.note(f"devices refuse it: {reason}")
