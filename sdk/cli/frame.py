@@ -56,6 +56,10 @@ class Frame:
         with self._stdout():
             self.console.print(_encodable(text), soft_wrap=True)
 
+    def speak_on_stderr(self) -> None:
+        """From now on text for people goes there: stdout is for what the verb makes."""
+        self._console = _open_console(self.as_json, stderr=True)
+
     def write(self, text: str) -> None:
         """What a verb makes, on stdout as it is."""
         with self._stdout():
@@ -187,7 +191,7 @@ def holder_facts(holder: Holder | None) -> dict[str, Any] | None:
     return {"pid": holder.pid, "command": holder.command, "since": rfc3339(holder.since)}
 
 
-def _open_console(quiet: bool) -> Console:
+def _open_console(quiet: bool, *, stderr: bool = False) -> Console:
     from rich.console import Console
 
     class PipeConsole(Console):
@@ -196,4 +200,4 @@ def _open_console(quiet: bool) -> Console:
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
 
-    return PipeConsole(quiet=quiet, highlight=False, markup=False, emoji=False)
+    return PipeConsole(quiet=quiet, stderr=stderr, highlight=False, markup=False, emoji=False)

@@ -24,6 +24,8 @@ def command(frame: Frame, key: Path, password_file: Path | None, password_env: s
 
     Prints the hash that is burnt into devices which are to trust the key. Overwrites nothing.
     """
+    if key == Path("-"):
+        raise click.UsageError("a key pair is two files: give a name for them, not -")
     password = given_password(password_file, password_env)
     if ask and password is not None:
         raise click.UsageError("--password asks for one: leave it out, or the other option")

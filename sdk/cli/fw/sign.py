@@ -17,6 +17,7 @@ from sdk.cli.fw.options import (
     given_password,
     image_argument,
     key_option,
+    leave_stdout_to,
     output_option,
     password_options,
     password_source,
@@ -83,6 +84,7 @@ def command(
         raise click.UsageError("each --signer needs the --public-key that it signs with")
     if not keys and not commands:
         raise click.UsageError("give a --key, or a --signer and its --public-key")
+    leave_stdout_to(frame, output)
     before = read_image(image)
     password = password_source(given_password(password_file, password_env))
     signers: list[Signer] = [KeySigner(load_private_key(path, password)) for path in keys]
