@@ -49,3 +49,8 @@ def test_a_closed_stream_is_no_obstacle(tmp_path: Path, inspected: str, redirect
 def test_a_console_with_stdin_closed_reaches_its_device(tmp_path: Path) -> None:
     done = npuctl(tmp_path, "<&-", "console", "-d", "vfio-user:/nowhere")
     assert done.returncode == 3, done.stderr
+
+
+def test_an_export_to_a_dash_goes_to_stdout(tmp_path: Path) -> None:
+    done = npuctl(tmp_path, "", "fw", "export", "--format", "c", "-o", "-")
+    assert done.stdout.startswith("/* NPU register map")

@@ -34,6 +34,8 @@ def command(frame: Frame, kind: str, output: Path | None, names: tuple[str, ...]
     Nothing is overwritten but what an earlier export made. --format html needs the extra [firmware].
     """
     maps = named_maps(names)
+    if output == Path("-"):
+        output = None
     if output is None and kind == _HTML:
         raise click.UsageError("html is a folder of pages: name it with -o FOLDER")
     if output is None and frame.as_json and kind in _TEXTS:
