@@ -41,6 +41,13 @@ def test_ctrl_c_while_it_starts_exits_130_quietly(module: str) -> None:
     assert (done.returncode, done.stderr) == (130, b"")
 
 
+def test_ctrl_c_while_an_emulator_starts_exits_130_quietly() -> None:
+    program = INTERRUPTED_WHILE_IMPORTING.partition("from sdk.cli")[0] + "import runpy; runpy.run_module('emulator')"
+    command = [sys.executable, "-c", program, "emulator.serve", "heeded"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=PATIENCE_S, check=False)
+    assert (done.returncode, done.stderr) == (130, b"")
+
+
 def test_where_ctrl_c_is_ignored_it_stays_so() -> None:
     done = interrupted("click", "ignored")
     assert done.returncode == 0
