@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from driver_shim import timeouts
 from driver_shim.dma import HostBlock, HostMemory
-from driver_shim.errors import FirmwareError, NpuError, Timeout
+from driver_shim.errors import DeviceLost, FirmwareError, NpuError, Timeout
 from driver_shim.firmware import Firmware
 from driver_shim.firmware_answers import SlotInfo, UpdateStatus
 from driver_shim.mailbox import refused
@@ -81,6 +81,10 @@ def execute(firmware: Firmware, plan: FlashPlan, memory: HostMemory | None, repo
             _told(firmware, plan, _end_in_order(firmware), seen) if begun else "interrupted before anything was written"
         )
         raise FlashInterrupted(told) from None
+    except DeviceLost as error:
+        if begun:
+            error.message += f"; slot {plan.target.name} may be incomplete: flash again, what was written is kept"
+        raise
     except NpuError:
         with contextlib.suppress(NpuError):
             if begun and firmware.update_status().going_on:

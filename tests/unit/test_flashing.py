@@ -8,7 +8,7 @@ import pytest
 
 from driver_shim import timeouts
 from driver_shim.dma import HostMemory
-from driver_shim.errors import FirmwareError, Timeout
+from driver_shim.errors import DeviceLost, FirmwareError, Timeout
 from driver_shim.firmware import Firmware
 from driver_shim.mailbox import Mailbox
 from driver_shim.protocol import mailbox
@@ -139,6 +139,17 @@ def test_where_the_device_does_not_say_what_is_left_nothing_is_claimed(
 
     with pytest.raises(FlashInterrupted, match="slot B may be incomplete: npuctl fw info shows it"):
         execute(firmware, plan_for(firmware), memory, interrupt)
+
+
+def test_a_device_that_is_lost_in_the_middle_is_said_to_be_left_half_written(
+    firmware: Firmware, memory: HostMemory
+) -> None:
+    def vanish(progress: Progress) -> None:
+        raise DeviceLost("it went away", device=firmware.address)
+
+    with pytest.raises(DeviceLost) as caught:
+        execute(firmware, plan_for(firmware), memory, vanish)
+    assert caught.value.message == ("it went away; slot B may be incomplete: flash again, what was written is kept")
 
 
 def test_a_device_that_writes_elsewhere_is_stopped(firmware: Firmware, core: ScriptedCore, memory: HostMemory) -> None:
