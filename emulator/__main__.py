@@ -1,5 +1,23 @@
 """`python -m emulator`: see `emulator/serve.py`."""
 
-from emulator.serve import main
+from __future__ import annotations
 
-raise SystemExit(main())
+import os
+import signal
+
+_INTERRUPTED = 130
+
+
+def _start() -> int:
+    """Importing takes a while; Ctrl-C has nothing to put right until that is over, and ends it without a traceback."""
+    heeded = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if heeded:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(_INTERRUPTED))
+    from emulator.serve import main
+
+    if heeded:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    return main()
+
+
+raise SystemExit(_start())

@@ -38,13 +38,12 @@ def write_whole(path: Path, data: bytes) -> None:
     A link stays one: what it points at is written. What is no file, /dev/stdout for one, is written to as it is.
     Raises OSError that names `path`.
     """
-    target = Path(os.path.realpath(path))
     try:
-        if _is_special(target):
-            with target.open("wb", buffering=0) as file:
+        if _is_special(path):
+            with path.open("wb", buffering=0) as file:
                 _write_all(file.fileno(), data)
         else:
-            _replace(target, data)
+            _replace(Path(os.path.realpath(path)), data)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
 

@@ -16,6 +16,7 @@ from driver_shim.firmware_answers import SlotInfo
 from driver_shim.protocol.firmware_slots import SLOT_BYTES, Slot
 from driver_shim.protocol.image import ImageError, ParsedImage, check_integrity
 from driver_shim.protocol.image_layout import ImageVersion
+from firmware_tools.bootable import unbootable
 from firmware_tools.errors import ExtraMissing
 from firmware_tools.verify import verify_signature
 
@@ -165,7 +166,7 @@ def same_image(slot: SlotInfo, image: ParsedImage) -> bool:
 def _steps(state: DeviceState, image: ParsedImage, by_dma: bool) -> tuple[str, ...]:
     size, target = len(image.data), state.target
     old = state.slot(target)
-    lost = f"; {old.version} there is lost" if old.valid else ""
+    lost = f"; {old.version} there is lost" if old.valid and not same_image(old, image) else ""
     return (
         f"hand {size:,} bytes to the device {'by DMA' if by_dma else 'through the mailbox'}",
         "have it verify hash, signature, hardware and security counter",
@@ -222,6 +223,11 @@ def _signature(image: ParsedImage, state: DeviceState) -> _Finding:
     if len(carried) < len(image.signatures):
         return _Finding(None, "the image holds only its key's hash")
     return _Finding(True, f"right; only the device knows whether key {carried[0].key_hash.hex()[:16]}… is its own")
+
+
+def _bootable(image: ParsedImage, state: DeviceState) -> _Finding:
+    reason = unbootable(image)
+    return _Finding(reason is None, reason or f"it is loaded to {image.load_address:#010x}, as devices want it")
 
 
 def _size(image: ParsedImage, state: DeviceState) -> _Finding:
@@ -297,6 +303,7 @@ _CHECKS = (
     _Check("integrity", _integrity),
     _Check("signature", _signature),
     _Check("size", _size),
+    _Check("bootable", _bootable),
     _Check("hardware", _hardware),
     _Check("hardware-named", _hardware_named, ALLOW_NO_HARDWARE_ID),
     _Check("security-counter", _security_counter),

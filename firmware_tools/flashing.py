@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from driver_shim import timeouts
 from driver_shim.dma import HostBlock, HostMemory
-from driver_shim.errors import FirmwareError, NpuError, Timeout
+from driver_shim.errors import DeviceLost, FirmwareError, NpuError, Timeout
 from driver_shim.firmware import Firmware
-from driver_shim.firmware_answers import UpdateStatus
+from driver_shim.firmware_answers import SlotInfo, UpdateStatus
 from driver_shim.mailbox import refused
 from driver_shim.protocol.firmware_slots import Slot
 from driver_shim.protocol.mailbox import STAGE_BYTES, MailboxResult, UpdateFlag, UpdateState
@@ -77,8 +77,14 @@ def execute(firmware: Firmware, plan: FlashPlan, memory: HostMemory | None, repo
                 firmware.update_begin(size, block.iova, flags)
             status = _follow(firmware, plan, report, seen)
     except KeyboardInterrupt:
-        told = _told(plan, _end_in_order(firmware), seen) if begun else "interrupted before anything was written"
+        told = (
+            _told(firmware, plan, _end_in_order(firmware), seen) if begun else "interrupted before anything was written"
+        )
         raise FlashInterrupted(told) from None
+    except DeviceLost as error:
+        if begun:
+            error.message += f"; slot {plan.target.name} may be incomplete: flash again, what was written is kept"
+        raise
     except NpuError:
         with contextlib.suppress(NpuError):
             if begun and firmware.update_status().going_on:
@@ -127,7 +133,7 @@ def _follow(firmware: Firmware, plan: FlashPlan, report: Report, seen: _Seen) ->
     while True:
         status = firmware.update_status()
         if status.state is UpdateState.FAILED:
-            raise _failed(firmware.address, plan, status, seen)
+            raise _failed(firmware, plan, status, seen)
         if status.state is UpdateState.DONE:
             return status
         if not status.going_on:
@@ -151,9 +157,9 @@ def _follow(firmware: Firmware, plan: FlashPlan, report: Report, seen: _Seen) ->
         time.sleep(timeouts.UPDATE_POLL_S)
 
 
-def _failed(address: str, plan: FlashPlan, status: UpdateStatus, seen: _Seen) -> FirmwareError:
-    error = refused(address, f"image {plan.image.version}", status.result)
-    error.message += f"; {_left(plan, seen)}"
+def _failed(firmware: Firmware, plan: FlashPlan, status: UpdateStatus, seen: _Seen) -> FirmwareError:
+    error = refused(firmware.address, f"image {plan.image.version}", status.result)
+    error.message += f"; {_left(firmware, plan, seen)}"
     return error
 
 
@@ -207,7 +213,7 @@ def _abort(firmware: Firmware) -> UpdateStatus:
     return status
 
 
-def _told(plan: FlashPlan, status: UpdateStatus | None, seen: _Seen) -> str:
+def _told(firmware: Firmware, plan: FlashPlan, status: UpdateStatus | None, seen: _Seen) -> str:
     if status is None:
         return f"interrupted; slot {plan.target.name} may be incomplete: npuctl fw info shows it"
     if status.state is UpdateState.DONE:
@@ -215,18 +221,31 @@ def _told(plan: FlashPlan, status: UpdateStatus | None, seen: _Seen) -> str:
             f"interrupted, too late: slot {plan.target.name} holds {plan.image.version}, to be tried at the next reset"
         )
     if status.state is UpdateState.FAILED and status.result == MailboxResult.ABORTED:
-        return f"interrupted; the update was ended in order: {_left(plan, seen)}"
+        return f"interrupted; the update was ended in order: {_left(firmware, plan, seen)}"
     if status.going_on:
         return "interrupted; the update goes on in the device: npuctl fw info shows it"
-    return f"interrupted; {_left(plan, seen)}"
+    return f"interrupted; {_left(firmware, plan, seen)}"
 
 
-def _left(plan: FlashPlan, seen: _Seen) -> str:
+def _left(firmware: Firmware, plan: FlashPlan, seen: _Seen) -> str:
     """What the device is left with."""
-    if seen.done_bytes == 0:
+    held, name = _looked_at(firmware, plan.target), plan.target.name
+    if held is None:
+        return f"slot {name} may be incomplete: npuctl fw info shows it"
+    if seen.done_bytes == 0 and held == plan.state.slot(plan.target):
         return "nothing was written"
+    if same_image(held, plan.image):
+        return f"slot {name} holds {held.version} whole, not marked to be tried; the same command does that"
     size = len(plan.image.data)
+    boots = f"still holds {held.version}" if held.valid else "does not boot"
     return (
-        f"slot {plan.target.name} has {seen.done_bytes:,} of {size:,} bytes or some more and does not boot,"
+        f"slot {name} has {seen.done_bytes:,} of {size:,} bytes or some more and {boots},"
         " the running image is untouched; the same command goes on from there"
     )
+
+
+def _looked_at(firmware: Firmware, slot: Slot) -> SlotInfo | None:
+    """What the slot holds by now; None when the device does not say, or nobody waits for it to."""
+    with contextlib.suppress(NpuError, KeyboardInterrupt):
+        return firmware.slot_info(slot)
+    return None

@@ -17,7 +17,7 @@ from pathlib import Path
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
-from emulator.management.elf_errors import BadSegment, ElfTooLarge, NotAnElf, TruncatedElf, WrongTarget
+from emulator.management.elf_errors import BadSegment, ElfError, ElfTooLarge, NotAnElf, TruncatedElf, WrongTarget
 from emulator.management.memory import ADDRESS_LIMIT, Memories
 
 ELF_BYTES_MAX = 256 << 20
@@ -102,10 +102,13 @@ class Program:
 
 
 def read_program(path: Path) -> Program:
-    """An executable from a file. Raises ElfError, or OSError when the file cannot be read."""
+    """An executable from a file. Raises ElfError that names it, or OSError when the file cannot be read."""
     with path.open("rb") as file:
         data = file.read(ELF_BYTES_MAX + 1)
-    return parse_program(data)
+    try:
+        return parse_program(data)
+    except ElfError as error:
+        raise type(error)(f"{path}: {error}") from error
 
 
 def parse_program(data: bytes) -> Program:

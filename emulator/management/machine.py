@@ -101,6 +101,8 @@ class Machine:
         self._transmit = transmit or (lambda _data: None)
         self._stop: Stop | None = None
         self._waiting = False
+        self._lost = False
+        """The handler of traps is itself nowhere: trap follows trap, interrupts are off, and only a reset ends it."""
         self._reported: set[int] = set()
         self.memories = Memories(_make_memory(entry, buffers or {}, board) for entry in board.memories)
         self.hart = Hart(self.memories, lambda: self.clint.time)
@@ -215,6 +217,7 @@ class Machine:
         """The hart and all peripherals as after power-on, the pc at the reset vector; memories keep their bytes."""
         self._stop = None
         self._waiting = False
+        self._lost = False
         self.hart.reset()
         self.clint.reset()
         self.plic.reset()
@@ -234,6 +237,8 @@ class Machine:
         end = self.hart.cycle + max_instructions
         while self._stop is None:
             self._expire()
+            if self._lost and self._stop is None:  # as a wait: millions of traps would keep the watchdog from its time
+                return Stop(StopReason.WAITING, until=self._next_deadline())
             if self._waiting:
                 if not self.hart.csrs.wakes():
                     return Stop(StopReason.WAITING, until=self._next_deadline())
@@ -293,6 +298,7 @@ class Machine:
             self.hart.trap(fault.cause, fault.address)
         else:
             self.hart.skip_access()
+        self._lost = fault.access is Access.FETCH and self.hart.pc == fault.pc
 
     def _report(self, fault: BusFault, place: str) -> None:
         if fault.pc in self._reported or len(self._reported) > _REPORTS_MAX:

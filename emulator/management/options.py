@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ _logger = logging.getLogger("npu.emulator.management")
 
 FACTORY_IMAGE = Path(__file__).parent / "firmware" / "reference.bin"
 """The signed reference firmware, which a new chip has in slot A."""
+
+_ABSOLUTE_ZERO_CELSIUS = -273.15
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,6 +38,12 @@ class CoreOptions:
     share: float = 0.5
     """How much of one CPU the core may take while it is busy."""
     log_level: str = "WARNING"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a temperature that there is not."""
+        celsius = self.ambient_celsius
+        if celsius is not None and not _ABSOLUTE_ZERO_CELSIUS <= celsius < math.inf:
+            raise ValueError(f"the temperature around the chip is a number of degrees Celsius, not {celsius}")
 
     @property
     def foreign(self) -> bool:

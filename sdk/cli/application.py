@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -9,8 +10,8 @@ from collections.abc import Sequence
 
 import click
 
-from sdk.cli.exit_codes import ExitCode
-from sdk.cli.verb import silence_stdout
+from sdk.cli.exit_codes import ExitCode, exit_code_of
+from sdk.cli.standard_streams import silence_stdout
 from sdk.cli.verb_group import HELP_OPTIONS, VerbGroup
 from sdk.version import VERSION
 
@@ -68,6 +69,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return ExitCode.FAILED
+    except OSError as error:  # stdout does not take the help, or a folder no socket
+        silence_stdout()
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"npuctl: {error.filename or 'stdout'}: {error.strerror or error}\n")
+        return exit_code_of(error)
 
 
 def _log_to_stderr() -> None:

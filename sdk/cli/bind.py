@@ -17,7 +17,7 @@ from sdk.cli.verb import verb
 from sdk.info import DeviceInfo
 
 
-@verb("bind")
+@verb("bind", changes=True)
 @device_option
 @click.option("-y", "--yes", is_flag=True, help="Do not ask before a card is taken from another driver.")
 def command(frame: Frame, wanted: tuple[str, ...], yes: bool) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import math
 import sys
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from driver_shim.errors import NpuError
 from driver_shim.protocol.runtime_folder import Holder
 from sdk.cli.exit_codes import ExitCode, exit_code_of
+from sdk.cli.standard_streams import silence_stdout
 from sdk.version import VERSION
 
 if TYPE_CHECKING:
@@ -25,7 +28,7 @@ SCHEMA_VERSION = 1
 class Frame:
     """One run of one verb. `console` is for people and silent with --json; `finish` prints the document."""
 
-    def __init__(self, verb: str, *, as_json: bool, timeout: float | None) -> None:
+    def __init__(self, verb: str, *, as_json: bool, timeout: float | None, outlives_reader: bool = False) -> None:
         self.verb = verb
         self.as_json = as_json
         self.timeout = timeout
@@ -36,6 +39,7 @@ class Frame:
         self.errors: list[dict[str, Any]] = []
         self.sections: dict[str, Any] = {}
         """What a verb reports beside devices and errors, by the document's key."""
+        self._outlives_reader = outlives_reader
         self._codes: list[ExitCode] = []
         self._streams = False
         self._console: Console | None = None
@@ -49,11 +53,23 @@ class Frame:
 
     def say(self, text: str = "") -> None:
         """A line for people on stdout."""
-        self.console.print(_encodable(text), soft_wrap=True)
+        with self._stdout():
+            self.console.print(_encodable(text), soft_wrap=True)
+
+    def speak_on_stderr(self) -> None:
+        """From now on text for people goes there: stdout is for what the verb makes."""
+        self._console = _open_console(self.as_json, stderr=True)
+
+    def write(self, text: str) -> None:
+        """What a verb makes, on stdout as it is."""
+        with self._stdout():
+            sys.stdout.write(text)
+            sys.stdout.flush()
 
     def note(self, text: str) -> None:
         """A line for people on stderr, with --json too."""
-        sys.stderr.write(f"npuctl: {text}\n")
+        with contextlib.suppress(OSError):  # where nobody can be told, the exit code has to do
+            sys.stderr.write(f"npuctl: {text}\n")
 
     def add(self, entry: dict[str, Any]) -> None:
         """Report one device."""
@@ -116,12 +132,31 @@ class Frame:
         """Print the document with --json; returns the exit code."""
         if self.as_json and (self.errors or not self._streams):
             self._print(self.document())
-        sys.stdout.flush()
+        with self._stdout():
+            sys.stdout.flush()
+        return self.exit_code()
+
+    def unreported(self, error: OSError) -> ExitCode:
+        """The exit code where stdout does not take the report."""
+        silence_stdout()
+        if not self._codes:
+            self.fail(error)
         return self.exit_code()
 
     def _print(self, document: dict[str, Any]) -> None:
-        sys.stdout.write(_encodable(json.dumps(document, ensure_ascii=False, allow_nan=False)) + "\n")
-        sys.stdout.flush()
+        self.write(_encodable(json.dumps(document, ensure_ascii=False, allow_nan=False)) + "\n")
+
+    @contextlib.contextmanager
+    def _stdout(self) -> Iterator[None]:
+        """A reader that goes away ends a report, but not a change that is half made."""
+        try:
+            yield
+        except BrokenPipeError:
+            if not self._outlives_reader:
+                raise
+            silence_stdout()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, "stdout") from error
 
 
 def _encodable(text: str) -> str:
@@ -156,7 +191,7 @@ def holder_facts(holder: Holder | None) -> dict[str, Any] | None:
     return {"pid": holder.pid, "command": holder.command, "since": rfc3339(holder.since)}
 
 
-def _open_console(quiet: bool) -> Console:
+def _open_console(quiet: bool, *, stderr: bool = False) -> Console:
     from rich.console import Console
 
     class PipeConsole(Console):
@@ -165,4 +200,4 @@ def _open_console(quiet: bool) -> Console:
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
 
-    return PipeConsole(quiet=quiet, highlight=False, markup=False, emoji=False)
+    return PipeConsole(quiet=quiet, stderr=stderr, highlight=False, markup=False, emoji=False)

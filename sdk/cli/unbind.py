@@ -17,7 +17,7 @@ from sdk.cli.verb import verb
 from sdk.info import DeviceInfo
 
 
-@verb("unbind")
+@verb("unbind", changes=True)
 @device_option
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 def command(frame: Frame, wanted: tuple[str, ...], yes: bool) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 
 import click
 
-from sdk.cli import timeouts
+from sdk.cli import interrupts, timeouts
 from sdk.cli.exit_codes import ExitCode, Failure, exit_code_of
 from sdk.cli.frame import Frame
+from sdk.cli.standard_streams import silence_stdout
 from sdk.cli.supervise import Abandoned, supervise
 
 Body = Callable[..., None]
@@ -25,18 +26,21 @@ def verb(
     *,
     limit_s: float | Callable[[Mapping[str, Any]], float] = timeouts.QUERY_S,
     around: Callable[[], AbstractContextManager[None]] = nullcontext,
+    changes: bool = False,
 ) -> Callable[[Body], click.Command]:
     """Make a body `(frame, **options) -> None` a verb with `--json` and `--timeout`; `name` begins with its group's.
 
     The body runs in a process of its own; `limit_s` (or what it says of the options) bounds it when the user names no
     limit. What it raises becomes an entry of the report's errors and the exit code. `around` is entered in the tool's
-    own process: what it puts right at the end is put right even after the body's process was killed.
+    own process: what it puts right at the end is put right even after the body's process was killed. A verb that
+    `changes` something is not ended by a reader that closes the pipe: its exit code says what became of the change.
     """
 
     def decorate(body: Body) -> click.Command:
         @functools.wraps(body)
         def callback(as_json: bool, timeout: float | None, **options: Any) -> int:
-            frame = Frame(name, as_json=as_json, timeout=timeout)
+            interrupts.raise_again()
+            frame = Frame(name, as_json=as_json, timeout=timeout, outlives_reader=changes)
             if timeout is not None and math.isnan(timeout):
                 raise click.UsageError("--timeout nan: give seconds, e.g. 30 or inf")
             limit = limit_s(options) if callable(limit_s) else limit_s
@@ -97,6 +101,8 @@ def _work(frame: Frame, body: Body, options: dict[str, Any]) -> int:
         return frame.finish()
     except BrokenPipeError:
         return silence_stdout()
+    except OSError as error:  # stdout takes no report: a full disk, say
+        return frame.unreported(error)
 
 
 def _explain_internal(frame: Frame, error: BaseException) -> None:
@@ -104,9 +110,3 @@ def _explain_internal(frame: Frame, error: BaseException) -> None:
         frame.note("".join(traceback.format_exception(error)).rstrip())
     else:
         frame.note(f"internal error ({type(error).__name__}); NPU_LOG=debug shows where")
-
-
-def silence_stdout() -> int:
-    """The reader closed the pipe: nothing more to say, and nothing went wrong."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    return ExitCode.OK

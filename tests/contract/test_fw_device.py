@@ -104,6 +104,21 @@ def test_flash_activate_confirm_and_roll_back(device: tuple[Npuctl, str], firmwa
     assert not any(text.startswith("text 0x") for text in texts)
 
 
+def test_a_change_outlives_the_reader_of_its_report(device: tuple[Npuctl, str], firmware: Path) -> None:
+    tool, address = device
+    with subprocess.Popen(
+        [sys.executable, "-m", "sdk.cli", "fw", "flash", str(firmware), "-d", address, "--yes", "--activate"],
+        env=environment(tool.runtime_folder),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(PATIENCE_S) == 0
+    found = running(tool, address)["firmware"]
+    assert (found["version"], found["on_trial"]) == ("1.1.0", True)
+
+
 def test_firmware_that_does_not_come_up_falls_back(device: tuple[Npuctl, str], tmp_path: Path) -> None:
     tool, address = device
     broken = written(tmp_path / "broken.bin", image("2.0.0", security_counter=1, payload=RESETS))

@@ -203,10 +203,14 @@ class ScriptedCore(ManagementPort):
             self.update_done = min(self.update_done + STEP_BYTES, len(self.update_image))
             self.slots[self.update_slot] = self.update_image[: self.update_done]
             if self.update_done == len(self.update_image):
+                self.update, self.update_done = UpdateState.READING_BACK, 0
+        elif self.update is UpdateState.READING_BACK:
+            self.update_done = min(self.update_done + STEP_BYTES, len(self.update_image))
+            if self.update_done == len(self.update_image):
                 self.update, self.trial = UpdateState.DONE, self.update_slot
 
     def _update_abort(self, body: bytes, memory: AddressSpace) -> Answer:
-        if self.update in (UpdateState.VERIFYING, UpdateState.WRITING):
+        if self.update in (UpdateState.VERIFYING, UpdateState.WRITING, UpdateState.READING_BACK):
             self.update, self.update_result = UpdateState.FAILED, MailboxResult.ABORTED
         return 0, b""
 

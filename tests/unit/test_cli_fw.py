@@ -227,6 +227,17 @@ def test_a_good_image_that_no_device_starts_is_said_to_be_one(npuctl: Npuctl, tm
     assert "devices refuse it: it is not made to be loaded into RAM" in done.stderr
 
 
+def test_an_image_that_devices_load_elsewhere_is_said_to_be_one_when_it_is_built(
+    npuctl: Npuctl, tmp_path: Path
+) -> None:
+    program, output = tmp_path / "program.bin", tmp_path / "x.img"
+    program.write_bytes(b"program")
+    options = ("--version", "1", "--load-address", "0x7ffffff0")
+    done = npuctl("fw", "build", str(program), "-o", str(output), *options)
+    assert done.returncode == 0
+    assert "devices refuse it: it would be loaded to 0x7ffffff0" in done.stderr
+
+
 @pytest.mark.parametrize("arguments", [("--key", "development", "--key", "development"), ("--key", "missing.pem")])
 def test_what_cannot_be_signed_writes_nothing(npuctl: Npuctl, unsigned: Path, arguments: tuple[str, ...]) -> None:
     output = unsigned.with_name("signed.img")
@@ -256,7 +267,7 @@ def test_a_signer_that_hangs_is_ended_with_the_verb(npuctl: Npuctl, unsigned: Pa
 def test_what_never_ends_is_no_image(npuctl: Npuctl, verb: str) -> None:
     key = ("--key", "development") if verb == "verify" else ()
     done = npuctl("fw", verb, "/dev/zero", *key)
-    assert (done.returncode, "more than" in done.stderr) == (1, True)
+    assert (done.returncode, "more than" in done.stderr) == (5, True)
 
 
 def test_a_name_that_is_no_utf8_is_shown_escaped(npuctl: Npuctl, tiny: Path, tmp_path: Path) -> None:
@@ -333,3 +344,30 @@ def test_importing_the_sdk_imports_no_firmware_tools() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_S, cwd=ROOT, check=True
     )
     assert done.stdout == "[]\n"
+
+
+def test_images_go_through_pipes(tmp_path: Path) -> None:
+    program = tmp_path / "program.bin"
+    program.write_bytes(b"program")
+    npuctl = f"{sys.executable} -m sdk.cli fw"
+    line = (
+        f"{npuctl} build - -o - --version 1.2.3 < '{program}' | {npuctl} sign - --key development -o -"
+        f" | {npuctl} verify - --key development"
+    )
+    done = subprocess.run(
+        ["sh", "-c", line], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("/dev/stdin: version 1.2.3, ")
+    assert "/dev/stdout: version 1.2.3, " in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["program.bin"]
+
+
+def test_stdout_has_room_for_an_image_or_a_document_but_not_both(npuctl: Npuctl, tmp_path: Path) -> None:
+    program = tmp_path / "program.bin"
+    program.write_bytes(b"program")
+    npuctl.document("fw build", str(program), "-o", "-", "--version", "1", code=2)
+
+
+def test_a_key_pair_is_not_written_to_a_dash(npuctl: Npuctl) -> None:
+    assert npuctl("fw", "keygen", "-").returncode == 2

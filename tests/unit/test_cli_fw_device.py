@@ -196,6 +196,15 @@ def test_a_dry_run_changes_nothing(run: Run, core: ScriptedCore, offered: Path) 
     assert MailboxCommand.UPDATE_BEGIN not in core.asked
 
 
+def test_a_dry_run_of_a_refused_plan_exits_as_the_flash_would(run: Run, core: ScriptedCore, offered: Path) -> None:
+    offered.write_bytes(image("1.0.0"))
+    code, _, document = run(flash.command, offered, (), as_json=True, **{**FLASH, "dry_run": True})
+    assert (code, [error["code"] for error in document["errors"]]) == (1, ["refused"])
+    assert document["devices"][0]["plan"]["action"] == "refused"
+    offered.write_bytes(image("1.2.3"))
+    assert run(flash.command, offered, (), **{**FLASH, "dry_run": True})[0] == 0, "nothing to do"
+
+
 def test_what_is_there_is_nothing_to_do_and_activate_tries_it(run: Run, core: ScriptedCore, offered: Path) -> None:
     run(flash.command, offered, (), **FLASH)
     code, out, _ = run(flash.command, offered, (), **FLASH)

@@ -81,6 +81,11 @@ def decided_by(plan: FlashPlan) -> str | None:
     return plan.deciding.name if plan.deciding else None
 
 
+def test_only_another_image_is_said_to_be_lost() -> None:
+    assert make_plan(state(slot(Slot.B, RUNNING)), NEWER).steps[2] == "write slot B; 1.2.3 there is lost"
+    assert make_plan(state(slot(Slot.B, NEWER)), NEWER).steps[2] == "write slot B"
+
+
 def test_a_newer_image_is_flashed_into_the_other_slot() -> None:
     plan = make_plan(state(), NEWER)
     assert (plan.action, plan.target, plan.needs_reset) == (Action.FLASH, Slot.B, True)
@@ -92,6 +97,7 @@ def test_a_newer_image_is_flashed_into_the_other_slot() -> None:
 CASES: list[tuple[str, DeviceState, ParsedImage, str, str | None]] = [
     ("damaged", state(), damaged(), "integrity", None),
     ("wrong signature", state(), wrongly_signed(), "signature", None),
+    ("loaded elsewhere", state(), parse_image(image("2.0", load_address=0x7FFF_FFF0)), "bootable", None),
     ("other hardware", state(), parse_image(image("2.0", hardware_ids=(7, 8))), "hardware", None),
     ("no hardware", state(), parse_image(image("2.0", hardware_ids=())), "hardware-named", ALLOW_NO_HARDWARE_ID),
     ("rolled back", state(security_counter=2), parse_image(image("2.0", security_counter=1)), "security-counter", None),

@@ -8,7 +8,7 @@ import pytest
 
 from driver_shim import timeouts
 from driver_shim.dma import HostMemory
-from driver_shim.errors import FirmwareError, Timeout
+from driver_shim.errors import DeviceLost, FirmwareError, Timeout
 from driver_shim.firmware import Firmware
 from driver_shim.mailbox import Mailbox
 from driver_shim.protocol import mailbox
@@ -129,6 +129,29 @@ def test_a_failure_says_what_is_left_though_the_device_forgets_it(
     assert caught.value.code == "flash-fault"
 
 
+def test_where_the_device_does_not_say_what_is_left_nothing_is_claimed(
+    firmware: Firmware, core: ScriptedCore, memory: HostMemory
+) -> None:
+    def interrupt(progress: Progress) -> None:
+        if progress.done_bytes:
+            core.override[MailboxCommand.SLOT_INFO] = lambda _: (MailboxResult.BUSY, b"")
+            raise KeyboardInterrupt
+
+    with pytest.raises(FlashInterrupted, match="slot B may be incomplete: npuctl fw info shows it"):
+        execute(firmware, plan_for(firmware), memory, interrupt)
+
+
+def test_a_device_that_is_lost_in_the_middle_is_said_to_be_left_half_written(
+    firmware: Firmware, memory: HostMemory
+) -> None:
+    def vanish(progress: Progress) -> None:
+        raise DeviceLost("it went away", device=firmware.address)
+
+    with pytest.raises(DeviceLost) as caught:
+        execute(firmware, plan_for(firmware), memory, vanish)
+    assert caught.value.message == ("it went away; slot B may be incomplete: flash again, what was written is kept")
+
+
 def test_a_device_that_writes_elsewhere_is_stopped(firmware: Firmware, core: ScriptedCore, memory: HostMemory) -> None:
     plan = plan_for(firmware)
     idle = mailbox.UPDATE_STATUS.build()
@@ -168,7 +191,8 @@ def test_an_update_that_stands_still_is_given_up(
         (False, "staging", "before anything was written"),
         (False, "verifying", "in order: nothing was written"),
         (True, "verifying", "in order: nothing was written"),
-        (True, "half way", "in order: slot B has 4,096 of"),
+        (True, "half way", "in order: slot B has 4,096 of .* does not boot"),
+        (True, "reading-back", "in order: slot B holds 1.3.0 whole, not marked to be tried"),
     ],
 )
 def test_ctrl_c_ends_the_update_in_order_and_a_second_run_completes(
@@ -180,7 +204,7 @@ def test_ctrl_c_ends_the_update_in_order_and_a_second_run_completes(
 
     with pytest.raises(FlashInterrupted, match=says):
         execute(firmware, plan_for(firmware, by_dma=by_dma), memory, interrupt)
-    assert core.update not in (UpdateState.VERIFYING, UpdateState.WRITING)
+    assert core.update is UpdateState.FAILED or phase == "staging"
     assert execute(firmware, plan_for(firmware, by_dma=by_dma), memory, ignore).verified
 
 

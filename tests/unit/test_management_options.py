@@ -83,3 +83,9 @@ def test_registers_mailbox_and_sensors_say_that_there_is_none(transport: InProce
 
 def test_the_image_of_a_new_chip_is_shipped() -> None:
     assert options.FACTORY_IMAGE.exists()
+
+
+@pytest.mark.parametrize("celsius", [float("nan"), float("inf"), -300.0])
+def test_a_temperature_that_there_is_not_is_refused(celsius: float) -> None:
+    with pytest.raises(ValueError, match="degrees Celsius, not"):
+        CoreOptions(ambient_celsius=celsius)

@@ -209,10 +209,19 @@ def test_handler_that_traps_for_ever_still_ends_the_run() -> None:
         assert (rig.hart.cycle, rig.hart.retired) == (500, 0)
 
 
-def test_fetch_from_nothing_for_ever_still_ends_the_run() -> None:
+def test_traps_for_ever_pass_the_time_as_a_wait_does() -> None:
+    """Each trap is a cycle that takes thousands of times as long: a watchdog would not bark within hours."""
     with Rig(*li(5, NOTHING), jr(5)) as rig:
         rig.write(MTVEC, NOTHING)
-        assert rig.run(500).reason is StopReason.RUNNING
+        rig.write(MIE, 1 << 7)
+        rig.machine.clint.write(0x4000, 4, 1000)
+        rig.machine.clint.write(0x4004, 4, 0)
+        stop = rig.run(500)
+        assert (stop.reason, stop.until) == (StopReason.WAITING, 1000)
+        assert rig.machine.advance_to(5000) == 5000, "interrupts are off: nothing but a reset ends it"
+        assert rig.run(500).reason is StopReason.WAITING
+        rig.machine.reset()
+        assert rig.run(1).reason is StopReason.RUNNING
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from driver_shim.protocol.image import ImageVersion, parse_image
+from firmware_tools.bootable import unbootable
 from firmware_tools.build import DEFAULT_LOAD_ADDRESS, place, read_program
 from firmware_tools.files import write_whole
 from firmware_tools.image import DEFAULT_HEADER_SIZE, ImageContents, build_image
 from sdk.cli.frame import Frame
-from sdk.cli.fw.options import number, output_option
+from sdk.cli.fw.options import leave_stdout_to, number, output_option, program_argument
 from sdk.cli.fw.report import facts
 from sdk.cli.verb import verb
 
@@ -23,8 +24,8 @@ def _version(_: click.Context, __: click.Parameter, text: str) -> ImageVersion:
         raise click.BadParameter(str(error)) from error
 
 
-@verb("fw build")
-@click.argument("program", type=click.Path(path_type=Path), metavar="PROGRAM")
+@verb("fw build", changes=True)
+@program_argument
 @output_option
 @click.option("--version", required=True, callback=_version, metavar="X.Y.Z[+B]", help="What the header says.")
 @click.option(
@@ -59,6 +60,7 @@ def command(
     The boot ROM copies the image to its load address and jumps to the byte behind the header; an ELF file must be
     linked for that. The same input gives the same bytes.
     """
+    leave_stdout_to(frame, output)
     read = read_program(program)
     data = build_image(
         ImageContents(
@@ -75,3 +77,6 @@ def command(
     write_whole(output, data)
     frame.sections["image"] = facts(output, image)
     frame.say(f"{output}: version {image.version}, {len(data):,} bytes, runs from {image.entry_address:#x}, not signed")
+    reason = unbootable(image)
+    if reason is not None:
+        frame.note(f"devices refuse it: {reason}")

@@ -15,7 +15,7 @@ from sdk.cli.verb import verb
 from sdk.errors import NpuError
 
 
-@verb("fw confirm")
+@verb("fw confirm", changes=True)
 @device_option
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 def command(frame: Frame, wanted: tuple[str, ...], yes: bool) -> None:

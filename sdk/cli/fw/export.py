@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -35,6 +34,8 @@ def command(frame: Frame, kind: str, output: Path | None, names: tuple[str, ...]
     Nothing is overwritten but what an earlier export made. --format html needs the extra [firmware].
     """
     maps = named_maps(names)
+    if output == Path("-"):
+        output = None
     if output is None and kind == _HTML:
         raise click.UsageError("html is a folder of pages: name it with -o FOLDER")
     if output is None and frame.as_json and kind in _TEXTS:
@@ -52,7 +53,7 @@ def command(frame: Frame, kind: str, output: Path | None, names: tuple[str, ...]
     elif output is not None:
         write_text(output, _TEXTS[kind](maps))
     else:
-        sys.stdout.write(_TEXTS[kind](maps))
+        frame.write(_TEXTS[kind](maps))
     if output is not None:
         frame.say(f"wrote {output / 'index.html' if kind == _HTML else output}")
 

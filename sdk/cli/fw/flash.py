@@ -46,10 +46,10 @@ _MARKS = {
 _INDENT = 2 + 9 + 18
 
 
-@verb("fw flash", limit_s=timeouts.WORK_S)
+@verb("fw flash", limit_s=timeouts.WORK_S, changes=True)
 @image_argument
 @device_option
-@click.option("--dry-run", is_flag=True, help="Show the plan and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Show the plan and change nothing (exit 1 if it is refused).")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("--activate", "and_activate", is_flag=True, help="Reset the core then, and tell what came up.")
 @click.option(ALLOW_DOWNGRADE, is_flag=True, help="Flash an image that is older than the running one.")
@@ -87,6 +87,7 @@ def command(
             with open_management(device.address) as opened:
                 run = _Run(frame, device.address, opened, image, offered)
                 run.plan(overrides, and_activate)
+                run.check()
                 if not dry_run:
                     run.carry_out(yes, and_activate)
         except FlashInterrupted as interrupted:
@@ -131,11 +132,14 @@ class _Run:
         for line in plan_lines(self._plan, self._path, and_activate):
             self._frame.say(line)
 
+    def check(self) -> None:
+        """Raise Failure when the plan says no: a script that only asks is told as well."""
+        if self._plan.action is Action.REFUSED:
+            raise Failure(_refusal(self._plan), slug="refused")
+
     def carry_out(self, yes: bool, and_activate: bool) -> None:
-        """Do it, unless there is nothing to do. Raises Failure when the plan says no, or the user does."""
+        """Do it, unless there is nothing to do. Raises Failure when the user says no."""
         plan, firmware = self._plan, self._opened.firmware
-        if plan.action is Action.REFUSED:
-            raise Failure(_refusal(plan), slug="refused")
         if plan.action is Action.NOTHING:
             if and_activate and plan.waits_for_reset:
                 confirm(f"Reset the core of {self._address} to try {plan.image.version}?", yes)

@@ -15,7 +15,7 @@ from sdk.cli.fw.options import given_password, password_options
 from sdk.cli.verb import verb
 
 
-@verb("fw keygen", limit_s=timeouts.WORK_S)
+@verb("fw keygen", limit_s=timeouts.WORK_S, changes=True)
 @click.argument("key", type=click.Path(path_type=Path), metavar="KEY.pem")
 @password_options
 @click.option("--password", "ask", is_flag=True, help="Ask for a password to encrypt the private key with.")
@@ -24,6 +24,8 @@ def command(frame: Frame, key: Path, password_file: Path | None, password_env: s
 
     Prints the hash that is burnt into devices which are to trust the key. Overwrites nothing.
     """
+    if key == Path("-"):
+        raise click.UsageError("a key pair is two files: give a name for them, not -")
     password = given_password(password_file, password_env)
     if ask and password is not None:
         raise click.UsageError("--password asks for one: leave it out, or the other option")

@@ -11,12 +11,14 @@ from pathlib import Path
 import click
 
 from driver_shim.protocol.image import ImageError, ParsedImage, parse_image
-from firmware_tools.files import MAX_FIRMWARE_BYTES, MAX_KEY_BYTES, read_bounded
+from firmware_tools.files import MAX_FIRMWARE_BYTES, MAX_KEY_BYTES, FileTooLarge, read_bounded
 from firmware_tools.keys import DEVELOPMENT_KEY, AskPassword
 from sdk.cli.exit_codes import ExitCode, Failure
+from sdk.cli.frame import Frame
 
 DEVELOPMENT = "development"
 """Where a key file is asked for: the published development key."""
+_DASH, _STDIN, _STDOUT = Path("-"), Path("/dev/stdin"), Path("/dev/stdout")
 
 
 def number(value: str | int) -> int:
@@ -30,10 +32,34 @@ def number(value: str | int) -> int:
     return found
 
 
-image_argument = click.argument("image", type=click.Path(path_type=Path), metavar="IMAGE")
+def _read_from(_: click.Context, __: click.Parameter, path: Path) -> Path:
+    return _STDIN if path == _DASH else path
+
+
+def _written_to(_: click.Context, __: click.Parameter, path: Path) -> Path:
+    return _STDOUT if path == _DASH else path
+
+
+image_argument = click.argument("image", type=click.Path(path_type=Path), metavar="IMAGE", callback=_read_from)
+program_argument = click.argument("program", type=click.Path(path_type=Path), metavar="PROGRAM", callback=_read_from)
 output_option = click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE", help="Write this."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    metavar="FILE",
+    callback=_written_to,
+    help="Write this; - is stdout, and text goes to stderr then.",
 )
+
+
+def leave_stdout_to(frame: Frame, output: Path) -> None:
+    """Where stdout takes an image, text gets out of its way. Raises click.UsageError where a document cannot."""
+    if output != _STDOUT:
+        return
+    if frame.as_json:
+        raise click.UsageError("--json and the image would share stdout: give -o a file")
+    frame.speak_on_stderr()
 
 
 def key_option(help_text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -94,8 +120,11 @@ def read_image(path: Path) -> ParsedImage:
 
 
 def read_image_bytes(path: Path) -> bytes:
-    """What an image file holds, whether or not it is one. Raises FileTooLarge, OSError."""
-    return read_bounded(path, MAX_FIRMWARE_BYTES)
+    """What an image file holds, whether or not it is one. Raises Failure when it is too long for one, OSError."""
+    try:
+        return read_bounded(path, MAX_FIRMWARE_BYTES)
+    except FileTooLarge as error:
+        raise Failure(error.message, ExitCode.UNHEALTHY, slug=error.code) from error
 
 
 def _key_paths(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> tuple[Path, ...]:

@@ -18,7 +18,7 @@ from sdk.cli.verb import verb
 SLOTS = {"A": Slot.A, "B": Slot.B}
 
 
-@verb("fw recover", limit_s=timeouts.RECOVER_S)
+@verb("fw recover", limit_s=timeouts.RECOVER_S, changes=True)
 @image_argument
 @click.option("-d", "--device", "wanted", required=True, metavar="usb:SERIAL", help="The debug port.")
 @click.option("--slot", type=click.Choice(list(SLOTS)), default="A", show_default=True, help="Where to write it.")
@@ -34,14 +34,30 @@ def command(frame: Frame, image: Path, wanted: str, slot: str, stay: bool) -> No
     data = read_image(image).data
     with RecoveryLink(wanted.removeprefix(PREFIX)) as link:
         booted = not link.in_recovery
-        link.enter_recovery()
         try:
-            link.download(SLOTS[slot], data)
-        except RecoveryRefused as error:
-            if booted:
-                link.leave_recovery()
-            raise Failure(str(error), ExitCode.UNHEALTHY, slug=error.code) from error
+            link.enter_recovery()
+            _download(link, SLOTS[slot], data, booted)
+        except KeyboardInterrupt:
+            raise _interrupted(wanted, slot) from None
         if not stay:
             link.leave_recovery()
     frame.add({"address": wanted, "slot": slot, "image_bytes": len(data), "booted_before": booted, "booted": not stay})
     frame.say(f"{wanted}: {len(data):,} bytes written to slot {slot}" + ("" if stay else "; the device has booted"))
+
+
+def _download(link: RecoveryLink, slot: Slot, data: bytes, booted: bool) -> None:
+    try:
+        link.download(slot, data)
+    except RecoveryRefused as error:
+        if booted:
+            link.leave_recovery()
+        raise Failure(str(error), ExitCode.UNHEALTHY, slug=error.code) from error
+
+
+def _interrupted(address: str, slot: str) -> Failure:
+    return Failure(
+        f"interrupted; the device may be left in recovery, and slot {slot} incomplete: the same command goes on, and"
+        f" npuctl regs -d {address} --unsafe core_control=2 boots what the slots hold",
+        ExitCode.INTERRUPTED,
+        slug="interrupted",
+    )

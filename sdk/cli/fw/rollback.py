@@ -22,7 +22,7 @@ from sdk.cli.verb import verb
 from sdk.errors import NpuError
 
 
-@verb("fw rollback")
+@verb("fw rollback", changes=True)
 @device_option
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("--activate", "and_activate", is_flag=True, help="Reset the core then, and tell what came up.")

@@ -17,6 +17,7 @@ from sdk.cli.fw.options import (
     given_password,
     image_argument,
     key_option,
+    leave_stdout_to,
     output_option,
     password_options,
     password_source,
@@ -30,7 +31,7 @@ _SIGNERS_PART = 0.8
 """Of the verb's time: what is left is enough to end a signer that hangs, and to say so."""
 
 
-@verb("fw sign", limit_s=timeouts.WORK_S)
+@verb("fw sign", limit_s=timeouts.WORK_S, changes=True)
 @image_argument
 @key_option("Private key, encrypted or not; repeatable. `development`: the published key.")
 @password_options
@@ -83,6 +84,7 @@ def command(
         raise click.UsageError("each --signer needs the --public-key that it signs with")
     if not keys and not commands:
         raise click.UsageError("give a --key, or a --signer and its --public-key")
+    leave_stdout_to(frame, output)
     before = read_image(image)
     password = password_source(given_password(password_file, password_env))
     signers: list[Signer] = [KeySigner(load_private_key(path, password)) for path in keys]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from driver_shim.protocol.image import ImageFlag, ParsedImage, TrustedKey
+from driver_shim.protocol.image import ParsedImage, TrustedKey
+from firmware_tools.bootable import unbootable
 from firmware_tools.keys import is_development_key, load_public_key
 from firmware_tools.verify import verify_image
 from sdk.cli.frame import Frame
@@ -45,8 +46,7 @@ def _reasons_of_devices(image: ParsedImage) -> list[str]:
     reasons = []
     if not any(made.public_key for made in image.signatures):
         reasons.append("it holds only the hash of its key (sign it with --embed-key)")
-    if not image.ram_load:
-        reasons.append("it is not made to be loaded into RAM")
-    if ImageFlag.NON_BOOTABLE in image.flags:
-        reasons.append("it is marked as not bootable")
+    reason = unbootable(image)
+    if reason is not None:
+        reasons.append(reason)
     return reasons
