@@ -127,6 +127,11 @@ class Hart:
         self.fault: BusFault | None = None
         self.time_read_cycles = 0
         """What a read of `time` takes on top of its instruction: the value lies in a peripheral."""
+        self.exception_cycles = 0
+        """What an exception takes on top of its instruction."""
+        self.lost = False
+        """The handler of exceptions begins with one: they follow each other for ever, interrupts are off, and only a
+        reset ends it."""
         self.pc = 0
         self.csrs = ControlRegisters(lambda: self.cycle, lambda: self.retired, time)
         self._prime()
@@ -151,6 +156,7 @@ class Hart:
         self._engine.ctl_flush_tb()
         self.csrs.reset()
         self.pc = 0
+        self.lost = False
 
     def _prime(self) -> None:
         """Unicorn tells of a block that it translated only when another has run to its end before."""
@@ -248,7 +254,12 @@ class Hart:
 
     def trap(self, cause: Cause, value: int) -> None:
         """Enter the handler of an exception of the instruction at `pc`."""
-        self.pc = self.csrs.enter_trap(cause, value, self.pc)
+        handler = self.csrs.enter_trap(cause, value, self.pc)
+        self.lost = handler == self.pc
+        self.pc = handler
+        self.delay(self.exception_cycles)
+        if self.lost:
+            self.end_slice()
 
     def skip_access(self) -> None:
         """Finish the instruction that faulted as if it had read noughts and stored nowhere."""

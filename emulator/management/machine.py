@@ -31,7 +31,10 @@ CYCLES_PER_TICK = 10
 
 ACCESS_CYCLES = 400
 """An access to a peripheral: 4 us, as on a slow bus behind bridges. It is about what one costs here too, so a program
-that polls a device or `mtime` sees time pass as the wall does, and the same at each run."""
+that polls a device or `mtime` sees time pass as the wall does, and the same at each run. Exceptions take it as well."""
+
+_TIMEOUT_ACCESSES = 10
+"""An access to nothing takes as long as so many accesses: until the bus gives it up."""
 
 _SLICE_CYCLES = 100_000
 """Of one run of unicorn: half a millisecond of the host's time."""
@@ -90,8 +93,8 @@ class Machine:
         access_cycles: int = 0,
     ) -> None:
         """`models` are peripherals beyond the built-in ones, `buffers` the bytes of memories by name, which the machine
-        would otherwise allocate; `transmit` takes what the UART sends. An access to a peripheral takes `access_cycles`
-        on top of the instruction's own. Raises BoardError.
+        would otherwise allocate; `transmit` takes what the UART sends. An access to a peripheral and an exception take
+        `access_cycles` on top of the instruction's own, an access to nothing many times that. Raises BoardError.
         """
         board.check(bus_sizes(tuple(models or ())))
         self.board = board
@@ -101,12 +104,10 @@ class Machine:
         self._transmit = transmit or (lambda _data: None)
         self._stop: Stop | None = None
         self._waiting = False
-        self._lost = False
-        """The handler of traps is itself nowhere: trap follows trap, interrupts are off, and only a reset ends it."""
         self._reported: set[int] = set()
         self.memories = Memories(_make_memory(entry, buffers or {}, board) for entry in board.memories)
         self.hart = Hart(self.memories, lambda: self.clint.time)
-        self.hart.time_read_cycles = access_cycles
+        self.hart.time_read_cycles = self.hart.exception_cycles = access_cycles
         try:
             self.clint = Clint(self, self.hart.set_pending)
             self.plic = Plic(lambda level: self.hart.set_pending(Interrupt.EXTERNAL, level))
@@ -217,7 +218,6 @@ class Machine:
         """The hart and all peripherals as after power-on, the pc at the reset vector; memories keep their bytes."""
         self._stop = None
         self._waiting = False
-        self._lost = False
         self.hart.reset()
         self.clint.reset()
         self.plic.reset()
@@ -237,7 +237,7 @@ class Machine:
         end = self.hart.cycle + max_instructions
         while self._stop is None:
             self._expire()
-            if self._lost and self._stop is None:  # as a wait: millions of traps would keep the watchdog from its time
+            if self.hart.lost and self._stop is None:  # as a wait: millions of traps would keep a watchdog waiting
                 return Stop(StopReason.WAITING, until=self._next_deadline())
             if self._waiting:
                 if not self.hart.csrs.wakes():
@@ -290,6 +290,7 @@ class Machine:
     def _handle_fault(self, fault: BusFault) -> None:
         place = self.symbolize(fault.pc)
         self._report(fault, place)
+        self.hart.delay(_TIMEOUT_ACCESSES * self._access_cycles)
         if fault.read_only or self.board.unmapped is Unmapped.FAULT:
             self.hart.trap(fault.cause, fault.address)
         elif self.board.unmapped is Unmapped.STOP:
@@ -298,7 +299,6 @@ class Machine:
             self.hart.trap(fault.cause, fault.address)
         else:
             self.hart.skip_access()
-        self._lost = fault.access is Access.FETCH and self.hart.pc == fault.pc
 
     def _report(self, fault: BusFault, place: str) -> None:
         if fault.pc in self._reported or len(self._reported) > _REPORTS_MAX:

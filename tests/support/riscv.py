@@ -173,8 +173,9 @@ class Rig:
         models: dict[str, ModelFactory] | None = None,
         handler: tuple[int, ...] = (HERE,),
         transmit: Callable[[bytes], None] | None = None,
+        access_cycles: int = 0,
     ) -> None:
-        self.machine = Machine(board or default_board(), models=models, transmit=transmit)
+        self.machine = Machine(board or default_board(), models=models, transmit=transmit, access_cycles=access_cycles)
         self.hart = self.machine.hart
         self.put(RAM, *program, HERE)
         self.put(HANDLER, *handler)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from emulator.management.board import MemoryEntry, Unmapped, default_board
@@ -204,15 +206,24 @@ def test_trap_inside_a_trap_loses_the_interrupt_enable() -> None:
 
 
 def test_handler_that_traps_for_ever_still_ends_the_run() -> None:
-    with Rig(ECALL, handler=(0xFFFFFFFF,)) as rig:
+    with Rig(ECALL, handler=(NOP, ECALL)) as rig:
         assert rig.run(500).reason is StopReason.RUNNING
-        assert (rig.hart.cycle, rig.hart.retired) == (500, 0)
+        assert (rig.hart.cycle, rig.hart.retired) == (500, 250)
 
 
-def test_traps_for_ever_pass_the_time_as_a_wait_does() -> None:
+@pytest.mark.parametrize(
+    ("program", "vector", "handler"),
+    [
+        pytest.param((*li(5, NOTHING), jr(5)), NOTHING, HERE, id="nowhere"),
+        pytest.param((ECALL,), HANDLER, 0, id="no code"),
+        pytest.param((ECALL,), HANDLER, ECALL, id="calls itself"),
+        pytest.param((*li(5, NOTHING), ECALL), HANDLER, sw(1, 5), id="stores to nothing"),
+    ],
+)
+def test_traps_for_ever_pass_the_time_as_a_wait_does(program: tuple[int, ...], vector: int, handler: int) -> None:
     """Each trap is a cycle that takes thousands of times as long: a watchdog would not bark within hours."""
-    with Rig(*li(5, NOTHING), jr(5)) as rig:
-        rig.write(MTVEC, NOTHING)
+    with Rig(*program, handler=(handler,)) as rig:
+        rig.write(MTVEC, vector)
         rig.write(MIE, 1 << 7)
         rig.machine.clint.write(0x4000, 4, 1000)
         rig.machine.clint.write(0x4004, 4, 0)
@@ -221,7 +232,25 @@ def test_traps_for_ever_pass_the_time_as_a_wait_does() -> None:
         assert rig.machine.advance_to(5000) == 5000, "interrupts are off: nothing but a reset ends it"
         assert rig.run(500).reason is StopReason.WAITING
         rig.machine.reset()
-        assert rig.run(1).reason is StopReason.RUNNING
+        assert not rig.hart.lost
+
+
+@pytest.mark.parametrize(
+    ("program", "unmapped", "cycles"),
+    [
+        pytest.param((NOP, NOP, ECALL), Unmapped.FAULT, 3 + 400, id="exception"),
+        pytest.param((*li(5, NOTHING), lw(1, 5)), Unmapped.FAULT, 3 + 4000 + 400, id="fault"),
+        pytest.param((*li(5, NOTHING), lw(1, 5)), Unmapped.ZERO, 3 + 4000, id="nothing"),
+    ],
+)
+def test_what_the_emulator_comes_in_for_takes_its_time(
+    program: tuple[int, ...], unmapped: Unmapped, cycles: int
+) -> None:
+    """A handler that goes astray by two or more instructions must not keep a watchdog from its time either."""
+    board = dataclasses.replace(default_board(), unmapped=unmapped)
+    with Rig(*program, board=board, access_cycles=400) as rig:
+        rig.run(len(program))
+        assert rig.hart.cycle == cycles
 
 
 @pytest.mark.parametrize(
