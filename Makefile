@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= auto
+# Tests start hundreds of processes: without its cached bytecode each would compile the packages anew.
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 8 --dist loadfile
 SOURCES := sdk driver_shim emulator firmware_tools benchmarks tests examples
 PATHS ?=
