@@ -8,7 +8,7 @@ JOBS ?= auto
 # Tests start hundreds of processes: without its cached bytecode each would compile the packages anew.
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 8 --dist loadfile
-SOURCES := sdk driver_shim emulator firmware_tools benchmarks tests examples
+SOURCES := npuctl.py sdk driver_shim emulator firmware_tools benchmarks tests examples
 PATHS ?=
 DESTDIR ?=
 

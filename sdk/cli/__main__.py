@@ -1,6 +1,6 @@
 """`python -m sdk.cli`: npuctl without an installed script."""
 
-from sdk.cli import main
+from npuctl import main
 
 if __name__ == "__main__":
     main()

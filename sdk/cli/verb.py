@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import signal
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -12,7 +13,7 @@ from typing import Any
 
 import click
 
-from sdk.cli import interrupts, timeouts
+from sdk.cli import timeouts
 from sdk.cli.exit_codes import ExitCode, Failure, exit_code_of
 from sdk.cli.frame import Frame
 from sdk.cli.standard_streams import silence_stdout
@@ -39,7 +40,7 @@ def verb(
     def decorate(body: Body) -> click.Command:
         @functools.wraps(body)
         def callback(as_json: bool, timeout: float | None, **options: Any) -> int:
-            interrupts.raise_again()
+            _let_ctrl_c_raise()
             frame = Frame(name, as_json=as_json, timeout=timeout, outlives_reader=changes)
             if timeout is not None and math.isnan(timeout):
                 raise click.UsageError("--timeout nan: give seconds, e.g. 30 or inf")
@@ -69,6 +70,12 @@ def verb(
         return click.command(name.split()[-1], context_settings={"help_option_names": ["-h", "--help"]})(function)
 
     return decorate
+
+
+def _let_ctrl_c_raise() -> None:
+    """The verb begins: Ctrl-C ends it with a KeyboardInterrupt, which lets it clean up, instead of at once."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _environment_limit(limit_s: float) -> float:
