@@ -11,7 +11,7 @@ mount -t devpts devpts /dev/pts
 mount -t 9p -o trans=virtio,version=9p2000.L,ro,msize=262144 project /mnt
 mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144 exchange /exchange
 mount -t tmpfs -o mode=755 tmpfs /project
-for part in pyproject.toml README.md sdk driver_shim emulator firmware_tools tests udev docs examples; do
+for part in npuctl.py pyproject.toml README.md sdk driver_shim emulator firmware_tools tests udev docs examples; do
     [ -e "/mnt/$part" ] && cp -r "/mnt/$part" /project/
 done
 ip link set lo up
