@@ -17,6 +17,7 @@ from driver_shim.protocol.runtime_folder import (
     process_start_time,
     runtime_folder,
 )
+from emulator.whole_file import replace_whole
 
 _logger = logging.getLogger("npu.emulator")
 
@@ -48,11 +49,9 @@ class PublishedEmulator:
             since=time.time(),
             usbip_port=usbip_port,
         )
-        temporary = self._path.with_suffix(f".{os.getpid()}")
         try:
             make_runtime_folder(self._path.parent)
-            temporary.write_text(json.dumps(record), "utf-8")
-            os.replace(temporary, self._path)
+            replace_whole(self._path, json.dumps(record).encode())
         except OSError as error:
             _logger.warning("not published in %s: %s", self._path.parent, error.strerror)
             self._path = None

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from driver_shim.protocol.registers import CONSOLE_WINDOW_BYTES
-from emulator.management.link import INPUT_BYTES, Link
-
-_NUMBER_MASK = 0xFFFF_FFFF
+from emulator.management.link import INPUT_BYTES, NUMBER_MASK, Link
 
 
 class ConsoleWire:
@@ -29,10 +27,10 @@ class ConsoleWire:
     def feed(self, receive: Callable[[bytes], int]) -> bool:
         """Offer what the host sent to the UART; True if it took any."""
         read = self._link["input_read"]
-        waiting = (self._link.noticed("input_written") - read) & _NUMBER_MASK
+        waiting = (self._link.noticed("input_written") - read) & NUMBER_MASK
         if not waiting:
             return False
         data = bytes(self._link.input[(read + at) % INPUT_BYTES] for at in range(min(waiting, INPUT_BYTES)))
         taken = receive(data)
-        self._link.announce("input_read", (read + taken) & _NUMBER_MASK)
+        self._link.announce("input_read", (read + taken) & NUMBER_MASK)
         return bool(taken)

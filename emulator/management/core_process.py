@@ -27,12 +27,11 @@ from driver_shim.protocol.registers import (
 )
 from emulator import timeouts
 from emulator.address_space import AddressSpace, DmaFault
-from emulator.management.link import INPUT_BYTES, Link, make_link_file
+from emulator.management.link import INPUT_BYTES, NUMBER_MASK, Link, make_link_file
 from emulator.management.port import ManagementPort
 
 _logger = logging.getLogger("npu.emulator.management")
 
-_NUMBER_MASK = 0xFFFF_FFFF
 _TICK_MASK = (1 << 64) - 1
 _NS_PER_MS = 1_000_000
 _STEPS_PER_LIFE_CHECK = 64
@@ -270,16 +269,15 @@ class CoreProcess(ManagementPort):
         """See ManagementPort."""
         if not self.console_room():
             return
-        written = self._link["input_written"]
-        self._link.input[written % INPUT_BYTES] = byte & 0xFF
-        self._link.announce("input_written", (written + 1) & _NUMBER_MASK)
+        self._link.input[self._link["input_written"] % INPUT_BYTES] = byte & 0xFF
+        self._link.count_up("input_written")
         self._kick()
 
     def console_room(self) -> int:
         """See ManagementPort."""
         if not self._answers:
             return 0
-        return INPUT_BYTES - ((self._link["input_written"] - self._link.noticed("input_read")) & _NUMBER_MASK)
+        return INPUT_BYTES - ((self._link["input_written"] - self._link.noticed("input_read")) & NUMBER_MASK)
 
     # --- mailbox -----------------------------------------------------------------------------------------------
 
@@ -305,7 +303,7 @@ class CoreProcess(ManagementPort):
         """See ManagementPort."""
         self._idle = True
         # before anything is written over the request: the core may be copying it
-        self._link["withdraw_number"] = (self._link["withdraw_number"] + 1) & _NUMBER_MASK
+        self._link["withdraw_number"] = (self._link["withdraw_number"] + 1) & NUMBER_MASK
         fences.publish()
 
     def mailbox_status(self) -> int:
