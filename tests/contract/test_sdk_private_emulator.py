@@ -6,27 +6,15 @@ import gc
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
 import sdk
 from tests.conftest import children, open_descriptors
-from tests.support.children import run, session_members, start
+from tests.support.children import run, session_ends, start
 
 PATIENCE_S = 20.0
-POLL_S = 0.02
-
-
-def gone(leader: int) -> bool:
-    """Whether an emulator and its engines end within the patience."""
-    deadline = time.monotonic() + PATIENCE_S
-    while session_members(leader):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(POLL_S)
-    return True
 
 
 OPEN = """
@@ -67,7 +55,7 @@ def test_an_emulator_ends_with_its_owner(ending: str) -> None:
     left_over = process.stdout.readline() if has_child else ""
     try:
         process.wait(PATIENCE_S)
-        assert gone(emulator), "the emulator outlives its owner"
+        assert session_ends(emulator), "the emulator outlives its owner"
         if left_over:
             os.kill(int(left_over), 0)
     finally:
@@ -85,13 +73,13 @@ def test_closing_ends_the_emulator_and_its_engines_at_once(leaves_nothing: None)
         assert device.info.emulated and device.info.address == "emulator:generic"
         device.queue().fill(device.buffer(64, "int8"), 1).wait()
     assert pid not in children()
-    assert gone(pid)
+    assert session_ends(pid)
 
 
 def test_letting_go_of_a_device_ends_it(leaves_nothing: None) -> None:
     pid = sdk.Device("emulator").info.pid
     gc.collect()
-    assert pid is not None and gone(pid)
+    assert pid is not None and session_ends(pid)
 
 
 def test_several_devices_of_one_process_are_apart(leaves_nothing: None) -> None:

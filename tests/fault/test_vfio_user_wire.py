@@ -182,7 +182,7 @@ def test_altered_messages_end_at_worst_the_client_that_sent_them(emulator: Emula
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_many_altered_messages(emulator: EmulatorProcess, files: Files) -> None:
-    _alter(emulator, files, 200 * SLOW_FACTOR, derandomize=False)
+    _alter(emulator, files, 200 * SLOW_FACTOR, derandomize=settings().derandomize)
 
 
 def _alter(emulator: EmulatorProcess, files: Files, examples: int, *, derandomize: bool = True) -> None:

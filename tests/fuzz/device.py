@@ -31,7 +31,10 @@ Test = TypeVar("Test", bound=Callable[..., None])
 
 
 def fuzzed(examples: int, **strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Any]:
-    """A test over these strategies: a few derandomised examples by default, many random ones in the slow lane."""
+    """A test over these strategies: a few examples by default, always the same, and many in the slow lane.
+
+    Those are other ones each time, except where the profile says that a failure must be one that anybody can repeat.
+    """
     common: dict[str, Any] = {
         "deadline": None,
         "print_blob": True,
@@ -40,7 +43,11 @@ def fuzzed(examples: int, **strategies: st.SearchStrategy[Any]) -> Callable[[Cal
 
     def decorate(body: Callable[..., None]) -> Any:
         def run(slow: bool) -> None:
-            budget = settings(max_examples=examples * (SLOW_FACTOR if slow else 1), derandomize=not slow, **common)
+            budget = settings(
+                max_examples=examples * (SLOW_FACTOR if slow else 1),
+                derandomize=not slow or settings().derandomize,
+                **common,
+            )
             budget(given(**strategies)(body))()
 
         run.__doc__, run.__name__ = body.__doc__, body.__name__

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.children import ROOT, environment, session_members
+from tests.support.children import ROOT, environment, session_ends, session_members
 from tests.support.riscv import (
     CLINT,
     HERE,
@@ -92,7 +92,7 @@ def emulator(folder: Path, *arguments: object, before: str = "") -> Iterator[sub
     try:
         yield process
         process.wait(END_S)
-        assert not session_members(process.pid)
+        assert session_ends(process.pid)
     finally:
         for pid in session_members(process.pid):
             with suppress(ProcessLookupError):

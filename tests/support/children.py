@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM_TIMEOUT_S = 120.0
+END_PATIENCE_S = 20.0
+"""A process that follows another into its end may take this long on a loaded machine."""
+POLL_S = 0.02
 
 
 def environment() -> dict[str, str]:
@@ -54,3 +58,13 @@ def session_members(leader: int) -> list[int]:
         if int(fields[3]) == leader and fields[0] != "Z":
             members.append(int(folder.name))
     return members
+
+
+def session_ends(leader: int) -> bool:
+    """Whether all of the session ends within the patience: its members see the leader's end each in its own time."""
+    deadline = time.monotonic() + END_PATIENCE_S
+    while session_members(leader):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_S)
+    return True

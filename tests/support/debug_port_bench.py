@@ -21,7 +21,7 @@ VENDOR_IN = Direction.IN | RequestType.VENDOR | Recipient.INTERFACE
 
 
 class MemoryChip:
-    """BAR0 as plain memory; writes to core_control take the core into recovery or boot it."""
+    """BAR0 as plain memory; writes to core_control, in its own width, take the core into recovery or boot it."""
 
     def __init__(self, post: Post) -> None:
         self.memory = bytearray(BAR0_BYTES)
@@ -43,6 +43,8 @@ class MemoryChip:
         control = REGISTERS["core_control"]
         if offset != control.offset:
             self.memory[offset : offset + len(data)] = data
+            return
+        if len(data) != control.size:
             return
         asked = control.decode(int.from_bytes(data, "little"))
         if asked["recovery"]:
