@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -32,7 +31,8 @@ from driver_shim.protocol.registers import (
     CoreReset,
     Post,
 )
-from tests.support.bus_client import BOTH, BusClient
+from tests.support.bus_client import BOTH, PATIENCE_S, BusClient
+from tests.support.children import child_commands, ends, stopped
 from tests.support.rigs import Rig, process_rig
 
 ANSWER_S = 1.0
@@ -55,10 +55,14 @@ class Subject:
     def await_post(self, code: Post) -> None:
         self.wait(lambda: self.registers.boot_progress.post_code == code, code.name)
 
+    def ask(self, command: MailboxCommand, body: bytes = b"") -> bytes:
+        """Have the firmware answer, however slow the machine."""
+        return self.mailbox.request(command, body, limit_s=PATIENCE_S)
+
     def core_pid(self) -> int:
         """Of the core's process."""
-        children = Path(f"/proc/{self.rig.pid}/task/{self.rig.pid}/children").read_text("ascii").split()
-        commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
+        assert self.rig.pid is not None
+        commands = child_commands(self.rig.pid)
         return next(pid for pid, command in commands.items() if b"emulator.management.serve" in command)
 
     def console(self) -> bytes:
@@ -94,7 +98,7 @@ def test_it_boots_the_reference_firmware_from_slot_a(subject: Subject) -> None:
 
 def test_with_the_core_halted_nothing_answers_for_the_firmware(subject: Subject) -> None:
     """Mailbox, sensors, UART and log are executed instructions: nobody stands in for them."""
-    assert subject.mailbox.request(MailboxCommand.PING, b"ping") == b"ping"
+    assert subject.ask(MailboxCommand.PING, b"ping") == b"ping"
     subject.wait(lambda: subject.registers.sensor_age.read() < ANSWER_S * 1000, "a sensor reading")
     subject.hold()
     said = subject.registers.console_written.read()
@@ -118,7 +122,7 @@ def test_a_halted_core_goes_on_where_it_was(subject: Subject) -> None:
     subject.hold()
     subject.registers.core_control.write(hold=0)
     subject.await_post(Post.FIRMWARE_READY)
-    assert subject.mailbox.request(MailboxCommand.PING, b"still there") == b"still there"
+    assert subject.ask(MailboxCommand.PING, b"still there") == b"still there"
 
 
 def test_a_reset_by_the_host_boots_anew_and_touches_nothing_else(subject: Subject) -> None:
@@ -135,15 +139,14 @@ def test_a_reset_by_the_host_boots_anew_and_touches_nothing_else(subject: Subjec
 
 def test_a_request_that_the_core_is_reset_over_is_answered_so(subject: Subject) -> None:
     """RESET answers first, so the answer of a request rung just before it is the reset's."""
-    subject.mailbox.request(MailboxCommand.RESET)
+    subject.ask(MailboxCommand.RESET)
     subject.wait(lambda: subject.registers.boot_progress.boot_reason == CoreReset.FIRMWARE, "the reset")
     subject.await_post(Post.FIRMWARE_READY)
-    assert subject.mailbox.request(MailboxCommand.PING) == b""
+    assert subject.ask(MailboxCommand.PING) == b""
 
 
 def test_ringing_a_busy_mailbox_is_a_fault_and_changes_nothing(subject: Subject) -> None:
-    os.kill(subject.core_pid(), signal.SIGSTOP)  # nobody takes the request
-    try:
+    with stopped(subject.core_pid()):  # nobody takes the request
         subject.registers.mailbox_control.write(ring=1)
         assert subject.registers.mailbox_status.state == MailboxState.BUSY
         faults = subject.registers.fault_count.read()
@@ -152,20 +155,15 @@ def test_ringing_a_busy_mailbox_is_a_fault_and_changes_nothing(subject: Subject)
         assert subject.registers.fault_status.register == 1
         subject.registers.mailbox_control.write(withdraw=1)
         assert subject.registers.mailbox_status.state == MailboxState.IDLE
-    finally:
-        os.kill(subject.core_pid(), signal.SIGCONT)
-    assert subject.mailbox.request(MailboxCommand.PING, b"again") == b"again"
+    assert subject.ask(MailboxCommand.PING, b"again") == b"again"
 
 
 def test_a_stopped_core_keeps_no_register_waiting(subject: Subject) -> None:
     subject.bus.enable()
-    os.kill(subject.core_pid(), signal.SIGSTOP)
-    try:
+    with stopped(subject.core_pid()):
         with pytest.raises(Timeout):
             subject.mailbox.request(MailboxCommand.INFO, limit_s=ANSWER_S)
         assert subject.registers.status.ready == 1
-    finally:
-        os.kill(subject.core_pid(), signal.SIGCONT)
 
 
 def test_a_core_that_dies_is_shown_as_lost_and_comes_back_with_a_device_reset(subject: Subject) -> None:
@@ -179,7 +177,7 @@ def test_a_core_that_dies_is_shown_as_lost_and_comes_back_with_a_device_reset(su
     subject.rig.transport.reset()
     subject.bus.command(BOTH)
     subject.await_post(Post.FIRMWARE_READY)
-    assert subject.mailbox.request(MailboxCommand.PING, b"back") == b"back"
+    assert subject.ask(MailboxCommand.PING, b"back") == b"back"
 
 
 def test_the_core_ends_with_its_emulator() -> None:
@@ -188,10 +186,7 @@ def test_the_core_ends_with_its_emulator() -> None:
         pid = subject.core_pid()
         assert rig.pid is not None
         os.kill(rig.pid, signal.SIGKILL)
-        gone = Path(f"/proc/{pid}/stat")
-        subject.wait(
-            lambda: not gone.exists() or gone.read_text("ascii").rsplit(")", 1)[1].split()[0] == "Z", "its end"
-        )
+        assert ends(pid)
 
 
 def test_sensor_readings_come_and_stay_fresh(subject: Subject) -> None:
@@ -205,13 +200,13 @@ def test_sensor_readings_come_and_stay_fresh(subject: Subject) -> None:
 def test_mailbox_dma_without_bus_mastering_is_refused_not_hung(subject: Subject) -> None:
     subject.rig.transport.config_write(COMMAND_OFFSET, (BOTH & ~4).to_bytes(2, "little"))
     body = UPDATE_BEGIN.build(address=0x1000, image_bytes=4096)
-    subject.mailbox.request(MailboxCommand.UPDATE_BEGIN, body)
+    subject.ask(MailboxCommand.UPDATE_BEGIN, body)
 
     def state() -> int:
-        return int(UPDATE_STATUS.parse(subject.mailbox.request(MailboxCommand.UPDATE_STATUS)).state)
+        return int(UPDATE_STATUS.parse(subject.ask(MailboxCommand.UPDATE_STATUS)).state)
 
     subject.wait(lambda: state() == UpdateState.FAILED, "the update's end")
-    found = UPDATE_STATUS.parse(subject.mailbox.request(MailboxCommand.UPDATE_STATUS))
+    found = UPDATE_STATUS.parse(subject.ask(MailboxCommand.UPDATE_STATUS))
     assert found.result == MailboxResult.DMA_FAULT
 
 

@@ -21,7 +21,7 @@ from driver_shim.transport.base import Transport
 from emulator.shared_mappings import JoinedMappings, Piece
 from tests.support.time_scale import patience
 
-PATIENCE_S = patience(20.0)
+PATIENCE_S = patience(60.0)
 MEMORY_BYTES = 2 << 20
 MEMORY_IOVA = 0x1_0000_0000
 UNMAPPED_IOVA = 0xDEAD_0000_0000

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,3 +71,42 @@ def session_ends(leader: int) -> bool:
             return False
         time.sleep(POLL_S)
     return True
+
+
+def ends(pid: int) -> bool:
+    """Whether a process ends within the patience; one that waits for being reaped has ended."""
+    deadline = time.monotonic() + END_PATIENCE_S
+    while _runs(pid):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_S)
+    return True
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def child_commands(pid: int) -> dict[int, bytes]:
+    """The command lines of the processes that a process started, but of those that end while we look."""
+    found = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            for child in map(int, (task / "children").read_text("ascii").split()):
+                found[child] = Path(f"/proc/{child}/cmdline").read_bytes()
+        except OSError:
+            continue
+    return found
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """A process does nothing for the length of the block."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
