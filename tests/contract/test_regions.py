@@ -134,7 +134,7 @@ def test_without_bus_mastering_there_is_no_dma_and_no_interrupt(bus: BusClient) 
     queue = bus.enable().queue()
     eventfd = bus.interrupts([1])[1]
     queue.run(c.NOP.build())
-    assert fired(eventfd) == 1
+    bus.wait_until(lambda: fired(eventfd) == 1, "interrupt")  # it follows the completion
     bus.command(COMMAND_MEMORY)
     assert bus.registers.status.bus_master == 0
     bus.registers.fault_status.write(dma=1)
