@@ -10,10 +10,11 @@ import pytest
 
 import sdk
 from driver_shim.protocol.commands import IoOpcode, Space
+from tests.support.busy_queues import occupied
 from tests.support.rigs import in_process_rig
 
-BIG = 96 << 20
-"""A fill that takes the device many slices, so that what follows it stays in flight for a while."""
+BIG = 256 << 20
+"""A fill that takes the device many slices."""
 
 
 def nops(count: int) -> np.ndarray:
@@ -343,15 +344,14 @@ def test_leaving_a_queue_drains_it(device: sdk.Device) -> None:
 
 def test_a_closed_queue_refuses_and_fails_what_was_in_flight(device: sdk.Device) -> None:
     there = device.buffer(BIG, "uint8")
-    queue = device.queue()
-    slow = queue.fill(there, 1)
+    queue, slow = occupied(device, there)
     behind = queue.nop()
     queue.close()
     queue.close()
-    with pytest.raises(sdk.CommandFailed) as caught:
-        behind.wait()
-        slow.wait()
-    assert caught.value.code == "queue-closed"
+    for wait in (slow.wait, behind.wait):
+        with pytest.raises(sdk.CommandFailed) as caught:
+            wait()
+        assert caught.value.code == "queue-closed"
     for call in (queue.nop, queue.barrier, lambda: queue.submit(nops(0)), lambda: queue.submit(nops(3)), queue.drain):
         with pytest.raises(sdk.Closed):
             call()
