@@ -17,17 +17,33 @@ import pytest
 
 import sdk
 from driver_shim import timeouts
-from tests.support.rigs import in_process_rig, process_rig
+from tests.support.busy_queues import occupied
+from tests.support.children import stopped
+from tests.support.rigs import TEST_TIMEOUT_S, Rig, in_process_rig, process_rig
 
 LONG = 128 << 20
 """A fill of so many bytes keeps a queue of the emulator busy for milliseconds."""
 
 
 @pytest.fixture(scope="module")
-def emulated() -> Iterator[sdk.Device]:
+def emulated_rig() -> Iterator[Rig]:
+    """An emulator process."""
+    with process_rig() as rig:
+        yield rig
+
+
+@pytest.fixture(scope="module")
+def emulated(emulated_rig: Rig) -> Iterator[sdk.Device]:
     """A device of a process of its own, where commands end while nobody waits."""
-    with process_rig() as rig, rig.device() as device:
+    with emulated_rig.device() as device:
         yield device
+
+
+@pytest.fixture
+def emulator(emulated_rig: Rig) -> int:
+    """Its process."""
+    assert emulated_rig.pid is not None
+    return emulated_rig.pid
 
 
 def in_threads(*calls: Callable[[], object]) -> None:
@@ -85,7 +101,7 @@ def test_unusable_time_outs_are_value_errors(device: sdk.Device, timeout: object
         event.wait(math.inf)
 
 
-def test_a_time_out_leaves_the_job_going(emulated: sdk.Device) -> None:
+def test_a_time_out_leaves_the_job_going(emulated: sdk.Device, emulator: int) -> None:
     there = emulated.buffer(LONG, "uint8")
     with emulated.queue() as queue:
         event = queue.fill(there, 1)
@@ -93,23 +109,29 @@ def test_a_time_out_leaves_the_job_going(emulated: sdk.Device) -> None:
             with contextlib.suppress(sdk.Timeout):
                 event.wait(timeout)
         assert event.wait() is event and event.result() is None
-        last = [queue.fill(there, 2) for _ in range(100)][-1]  # more than a loaded machine does before we look
-        with pytest.raises(sdk.Timeout) as caught:
-            last.wait(0)
+        with stopped(emulator):
+            event = queue.fill(there, 2)
+            with pytest.raises(sdk.Timeout) as caught:
+                event.wait(0)
+        event.wait()
         assert isinstance(caught.value, TimeoutError) and caught.value.remedy
 
 
 def test_the_device_bounds_waits_without_a_limit_of_their_own() -> None:
-    with process_rig() as rig, rig.device(timeout=0.05) as device:
+    with process_rig() as rig, rig.device() as device:
+        assert device.timeout == TEST_TIMEOUT_S
+        device._timeout = 0.05  # now that it is up: that takes longer on a loaded machine
         there = device.buffer(1 << 29, "uint8")
-        queue = device.queue()
-        for _ in range(40):
-            last = queue.fill(there, 1)
+        queue, last = occupied(device, there)
         with pytest.raises(sdk.Timeout, match=r"0\.05 s"):
             last.wait()
-        with pytest.raises(sdk.Timeout):
-            asyncio.run(asyncio.wait_for(_awaited(last), 30))
-        last.wait(math.inf)
+        with pytest.raises(sdk.Timeout, match=r"0\.05 s"):
+            asyncio.run(_awaited(last))
+        queue.close()
+        with device.queue() as queue:
+            for _ in range(4):
+                another = queue.fill(there, 1)
+            another.wait(math.inf)
 
 
 def test_a_failure_is_raised_each_time_and_by_every_way(device: sdk.Device) -> None:
@@ -171,21 +193,21 @@ def test_an_event_can_be_awaited_any_number_of_times_from_any_loop(device: sdk.D
         event.wait(0)
 
 
-def test_awaiting_takes_no_thread_and_lets_the_loop_run(emulated: sdk.Device) -> None:
-    async def main() -> tuple[int, int]:
-        turns = 0
+def test_awaiting_takes_no_thread_and_lets_the_loop_run(
+    emulated: sdk.Device, emulator: int, no_second_look: None
+) -> None:
+    async def main() -> None:
+        before = threading.active_count()
         with emulated.queue() as queue:
             there = emulated.buffer(LONG, "uint8")
-            tasks = [asyncio.ensure_future(_awaited(queue.fill(there, value))) for value in range(8)]
-            threads = threading.active_count()
-            while not all(task.done() for task in tasks):
-                turns += 1
-                await asyncio.sleep(0.001)
-        return turns, threads
+            with stopped(emulator):
+                tasks = [asyncio.ensure_future(_awaited(queue.fill(there, value))) for value in range(8)]
+                for _ in range(5):
+                    await asyncio.sleep(0.001)
+                    assert threading.active_count() == before and not any(task.done() for task in tasks)
+            await asyncio.gather(*tasks)
 
-    before = threading.active_count()
-    turns, threads = asyncio.run(main())
-    assert turns > 3 and threads == before
+    asyncio.run(main())
 
 
 def test_loops_leave_no_reader_and_no_descriptor_behind(emulated: sdk.Device, leaves_nothing: None) -> None:
@@ -221,20 +243,20 @@ def test_queues_that_follow_each_other_in_one_loop_wake_it(emulated: sdk.Device,
     asyncio.run(main())
 
 
-def test_cancelling_a_task_does_not_stop_the_job(emulated: sdk.Device) -> None:
+def test_cancelling_a_task_does_not_stop_the_job(emulated: sdk.Device, emulator: int, no_second_look: None) -> None:
     there, host = emulated.buffer(LONG, "uint8"), emulated.host_buffer(16, "uint8")
 
     async def main() -> None:
         with emulated.queue() as queue:
-            for _ in range(80):  # long enough to be under way still when the task is cancelled
+            with stopped(emulator):
                 event = queue.fill(there, 7)
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(_awaited(event), 0.001)
-            task = asyncio.ensure_future(_awaited(event))
-            await asyncio.sleep(0)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
+                with pytest.raises(asyncio.TimeoutError):
+                    await asyncio.wait_for(_awaited(event), 0.001)
+                task = asyncio.ensure_future(_awaited(event))
+                await asyncio.sleep(0)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
             await event
             await queue.copy(host, there[:16])
 
