@@ -60,12 +60,12 @@ class _Stream:
             self._socket.sendall(message)
         except OSError as error:
             raise self._ended(error, timeout_s) from error
-        return self.receive(reply.size if isinstance(reply, Layout) else reply, deadline - time.monotonic())
+        return self.receive(reply.size if isinstance(reply, Layout) else reply, timeout_s, deadline)
 
-    def receive(self, size: int, timeout_s: float | None = None) -> bytes:
-        """Exactly this many bytes."""
+    def receive(self, size: int, timeout_s: float | None = None, deadline: float | None = None) -> bytes:
+        """Exactly this many bytes; with `deadline` the limit began earlier."""
         timeout_s = self._limit_s if timeout_s is None else timeout_s
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + timeout_s if deadline is None else deadline
         parts = bytearray()
         while len(parts) < size:
             try:
