@@ -6,8 +6,10 @@ import asyncio
 import gc
 import logging
 import os
+import random
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +20,7 @@ import onnx
 import pytest
 
 import sdk
-from tests.support.children import session_members
+from tests.support.children import END_PATIENCE_S, POLL_S, child_commands, ends
 from tests.support.models import model, node, storage_net
 from tests.support.rigs import in_process_rig, process_rig
 
@@ -278,32 +280,35 @@ def test_unsupported_operators_are_refused_at_load_with_node_and_reason(device: 
     with pytest.raises(sdk.UnsupportedModel) as caught:
         device.load(unknown)
     assert caught.value.op == "Det" and caught.value.node == "make_d"
-    for junk in (b"", b"junk", os.urandom(200)):
+    for junk in (b"", b"junk", random.Random(2).randbytes(200)):
         with pytest.raises((sdk.UnsupportedModel, ValueError)):
             device.load(junk)
 
 
 def test_an_engine_that_dies_fails_its_run_alone() -> None:
-    """The emulator's engines are the other processes of its session."""
     with sdk.Device("emulator") as device:
         loaded = device.load(_slow())
         pid = device.info.pid
         assert pid is not None
         array = np.random.default_rng(0).normal(size=(1024, 1024)).astype(np.float32)
         expected = loaded(array)["y"]
+        begun = device.activity().exec_commands
+        engines = [child for child, command in child_commands(pid).items() if b"engines.worker" in command]
+        assert engines
+        for engine in engines:
+            os.kill(engine, signal.SIGSTOP)  # so that it does not finish before it dies
         event = loaded.submit(array)
-        for engine in session_members(pid):
-            if engine != pid and _is_engine(engine):
-                os.kill(engine, signal.SIGKILL)
-        try:
+        deadline = time.monotonic() + END_PATIENCE_S
+        while device.activity().exec_commands == begun:
+            assert time.monotonic() < deadline, "the program does not start"
+            time.sleep(POLL_S)
+        for engine in engines:
+            os.kill(engine, signal.SIGKILL)
+        with pytest.raises(sdk.CommandFailed) as caught:
             event.wait()
-        except sdk.CommandFailed as error:
-            assert error.code == "engine-lost"
+        assert caught.value.code == "engine-lost"
+        assert all(map(ends, engines))
         np.testing.assert_array_equal(loaded(array)["y"], expected)
-
-
-def _is_engine(pid: int) -> bool:
-    return b"emulator" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def _slow() -> onnx.ModelProto:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +21,7 @@ from emulator.function import PciFunction
 from emulator.model.profile import load_profile
 from tests.support import small_programs
 from tests.support.bus_client import MEMORY_BYTES, MEMORY_IOVA, UNMAPPED_IOVA, BusClient, RawQueue, text
+from tests.support.children import child_commands, ends
 from tests.support.coverage import CaseTable
 from tests.support.programs import add_twice, build
 from tests.support.rigs import Rig, in_process_rig, process_rig
@@ -373,14 +373,15 @@ def test_the_engine_that_ran_a_program_dies() -> None:
         assert queue.take()[0].status == Status.ENGINE_LOST
         assert text(client.newest_error()).startswith("engine-lost")
         assert client.registers.fault_status.engine == 1
+        assert all(map(ends, workers))
         assert queue.run(entry)[0].status == 0  # by a new engine
         client.close()
 
 
 def children(rig: Rig) -> list[int]:
     """Processes that the emulator started."""
-    tasks = Path(f"/proc/{rig.pid}/task").iterdir()
-    return [int(child) for task in tasks for child in (task / "children").read_text("ascii").split()]
+    assert rig.pid is not None
+    return list(child_commands(rig.pid))
 
 
 def executions(client: BusClient) -> int:
