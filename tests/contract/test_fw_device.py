@@ -31,6 +31,7 @@ from tests.support.npuctl import PATIENCE_S, Npuctl, environment
 ELF = Path(emulator.management.__file__).parent / "firmware" / "reference.elf"
 RESETS = bytes.fromhex("b7020110 13031000 23aa6200 6f000000")
 """A firmware that resets the core at once: lui t0, 0x10010; li t1, 1; sw t1, 0x14(t0); j ."""
+BANNER = b"reference firmware 1.0.0"
 POLL_S = 0.05
 
 
@@ -52,6 +53,14 @@ def await_firmware(path: Path) -> None:
         while Registers(transport).boot_progress.post_code != Post.FIRMWARE_READY:
             assert time.monotonic() < deadline, "the firmware does not come up"
             time.sleep(0.01)
+
+
+def await_sensors(opened: sdk.Device) -> None:
+    """Readings count while they are a second old at most, which a stalled core does not keep to."""
+    deadline = time.monotonic() + PATIENCE_S
+    while opened.sensors() is None:
+        assert time.monotonic() < deadline, "no fresh reading"
+        time.sleep(POLL_S)
 
 
 def await_stage(tool: Npuctl, address: str, stage: str) -> None:
@@ -155,7 +164,7 @@ def test_a_device_in_use_is_left_alone(device: tuple[Npuctl, str], firmware: Pat
         patch.setenv("NPU_RUNTIME_DIR", holder)
         with sdk.Device(address) as opened:
             assert opened.info.firmware == "1.0.0"
-            assert opened.sensors() is not None
+            await_sensors(opened)
             for verb in ("fw info", "fw log"):
                 document = tool.document(verb, "-d", address, code=1)
                 assert [error["code"] for error in document["errors"]] == ["device-busy"]
@@ -164,10 +173,24 @@ def test_a_device_in_use_is_left_alone(device: tuple[Npuctl, str], firmware: Pat
 
 def test_the_console_answers_what_is_piped_in_and_survives_a_reset_of_the_core(device: tuple[Npuctl, str]) -> None:
     tool, address = device
-    done = tool("console", "-d", address, "--linger", "3", typed="help\rreset\r")
-    assert done.returncode == 0, done.stderr
-    assert "lists these" in done.stdout
-    assert done.stdout.count("reference firmware 1.0.0") == 2
+    with subprocess.Popen(
+        [sys.executable, "-m", "sdk.cli", "console", "-d", address, "--linger", "5"],
+        env=environment(tool.runtime_folder),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(b"help\rreset\r")
+            process.stdin.flush()
+            shown = read_until(process.stdout.fileno(), BANNER, 2)  # a boot may take longer than it lingers
+            assert b"lists these" in shown
+            process.stdin.write(b"help\r")
+            process.stdin.close()
+            assert b"lists these" in process.stdout.read()
+            assert process.wait(PATIENCE_S) == 0
+        finally:
+            process.kill()
     assert running(tool, address)["firmware"]["boots"] == 1
     pieces = [line["console"]["text"] for line in tool.lines("console", "-d", address)]
     assert "lists these" in "".join(pieces)
@@ -211,13 +234,16 @@ def test_the_terminal_is_put_right_however_the_console_ends(
         os.close(slave)
 
 
-def read_until(fd: int, wanted: bytes) -> None:
-    """Read what the terminal shows until `wanted` comes."""
+def read_until(fd: int, wanted: bytes, times: int = 1) -> bytes:
+    """Read what is shown until `wanted` has come so often."""
     shown, deadline = b"", time.monotonic() + PATIENCE_S
-    while wanted not in shown:
+    while shown.count(wanted) < times:
         assert time.monotonic() < deadline, shown
         if select.select([fd], [], [], POLL_S)[0]:
-            shown += os.read(fd, 4096)
+            part = os.read(fd, 4096)
+            assert part, shown
+            shown += part
+    return shown
 
 
 def test_following_the_log_ends_with_ctrl_c(device: tuple[Npuctl, str], firmware: Path) -> None:
