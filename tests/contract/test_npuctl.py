@@ -8,13 +8,15 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import sdk
-from tests.support.npuctl import PATIENCE_S, ROOT, Npuctl, environment
+from tests.support.children import child_commands
+from tests.support.npuctl import PATIENCE_S, POLL_S, ROOT, Npuctl, environment
 
 SHORT_S = "1.5"
 
@@ -325,17 +327,21 @@ def test_ctrl_c_exits_130(npuctl: Npuctl, silent_server: str) -> None:
         stderr=subprocess.PIPE,
         cwd=ROOT,
     )
-    wait_for_a_worker(tool.pid)
-    tool.send_signal(signal.SIGINT)
-    _, errors = tool.communicate(timeout=PATIENCE_S)
+    try:
+        wait_for_a_worker(tool.pid)
+        tool.send_signal(signal.SIGINT)
+        _, errors = tool.communicate(timeout=PATIENCE_S)
+    finally:
+        tool.kill()
     assert tool.returncode == 130
     assert b"Traceback" not in errors
 
 
 def wait_for_a_worker(pid: int) -> None:
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    while not children.read_text("ascii"):
-        pass
+    deadline = time.monotonic() + PATIENCE_S
+    while not child_commands(pid):
+        assert time.monotonic() < deadline, "no worker"
+        time.sleep(POLL_S)
 
 
 def test_a_reader_that_closes_the_pipe_early_is_fine(served: tuple[Npuctl, str]) -> None:

@@ -6,15 +6,16 @@ import gc
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 import sdk
 from tests.conftest import children, open_descriptors
-from tests.support.children import run, session_ends, start
+from tests.support.children import END_PATIENCE_S, POLL_S, run, session_ends, start
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 OPEN = """
@@ -40,14 +41,28 @@ WITH_CHILD = """
 child = os.fork()
 if child == 0:
     os.close(1), os.close(2)
-    time.sleep(60)
+    time.sleep(300)
 print(child, flush=True)
 """
 
 
+def shared_files() -> set[Path]:
+    return set(Path("/dev/shm").iterdir())
+
+
+def nothing_new_published(before: set[Path]) -> bool:
+    """Whether shared memory holds nothing new, but for what others of this machine hold there for a moment."""
+    deadline = time.monotonic() + END_PATIENCE_S
+    left = shared_files() - before
+    while left and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+        left &= shared_files()
+    return not left
+
+
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_an_emulator_ends_with_its_owner(ending: str) -> None:
-    published = set(Path("/dev/shm").iterdir())
+    published = shared_files()
     has_child = ending.endswith("child alive")
     process = start(OPEN + (WITH_CHILD if has_child else "") + ENDINGS[ending])
     assert process.stdout is not None
@@ -63,7 +78,7 @@ def test_an_emulator_ends_with_its_owner(ending: str) -> None:
             os.kill(int(left_over), signal.SIGKILL)
         process.kill()
         process.communicate()
-    assert set(Path("/dev/shm").iterdir()) <= published
+    assert nothing_new_published(published)
 
 
 def test_closing_ends_the_emulator_and_its_engines_at_once(leaves_nothing: None) -> None:
@@ -118,7 +133,7 @@ def test_opening_and_closing_leaks_nothing() -> None:
     gc.collect()
     assert open_descriptors() == before
     assert _maps() <= maps + 4  # the allocator of the C library may take some
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads  # one of an earlier test may end now
 
 
 @pytest.mark.slow
@@ -158,7 +173,7 @@ import sdk
 SWALLOWED_S = 1.0  # an interrupt that hits a finaliser is reported there and goes no further
 seed, rounds = int(sys.argv[1]), int(sys.argv[2])
 chance = random.Random(seed)
-device = sdk.Device("emulator", timeout=20)
+device = sdk.Device("emulator")
 stop = threading.Event()
 shared = device.queue(depth=16)
 
