@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,6 +50,13 @@ def bus(shared_rig: Rig) -> Iterator[BusClient]:
     client = BusClient(shared_rig.transport)
     yield client
     client.close()
+
+
+@pytest.fixture
+def npu_log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What is logged from here on. Events of earlier tests that failed unseen say so when they are collected: now."""
+    gc.collect()
+    return caplog
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

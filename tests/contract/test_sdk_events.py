@@ -148,17 +148,17 @@ def test_a_failure_is_raised_each_time_and_by_every_way(device: sdk.Device) -> N
         assert "failed" in repr(event)
 
 
-def test_only_failures_that_nobody_saw_are_logged(device: sdk.Device, caplog: pytest.LogCaptureFixture) -> None:
-    with device.queue() as queue, caplog.at_level(logging.ERROR, logger="npu"):
+def test_only_failures_that_nobody_saw_are_logged(device: sdk.Device, npu_log: pytest.LogCaptureFixture) -> None:
+    with device.queue() as queue, npu_log.at_level(logging.ERROR, logger="npu"):
         with pytest.raises(sdk.CommandFailed):
             queue.submit(bad()).wait()
         gc.collect()
-        assert not caplog.records
+        assert not npu_log.records
         queue.submit(bad())
         queue.nop().wait()
         gc.collect()
-        assert [record.levelname for record in caplog.records] == ["ERROR"]
-        assert "nobody waited" in caplog.text and "invalid-opcode" in caplog.text
+        assert [record.levelname for record in npu_log.records] == ["ERROR"]
+        assert "nobody waited" in npu_log.text and "invalid-opcode" in npu_log.text
 
 
 def test_events_outlive_their_queue_and_its_device() -> None:

@@ -168,21 +168,21 @@ def test_int64_and_bool_travel_through_the_device(device: sdk.Device) -> None:
 # --- shapes ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_unseen_shape_compiles_with_one_warning(device: sdk.Device, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unseen_shape_compiles_with_one_warning(device: sdk.Device, npu_log: pytest.LogCaptureFixture) -> None:
     loaded = device.load(product(), shapes={"x": [(1, 4), (8, 4)]})
-    with caplog.at_level(logging.WARNING, logger="npu"):
+    with npu_log.at_level(logging.WARNING, logger="npu"):
         loaded(x_of(1), B), loaded(x_of(8), B)
-        assert not caplog.records
+        assert not npu_log.records
         loaded(x_of(5), B), loaded(x_of(5), B)
-        assert len(caplog.records) == 1
-        assert "(5, 4)" in caplog.text and " s;" in caplog.text and "shapes=" in caplog.text
+        assert len(npu_log.records) == 1
+        assert "(5, 4)" in npu_log.text and " s;" in npu_log.text and "shapes=" in npu_log.text
     assert set(loaded.programs()) == {((n, 4), (3,)) for n in (1, 8, 5)}
 
 
-def test_a_model_of_fixed_shapes_warns_of_nothing(device: sdk.Device, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, logger="npu"):
+def test_a_model_of_fixed_shapes_warns_of_nothing(device: sdk.Device, npu_log: pytest.LogCaptureFixture) -> None:
+    with npu_log.at_level(logging.WARNING, logger="npu"):
         device.load(narrow())(np.array([1, 2, 3]))
-    assert not caplog.records
+    assert not npu_log.records
 
 
 @pytest.mark.parametrize(
