@@ -84,22 +84,27 @@ def ends(pid: int) -> bool:
 
 
 def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    status = _read(Path(f"/proc/{pid}/stat"))
+    return status is not None and status.rpartition(b")")[2].split()[0] != b"Z"
 
 
 def child_commands(pid: int) -> dict[int, bytes]:
     """The command lines of the processes that a process started, but of those that end while we look."""
     found = {}
     for task in Path(f"/proc/{pid}/task").iterdir():
-        try:
-            for child in map(int, (task / "children").read_text("ascii").split()):
-                found[child] = Path(f"/proc/{child}/cmdline").read_bytes()
-        except OSError:
-            continue
+        for child in (_read(task / "children") or b"").split():
+            command = _read(Path("/proc", child.decode(), "cmdline"))
+            if command is not None:
+                found[int(child)] = command
     return found
+
+
+def _read(path: Path) -> bytes | None:
+    """A file of /proc; None when what it tells of has ended."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
 
 
 @contextmanager
