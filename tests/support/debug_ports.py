@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from driver_shim.errors import Timeout
+from driver_shim.errors import DeviceLost, DeviceNotFound, Timeout
 from driver_shim.protocol import usbip
 from driver_shim.protocol.firmware_slots import SECTOR_BYTES, SLOT_OFFSETS
 from driver_shim.protocol.registers import REGISTERS, Post
@@ -88,7 +88,7 @@ def wait_for_post(serial: str, *posts: Post) -> int:
         try:
             with contextlib.closing(UsbTransport(serial)) as transport:
                 value = transport.read(0, register.offset, register.size)
-        except Timeout:  # of a transfer: what we wait for may take longer
+        except (Timeout, DeviceLost, DeviceNotFound):  # off the bus on its way to recovery or back, or slow
             return 0
         return value if register.extract(value, "post_code") in posts else 0
 
