@@ -253,7 +253,7 @@ def test_a_signer_that_hangs_is_ended_with_the_verb(npuctl: Npuctl, unsigned: Pa
     reader = os.open(life, os.O_RDONLY | os.O_NONBLOCK)
     try:
         signer = shlex.join(["sh", "-c", f"exec 3> {shlex.quote(str(life))}; exec sleep 600"])
-        options = ("--signer", signer, "--public-key", str(tmp_path / "key.pub.pem"), "--timeout", "3")
+        options = ("--signer", signer, "--public-key", str(tmp_path / "key.pub.pem"), "--timeout", "12")
         done = npuctl("fw", "sign", str(unsigned), *options, "-o", str(tmp_path / "signed.img"))
         assert done.returncode == 6
         assert "did not end within" in done.stderr
