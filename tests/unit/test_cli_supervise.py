@@ -13,7 +13,7 @@ import pytest
 from sdk.cli import timeouts
 from sdk.cli.supervise import Abandoned, supervise
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 SHORT_S = 0.2
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
