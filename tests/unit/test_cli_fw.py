@@ -23,6 +23,7 @@ from tests.support.images import TINY, TINY_CONTENTS, TINY_PAYLOAD, TRUSTED
 from tests.support.npuctl import PATIENCE_S, ROOT, Npuctl, environment
 from tests.support.small_elf import Segment, elf32
 
+pytestmark = pytest.mark.timeout(600)  # npuctl runs up to ten times, one after the other
 START = 0x8000_0200
 TINY_OPTIONS = ("--version", "1.2.3+4", "--header-size", "32", "--security-counter", "7", "--hardware-id", "0x4e50")
 
