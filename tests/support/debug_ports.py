@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from driver_shim.errors import DeviceLost
 from driver_shim.protocol import usbip
 from driver_shim.protocol.firmware_slots import SECTOR_BYTES, SLOT_OFFSETS
 from driver_shim.protocol.registers import REGISTERS, Post
@@ -84,11 +85,11 @@ def wait_for_post(serial: str, *posts: Post) -> int:
     register = REGISTERS["boot_progress"]
 
     def progress() -> int:
-        transport = UsbTransport(serial)
         try:
-            value = transport.read(0, register.offset, register.size)
-        finally:
-            transport.close()
+            with contextlib.closing(UsbTransport(serial)) as transport:
+                value = transport.read(0, register.offset, register.size)
+        except DeviceLost:
+            return 0  # on its way into recovery or out of it the port leaves the bus
         return value if register.extract(value, "post_code") in posts else 0
 
     return wait_for(progress)
