@@ -33,8 +33,8 @@ class Frame:
         self.as_json = as_json
         self.timeout = timeout
         """Seconds for the verb as a whole; None when the user named none."""
-        self.limit_s = math.inf
-        """Seconds after which the verb is given up, whoever named them."""
+        self.ends_at = math.inf
+        """When the verb is given up (monotonic seconds), whoever named a limit."""
         self.devices: list[dict[str, Any]] = []
         self.errors: list[dict[str, Any]] = []
         self.sections: dict[str, Any] = {}

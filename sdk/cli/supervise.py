@@ -18,6 +18,8 @@ from sdk.cli import timeouts
 from sdk.cli.exit_codes import ExitCode
 
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_HELD_BACK = (signal.SIGINT, *_FORWARDED)
+"""While the work begins."""
 
 
 class Abandoned(Exception):
@@ -33,8 +35,9 @@ def supervise(work: Callable[[], int], timeout_s: float) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     parent = os.pidfd_open(os.getpid())
-    # a KeyboardInterrupt inside fork's own hooks would be swallowed: hold it back until somebody can act on it
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # A KeyboardInterrupt inside fork's own hooks would be swallowed, and the other signals would end the tool before it
+    # can pass them on: hold them back until somebody can act on them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
     child = os.fork()
     if child == 0:
         _run_child(work, parent)
@@ -42,7 +45,7 @@ def supervise(work: Callable[[], int], timeout_s: float) -> int:
     pidfd = os.pidfd_open(child)
     previous = {number: signal.signal(number, lambda n, _: _signal(pidfd, n)) for number in _FORWARDED}
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
         if not _ended(pidfd, timeout_s):
             _kill(pidfd)
             raise Abandoned
@@ -65,7 +68,7 @@ def _run_child(work: Callable[[], int], parent: int) -> None:
     """The child's whole life. Never returns: what the parent has on its stack is not ours to unwind."""
     status = int(ExitCode.INTERNAL)
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
         _end_with(parent)
         status = work()
     except KeyboardInterrupt:

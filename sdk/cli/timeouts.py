@@ -21,6 +21,9 @@ PEER_S = 600.0
 SIGNER_S = 600.0
 """A command that signs firmware: somebody may have to find the card and type its PIN."""
 
+SIGNER_END_S = 5.0
+"""Of the verb's time, to end a signer that hangs and to say so; of a short time, half."""
+
 RECOVER_S = 300.0
 """Writing a whole slot through the debug port, and booting it."""
 

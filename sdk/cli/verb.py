@@ -6,6 +6,7 @@ import functools
 import math
 import os
 import signal
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -46,7 +47,7 @@ def verb(
                 raise click.UsageError("--timeout nan: give seconds, e.g. 30 or inf")
             limit = limit_s(options) if callable(limit_s) else limit_s
             bound = timeout if timeout is not None else _environment_limit(limit)
-            frame.limit_s = bound
+            frame.ends_at = time.monotonic() + bound
             try:
                 with around():
                     return supervise(lambda: _work(frame, body, options), bound)

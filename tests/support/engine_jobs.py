@@ -9,7 +9,8 @@ import pytest
 
 from emulator.engines.job import EngineJob, Engines, JobResult, ProgramImage
 
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
+"""A worker yields to all else on the machine, from its start on."""
 
 
 def image(text: str, outputs: tuple[tuple[int, int], ...] = (), scratch_bytes: int = 4096) -> ProgramImage:

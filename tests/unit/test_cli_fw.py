@@ -23,6 +23,7 @@ from tests.support.images import TINY, TINY_CONTENTS, TINY_PAYLOAD, TRUSTED
 from tests.support.npuctl import PATIENCE_S, ROOT, Npuctl, environment
 from tests.support.small_elf import Segment, elf32
 
+pytestmark = pytest.mark.timeout(600)  # npuctl runs up to ten times, one after the other
 START = 0x8000_0200
 TINY_OPTIONS = ("--version", "1.2.3+4", "--header-size", "32", "--security-counter", "7", "--hardware-id", "0x4e50")
 
@@ -253,7 +254,7 @@ def test_a_signer_that_hangs_is_ended_with_the_verb(npuctl: Npuctl, unsigned: Pa
     reader = os.open(life, os.O_RDONLY | os.O_NONBLOCK)
     try:
         signer = shlex.join(["sh", "-c", f"exec 3> {shlex.quote(str(life))}; exec sleep 600"])
-        options = ("--signer", signer, "--public-key", str(tmp_path / "key.pub.pem"), "--timeout", "3")
+        options = ("--signer", signer, "--public-key", str(tmp_path / "key.pub.pem"), "--timeout", "12")
         done = npuctl("fw", "sign", str(unsigned), *options, "-o", str(tmp_path / "signed.img"))
         assert done.returncode == 6
         assert "did not end within" in done.stderr

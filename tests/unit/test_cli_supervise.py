@@ -10,9 +10,10 @@ import time
 
 import pytest
 
+from sdk.cli import timeouts
 from sdk.cli.supervise import Abandoned, supervise
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 SHORT_S = 0.2
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
@@ -37,7 +38,8 @@ def test_the_status_of_the_work_is_returned() -> None:
     assert supervise(lambda: 7, PATIENCE_S) == 7
 
 
-def test_work_that_never_ends_is_abandoned() -> None:
+def test_work_that_never_ends_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timeouts, "ABANDON_S", PATIENCE_S)  # or else it would be left behind on a machine that stalls
     with pytest.raises(Abandoned):
         supervise(sleep_for_ever, SHORT_S)
 
@@ -78,7 +80,9 @@ def test_the_work_ends_with_the_tool() -> None:
 def test_a_signal_to_the_tool_alone_reaches_the_work(number: signal.Signals) -> None:
     program = (
         "import os, time\n"
+        "from sdk.cli import timeouts\n"
         "from sdk.cli.supervise import supervise\n"
+        "timeouts.INTERRUPT_S = 600\n"
         "def work():\n"
         "    os.write(1, b'ready\\n')\n"
         "    time.sleep(600)\n"
@@ -94,3 +98,27 @@ def test_a_signal_to_the_tool_alone_reaches_the_work(number: signal.Signals) -> 
     finally:
         tool.kill()
         tool.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_as_the_work_begins_reaches_it(number: signal.Signals) -> None:
+    """The work is already there, and the tool has not yet begun to wait for it."""
+    program = (
+        "import os, sys, time\n"
+        "from sdk.cli import timeouts\n"
+        "from sdk.cli.supervise import supervise\n"
+        "timeouts.OWN_INTERRUPT_S, timeouts.INTERRUPT_S = 0, 600\n"
+        "fork = os.fork\n"
+        "def fork_and_signal():\n"
+        "    child = fork()\n"
+        "    if child:\n"
+        "        os.kill(os.getpid(), int(sys.argv[1]))\n"
+        "    return child\n"
+        "os.fork = fork_and_signal\n"
+        "def work():\n"
+        "    time.sleep(600)\n"
+        "    return 0\n"
+        "raise SystemExit(supervise(work, 600))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(int(number))], timeout=PATIENCE_S, check=False)
+    assert done.returncode == (130 if number is signal.SIGINT else 128 + number)

@@ -19,7 +19,7 @@ from tests.support.models import model, node, quantised_net, storage_net
 from tests.support.programs import execute, run
 
 F32 = np.float32
-IMPORT_TIMEOUT_SECONDS = 60
+IMPORT_TIMEOUT_SECONDS = 120
 
 
 def kinds(image: bytes) -> list[CommandKind]:

@@ -13,7 +13,7 @@ from emulator.management.core_process import CoreProcess
 from emulator.management.storage import STORAGE_BYTES
 
 EMPTY = AddressSpace()
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 class Function:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-PATIENCE_S = 60
+PATIENCE_S = 120
 
 
 def run(program: str) -> str:

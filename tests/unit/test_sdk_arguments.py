@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import math
 import pickle
@@ -203,6 +204,7 @@ def test_the_emulator_never_hides_a_card(clean: pytest.MonkeyPatch) -> None:
 def test_falling_back_warns_once_a_process(clean: pytest.MonkeyPatch) -> None:
     clean.setattr(opening, "_open_private", lambda address, timeout: address)
     clean.setattr(opening, "_warned", False)
+    gc.collect()  # what earlier tests left unclosed warns now, not while this one listens
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(3):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from driver_shim import timeouts, usb_ports
+from driver_shim import usb_ports
 from driver_shim.errors import ContractMismatch, DeviceLost
 from driver_shim.protocol import usbip
 from driver_shim.protocol.debug_port import DEBUG_PORT_VERSION, INFO, Mode, Request
@@ -21,6 +21,7 @@ from tests.support.debug_ports import BUS_ID, LOOPBACK
 core = pytest.importorskip("usb.core", reason="pyusb is not installed")
 usbip_backend = pytest.importorskip("driver_shim.transport.usbip_backend")
 
+PATIENCE_S = 60.0
 GOOD = {
     Request.INFO: INFO.build(version=DEBUG_PORT_VERSION, mode=Mode.RUN_TIME, emulated=1, bar0_bytes=BAR0_BYTES),
     Request.PEEK: bytes(4),
@@ -90,7 +91,7 @@ def test_a_descriptor_that_is_cut_off_is_a_broken_server(size: int) -> None:
         server = threading.Thread(target=_serve_short, args=(listening, size))
         server.start()
         fields = usbip.DEVICE.parse(usbip.DEVICE.build(busid=BUS_ID, busnum=1, devnum=2))
-        device = usbip_backend.RemoteDevice(listening.getsockname()[1], fields, timeouts.USB_TRANSFER_S)
+        device = usbip_backend.RemoteDevice(listening.getsockname()[1], fields, PATIENCE_S)
         with pytest.raises(DeviceLost, match=f"breaks the protocol: {size} bytes"), usb_ports.usb_errors("usb:X"):
             device.device_descriptor()
         server.join()

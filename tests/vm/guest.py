@@ -26,6 +26,8 @@ PORTS = 4
 """Root ports, so cards that the guest can have at a time."""
 BOOT_S = 120.0
 STOP_S = 10.0
+LOOK_S = 60.0
+"""To list a folder in the guest, on a loaded host."""
 POLL_S = 0.05
 HOST = "10.0.2.2"
 """Where the guest reaches what listens on this machine's loopback; `GUEST` is its own address there."""
@@ -226,7 +228,7 @@ class Guest:
 
     def bus_address(self, card: Card) -> str:
         """Where the guest sees a card: the function behind its root port."""
-        where = self.check(f"ls -d /sys/bus/pci/devices/0000:00:{FIRST_SLOT + card.port:02x}.0/0000:*:00.0", STOP_S)
+        where = self.check(f"ls -d /sys/bus/pci/devices/0000:00:{FIRST_SLOT + card.port:02x}.0/0000:*:00.0", LOOK_S)
         return where.strip().rpartition("/")[2]
 
     def kill(self) -> None:

@@ -14,6 +14,8 @@ pytestmark = [pytest.mark.vm, pytest.mark.timeout(0)]  # each wait here has a li
 Note = Callable[[str], None]
 
 DEMO_S = 240.0
+RESET_S = 20.0
+"""A reset takes a tenth of a second, and the host may be loaded."""
 WORKER = "runuser -u worker -- env PYTHONPATH=$PYTHONPATH"
 """Begins a command that an unprivileged user of the group npu runs."""
 
@@ -139,6 +141,6 @@ def test_npuctl_knows_the_card(guest: Guest, address: str) -> None:
     assert (entry["driver"], entry["emulated"], entry["link_width_lanes"]) == ("vfio-pci", False, 16)
     assert registers[0]["opened_with_reset"] is True
     assert registers[0]["registers"][0]["value"] == "0x55504e31"
-    assert reset[0]["wall_reset_seconds"] < 2
+    assert reset[0]["wall_reset_seconds"] < RESET_S
     assert (known[0]["opened"], known[0]["opened_with_reset"]) == (False, False)
     assert "flr" in known[0]["pre_open"]["reset_causes"]

@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(IOMMUFD, reason="the kernel with iommufd has no USB"),
 ]
 OURS = "-d b7c4:4e51"
-DETACH_DELAY_S = 25
+DETACH_DELAY_S = 40
 """How long dfu-util waits for the port to come back: the guest is slow."""
 IO_ERROR = 74
 """dfu-util's exit code (EX_IOERR) when the device says no."""
@@ -55,11 +55,16 @@ class Port:
         self.plug_in()
         return self._guest.run(f"{command} 2>&1", PATIENCE_S)
 
-    def run_while_it_comes_back(self, command: str) -> Ran:
-        """A command in whose course the port leaves the bus; who minds the bus attaches it again."""
+    def run_while_it_comes_back(self, command: str, times: int) -> Ran:
+        """A command in whose course the port leaves the bus; who minds the bus attaches it again so many times.
+
+        Not once more: the port may leave again while the command ends, and `gone` waits for just that.
+        """
         self.plug_in()
-        minder = f"( while sleep 1; do {self.attached} || {self.attach}; done ) & minder=$!"
-        return self._guest.run(f"{minder}; {command} 2>&1; status=$?; kill $minder; exit $status", 2 * PATIENCE_S)
+        left = f"while {self.attached}; do sleep 1; done"
+        minder = f"( for time in $(seq {times}); do {left}; {self.again}; done ) & minder=$!"
+        end = "status=$?; kill $minder 2>/dev/null; exit $status"
+        return self._guest.run(f"{minder}; {command} 2>&1; {end}", 2 * PATIENCE_S)
 
     def let_go(self) -> None:
         """Detach it, so that this machine can look."""
@@ -133,7 +138,8 @@ def test_members_of_the_group_may_use_it(guest: Guest, port: Port) -> None:
 def test_dfu_util_sends_a_running_device_into_recovery_and_writes_a_slot(port: Port) -> None:
     listed = port.run("dfu-util -l")
     assert re.search(r'Found Runtime: \[b7c4:4e51\].*name="firmware"', listed.output), listed.output
-    written = port.run_while_it_comes_back(f"dfu-util {OURS} -a 'slot B' --detach-delay {DETACH_DELAY_S} -D {IMAGE}")
+    flash = f"dfu-util {OURS} -a 'slot B' --detach-delay {DETACH_DELAY_S} -D {IMAGE}"
+    written = port.run_while_it_comes_back(flash, times=1)
     assert written.status == 0, written.output
     assert "Done!" in written.output
     port.gone()
@@ -171,7 +177,7 @@ def test_dfu_util_is_told_why_an_image_is_refused(port: Port) -> None:
 
 def test_our_tool_recovers_it_through_libusb(port: Port) -> None:
     tool = f"python3 -m sdk.cli fw recover -d usb:{port.emulator.serial} {IMAGE} --slot B"
-    done = port.run_while_it_comes_back(tool)
+    done = port.run_while_it_comes_back(tool, times=2)
     assert done.status == 0, done.output
     assert port.boot_progress(Post.FIRMWARE_READY)["slot"] == 2
 

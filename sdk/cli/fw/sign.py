@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,9 +27,6 @@ from sdk.cli.fw.options import (
 )
 from sdk.cli.fw.report import facts
 from sdk.cli.verb import verb
-
-_SIGNERS_PART = 0.8
-"""Of the verb's time: what is left is enough to end a signer that hangs, and to say so."""
 
 
 @verb("fw sign", limit_s=timeouts.WORK_S, changes=True)
@@ -88,7 +86,9 @@ def command(
     before = read_image(image)
     password = password_source(given_password(password_file, password_env))
     signers: list[Signer] = [KeySigner(load_private_key(path, password)) for path in keys]
-    patience_s = min(timeouts.SIGNER_S, _SIGNERS_PART * frame.limit_s / max(1, len(commands)))
+    left_s = max(0.0, frame.ends_at - time.monotonic())
+    for_signers_s = max(left_s / 2, left_s - timeouts.SIGNER_END_S)
+    patience_s = min(timeouts.SIGNER_S, for_signers_s / max(1, len(commands)))
     for words, path in zip(commands, public_keys, strict=True):
         signers.append(CommandSigner(words, load_public_key(path), patience_s))
     _refuse_twice(signers)

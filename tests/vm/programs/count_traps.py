@@ -20,8 +20,8 @@ from driver_shim.transport.base import Transport
 SUBMISSIONS = 10_000
 BUSY_BYTES = 8 << 20
 """Filling as much takes so long that half a queue outlasts what a guest needs to fill the other half."""
-ASLEEP_S = 0.2
-"""Far longer than the device looks for more work after the last."""
+ASLEEP_S = 2.0
+"""Far longer than the device looks for more work after the last, even where it is starved meanwhile."""
 
 
 _NAMES = {SQ_TAIL_DOORBELL: "bells", CQ_HEAD_DOORBELL: "head bells"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import sdk
 
 ROUNDS = 50
-FILLED_BYTES = 64 << 20
+FILLED_BYTES = 256 << 20
 
 
 def counted(bus_address: str) -> int:
