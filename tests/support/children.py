@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import sys
 import time
@@ -45,6 +46,18 @@ def run(program: str, *arguments: str) -> str:
     if process.returncode != 0:
         raise AssertionError(f"exit status {process.returncode}\n{output}\n{errors}")
     return output
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, with all of its threads, or waits to be reaped by whoever is its parent now."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([pidfd], [], [], 0)[0])
+    finally:
+        os.close(pidfd)
 
 
 def session_members(leader: int) -> list[int]:
