@@ -90,7 +90,7 @@ class Claim:
             remedy = "ask who uses it from another account, a container or a virtual machine"
         if self._waits:
             raise Timeout(
-                f"{self._address} did not come free within {self._deadline - self._began:.1f} s: {busy.message}; {who}",
+                f"{self._address} did not come free {_within(self._began, self._deadline)}: {busy.message}; {who}",
                 device=busy.device,
                 subsystem="holder",
                 cause=busy.message,
@@ -159,7 +159,7 @@ def _wait(line: Line, place: Place | None, ahead: list[Ticket], address: str, be
         left = deadline - time.monotonic()
         if left <= 0:
             raise Timeout(
-                f"{address} did not come free within {deadline - began:.1f} s: it is {_held(ahead)}"
+                f"{address} did not come free {_within(began, deadline)}: it is {_held(ahead)}"
                 f"{_others(len(ahead) - 1, 'ahead of us')}",
                 device=address,
                 subsystem="holder",
@@ -190,6 +190,10 @@ def device_line(address: str, folder: Path | None = None) -> Line:
 def _held(tickets: list[Ticket]) -> str:
     owner = tickets[0].owner
     return f"held by {owner}" if owner else "held by a process whose ticket cannot be read"
+
+
+def _within(began: float, deadline: float) -> str:
+    return f"within {max(0.0, deadline - began):.1f} s"  # the deadline may have passed before we began
 
 
 def _others(count: int, what: str) -> str:

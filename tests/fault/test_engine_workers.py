@@ -18,6 +18,7 @@ from driver_shim.protocol.commands import Status
 from emulator.device_memory import DeviceMemory
 from emulator.engines.job import EngineJob, Outcome, ProgramImage
 from emulator.engines.pool import EnginePool
+from tests.support.children import has_ended
 from tests.support.engine_jobs import PATIENCE_S, collect, image, job
 
 EXECUTOR = "tests.support.toy_executor"
@@ -44,15 +45,6 @@ def exists(pid: int) -> bool:
     return os.path.exists(f"/proc/{pid}")
 
 
-def has_ended(pid: int) -> bool:
-    """Whether a process is gone or waits to be reaped."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii") as file:
-            return file.read().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
 def is_reaped(pool: EnginePool, worker: int) -> bool:
     """Whether an unused pool has taken a worker's exit status."""
     return pool.poll() == [] and not exists(worker)
@@ -67,8 +59,11 @@ def children() -> set[int]:
     """Children of this process, zombies included, but those of the test runner itself."""
     found = set()
     for thread in os.listdir("/proc/self/task"):
-        with open(f"/proc/self/task/{thread}/children", encoding="ascii") as file:
-            found |= {int(pid) for pid in file.read().split()}
+        try:
+            with open(f"/proc/self/task/{thread}/children", encoding="ascii") as file:
+                found |= {int(pid) for pid in file.read().split()}
+        except (FileNotFoundError, ProcessLookupError):  # the thread has ended
+            continue
     return found
 
 
@@ -187,8 +182,8 @@ def test_workers_killed_at_random_points_lose_at_most_the_job_they_ran() -> None
     finally:
         pool.close()
     del result
-    assert children() == before_children
-    assert open_files() == before_files
+    assert children() <= before_children  # what earlier tests left may go meanwhile
+    assert open_files() <= before_files
     memory.close()
 
 
@@ -228,8 +223,8 @@ def test_a_storm_of_starts_and_cancels_leaves_nothing() -> None:
                 pool.release(result)
     finally:
         pool.close()
-    assert children() == before_children
-    assert open_files() == before_files
+    assert children() <= before_children  # what earlier tests left may go meanwhile
+    assert open_files() <= before_files
     memory.close()
 
 
@@ -270,4 +265,4 @@ def test_workers_end_when_their_emulator_is_killed(command: str) -> None:
         owner.kill()
         owner.wait(PATIENCE_S)
         owner.stdout.close() if owner.stdout else None
-    wait_until(lambda: not exists(worker), "the worker ends with its emulator")
+    wait_until(lambda: has_ended(worker), "the worker ends with its emulator")

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,18 +16,23 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import sdk
+from tests.support.children import has_ended
 
 PATIENCE_S = 60.0
 WIDTH = 1024
-LONG_STEPS = 500
-"""Products of WIDTH x WIDTH matrices: 0.5 T multiply-accumulates, seconds on any machine."""
+LONG_STEPS = 2000
+"""Softmax of WIDTH x WIDTH values takes some 10 ms, however many cores there are: longer than a test may be starved."""
+BUSY_S = 0.3
+"""An engine that has used this much CPU time computes; to take a program in costs a tenth of it."""
 
 
 def chain(steps: int) -> onnx.ModelProto:
-    """y = x @ w @ w ... with an orthogonal w, so that numbers stay in range."""
+    """y = x @ w, each row of x turned by one, and softmax of that in the steps that follow."""
     w = np.roll(np.eye(WIDTH, dtype=np.float32), 1, axis=1)
     names = ["x", *(f"t{i}" for i in range(1, steps)), "y"]
-    nodes = [helper.make_node("MatMul", [a, "w"], [b]) for a, b in itertools.pairwise(names)]
+    first, *rest = itertools.pairwise(names)
+    nodes = [helper.make_node("MatMul", [first[0], "w"], [first[1]])]
+    nodes += [helper.make_node("Softmax", [a], [b]) for a, b in rest]
     shape = [WIDTH, WIDTH]
     graph = helper.make_graph(
         nodes,
@@ -60,23 +66,38 @@ def engine_of(device: sdk.Device) -> int:
     if device.info.pid is None:
         pytest.fail("the emulator does not tell its process id")
     emulator = Path(f"/proc/{device.info.pid}/task/{device.info.pid}/children")
-    children = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in emulator.read_text().split()}
-    (worker,) = (pid for pid, command in children.items() if b"emulator.engines.worker" in command)
+    (worker,) = (pid for pid in map(int, emulator.read_text().split()) if is_engine(pid))
     return worker
 
 
-def computes(pid: int) -> bool:
-    """Whether a process has used a good part of a second of CPU since it was asked first."""
+def is_engine(pid: int) -> bool:
+    try:
+        return b"emulator.engines.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):  # an engine of before, reaped meanwhile
+        return False
+
+
+def cpu_time_s(pid: int) -> float:
+    """What a process has used so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[11]) > os.sysconf("SC_CLK_TCK") // 2
+    return int(fields[11]) / os.sysconf("SC_CLK_TCK")
+
+
+def compute_for_long(device: sdk.Device) -> tuple[sdk.Event[dict[str, Any]], int]:
+    """Start the long program; it and the worker that computes it."""
+    long, short = device.load(chain(LONG_STEPS)), device.load(chain(1))
+    short(X)  # what the worker does at its start is done with
+    worker = engine_of(device)
+    before_s = cpu_time_s(worker)
+    event = long.submit(X)
+    wait_until(lambda: cpu_time_s(worker) > before_s + BUSY_S, "the engine computes")
+    return event, worker
 
 
 def test_an_engine_that_dies_fails_its_program_only(device: sdk.Device) -> None:
-    long, short = device.load(chain(LONG_STEPS)), device.load(chain(1))
+    short = device.load(chain(1))
     expected = short(X)["y"]
-    event = long.submit(X)
-    worker = engine_of(device)
-    wait_until(lambda: computes(worker), "the engine computes")
+    event, worker = compute_for_long(device)
     os.kill(worker, signal.SIGKILL)
     with pytest.raises(sdk.CommandFailed) as caught:
         event.result()
@@ -86,7 +107,7 @@ def test_an_engine_that_dies_fails_its_program_only(device: sdk.Device) -> None:
 
 
 def test_copies_complete_and_registers_answer_while_an_engine_computes(device: sdk.Device) -> None:
-    event = device.load(chain(LONG_STEPS)).submit(X)
+    event, _ = compute_for_long(device)
     x, w = device.host_buffer((1 << 16,), "uint8"), device.buffer((1 << 16,), "uint8")
     x.array[:] = 7
     with device.queue() as queue:
@@ -100,23 +121,20 @@ def test_copies_complete_and_registers_answer_while_an_engine_computes(device: s
 
 
 def test_a_reset_ends_a_program_that_computes_and_the_device_goes_on(device: sdk.Device) -> None:
-    event = device.load(chain(LONG_STEPS)).submit(X)
-    worker = engine_of(device)
-    wait_until(lambda: computes(worker), "the engine computes")  # one that has not begun is not abandoned
+    event, worker = compute_for_long(device)  # an engine that has not begun is not abandoned
     device.reset()
     with pytest.raises(sdk.CommandFailed) as caught:
         event.result()
     assert caught.value.code == "device-reset"
     short = device.load(chain(1))
     assert np.array_equal(short(X)["y"], np.roll(X, 1, axis=1))
-    wait_until(lambda: not Path(f"/proc/{worker}").exists(), "the abandoned engine is gone")
+    wait_until(lambda: not Path(f"/proc/{worker}").exists(), "the abandoned engine is reaped")
 
 
 def test_a_killed_emulator_takes_its_engine_along_and_the_host_learns_it() -> None:
     with sdk.Device("emulator", timeout=PATIENCE_S) as device:
-        event = device.load(chain(LONG_STEPS)).submit(X)
-        worker = engine_of(device)
+        event, worker = compute_for_long(device)
         os.kill(device.info.pid or 0, signal.SIGKILL)
         with pytest.raises(sdk.DeviceLost):
             event.result()
-        wait_until(lambda: not Path(f"/proc/{worker}").exists(), "the engine ends with its emulator")
+        wait_until(lambda: has_ended(worker), "the engine ends with its emulator")

@@ -105,9 +105,16 @@ def test_a_wait_ends_in_time_and_says_who_is_ahead(line: Claimants) -> None:
     holder = line.holding()
     line.waiting()
     answer = line.start("wait", 0.3).says()
-    assert answer.startswith(f"Timeout {ADDRESS} did not come free within 0.3 s: it is held by PID {holder.pid}")
+    # less than 0.3 s when it was starved between setting the deadline and beginning to wait
+    assert re.match(rf"Timeout {ADDRESS} did not come free within 0\.[0-3] s: it is held by PID {holder.pid} ", answer)
     assert "1 more is ahead of us" in answer
     assert len(line.files()) == 2
+
+
+def test_a_deadline_that_has_passed_is_no_negative_wait(line: Claimants) -> None:
+    line.holding()
+    with pytest.raises(Timeout, match=r"did not come free within 0\.0 s: it is held"):
+        ours(line.folder, "wait", timeout_s=-1.0)
 
 
 INTERRUPTED = """
@@ -156,8 +163,10 @@ def test_ctrl_c_at_any_point_leaves_nothing_locked(tmp_path: Path) -> None:
 CONTENDER = """
 import os, sys, time
 from pathlib import Path
+from driver_shim import timeouts
 from driver_shim.holder import claim
 
+timeouts.TICKETS_S = 60.0  # whoever has the folder locked may be starved
 address, when_busy, timeout_s, folder = sys.argv[1:5]
 inside = Path(folder) / "inside"
 for _ in range(25):
@@ -474,7 +483,7 @@ def test_waiting_for_an_invisible_holder_keeps_the_place_in_line(
     assert held.open(busy_for(5)) == "opened"
     held.release()
     held = ours(tmp_path, "wait", timeout_s=0.05)
-    with pytest.raises(Timeout, match=r"did not come free within 0\.\d s.*not visible"):
+    with pytest.raises(Timeout, match=r"did not come free within 0\.[01] s.*not visible"):
         held.open(busy_for(1 << 30))
     assert holder_of(ADDRESS, tmp_path) is not None
     held.release()
@@ -484,6 +493,7 @@ def test_after_a_killed_holder_the_device_may_stay_busy_for_a_moment(
     line: Claimants, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timeouts, "UNSEEN_HOLDER_POLL_S", 0.001)
+    monkeypatch.setattr(timeouts, "TAKEOVER_S", PATIENCE_S)  # longer than this process may be starved
     line.holding().kill()
     held = ours(line.folder)
     assert held.open(busy_for(3)) == "opened"

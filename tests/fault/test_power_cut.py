@@ -27,6 +27,7 @@ from emulator.management.flash import FlashOperation
 from emulator.management.one_time import ONE_TIME
 from emulator.management.storage import ONE_TIME_OFFSET, fresh_storage
 from firmware_tools.build import read_program
+from tests.fuzz.device import SLOW_TIMEOUT_S
 from tests.support.core_bench import CoreBench, core_bench
 from tests.support.reference_firmware import firmware_elf, firmware_image, needs_compiler, noise, signed_image
 
@@ -187,6 +188,7 @@ def test_a_rollback_survives_a_power_cut_at_every_flash_operation(old: bytes, ne
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(SLOW_TIMEOUT_S)
 @needs_compiler
 def test_an_update_onto_a_failed_trial_survives_a_power_cut_at_every_flash_operation(old: bytes, new: bytes) -> None:
     hangs = firmware_image("VARIANT_HANGS=1", security_counter=1, version="1.5.0")
@@ -211,6 +213,7 @@ MARKS = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(SLOW_TIMEOUT_S)
 @needs_compiler
 @pytest.mark.parametrize("marks", MARKS.values(), ids=MARKS)
 @pytest.mark.parametrize("slot", [Slot.A, Slot.B], ids=["in A", "in B"])
@@ -252,6 +255,7 @@ def test_a_firmware_that_marks_before_it_has_read_back_is_caught(new: bytes) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(SLOW_TIMEOUT_S)
 @needs_compiler
 def test_an_update_of_64_kib_survives_a_power_cut_at_every_flash_operation(old: bytes) -> None:
     payload = read_program(firmware_elf()).payload

@@ -129,6 +129,14 @@ def opened(server: FakeServer) -> VfioUserTransport:
     return VfioUserTransport.from_socket(server.theirs, "test device", PATIENCE_S)
 
 
+def opened_with_limit(server: FakeServer, limit_s: float) -> VfioUserTransport:
+    """One that gives up this early, but only once it is open: opening has to succeed."""
+    transport = opened(server)
+    assert transport._channel._limit_ns == timeouts.MESSAGE_S * 1e9
+    transport._channel.limit(limit_s)
+    return transport
+
+
 # --- opening -----------------------------------------------------------------------------------------------------
 
 
@@ -231,11 +239,8 @@ def test_files_nobody_asked_for_are_closed(start: Callable[..., FakeServer]) -> 
     os.close(fd)
 
 
-def test_a_silent_server_is_lost_after_the_limit(
-    start: Callable[..., FakeServer], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(timeouts, "MESSAGE_S", 0.05)
-    transport = opened(start(REGION_READ=raw(b"")))
+def test_a_silent_server_is_lost_after_the_limit(start: Callable[..., FakeServer]) -> None:
+    transport = opened_with_limit(start(REGION_READ=raw(b"")), 0.05)
     with pytest.raises(DeviceLost, match=r"did not answer REGION_READ within 0\.05 s"):
         transport.read(0, 0, 4)
     with pytest.raises(DeviceLost):
@@ -244,10 +249,7 @@ def test_a_silent_server_is_lost_after_the_limit(
     transport.close()
 
 
-def test_a_server_that_talks_without_answering_is_lost_after_the_limit(
-    start: Callable[..., FakeServer], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(timeouts, "MESSAGE_S", 0.1)
+def test_a_server_that_talks_without_answering_is_lost_after_the_limit(start: Callable[..., FakeServer]) -> None:
     server = start()
 
     def chatter(message: Message) -> bytes:
@@ -258,7 +260,7 @@ def test_a_server_that_talks_without_answering_is_lost_after_the_limit(
             return b""
 
     server._answers[Command.REGION_READ] = chatter
-    transport = opened(server)
+    transport = opened_with_limit(server, 0.1)
     with pytest.raises(DeviceLost, match="did not answer"):
         transport.read(0, 0, 4)
     transport.close()

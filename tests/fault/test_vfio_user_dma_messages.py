@@ -5,7 +5,9 @@ What waits, and what is served meanwhile, is tried finer in test_vfio_user_serve
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -16,7 +18,7 @@ from driver_shim.protocol.commands import Status
 from driver_shim.transport.vfio_user import VfioUserTransport
 from tests.support.bus_client import BusClient, RawQueue
 from tests.support.bus_server import RawClient
-from tests.support.rigs import process_rig
+from tests.support.wire import PATIENCE_S, emulator_process
 
 REMOTE_IOVA = 0x2_0000_0000
 MAP_REMOTE = bytes.fromhex("20000000 03000000 0000000000000000 0000000002000000 0020000000000000")
@@ -47,12 +49,12 @@ class Bench(NamedTuple):
         assert answer is not None and (answer.id, answer.payload) == (0x7777, IDENTITY)
 
 
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    with process_rig("numpy") as rig:
-        assert isinstance(rig.transport, VfioUserTransport)
-        channel = rig.transport._channel
-        bus = BusClient(rig.transport).enable()
+@contextlib.contextmanager
+def bench_in(folder: Path, *, unhurried: bool) -> Iterator[Bench]:
+    with emulator_process(folder, "--core", "none", unhurried=unhurried) as emulator:
+        transport = VfioUserTransport.connect(emulator.path, PATIENCE_S)
+        channel = transport._channel
+        bus = BusClient(transport).enable()
         queue = bus.queue()
         channel.request(vu.Command.DMA_MAP, MAP_REMOTE)
         # From here on the test itself says and hears what goes over the client's socket.
@@ -60,6 +62,14 @@ def bench() -> Iterator[Bench]:
         channel._socket.setblocking(True)
         channel.request(vu.Command.DMA_UNMAP, vu.DMA_UNMAP.pack(24, 0, REMOTE_IOVA, 0x2000))
         bus.close()
+        transport.close()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    """The device waits for answers as long as it takes, for a test that was starved."""
+    with bench_in(tmp_path, unhurried=True) as made:
+        yield made
 
 
 def reply(message_id: bytes, command: str, payload: bytes, flags: str = "01", error: str = "00") -> bytes:
@@ -114,7 +124,8 @@ def test_a_wrong_answer_costs_the_command_alone(bench: Bench, kind: str) -> None
     assert bench.queue.run(c.NOP.build(command_id=9))[0].status == Status.SUCCESS
 
 
-def test_a_client_that_leaves_a_question_open_costs_the_device_nothing(bench: Bench) -> None:
-    bench.ask(c.COPY.build(opcode=1, destination=bench.bus.allocate(8)[0], source=REMOTE_IOVA + 0x100, size=8))
-    assert bench.queue.take()[0].status == Status.DMA_FAULT
-    bench.serves_on()
+def test_a_client_that_leaves_a_question_open_costs_the_device_nothing(tmp_path: Path) -> None:
+    with bench_in(tmp_path, unhurried=False) as bench:
+        bench.ask(c.COPY.build(opcode=1, destination=bench.bus.allocate(8)[0], source=REMOTE_IOVA + 0x100, size=8))
+        assert bench.queue.take()[0].status == Status.DMA_FAULT
+        bench.serves_on()

@@ -42,6 +42,13 @@ FLAGS_OFFSET = 8
 """Of a message's header; the low four bits are its type."""
 
 
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server waits for a test that was starved; the tests of its limits shorten them."""
+    for name in ("NEGOTIATION_S", "DMA_REPLY_S"):
+        monkeypatch.setattr(timeouts, name, PATIENCE_S * 10)
+
+
 @pytest.fixture
 def function() -> Iterator[SmallFunction]:
     function = SmallFunction()
@@ -218,10 +225,11 @@ def test_a_client_that_hung_up_behind_much_that_is_unread_is_no_reason_to_turn_t
 def test_a_connection_that_says_nothing_stands_in_nobodys_way_and_is_closed(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(timeouts, "NEGOTIATION_S", 0.05)
-    with RawClient.connect(path) as silent, RawClient.connect(path) as client:
+    with RawClient.connect(path), RawClient.connect(path) as client:
         client.negotiate()
-        assert silent.receive() is None
+        monkeypatch.setattr(timeouts, "NEGOTIATION_S", 0.05)  # only now, when nobody is in a hurry to negotiate
+        with RawClient.connect(path) as silent:
+            assert silent.receive() is None
         assert client.read(0, 0, 4) == bytes(4)
 
 
@@ -515,10 +523,7 @@ def test_a_second_client_is_turned_away_while_the_first_owes_an_answer(
     assert reading.outcome() == b"data"
 
 
-def test_stopping_ends_the_wait_and_every_transfer_after_it(
-    monkeypatch: pytest.MonkeyPatch, function: SmallFunction, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(timeouts, "DMA_REPLY_S", PATIENCE_S * 10)
+def test_stopping_ends_the_wait_and_every_transfer_after_it(function: SmallFunction, tmp_path: Path) -> None:
     path = tmp_path / "stopped.sock"
     with contextlib.ExitStack() as client_end:
         with serving(function, path):

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from driver_shim.protocol import vfio_user as vu
-from tests.fuzz.device import SLOW_FACTOR
+from tests.fuzz.device import SLOW_FACTOR, SLOW_TIMEOUT_S
 from tests.support.bus_server import RawClient
 from tests.support.wire import (
     CONVERSATION,
@@ -180,7 +180,7 @@ def test_altered_messages_end_at_worst_the_client_that_sent_them(emulator: Emula
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(SLOW_TIMEOUT_S)
 def test_many_altered_messages(emulator: EmulatorProcess, files: Files) -> None:
     _alter(emulator, files, 200 * SLOW_FACTOR, derandomize=settings().derandomize)
 

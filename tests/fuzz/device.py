@@ -25,6 +25,8 @@ MEMORY = 3 << 20
 MOST_STEPS = 2000
 """No sequence here leaves a device with more work than that."""
 SLOW_FACTOR = 40
+SLOW_TIMEOUT_S = 1800
+"""Of one test: a minute or two on an idle machine, many times that beside other work."""
 _PROFILE = dataclasses.replace(load_profile("generic"), memory_bytes=MEMORY)
 
 Test = TypeVar("Test", bound=Callable[..., None])
@@ -51,7 +53,8 @@ def fuzzed(examples: int, **strategies: st.SearchStrategy[Any]) -> Callable[[Cal
             budget(given(**strategies)(body))()
 
         run.__doc__, run.__name__ = body.__doc__, body.__name__
-        lanes = [pytest.param(False, id="some"), pytest.param(True, id="many", marks=pytest.mark.slow)]
+        slow_marks = (pytest.mark.slow, pytest.mark.timeout(SLOW_TIMEOUT_S))
+        lanes = [pytest.param(False, id="some"), pytest.param(True, id="many", marks=slow_marks)]
         return pytest.mark.parametrize("slow", lanes)(run)
 
     return decorate

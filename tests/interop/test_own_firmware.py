@@ -38,7 +38,7 @@ from tests.support.riscv import (
 from tests.support.small_elf import Segment, elf32
 from tests.support.time_scale import patience
 
-END_S = patience(30.0)
+END_S = patience(120.0)
 LSR = 5
 MTIMECMP_HIGH = CLINT + 0x4004
 MANY_BYTES = 150_000
@@ -248,8 +248,8 @@ def ask(clients: Sequence[socket.socket], text: bytes) -> bytes:
     """What the last client gets for it."""
     clients[-1].sendall(text)
     got = b""
-    while len(got) < len(text):
-        piece = clients[-1].recv(len(text))
+    while not got.endswith(text):  # the first client may be there early enough for what is printed before
+        piece = clients[-1].recv(64)
         assert piece, got
         got += piece
     return got

@@ -51,7 +51,7 @@ C_PROGRAMS = [
 ASSEMBLY_PROGRAMS = ["traps", "vectored"]
 ECHO_INPUT = b"bytes that are echoed."
 TIMEOUT_TICKS = 100_000_000
-QEMU_TIMEOUT_S = 60.0
+QEMU_TIMEOUT_S = 120.0
 
 
 def build(name: str, folder: Path) -> Path:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM_TIMEOUT_S = 120.0
-END_PATIENCE_S = 20.0
+END_PATIENCE_S = 60.0
 """A process that follows another into its end may take this long on a loaded machine."""
 POLL_S = 0.02
 
@@ -50,6 +51,18 @@ def run(program: str, *arguments: str) -> str:
     return output
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, with all of its threads, or waits to be reaped by whoever is its parent now."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([pidfd], [], [], 0)[0])
+    finally:
+        os.close(pidfd)
+
+
 def session_members(leader: int) -> list[int]:
     """Processes of the session that process `leader` began: an emulator and its engines."""
     members = []
@@ -65,27 +78,21 @@ def session_members(leader: int) -> list[int]:
 
 def session_ends(leader: int) -> bool:
     """Whether all of the session ends within the patience: its members see the leader's end each in its own time."""
-    deadline = time.monotonic() + END_PATIENCE_S
-    while session_members(leader):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(POLL_S)
-    return True
+    return _in_time(lambda: not session_members(leader))
 
 
 def ends(pid: int) -> bool:
     """Whether a process ends within the patience; one that waits for being reaped has ended."""
+    return _in_time(lambda: has_ended(pid))
+
+
+def _in_time(reached: Callable[[], bool]) -> bool:
     deadline = time.monotonic() + END_PATIENCE_S
-    while _runs(pid):
+    while not reached():
         if time.monotonic() > deadline:
             return False
         time.sleep(POLL_S)
     return True
-
-
-def _runs(pid: int) -> bool:
-    status = _read(Path(f"/proc/{pid}/stat"))
-    return status is not None and status.rpartition(b")")[2].split()[0] != b"Z"
 
 
 def child_commands(pid: int) -> dict[int, bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import subprocess
@@ -19,7 +18,7 @@ from driver_shim.protocol.firmware_slots import SECTOR_BYTES, SLOT_OFFSETS
 from driver_shim.protocol.registers import REGISTERS, Post
 from driver_shim.protocol.usb import Setup
 from driver_shim.transport.usb import UsbTransport
-from tests.support.npuctl import ROOT, environment
+from tests.support.npuctl import ROOT, environment, published
 from tests.support.time_scale import patience
 
 PATIENCE_S = patience(60.0)
@@ -65,10 +64,7 @@ def served(folder: Path, *arguments: str) -> Iterator[Served]:
 def _publication(folder: Path, process: subprocess.Popen[bytes]) -> dict[str, Any]:
     if process.poll() is not None:
         raise AssertionError(f"the emulator ended with {process.returncode}")
-    for path in folder.glob("*.device.json"):
-        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        return found
-    return {}
+    return published(folder, "pid", process.pid)
 
 
 def wait_for(condition: Callable[[], _Found | None], patience_s: float = PATIENCE_S) -> _Found:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,16 @@ def environment(runtime_folder: Path, extra: Mapping[str, str] | None = None) ->
     """This process's environment without our variables, publishing in a folder of the test's own."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     return {**kept, "NPU_RUNTIME_DIR": str(runtime_folder), "PYTHONPATH": str(ROOT), **(extra or {})}
+
+
+def published(runtime_folder: Path, field: str, value: object) -> dict[str, Any]:
+    """What the emulator says of itself in that folder in whose publication a field has this value; empty if none is."""
+    for path in runtime_folder.glob("*.device.json"):
+        with suppress(FileNotFoundError):  # withdrawn since the folder was listed
+            found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+            if found[field] == value:
+                return found
+    return {}
 
 
 class Npuctl:
@@ -77,7 +87,7 @@ class Npuctl:
         )
         try:
             deadline = time.monotonic() + PATIENCE_S
-            while not list(self.runtime_folder.glob("*.device.json")) or not socket.exists():
+            while not published(self.runtime_folder, "address", f"vfio-user:{socket.resolve()}"):
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise AssertionError(f"npuctl emulate did not come up (exit code {process.poll()})")
                 time.sleep(POLL_S)

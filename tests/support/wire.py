@@ -313,11 +313,20 @@ REFUSED: dict[str, Exchange] = {
 """What is wrong in itself; none of it may change anything. Follows a CONVERSATION."""
 
 
+_UNHURRIED = (
+    "import sys; from emulator import serve, timeouts; timeouts.DMA_REPLY_S = 600.0; sys.exit(serve.main(sys.argv[1:]))"
+)
+
+
 @contextlib.contextmanager
-def emulator_process(folder: Path) -> Iterator[EmulatorProcess]:
-    """A served emulator. Fails unless it is alive in the end, ends when told, and never printed a traceback."""
+def emulator_process(folder: Path, *arguments: str, unhurried: bool = False) -> Iterator[EmulatorProcess]:
+    """A served emulator. Fails unless it is alive in the end, ends when told, and never printed a traceback.
+
+    With `unhurried` it waits for a starved client's answer to its DMA messages.
+    """
     path, log = folder / "npu.sock", folder / "emulator.log"
-    command = [sys.executable, "-m", "emulator", "--kernels", "numpy", "--socket", os.fspath(path)]
+    program = ["-c", _UNHURRIED] if unhurried else ["-m", "emulator"]
+    command = [sys.executable, *program, "--kernels", "numpy", "--socket", os.fspath(path), *arguments]
     with log.open("wb") as errors:
         process = subprocess.Popen(command, stderr=errors, env=environment() | {"NPU_RUNTIME_DIR": os.fspath(folder)})
     try:
