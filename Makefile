@@ -4,7 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-JOBS ?= auto
+# One more than there are processors: many tests wait for processes that they started.
+JOBS ?= $(shell expr $$(nproc) + 1)
 # Tests start hundreds of processes: without its cached bytecode each would compile the packages anew.
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 8 --dist loadfile

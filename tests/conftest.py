@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -24,6 +25,12 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 # A shell has what it runs in the background ignore SIGINT, and the programs that tests interrupt would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Keep the modules and the thousands of tests out of garbage collections, of which many tests ask for some."""
+    gc.collect()
+    gc.freeze()
 
 
 def children() -> dict[int, str]:
