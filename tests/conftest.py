@@ -7,10 +7,11 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.support.children import child_commands
 
 LEAK_PATIENCE_S = 30.0
 """Children that were told to end may take this long on a loaded machine."""
@@ -35,19 +36,10 @@ def pytest_collection_finish() -> None:
 
 def children() -> dict[int, str]:
     """Running or zombie children of this process, PID → command line."""
-    found = {}
-    for task in Path("/proc/self/task").iterdir():
-        try:
-            pids = (task / "children").read_text("ascii").split()
-        except OSError:
-            continue
-        for pid in map(int, pids):
-            try:
-                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-            except OSError:
-                continue
-            found[pid] = command.strip() or "(zombie)"
-    return found
+    return {
+        pid: command.replace(b"\0", b" ").decode("utf-8", "replace").strip() or "(zombie)"
+        for pid, command in child_commands(os.getpid()).items()
+    }
 
 
 @pytest.fixture

@@ -25,8 +25,10 @@ from driver_shim.protocol.registers import Post
 from driver_shim.registers import Registers
 from driver_shim.transport.vfio_user import VfioUserTransport
 from firmware_tools.build import read_program
+from tests.support.children import child_commands
 from tests.support.firmware_images import image
 from tests.support.npuctl import PATIENCE_S, Npuctl, environment
+from tests.support.waiting import wait_until
 
 ELF = Path(emulator.management.__file__).parent / "firmware" / "reference.elf"
 RESETS = bytes.fromhex("b7020110 13031000 23aa6200 6f000000")
@@ -57,16 +59,14 @@ def await_firmware(path: Path) -> None:
 
 def await_sensors(opened: sdk.Device) -> None:
     """Readings count while they are a second old at most, which a stalled core does not keep to."""
-    deadline = time.monotonic() + PATIENCE_S
-    while opened.sensors() is None:
-        assert time.monotonic() < deadline, "no fresh reading"
-        time.sleep(POLL_S)
+    wait_until(lambda: opened.sensors() is not None, "a fresh reading", PATIENCE_S)
 
 
 def await_stage(tool: Npuctl, address: str, stage: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while tool.document("info", "-d", address)["devices"][0]["boot_progress"] != stage:
-        assert time.monotonic() < deadline, f"the core does not come to {stage}"
+    def reached() -> bool:
+        return bool(tool.document("info", "-d", address)["devices"][0]["boot_progress"] == stage)
+
+    wait_until(reached, f"the core at {stage}", PATIENCE_S)
 
 
 @pytest.fixture
@@ -220,8 +220,8 @@ def test_the_terminal_is_put_right_however_the_console_ends(
         if isinstance(ending, str):
             os.write(master, b"\x1d")
         elif ending is signal.SIGKILL:
-            (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text("ascii").split()
-            os.kill(int(child), ending)
+            (child,) = child_commands(process.pid)
+            os.kill(child, ending)
         else:
             process.send_signal(ending)
         code = process.wait(PATIENCE_S)

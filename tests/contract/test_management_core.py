@@ -32,7 +32,7 @@ from driver_shim.protocol.registers import (
     Post,
 )
 from tests.support.bus_client import BOTH, PATIENCE_S, BusClient
-from tests.support.children import child_commands, ends, stopped
+from tests.support.children import children_that_run, ends, stopped
 from tests.support.rigs import Rig, process_rig
 
 ANSWER_S = 1.0
@@ -62,8 +62,7 @@ class Subject:
     def core_pid(self) -> int:
         """Of the core's process."""
         assert self.rig.pid is not None
-        commands = child_commands(self.rig.pid)
-        return next(pid for pid, command in commands.items() if b"emulator.management.serve" in command)
+        return children_that_run(self.rig.pid, "emulator.management.serve")[0]
 
     def console(self) -> bytes:
         """What the core has said, as far as the window reaches."""

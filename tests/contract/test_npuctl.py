@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,8 @@ import pytest
 
 import sdk
 from tests.support.children import child_commands
-from tests.support.npuctl import PATIENCE_S, POLL_S, ROOT, Npuctl, environment
+from tests.support.npuctl import PATIENCE_S, ROOT, Npuctl, environment
+from tests.support.waiting import wait_until
 
 SHORT_S = "1.5"
 
@@ -338,10 +338,7 @@ def test_ctrl_c_exits_130(npuctl: Npuctl, silent_server: str) -> None:
 
 
 def wait_for_a_worker(pid: int) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not child_commands(pid):
-        assert time.monotonic() < deadline, "no worker"
-        time.sleep(POLL_S)
+    wait_until(lambda: bool(child_commands(pid)), "a worker is there", PATIENCE_S)
 
 
 def test_a_reader_that_closes_the_pipe_early_is_fine(served: tuple[Npuctl, str]) -> None:

@@ -9,7 +9,6 @@ import os
 import random
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,9 +19,10 @@ import onnx
 import pytest
 
 import sdk
-from tests.support.children import END_PATIENCE_S, POLL_S, child_commands, ends
+from tests.support.children import children_that_run, ends
 from tests.support.models import model, node, storage_net
 from tests.support.rigs import in_process_rig, process_rig
+from tests.support.waiting import wait_until
 
 WEIGHTS = np.arange(12, dtype=np.float32).reshape(4, 3)
 
@@ -293,15 +293,12 @@ def test_an_engine_that_dies_fails_its_run_alone() -> None:
         array = np.random.default_rng(0).normal(size=(1024, 1024)).astype(np.float32)
         expected = loaded(array)["y"]
         begun = device.activity().exec_commands
-        engines = [child for child, command in child_commands(pid).items() if b"engines.worker" in command]
+        engines = children_that_run(pid, "emulator.engines.worker")
         assert engines
         for engine in engines:
             os.kill(engine, signal.SIGSTOP)  # so that it does not finish before it dies
         event = loaded.submit(array)
-        deadline = time.monotonic() + END_PATIENCE_S
-        while device.activity().exec_commands == begun:
-            assert time.monotonic() < deadline, "the program does not start"
-            time.sleep(POLL_S)
+        wait_until(lambda: device.activity().exec_commands > begun, "the program starts")
         for engine in engines:
             os.kill(engine, signal.SIGKILL)
         with pytest.raises(sdk.CommandFailed) as caught:

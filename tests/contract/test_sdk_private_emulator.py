@@ -6,17 +6,14 @@ import gc
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
 import sdk
 from tests.conftest import children, open_descriptors
-from tests.support.children import END_PATIENCE_S, POLL_S, run, session_ends, start
-
-PATIENCE_S = 60.0
-
+from tests.support.children import run, session_ends, start
+from tests.support.waiting import PATIENCE_S, comes_true
 
 OPEN = """
 import os, signal, sys, time
@@ -52,12 +49,13 @@ def shared_files() -> set[Path]:
 
 def nothing_new_published(before: set[Path]) -> bool:
     """Whether shared memory holds nothing new, but for what others of this machine hold there for a moment."""
-    deadline = time.monotonic() + END_PATIENCE_S
     left = shared_files() - before
-    while left and time.monotonic() < deadline:
-        time.sleep(POLL_S)
-        left &= shared_files()
-    return not left
+
+    def gone() -> bool:
+        left.intersection_update(shared_files())
+        return not left
+
+    return comes_true(gone)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

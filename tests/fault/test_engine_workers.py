@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -18,8 +18,9 @@ from driver_shim.protocol.commands import Status
 from emulator.device_memory import DeviceMemory
 from emulator.engines.job import EngineJob, Outcome, ProgramImage
 from emulator.engines.pool import EnginePool
-from tests.support.children import has_ended
+from tests.support.children import child_commands, has_ended
 from tests.support.engine_jobs import PATIENCE_S, collect, image, job
+from tests.support.waiting import wait_until
 
 EXECUTOR = "tests.support.toy_executor"
 
@@ -31,14 +32,6 @@ def pool() -> Iterator[EnginePool]:
     yield pool
     pool.close()
     memory.close()
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail(f"after {PATIENCE_S} s still not: {what}")
-        time.sleep(0.005)
 
 
 def exists(pid: int) -> bool:
@@ -57,14 +50,7 @@ def open_files() -> set[str]:
 
 def children() -> set[int]:
     """Children of this process, zombies included, but those of the test runner itself."""
-    found = set()
-    for thread in os.listdir("/proc/self/task"):
-        try:
-            with open(f"/proc/self/task/{thread}/children", encoding="ascii") as file:
-                found |= {int(pid) for pid in file.read().split()}
-        except (FileNotFoundError, ProcessLookupError):  # the thread has ended
-            continue
-    return found
+    return set(child_commands(os.getpid()))
 
 
 @pytest.mark.parametrize("command", ["die", "crash"])
@@ -86,7 +72,7 @@ def test_an_idle_worker_that_is_killed_is_replaced(pool: EnginePool) -> None:
     pool.release(collect(pool)[0])
     (first,) = pool.worker_pids()
     os.kill(first, signal.SIGKILL)
-    wait_until(lambda: has_ended(first), "the worker has ended")
+    wait_until(lambda: has_ended(first), "the worker has ended", PATIENCE_S)
     pool.start(job(2))
     assert collect(pool)[0].outcome is Outcome.OK
     assert pool.worker_pids() != [first]
@@ -103,7 +89,7 @@ def test_a_reset_does_not_wait_for_a_worker_that_never_ends(pool: EnginePool) ->
     assert pool.worker_pids() == []
     pool.start(job(3, 2))
     assert [result.job.id for result in collect(pool)] == [3]
-    wait_until(functools.partial(is_reaped, pool, worker), "the killed worker is reaped")
+    wait_until(functools.partial(is_reaped, pool, worker), "the killed worker is reaped", PATIENCE_S)
 
 
 def test_a_stopped_worker_is_replaced_by_a_reset_and_ended_by_close(pool: EnginePool) -> None:
@@ -120,7 +106,7 @@ def test_a_stopped_worker_is_replaced_by_a_reset_and_ended_by_close(pool: Engine
         (result,) = collect(pool)
         assert result.job.id == number + 20
         pool.release(result)
-        wait_until(functools.partial(is_reaped, pool, worker), "the stopped worker is reaped")
+        wait_until(functools.partial(is_reaped, pool, worker), "the stopped worker is reaped", PATIENCE_S)
     os.kill(pool.worker_pids()[0], signal.SIGSTOP)
     (worker,) = pool.worker_pids()
     pool.close()
@@ -157,7 +143,9 @@ def test_a_result_that_was_not_released_keeps_its_outputs(pool: EnginePool) -> N
     (held,) = collect(pool)
     pool.start(job(2))
     os.kill(pool.worker_pids()[0], signal.SIGKILL)
-    wait_until(lambda: [result.job.id for result in pool.poll()] == [2], "the waiting job runs on a new worker")
+    wait_until(
+        lambda: [result.job.id for result in pool.poll()] == [2], "the waiting job runs on a new worker", PATIENCE_S
+    )
     assert bytes(held.outputs[0]) == bytes(4)
     pool.release(held)
 
@@ -265,4 +253,4 @@ def test_workers_end_when_their_emulator_is_killed(command: str) -> None:
         owner.kill()
         owner.wait(PATIENCE_S)
         owner.stdout.close() if owner.stdout else None
-    wait_until(lambda: has_ended(worker), "the worker ends with its emulator")
+    wait_until(lambda: has_ended(worker), "the worker ends with its emulator", PATIENCE_S)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import sdk
-from tests.support.children import has_ended
+from tests.support.children import children_that_run, has_ended
+from tests.support.waiting import PATIENCE_S, wait_until
 
-PATIENCE_S = 60.0
 WIDTH = 1024
 LONG_STEPS = 2000
 """Softmax of WIDTH x WIDTH values takes some 10 ms, however many cores there are: longer than a test may be starved."""
@@ -53,28 +52,12 @@ def device() -> Iterator[sdk.Device]:
         yield device
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail(f"after {PATIENCE_S} s still not: {what}")
-        time.sleep(0.01)
-
-
 def engine_of(device: sdk.Device) -> int:
     """Process id of the emulator's one engine worker."""
     if device.info.pid is None:
         pytest.fail("the emulator does not tell its process id")
-    emulator = Path(f"/proc/{device.info.pid}/task/{device.info.pid}/children")
-    (worker,) = (pid for pid in map(int, emulator.read_text().split()) if is_engine(pid))
+    (worker,) = children_that_run(device.info.pid, "emulator.engines.worker")
     return worker
-
-
-def is_engine(pid: int) -> bool:
-    try:
-        return b"emulator.engines.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):  # an engine of before, reaped meanwhile
-        return False
 
 
 def cpu_time_s(pid: int) -> float:

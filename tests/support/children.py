@@ -7,16 +7,14 @@ import select
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.waiting import comes_true
+
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM_TIMEOUT_S = 120.0
-END_PATIENCE_S = 60.0
-"""A process that follows another into its end may take this long on a loaded machine."""
-POLL_S = 0.02
 
 
 def environment() -> dict[str, str]:
@@ -78,21 +76,12 @@ def session_members(leader: int) -> list[int]:
 
 def session_ends(leader: int) -> bool:
     """Whether all of the session ends within the patience: its members see the leader's end each in its own time."""
-    return _in_time(lambda: not session_members(leader))
+    return comes_true(lambda: not session_members(leader))
 
 
 def ends(pid: int) -> bool:
     """Whether a process ends within the patience; one that waits for being reaped has ended."""
-    return _in_time(lambda: has_ended(pid))
-
-
-def _in_time(reached: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + END_PATIENCE_S
-    while not reached():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(POLL_S)
-    return True
+    return comes_true(lambda: has_ended(pid))
 
 
 def child_commands(pid: int) -> dict[int, bytes]:
@@ -104,6 +93,11 @@ def child_commands(pid: int) -> dict[int, bytes]:
             if command is not None:
                 found[int(child)] = command
     return found
+
+
+def children_that_run(pid: int, module: str) -> list[int]:
+    """Of the processes that a process started those that run this Python module."""
+    return [child for child, command in child_commands(pid).items() if module.encode() in command]
 
 
 def _read(path: Path) -> bytes | None:
