@@ -25,3 +25,7 @@ def main() -> None:
     code = run()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and said: the exit code stands
     raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

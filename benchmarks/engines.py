@@ -20,10 +20,10 @@ from benchmarks.figures import Figure
 from driver_shim.protocol.program import Binding, Command, Program, Storage, Tensor, TensorType, build, make_attributes
 from driver_shim.protocol.program_commands import CommandKind
 from driver_shim.protocol.types import WireType
-from emulator.device_memory import DeviceMemory
+from emulator.chip.device_memory import DeviceMemory
 from emulator.engines.job import EngineJob, JobResult, Outcome, ProgramImage
 from emulator.engines.pool import EnginePool, worker_limits
-from emulator.engines.verify import verify
+from emulator.model.verify import verify
 from sdk.cli.measurements import Spread
 from sdk.compiler import compile_model, read_model
 

@@ -7,15 +7,15 @@ from collections.abc import Callable
 from contextlib import closing
 
 from benchmarks.figures import Figure
-from driver_shim.bring_up import enable_function
-from driver_shim.dma import HostMemory
-from driver_shim.firmware import Firmware
-from driver_shim.mailbox import Mailbox
+from driver_shim.firmware.calls import Firmware
+from driver_shim.firmware.mailbox import Mailbox
+from driver_shim.function.bring_up import enable_function
+from driver_shim.function.dma import HostMemory
+from driver_shim.function.registers import Registers
 from driver_shim.protocol.firmware_slots import LOAD_ADDRESS
 from driver_shim.protocol.image import ImageVersion, ParsedImage, parse_image
 from driver_shim.protocol.management_registers import HARDWARE_ID
 from driver_shim.protocol.registers import Post
-from driver_shim.registers import Registers
 from driver_shim.transport.vfio_user import VfioUserTransport
 from firmware_tools.flash_plan import make_plan, read_state
 from firmware_tools.flashing import execute
@@ -23,7 +23,7 @@ from firmware_tools.image import ImageContents, build_image
 from firmware_tools.keys import DEVELOPMENT_KEY, load_private_key
 from firmware_tools.signing import KeySigner, sign_image
 from sdk.cli.measurements import Spread, timed_rounds
-from sdk.private_emulator import PrivateEmulator
+from sdk.opening.private_emulator import PrivateEmulator
 
 ADDRESS = "emulator:generic"
 BOOT_LIMIT_S = 60.0

@@ -20,7 +20,7 @@ from driver_shim.protocol.config_space import COMMAND_MEMORY, COMMAND_OFFSET
 from driver_shim.protocol.registers import BAR0, REGISTERS
 from driver_shim.transport.vfio_user import VfioUserTransport
 from sdk.cli.measurements import timed_rounds, warm_up
-from sdk.private_emulator import PrivateEmulator
+from sdk.opening.private_emulator import PrivateEmulator
 
 PEER = "libvfio-user"
 ROUNDS, READS, WARM_UP_S = 9, 2_000, 0.1

@@ -1,6 +1,8 @@
 """User-space driver: how host software reaches a card, real or emulated.
 
-`protocol/` declares every byte that crosses the bus; `transport/` is one interface with several ways in;
-`dma.py`, `controller.py` and `queue_pair.py` stand on the two. Start with `transport/base.py`, then `controller.py`.
+`protocol/` declares every byte that crosses the bus; `shared/` is what host and device both do with memory and files;
+`cards/` is what the operating system shows of cards; `transport/` is one interface with several ways in; `function/` is
+an open function on one of them, and `firmware/` what its management core answers. Each may import only what stands
+before it. Start with `transport/base.py`, then `function/controller.py`.
 Not here: tensors, models, events for applications (`sdk/`), and the device itself (`emulator/`).
 """

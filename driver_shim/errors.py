@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Self, TypeVar
 
-from driver_shim.protocol.runtime_folder import Holder
+from driver_shim.shared.runtime_folder import Holder
 
 _Kind = TypeVar("_Kind", bound="NpuError")
 

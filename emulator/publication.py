@@ -8,7 +8,7 @@ import os
 import time
 from pathlib import Path
 
-from driver_shim.protocol.runtime_folder import (
+from driver_shim.shared.runtime_folder import (
     PUBLICATION_SUFFIX,
     PUBLICATION_VERSION,
     Publication,
@@ -17,7 +17,7 @@ from driver_shim.protocol.runtime_folder import (
     process_start_time,
     runtime_folder,
 )
-from emulator.whole_file import replace_whole
+from driver_shim.shared.whole_file import replace_whole
 
 _logger = logging.getLogger("npu.emulator")
 

@@ -12,18 +12,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from emulator.chip.state_error import StateError
 from emulator.engines import import_guard
-from emulator.management.options import CoreOptions
+from emulator.management.process.options import CoreOptions
 from emulator.publication import PublishedEmulator
 from emulator.server.companion import Companion
 from emulator.server.function_port import FunctionPort
 from emulator.server.listener import Listener, ListenError
 from emulator.server.usbip import UsbipServer, listen
 from emulator.server.vfio_user import Server, StopSignal
-from emulator.state_error import StateError
 
 if TYPE_CHECKING:
-    from emulator.function import PciFunction
+    from emulator.function.function import PciFunction
 
 _logger = logging.getLogger("npu.emulator")
 
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.kill(os.getpid(), signal.SIGTERM)
 
     def build() -> FunctionPort:
-        from emulator import function  # slow, and not needed to report a socket in use
+        from emulator.function import function  # slow, and not needed to report a socket in use
 
         device = function.build(
             chosen.profile, chosen.kernels, chosen.state, core=_core_options(chosen), on_power_off=power_off

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from driver_shim import timeouts
 from driver_shim.errors import FirmwareError, NpuError, Timeout
-from driver_shim.firmware import Firmware
-from driver_shim.firmware_answers import FirmwareInfo
-from driver_shim.management import read_boot_progress
+from driver_shim.firmware.answers import FirmwareInfo
+from driver_shim.firmware.calls import Firmware
+from driver_shim.firmware.core_state import read_boot_progress
 from driver_shim.protocol.firmware_slots import Slot
 from driver_shim.protocol.image_layout import ImageVersion
 from driver_shim.protocol.mailbox import MailboxResult

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from driver_shim.function.registers import Registers
 from driver_shim.protocol.registers import BAR0, CONSOLE_WINDOW_BYTES, CONSOLE_WINDOW_OFFSET
-from driver_shim.registers import Registers
 from driver_shim.transport.base import Transport
 
 _WORD_BYTES = 8

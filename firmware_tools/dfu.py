@@ -19,7 +19,7 @@ from driver_shim.protocol.debug_port import INTERFACE_DFU, SLOTS
 from driver_shim.protocol.dfu import STATUS_REPLY, TRANSFER_BYTES, Request, State, Status
 from driver_shim.protocol.firmware_slots import SLOT_BYTES, Slot
 from driver_shim.protocol.usb import Direction, Recipient, RequestType
-from driver_shim.usb_ports import PREFIX, close_debug_port, open_debug_port, usb_errors
+from driver_shim.transport.usb_ports import PREFIX, close_debug_port, open_debug_port, usb_errors
 
 if TYPE_CHECKING:
     import usb.core

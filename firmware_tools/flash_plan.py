@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from driver_shim.firmware import Firmware
-from driver_shim.firmware_answers import SlotInfo
+from driver_shim.firmware.answers import SlotInfo
+from driver_shim.firmware.calls import Firmware
 from driver_shim.protocol.firmware_slots import SLOT_BYTES, Slot
 from driver_shim.protocol.image import ImageError, ParsedImage, check_integrity
 from driver_shim.protocol.image_layout import ImageVersion

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from driver_shim import timeouts
-from driver_shim.dma import HostBlock, HostMemory
 from driver_shim.errors import DeviceLost, FirmwareError, NpuError, Timeout
-from driver_shim.firmware import Firmware
-from driver_shim.firmware_answers import SlotInfo, UpdateStatus
-from driver_shim.mailbox import refused
+from driver_shim.firmware.answers import SlotInfo, UpdateStatus
+from driver_shim.firmware.calls import Firmware
+from driver_shim.firmware.mailbox import refused
+from driver_shim.function.dma import HostBlock, HostMemory
 from driver_shim.protocol.firmware_slots import Slot
 from driver_shim.protocol.mailbox import STAGE_BYTES, MailboxResult, UpdateFlag, UpdateState
 from firmware_tools.flash_plan import Action, FlashPlan, read_state, same_image

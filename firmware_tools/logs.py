@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from driver_shim.firmware_answers import LogRecord
+from driver_shim.firmware.answers import LogRecord
 from driver_shim.protocol.mailbox import LOG_ARGUMENTS, LogLevel
 from driver_shim.protocol.management_registers import MTIME_HERTZ
 from firmware_tools.log_strings import LogStrings

@@ -5,9 +5,7 @@ What is on the bus is in `driver_shim`; the device in software is a process of i
 """
 
 from driver_shim.protocol.commands import DESCRIPTOR
-from driver_shim.protocol.runtime_folder import Holder
-from sdk.batch import Batch
-from sdk.buffers import DeviceBuffer, HostBuffer
+from driver_shim.shared.runtime_folder import Holder
 from sdk.device import Device
 from sdk.errors import (
     BufferInUse,
@@ -28,9 +26,11 @@ from sdk.errors import (
     UnsupportedModel,
     UnsupportedPlatform,
 )
-from sdk.events import Event
-from sdk.info import DeviceInfo, list_devices
-from sdk.queues import Queue
+from sdk.memory.buffers import DeviceBuffer, HostBuffer
+from sdk.opening.listing import DeviceInfo, list_devices
+from sdk.queue.batch import Batch
+from sdk.queue.events import Event
+from sdk.queue.queue import Queue
 
 __all__ = [
     "DESCRIPTOR",

@@ -14,29 +14,29 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import DTypeLike
 
-from driver_shim.allocator import OutOfSpace
-from driver_shim.controller import Controller, OpenQueue
-from driver_shim.dma import HostMemory
+from driver_shim.cards.holder import canonical_address
 from driver_shim.errors import Closed, CommandFailed, DeviceLost, NpuError, OutOfDeviceMemory
-from driver_shim.holder import canonical_address
-from driver_shim.management import SensorReadings, read_boot_progress, read_firmware_version, read_sensors
-from driver_shim.pre_open import save_pre_open
+from driver_shim.firmware.core_state import SensorReadings, read_boot_progress, read_firmware_version, read_sensors
+from driver_shim.function.allocator import OutOfSpace
+from driver_shim.function.controller import Controller, OpenQueue
+from driver_shim.function.dma import HostMemory
+from driver_shim.function.pre_open import save_pre_open
+from driver_shim.function.register_window import RegisterWindow
+from driver_shim.function.registers import Registers
 from driver_shim.protocol.commands import LogPage
-from driver_shim.register_window import RegisterWindow
-from driver_shim.registers import Registers
 from driver_shim.transport.base import Transport
 from sdk import environment
-from sdk.buffers import DEVICE_ALIGNMENT, Buffer, DeviceBuffer, HostBuffer, as_dtype, as_shape
-from sdk.info import DeviceInfo, bus_facts
-from sdk.logs import Activity, ErrorLogEntry, decode_activity, decode_error_log
-from sdk.opening import Opened, open_address
-from sdk.queues import MAX_DEPTH, MIN_DEPTH, Queue, ring_entries
+from sdk.log_pages import Activity, ErrorLogEntry, decode_activity, decode_error_log
+from sdk.memory.buffers import DEVICE_ALIGNMENT, Buffer, DeviceBuffer, HostBuffer, as_dtype, as_shape
+from sdk.opening.addresses import Opened, open_address
+from sdk.opening.listing import DeviceInfo, bus_facts
+from sdk.queue.queue import MAX_DEPTH, MIN_DEPTH, Queue, ring_entries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from sdk.model.runs import LoadedProgram
-    from sdk.model.session import Model
+    from sdk.model.model import Model
+    from sdk.model.programs import LoadedProgram
 
 _open_devices: weakref.WeakSet[Device] = weakref.WeakSet()
 
@@ -303,7 +303,7 @@ class Device:
         `shapes` maps an input to the shapes to compile now: {"data": [(1, 3, 224, 224)]}.
         Raises UnsupportedModel (node, operator, reason), FileNotFoundError, OutOfDeviceMemory.
         """
-        from sdk.model.session import Model
+        from sdk.model.model import Model
 
         self._check_operable()
         loaded = Model(self, model)

@@ -6,7 +6,7 @@ import math
 import os
 
 from driver_shim import timeouts
-from driver_shim.discovery import visible_entries
+from driver_shim.cards.discovery import visible_entries
 
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"", "0", "false", "no", "off"}
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}

@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 
 from driver_shim import timeouts
-from driver_shim.discovery import SYSFS_PCI
+from driver_shim.cards.discovery import SYSFS_PCI
+from driver_shim.cards.pci_sysfs import driver_of
 from driver_shim.errors import (
     Closed,
     ContractMismatch,
@@ -27,12 +28,11 @@ from driver_shim.errors import (
     PermissionDenied,
     UnsupportedPlatform,
 )
-from driver_shim.mapping import map_memory_file
-from driver_shim.pci_sysfs import driver_of
 from driver_shim.protocol import config_space as facts
-from driver_shim.protocol.mmio import MappedRegisters
 from driver_shim.protocol.registers import ALL_ONES_32, BAR0, BAR0_BYTES, REGISTERS
+from driver_shim.shared.mmio import MappedRegisters
 from driver_shim.transport.base import RegionInfo
+from driver_shim.transport.mapping import map_memory_file
 from driver_shim.transport.register_only import RegisterOnlyTransport
 
 PREFIX = "sysfs:"

@@ -27,7 +27,7 @@ from driver_shim.protocol.registers import BAR0, BAR0_BYTES
 from driver_shim.protocol.usb import Direction, Recipient, RequestType
 from driver_shim.transport.base import RegionInfo
 from driver_shim.transport.register_only import RegisterOnlyTransport
-from driver_shim.usb_ports import PREFIX, close_debug_port, open_debug_port, usb_errors
+from driver_shim.transport.usb_ports import PREFIX, close_debug_port, open_debug_port, usb_errors
 
 if TYPE_CHECKING:
     import usb.core

@@ -25,10 +25,9 @@ from typing import NamedTuple
 import numpy as np
 
 from driver_shim import timeouts
-from driver_shim.discovery import SYSFS_PCI
+from driver_shim.cards.discovery import SYSFS_PCI
+from driver_shim.cards.pci_sysfs import PCI_SCHEME, VFIO_DRIVER, driver_of, ids_of
 from driver_shim.errors import Closed, DeviceLost, DeviceNotFound, NpuError, UnsupportedPlatform
-from driver_shim.mapping import PAGE_BYTES, DeviceMapping, map_memory_file
-from driver_shim.pci_sysfs import PCI_SCHEME, VFIO_DRIVER, driver_of, ids_of
 from driver_shim.protocol import vfio_ioctls as vfio
 from driver_shim.protocol.config_space import (
     COMMAND_MEMORY,
@@ -42,7 +41,6 @@ from driver_shim.protocol.config_space import (
     VENDOR_ID,
     find_capability,
 )
-from driver_shim.protocol.mmio import MappedRegisters
 from driver_shim.protocol.vfio_user import (
     DEVICE_INFO,
     IRQ_INFO,
@@ -56,7 +54,9 @@ from driver_shim.protocol.vfio_user import (
     RegionIndex,
     decode_region_info,
 )
+from driver_shim.shared.mmio import MappedRegisters
 from driver_shim.transport.base import RegionInfo, Transport
+from driver_shim.transport.mapping import PAGE_BYTES, DeviceMapping, map_memory_file
 from driver_shim.transport.vfio_iommu import open_device, undisturbed
 
 DEV = Path("/dev")

@@ -20,8 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from driver_shim import timeouts
+from driver_shim.cards.pci_sysfs import group_of, held_neighbours
 from driver_shim.errors import DeviceBusy, DeviceNotFound, HostMemoryLimit, NpuError, PermissionDenied
-from driver_shim.pci_sysfs import group_of, held_neighbours
 from driver_shim.protocol import vfio_ioctls as vfio
 from driver_shim.protocol.vfio_user import DmaFlag
 

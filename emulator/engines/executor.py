@@ -18,8 +18,8 @@ from driver_shim.protocol.program import Command, Storage, TensorType
 from driver_shim.protocol.types import INT64_STORAGE_MAX, INT64_STORAGE_MIN, WireType
 from emulator.engines.job import KernelRun, ProgramFault
 from emulator.engines.kernels import table
-from emulator.engines.verify import VerifiedProgram, load_verified
 from emulator.model.golden import KernelFault
+from emulator.model.verify import VerifiedProgram, load_verified
 
 Array = NDArray[Any]
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import mmap
 import os
 
-from driver_shim.protocol import fences
 from driver_shim.protocol.layout import Layout, raw, reserved, u32, u64
 from driver_shim.protocol.mailbox import MAILBOX_BYTES
 from driver_shim.protocol.registers import CONSOLE_WINDOW_BYTES
+from driver_shim.shared import fences
 
 MAX_DMA_BYTES = 0x1_0000
 INPUT_BYTES = 256

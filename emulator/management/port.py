@@ -10,7 +10,7 @@ import socket
 
 from driver_shim.protocol.mailbox import MailboxState
 from driver_shim.protocol.registers import NEVER_MEASURED, REGISTERS, Post
-from emulator.address_space import AddressSpace
+from emulator.host_memory.address_space import AddressSpace
 
 
 class ManagementPort(abc.ABC):

@@ -1,4 +1,4 @@
-"""What the server needs of a PCI function; `emulator/function.py` has it."""
+"""What the server needs of a PCI function; `emulator/function/function.py` has it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from driver_shim.protocol.commands import ResetCause
-from emulator.address_space import AddressSpace
+from emulator.host_memory.address_space import AddressSpace
 
 
 class RegionPort(Protocol):

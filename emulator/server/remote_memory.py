@@ -14,7 +14,7 @@ from collections.abc import Callable
 from driver_shim.protocol.vfio_user import DMA_ACCESS, MAX_TRANSFER_BYTES, Command
 from driver_shim.protocol.vfio_user_framing import Message, encode_command
 from emulator import timeouts
-from emulator.address_space import DmaFault
+from emulator.host_memory.address_space import DmaFault
 from emulator.server.connection import Connection, ConnectionLost, close_all
 
 _MAX_ID = 0xFFFF

@@ -1,4 +1,4 @@
-"""The recovery port of a management core: the boot ROM in its process, by `management/recovery_channel.py`."""
+"""The recovery port of a management core: the boot ROM in its process, by `management/process/recovery_channel.py`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 from driver_shim.protocol.firmware_slots import Slot
 from driver_shim.protocol.mailbox import MailboxResult
-from emulator.management.recovery_channel import (
+from emulator.management.process.recovery_channel import (
     MAX_MESSAGE_BYTES,
     RECOVERY_ANSWER,
     RECOVERY_REQUEST,
     RecoveryRequest,
 )
-from emulator.management.recovery_channel import Outcome as WireOutcome
+from emulator.management.process.recovery_channel import Outcome as WireOutcome
 from emulator.usb.recovery_port import Outcome, SlotUnreadable
 
 _GONE = Outcome(MailboxResult.ABORTED, "the management core's process is gone")

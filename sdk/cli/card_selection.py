@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import click
 
-from driver_shim.discovery import parse_bus_address
+from driver_shim.cards.discovery import parse_bus_address
+from driver_shim.cards.pci_sysfs import PCI_SCHEME, Roots, ids_of
 from driver_shim.errors import DeviceNotFound
-from driver_shim.pci_sysfs import PCI_SCHEME, Roots, ids_of
 from driver_shim.protocol.config_space import DEVICE_ID, VENDOR_ID
 from sdk import environment
 from sdk.cli.device_selection import ALL, all_or_named, card_called, no_such_device
-from sdk.info import CARD_SCHEMES, SYSFS_SCHEME, DeviceInfo, list_devices
+from sdk.opening.listing import CARD_SCHEMES, SYSFS_SCHEME, DeviceInfo, list_devices
 
 OUR_IDS = f"{VENDOR_ID:04x}:{DEVICE_ID:04x}"
 _OTHER_WAYS = ("emulator", "vfio-user:", "usb:")

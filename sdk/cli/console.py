@@ -10,7 +10,7 @@ import time
 
 import click
 
-from driver_shim.management import read_boot_progress
+from driver_shim.firmware.core_state import read_boot_progress
 from driver_shim.protocol.registers import Post
 from firmware_tools.console import Console, Output
 from sdk.cli import timeouts

@@ -12,18 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from sdk.cli import barred, timeouts
+from sdk.cli import timeouts
 from sdk.cli.demo_files import expand, own_files, shown
 from sdk.cli.device_selection import device_option, open_for_work
 from sdk.cli.exit_codes import ExitCode, Failure
 from sdk.cli.frame import Frame
 from sdk.cli.magika_peer import FEATURES, INPUT, OUTPUT, REFERENCE
 from sdk.cli.verb import verb
+from sdk.validate import barred
 
 if TYPE_CHECKING:
-    from sdk.cli.peer_process import Message
     from sdk.device import Device
-    from sdk.logs import Activity
+    from sdk.log_pages import Activity
+    from sdk.validate.peer_process import Message
 
 PEER = "sdk.cli.magika_peer"
 BATCH = 16
@@ -56,7 +57,7 @@ def command(frame: Frame, paths: tuple[Path, ...], wanted: tuple[str, ...]) -> N
     A trained network of the magika package runs on the device; onnxruntime computes the same in a process of its own.
     Exit 0 only if all answers agree.
     """
-    from sdk.cli import peer_process
+    from sdk.validate import peer_process
 
     barred.bar()
     files = expand(paths) if paths else own_files()

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from driver_shim.discovery import parse_bus_address
+from driver_shim.cards.discovery import parse_bus_address
+from driver_shim.cards.holder import holder_of
+from driver_shim.cards.pci_sysfs import PCI_SCHEME
 from driver_shim.errors import DeviceBusy, DeviceNotFound
-from driver_shim.holder import holder_of
-from driver_shim.pci_sysfs import PCI_SCHEME
-from driver_shim.usb_ports import PREFIX as DEBUG_PORT_SCHEME
+from driver_shim.transport.usb_ports import PREFIX as DEBUG_PORT_SCHEME
 from sdk import environment
 from sdk.cli.exit_codes import ExitCode, Failure
-from sdk.info import CARD_SCHEMES, SYSFS_SCHEME, DeviceInfo, card_at, listing, served_devices
+from sdk.opening.listing import CARD_SCHEMES, SYSFS_SCHEME, DeviceInfo, card_at, listing, served_devices
 
 if TYPE_CHECKING:
     from sdk.cli.frame import Frame

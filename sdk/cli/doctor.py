@@ -6,10 +6,10 @@ import textwrap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from driver_shim.discovery import find_cards
-from driver_shim.doctor import CARD_CHECKS, MACHINE_CHECKS, examine
-from driver_shim.findings import Finding, Machine, Status
-from driver_shim.pci_sysfs import Roots
+from driver_shim.cards.discovery import find_cards
+from driver_shim.cards.doctor.checks import Finding, Machine, Status
+from driver_shim.cards.doctor.examination import CARD_CHECKS, MACHINE_CHECKS, examine
+from driver_shim.cards.pci_sysfs import Roots
 from sdk.cli.card_selection import bus_address_of, named_cards
 from sdk.cli.device_selection import ALL, device_option
 from sdk.cli.exit_codes import ExitCode, Failure

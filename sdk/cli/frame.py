@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from driver_shim.errors import NpuError
-from driver_shim.protocol.runtime_folder import Holder
+from driver_shim.shared.runtime_folder import Holder
 from sdk.cli.exit_codes import ExitCode, exit_code_of
 from sdk.cli.standard_streams import silence_stdout
 from sdk.version import VERSION

@@ -7,19 +7,19 @@ from typing import Any
 import click
 from rich.table import Table
 
+from driver_shim.cards.holder import canonical_address
 from driver_shim.errors import DeviceBusy
-from driver_shim.holder import canonical_address
-from driver_shim.pre_open import PreOpenRecord, saved_pre_open
-from driver_shim.protocol.runtime_folder import Holder
-from driver_shim.usb_ports import PREFIX as DEBUG_PORT_SCHEME
+from driver_shim.function.pre_open import PreOpenRecord, saved_pre_open
+from driver_shim.shared.runtime_folder import Holder
+from driver_shim.transport.usb_ports import PREFIX as DEBUG_PORT_SCHEME
 from sdk.cli.device_selection import device_option, open_named, queried
 from sdk.cli.exit_codes import Failure
+from sdk.cli.firmware_facts import boot_facts, sensor_facts
 from sdk.cli.frame import Frame, holder_facts, rfc3339
-from sdk.cli.fw.device_facts import boot_facts, sensor_facts
 from sdk.cli.list_devices import facts
 from sdk.cli.verb import verb
 from sdk.errors import NpuError
-from sdk.info import DeviceInfo
+from sdk.opening.listing import DeviceInfo
 
 _OPENED = ("vfio-user:", DEBUG_PORT_SCHEME)
 """Devices that are opened for this."""

@@ -10,7 +10,7 @@ from rich.table import Table
 from sdk.cli.device_selection import device_option, queried
 from sdk.cli.frame import Frame, holder_facts
 from sdk.cli.verb import verb
-from sdk.info import CARD_SCHEMES, DeviceInfo
+from sdk.opening.listing import CARD_SCHEMES, DeviceInfo
 
 
 @verb("list")

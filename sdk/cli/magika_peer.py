@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sdk.cli import peer_process
+from sdk.validate import peer_process
 
 INPUT, OUTPUT = "bytes", "target_label"
 """Input and output of magika's model."""

@@ -11,18 +11,18 @@ from typing import Any, NamedTuple
 
 import click
 
-from driver_shim.bring_up import check_function, enable_function
-from driver_shim.dma import HostMemory
-from driver_shim.firmware import Firmware
-from driver_shim.holder import canonical_address
-from driver_shim.mailbox import Mailbox
-from driver_shim.pre_open import read_pre_open, save_pre_open
-from driver_shim.registers import Registers
+from driver_shim.cards.holder import canonical_address
+from driver_shim.firmware.calls import Firmware
+from driver_shim.firmware.mailbox import Mailbox
+from driver_shim.function.bring_up import check_function, enable_function
+from driver_shim.function.dma import HostMemory
+from driver_shim.function.pre_open import read_pre_open, save_pre_open
+from driver_shim.function.registers import Registers
 from driver_shim.transport.base import Transport
 from sdk import environment
 from sdk.cli.exit_codes import ExitCode, Failure
 from sdk.errors import NpuError
-from sdk.opening import open_address
+from sdk.opening.addresses import open_address
 
 
 class Management(NamedTuple):

@@ -12,8 +12,8 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from sdk.buffers import as_dtype
 from sdk.cli.exit_codes import Failure
+from sdk.memory.buffers import as_dtype
 
 if TYPE_CHECKING:
     from sdk.compiler import TensorInfo

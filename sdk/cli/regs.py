@@ -14,7 +14,7 @@ from sdk.cli.exit_codes import Failure
 from sdk.cli.frame import Frame
 from sdk.cli.verb import verb
 from sdk.errors import NpuError
-from sdk.info import DeviceInfo
+from sdk.opening.listing import DeviceInfo
 
 SAFE_TO_WRITE = frozenset({"scratch", "scratch_wide"})
 

@@ -20,7 +20,7 @@ from sdk.cli.verb import verb
 if TYPE_CHECKING:
     from sdk.device import Device
 
-PEER = "sdk.cli.onnxruntime_peer"
+PEER = "sdk.validate.onnxruntime_peer"
 
 
 @verb("run", limit_s=timeouts.WORK_S)
@@ -112,7 +112,7 @@ def _verify(
     outputs: Mapping[str, NDArray[Any]],
 ) -> None:
     """Compare with onnxruntime and add the verdict. Raises Failure beyond the tolerance (exit 5)."""
-    from sdk.cli import agreement, peer_process
+    from sdk.validate import agreement, peer_process
 
     foreign = [name for name, array in inputs.items() if array.dtype.isbuiltin != 1]
     if foreign:

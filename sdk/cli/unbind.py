@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import click
 
-from driver_shim.binding import Binder
+from driver_shim.cards.binding import Binder
+from driver_shim.cards.pci_sysfs import PCI_SCHEME, VFIO_DRIVER
 from driver_shim.errors import NpuError
-from driver_shim.pci_sysfs import PCI_SCHEME, VFIO_DRIVER
 from sdk.cli.bind import report
 from sdk.cli.card_selection import bus_address_of, cards_to_change
 from sdk.cli.device_selection import confirm, device_option
 from sdk.cli.frame import Frame
 from sdk.cli.verb import verb
-from sdk.info import DeviceInfo
+from sdk.opening.listing import DeviceInfo
 
 
 @verb("unbind", changes=True)

@@ -1,1 +1,1 @@
-"""Models on a device: `session.py` holds `Model`, which compiles per shape and runs; `runs.py` one run's buffers."""
+"""Models on a device: `model.py` holds `Model`, which compiles per shape and runs; `programs.py` one run's buffers."""

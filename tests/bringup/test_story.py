@@ -14,8 +14,8 @@ import pytest
 
 from driver_shim.protocol.firmware_slots import SLOT_BYTES, SLOT_OFFSETS
 from firmware_tools.reference_firmware.build import COMPILER
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "bring-up.md").read_text("utf-8")
 PATIENCE_S = 600
 BLOCK = re.compile(r"```sh\n(.*?)```(?:\n```text\n(.*?)```)?", re.DOTALL)

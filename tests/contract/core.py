@@ -32,14 +32,20 @@ _FLR = "the kernel carries every reset out as a function level reset, and restor
 _CLIENT = "the kernel is the device's client and stays when a program ends"
 
 NOT_CORE = (
-    Row("vfio", "test_registers", "test_reads", "misaligned", _SPLIT),
-    Row("vfio", "test_registers", "test_reads_of_samples_elsewhere", "misaligned", _SPLIT),
-    Row("vfio", "test_registers", "test_wrong_writes_are_ignored_and_counted", "misaligned", _SPLIT),
-    Row("vfio", "test_registers", "test_wrong_writes_of_samples_elsewhere", "misaligned", _SPLIT),
-    Row("vfio", "test_registers", "test_the_console_window_takes_no_misaligned_reads", "", _SPLIT),
-    Row("vfio", "test_queues", "test_doorbells_of_wrong_width_or_place_are_ignored_and_counted", "-1-4", _SPLIT),
+    Row("vfio", "test_register_access", "test_reads", "misaligned", _SPLIT),
+    Row("vfio", "test_register_access", "test_reads_of_samples_elsewhere", "misaligned", _SPLIT),
+    Row("vfio", "test_register_access", "test_wrong_writes_are_ignored_and_counted", "misaligned", _SPLIT),
+    Row("vfio", "test_register_access", "test_wrong_writes_of_samples_elsewhere", "misaligned", _SPLIT),
+    Row("vfio", "test_register_access", "test_the_console_window_takes_no_misaligned_reads", "", _SPLIT),
+    Row(
+        "vfio",
+        "test_rings_and_doorbells",
+        "test_doorbells_of_wrong_width_or_place_are_ignored_and_counted",
+        "-1-4",
+        _SPLIT,
+    ),
     Row("vfio", "test_regions", "test_registers_and_doorbells_trap", "", _WHOLE),
-    Row("vfio", "test_registers", "test_the_msix_table_and_pending_bits_have_pages_of_their_own", "", _TABLE),
+    Row("vfio", "test_register_access", "test_the_msix_table_and_pending_bits_have_pages_of_their_own", "", _TABLE),
     Row("vfio", "test_reset_matrix", "test_cell", "MSI-X table", _TABLE),
     Row("vfio", "test_reset_matrix", "test_cell", "function level reset-COMMAND", _FLR),
     Row("vfio", "test_reset_matrix", "test_cell", "`DEVICE_RESET`-COMMAND", _FLR),

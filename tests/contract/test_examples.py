@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.children import PROGRAM_TIMEOUT_S, ROOT
+from tests.support.children import PROGRAM_TIMEOUT_S
+from tests.support.paths import ROOT
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 

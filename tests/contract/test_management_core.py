@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from driver_shim.errors import FirmwareError, Timeout
-from driver_shim.mailbox import Mailbox
+from driver_shim.firmware.mailbox import Mailbox
 from driver_shim.protocol.commands import FaultSource
 from driver_shim.protocol.config_space import COMMAND_OFFSET
 from driver_shim.protocol.mailbox import (
@@ -62,7 +62,7 @@ class Subject:
     def core_pid(self) -> int:
         """Of the core's process."""
         assert self.rig.pid is not None
-        return children_that_run(self.rig.pid, "emulator.management.serve")[0]
+        return children_that_run(self.rig.pid, "emulator.management.process.serve")[0]
 
     def console(self) -> bytes:
         """What the core has said, as far as the window reaches."""

@@ -15,7 +15,8 @@ import pytest
 
 import sdk
 from tests.support.children import child_commands
-from tests.support.npuctl import PATIENCE_S, ROOT, Npuctl, environment
+from tests.support.npuctl import PATIENCE_S, Npuctl, environment
+from tests.support.paths import ROOT
 from tests.support.waiting import wait_until
 
 SHORT_S = "1.5"
@@ -231,7 +232,7 @@ def test_reset_asks_on_a_terminal(served: tuple[Npuctl, str], answer: bytes, cod
     ours, theirs = pty.openpty()
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "sdk.cli", "reset", "-d", address],
+            [sys.executable, "-m", "npuctl", "reset", "-d", address],
             env=environment(tool.runtime_folder),
             stdin=theirs,
             stdout=subprocess.DEVNULL,
@@ -322,7 +323,7 @@ def test_the_time_out_holds_against_a_device_that_never_answers(npuctl: Npuctl, 
 
 def test_ctrl_c_exits_130(npuctl: Npuctl, silent_server: str) -> None:
     tool = subprocess.Popen(
-        [sys.executable, "-m", "sdk.cli", "regs", "-d", silent_server],
+        [sys.executable, "-m", "npuctl", "regs", "-d", silent_server],
         env=environment(npuctl.runtime_folder),
         stderr=subprocess.PIPE,
         cwd=ROOT,
@@ -344,7 +345,7 @@ def wait_for_a_worker(pid: int) -> None:
 def test_a_reader_that_closes_the_pipe_early_is_fine(served: tuple[Npuctl, str]) -> None:
     tool, _ = served
     process = subprocess.Popen(
-        [sys.executable, "-m", "sdk.cli", "regs"],
+        [sys.executable, "-m", "npuctl", "regs"],
         env=environment(tool.runtime_folder),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from driver_shim.pre_open import PreOpenRecord, read_pre_open, save_pre_open, saved_pre_open
+from driver_shim.function.pre_open import PreOpenRecord, read_pre_open, save_pre_open, saved_pre_open
 from driver_shim.protocol.config_space import DEVICE_CONTROL_INITIATE_FLR
 from driver_shim.protocol.registers import BAR0
 from sdk import Device

@@ -21,7 +21,7 @@ from driver_shim.protocol.registers import BAR0, BAR0_BYTES, BAR2, BAR4, IDENTIT
 from driver_shim.transport.in_process import InProcessTransport
 from emulator.engines import executor
 from emulator.engines.inline import InlineEngines
-from emulator.function import PciFunction
+from emulator.function.function import PciFunction
 from emulator.model.profile import load_profile
 from tests.support.bus_client import BOTH, BusClient, fired, text
 

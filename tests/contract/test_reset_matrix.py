@@ -21,11 +21,12 @@ from driver_shim.protocol.config_space import (
 from driver_shim.protocol.registers import BAR0, BAR4, MSIX_TABLE_OFFSET, Post
 from tests.support.benches import Bench, bench
 from tests.support.bus_client import BOTH, MEMORY_BYTES, MEMORY_IOVA, BusClient, fired
+from tests.support.paths import DOCS
 from tests.support.programs import add_twice, build
 from tests.support.rigs import TRANSPORTS
 from tests.support.time_scale import patience
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "reset.md"
+DOCUMENT = DOCS / "reset.md"
 COLUMNS = (
     "COMMAND",
     "function registers",

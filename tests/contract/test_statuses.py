@@ -17,7 +17,7 @@ from driver_shim.transport.in_process import InProcessTransport
 from emulator.engines import executor
 from emulator.engines.inline import InlineEngines
 from emulator.engines.job import ProgramFault
-from emulator.function import PciFunction
+from emulator.function.function import PciFunction
 from emulator.model.profile import load_profile
 from tests.support import small_programs
 from tests.support.bus_client import MEMORY_BYTES, MEMORY_IOVA, UNMAPPED_IOVA, BusClient, RawQueue, text

@@ -6,10 +6,10 @@ import os
 
 import pytest
 
-from driver_shim.mapping import create_memory_file
 from driver_shim.protocol import commands as c
 from driver_shim.protocol.config_space import COMMAND_MEMORY, DEVICE_CONTROL_INITIATE_FLR
 from driver_shim.protocol.registers import BAR0, BAR4
+from driver_shim.transport.mapping import create_memory_file
 from tests.contract.test_reset_matrix import DEVICE_CONTROL
 from tests.support.bus_client import BOTH, MEMORY_BYTES, MEMORY_IOVA, PAGE_BYTES, BusClient
 

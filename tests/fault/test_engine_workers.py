@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import pytest
 
 from driver_shim.protocol.commands import Status
-from emulator.device_memory import DeviceMemory
+from emulator.chip.device_memory import DeviceMemory
 from emulator.engines.job import EngineJob, Outcome, ProgramImage
 from emulator.engines.pool import EnginePool
 from tests.support.children import child_commands, has_ended
@@ -231,7 +231,7 @@ def test_scratch_that_the_system_refuses_loses_the_job_only(pool: EnginePool) ->
 def test_workers_end_when_their_emulator_is_killed(command: str) -> None:
     script = (
         "import sys, time\n"
-        "from emulator.device_memory import DeviceMemory\n"
+        "from emulator.chip.device_memory import DeviceMemory\n"
         "from emulator.engines.pool import EnginePool\n"
         "from tests.support.engine_jobs import collect, image, job\n"
         f"pool = EnginePool(DeviceMemory(1 << 16).fd, 1, executor={EXECUTOR!r})\n"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from emulator.management.storage import STORAGE_BYTES, STORAGE_FILE, open_storage
-from emulator.state import KeptState, StateFolder
-from emulator.state_error import StateError
+from emulator.chip.state import KeptState, StateFolder
+from emulator.chip.state_error import StateError
+from emulator.management.npu.storage import STORAGE_BYTES, STORAGE_FILE, open_storage
 
 
 @contextlib.contextmanager

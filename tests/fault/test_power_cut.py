@@ -22,10 +22,10 @@ from driver_shim.protocol.firmware_slots import (
 from driver_shim.protocol.image import ImageError, check_integrity, parse_image
 from driver_shim.protocol.mailbox import MailboxCommand, MailboxResult
 from driver_shim.protocol.registers import CoreReset
-from emulator.management.boot_rom import Unbootable
-from emulator.management.flash import FlashOperation
-from emulator.management.one_time import ONE_TIME
-from emulator.management.storage import ONE_TIME_OFFSET, fresh_storage
+from emulator.management.npu.boot_rom import Unbootable
+from emulator.management.npu.flash import FlashOperation
+from emulator.management.npu.one_time import ONE_TIME
+from emulator.management.npu.storage import ONE_TIME_OFFSET, fresh_storage
 from firmware_tools.build import read_program
 from tests.fuzz.device import SLOW_TIMEOUT_S
 from tests.support.core_bench import CoreBench, core_bench

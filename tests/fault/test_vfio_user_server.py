@@ -19,7 +19,7 @@ from driver_shim.protocol.commands import ResetCause
 from driver_shim.protocol.vfio_user import Command, IrqIndex, IrqSet
 from driver_shim.protocol.vfio_user_framing import encode_command, encode_error, encode_reply
 from emulator import timeouts
-from emulator.address_space import DmaFault
+from emulator.host_memory.address_space import DmaFault
 from emulator.server import connection as connection_module
 from emulator.server import newcomers as newcomers_module
 from emulator.server.listener import Listener, ListenError

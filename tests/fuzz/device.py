@@ -16,7 +16,7 @@ from driver_shim.protocol import commands as c
 from driver_shim.transport.in_process import InProcessTransport
 from emulator.engines import executor
 from emulator.engines.inline import InlineEngines
-from emulator.function import PciFunction
+from emulator.function.function import PciFunction
 from emulator.model.profile import load_profile
 from tests.support.bus_client import MEMORY_BYTES, MEMORY_IOVA, PAGE_BYTES, BusClient
 

@@ -24,14 +24,11 @@ from driver_shim.protocol.firmware_slots import (
     Slot,
 )
 from driver_shim.protocol.registers import CoreReset, Post
-from emulator.management.board import BoardError, parse_board
-from emulator.management.chip import MODEL_BYTES
-from emulator.management.elf import parse_program
-from emulator.management.elf_errors import ElfError
-from emulator.management.machine import Machine
-from emulator.management.memory import Memories, Memory
-from emulator.management.one_time import ONE_TIME
-from emulator.management.storage import (
+from emulator.chip.state import StateFolder
+from emulator.chip.state_error import StateError
+from emulator.management.npu.core import MODEL_BYTES
+from emulator.management.npu.one_time import ONE_TIME
+from emulator.management.npu.storage import (
     ONE_TIME_OFFSET,
     STORAGE_BYTES,
     STORAGE_FILE,
@@ -40,8 +37,11 @@ from emulator.management.storage import (
     fresh_storage,
     open_storage,
 )
-from emulator.state import StateFolder
-from emulator.state_error import StateError
+from emulator.management.riscv.board import BoardError, parse_board
+from emulator.management.riscv.elf import parse_program
+from emulator.management.riscv.elf_errors import ElfError
+from emulator.management.riscv.machine import Machine
+from emulator.management.riscv.memory import Memories, Memory
 from tests.fuzz.device import fuzzed
 from tests.support.core_bench import REFERENCE_IMAGE, core_bench
 from tests.support.riscv import HERE, RAM, WFI, code

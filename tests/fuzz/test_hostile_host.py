@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from driver_shim.mapping import create_memory_file
 from driver_shim.protocol import commands as c
 from driver_shim.protocol.registers import BAR0, BAR0_BYTES, BAR2, BAR4, MSIX_PBA_OFFSET, MSIX_TABLE_OFFSET, REGISTERS
-from emulator.address_space import DmaFault
-from emulator.controller import Controller
-from emulator.function import CONFIG_REGION
-from emulator.queue_pair import QueueState
+from driver_shim.transport.mapping import create_memory_file
+from emulator.function.controller import Controller
+from emulator.function.function import CONFIG_REGION
+from emulator.function.queue_pair import QueueState
+from emulator.host_memory.address_space import DmaFault
 from tests.fuzz.device import ADDRESSES, Subject, entries, fuzzed, subject
 from tests.support.bus_client import BOTH, MEMORY_BYTES, MEMORY_IOVA, PAGE_BYTES
 

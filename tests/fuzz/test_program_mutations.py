@@ -21,7 +21,7 @@ from driver_shim.protocol.program_commands import ATTRIBUTES, CommandKind
 from driver_shim.protocol.program_parsing import parse
 from driver_shim.protocol.types import WireType
 from emulator.engines.job import ProgramFault
-from emulator.engines.verify import DeviceLimits, ProgramRejected, verify
+from emulator.model.verify import DeviceLimits, ProgramRejected, verify
 from sdk.compiler import compile_model
 from tests.support.models import model, node, quantised_net, storage_net
 from tests.support.programs import execute

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from hypothesis import strategies as st
 
-from emulator.management.board import Unmapped, default_board
-from emulator.management.machine import Machine, StopReason
-from emulator.management.uart16550 import Uart16550
+from emulator.management.riscv.board import Unmapped, default_board
+from emulator.management.riscv.machine import Machine, StopReason
+from emulator.management.riscv.uart16550 import Uart16550
 from tests.fuzz.device import fuzzed
 from tests.support import riscv
 from tests.support.riscv import CLINT, PLIC, POWER_OFF, RAM, UART

@@ -18,10 +18,10 @@ import pytest
 
 from benchmarks.libvfio_user import PeerMissingError, Served, sample, serving
 from driver_shim.errors import ContractMismatch, DeviceLost
-from driver_shim.mapping import create_memory_file, map_memory_file
 from driver_shim.protocol import vfio_user as vu
 from driver_shim.protocol.commands import ResetCause
 from driver_shim.protocol.vfio_user import Command, IrqIndex, IrqSet
+from driver_shim.transport.mapping import create_memory_file, map_memory_file
 from driver_shim.transport.vfio_user import VfioUserTransport
 from sdk import Device
 from tests.support.bus_server import RawClient, SmallFunction, SmallRegion, open_files

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from emulator.blocks.config_space import ConfigSpace
+from emulator.function.blocks.config_space import ConfigSpace
 
 LSPCI_LIMIT_S = 30.0
 CAPABILITY_LINES = (

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.children import ROOT, environment, session_ends, session_members
+from tests.support.children import environment, session_ends, session_members
+from tests.support.paths import ROOT
 from tests.support.riscv import (
     CLINT,
     HERE,
@@ -77,7 +78,7 @@ def image(folder: Path, *program: int) -> Path:
 @contextmanager
 def emulator(folder: Path, *arguments: object, before: str = "") -> Iterator[subprocess.Popen[bytes]]:
     """`npuctl emulate` in a session of its own, of which nothing is left in the end."""
-    command = [sys.executable, "-m", "sdk.cli", "emulate", "--socket", folder / "own.sock", *arguments]
+    command = [sys.executable, "-m", "npuctl", "emulate", "--socket", folder / "own.sock", *arguments]
     shell = f"{before}exec " + " ".join(f"'{part}'" for part in command)
     process = subprocess.Popen(
         ["sh", "-c", shell],

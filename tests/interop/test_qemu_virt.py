@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from emulator.management.machine import Stop, StopReason
-from emulator.management.standalone import load_elf
+from emulator.management.riscv.machine import Stop, StopReason
+from tests.support.standalone_core import load_elf
 
 SOURCES = Path(__file__).parent / "bare_metal"
 COMPILER = "riscv64-unknown-elf-gcc"

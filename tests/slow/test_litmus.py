@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from driver_shim.protocol import fences
+from driver_shim.shared import fences
 
 ROUNDS = 1_000_000
 LINE_BYTES = 64

@@ -16,13 +16,13 @@ from driver_shim.protocol.commands import ResetCause
 from driver_shim.transport.base import Transport
 from driver_shim.transport.in_process import InProcessTransport
 from driver_shim.transport.vfio_user import VfioUserTransport
-from emulator.function import build
+from emulator.function.function import build
+from tests.support.paths import ROOT
 from tests.support.rigs import Card
 from tests.support.time_scale import patience
 
 START_S = patience(30.0)
 POLL_S = 0.01
-ROOT = Path(__file__).parents[2]
 
 
 class Bench(Protocol):

@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 
-from driver_shim.mapping import create_memory_file, map_memory_file
+from driver_shim.function.registers import Registers
 from driver_shim.protocol import commands as c
-from driver_shim.protocol import fences, ring
+from driver_shim.protocol import ring
 from driver_shim.protocol.config_space import COMMAND_BUS_MASTER, COMMAND_MEMORY, COMMAND_OFFSET
 from driver_shim.protocol.layout import Layout
 from driver_shim.protocol.registers import BAR2, CQ_HEAD_DOORBELL, DOORBELL_PAGE_BYTES, SQ_TAIL_DOORBELL
-from driver_shim.registers import Registers
+from driver_shim.shared import fences
 from driver_shim.transport.base import Transport
-from emulator.shared_mappings import JoinedMappings, Piece
+from driver_shim.transport.mapping import create_memory_file, map_memory_file
+from emulator.host_memory.shared_mappings import JoinedMappings, Piece
 from tests.support.time_scale import patience
 
 PATIENCE_S = patience(60.0)

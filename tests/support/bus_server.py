@@ -18,8 +18,8 @@ from typing import NamedTuple
 from driver_shim.protocol import vfio_user as vu
 from driver_shim.protocol.commands import ResetCause
 from driver_shim.protocol.vfio_user_framing import Framer, Message, encode_command
-from emulator.address_space import AddressSpace
-from emulator.blocks.interrupts import Interrupts
+from emulator.function.blocks.interrupts import Interrupts
+from emulator.host_memory.address_space import AddressSpace
 from emulator.server.listener import Listener
 from emulator.server.vfio_user import Server, StopSignal
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.paths import ROOT
 from tests.support.waiting import comes_true
 
-ROOT = Path(__file__).resolve().parents[2]
 PROGRAM_TIMEOUT_S = 120.0
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from driver_shim.holder import device_line
+from driver_shim.cards.holder import device_line
 from tests.support.children import start
 
 ADDRESS = "pci:0000:7f:00.0"
@@ -18,7 +18,7 @@ POLL_S = 0.01
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from driver_shim.holder import claim
+from driver_shim.cards.holder import claim
 
 address, when_busy, timeout_s, folder = sys.argv[1:5]
 try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from driver_shim.protocol.mailbox import (
     BODY_BYTES,
@@ -19,14 +18,15 @@ from driver_shim.protocol.mailbox import (
 )
 from driver_shim.protocol.management_registers import MTIME_HERTZ
 from driver_shim.protocol.registers import REGISTERS, CoreReset, Post
-from emulator.management.chip import Chip
-from emulator.management.console_wire import ConsoleWire
 from emulator.management.link import Link, make_link_file
-from emulator.management.machine import StopReason
-from emulator.management.storage import Storage, fresh_storage
-from emulator.management.thermal import Thermal, ThermalFigures
+from emulator.management.npu.core import Chip
+from emulator.management.npu.storage import Storage, fresh_storage
+from emulator.management.npu.thermal import Thermal, ThermalFigures
+from emulator.management.process.console_wire import ConsoleWire
+from emulator.management.riscv.machine import StopReason
+from tests.support.paths import ROOT
 
-REFERENCE_IMAGE = (Path(__file__).parents[2] / "emulator/management/firmware/reference.bin").read_bytes()
+REFERENCE_IMAGE = (ROOT / "emulator/management/firmware/reference.bin").read_bytes()
 _STEP_INSTRUCTIONS = 100_000
 _PATIENCE_TICKS = 120 * MTIME_HERTZ
 """Two minutes of the core's own time, which an idle core passes at once."""

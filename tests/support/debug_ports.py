@@ -18,7 +18,8 @@ from driver_shim.protocol.firmware_slots import SECTOR_BYTES, SLOT_OFFSETS
 from driver_shim.protocol.registers import REGISTERS, Post
 from driver_shim.protocol.usb import Setup
 from driver_shim.transport.usb import UsbTransport
-from tests.support.npuctl import ROOT, environment, published
+from tests.support.npuctl import environment, published
+from tests.support.paths import ROOT
 from tests.support.time_scale import patience
 
 PATIENCE_S = patience(60.0)

@@ -6,7 +6,7 @@ import errno
 import os
 from pathlib import Path
 
-from driver_shim.pci_sysfs import VFIO_DRIVER, Roots
+from driver_shim.cards.pci_sysfs import VFIO_DRIVER, Roots
 from driver_shim.protocol.config_space import DEVICE_ID, VENDOR_ID
 
 CARD = "0000:03:00.0"

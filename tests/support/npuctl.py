@@ -15,9 +15,9 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
+from tests.support.paths import ROOT
 from tests.support.time_scale import patience
 
-ROOT = Path(__file__).resolve().parents[2]
 SCHEMAS = ROOT / "sdk" / "cli" / "schemas"
 PATIENCE_S = patience(120.0)
 POLL_S = 0.02
@@ -49,7 +49,7 @@ class Npuctl:
     def __call__(self, *arguments: str, typed: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
         """Run to the end, `typed` piped in."""
         return subprocess.run(
-            [sys.executable, "-m", "sdk.cli", *arguments],
+            [sys.executable, "-m", "npuctl", *arguments],
             env=environment(self.runtime_folder, variables),
             input=typed,
             capture_output=True,
@@ -81,7 +81,7 @@ class Npuctl:
     def served(self, socket: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
         """An emulator that `npuctl emulate` serves on `socket`."""
         process = subprocess.Popen(
-            [sys.executable, "-m", "sdk.cli", "emulate", "--socket", str(socket), *arguments],
+            [sys.executable, "-m", "npuctl", "emulate", "--socket", str(socket), *arguments],
             env=environment(self.runtime_folder),
             stdin=subprocess.DEVNULL,
         )

@@ -23,9 +23,9 @@ from driver_shim.protocol.program_commands import BinaryFunction, CommandKind
 from driver_shim.protocol.types import WireType, wire_type_of
 from emulator.engines import executor
 from emulator.engines.job import KernelRun
-from emulator.engines.verify import verify
 from emulator.model.golden import GOLDEN
 from emulator.model.semantics import check
+from emulator.model.verify import verify
 
 if TYPE_CHECKING:
     from sdk.compiler import CompiledProgram

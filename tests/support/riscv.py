@@ -8,9 +8,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 
-from emulator.management.board import Board, default_board
-from emulator.management.csr import WORD_MASK
-from emulator.management.machine import Machine, ModelFactory, Stop, StopReason
+from emulator.management.riscv.board import Board, default_board
+from emulator.management.riscv.csr import WORD_MASK
+from emulator.management.riscv.machine import Machine, ModelFactory, Stop, StopReason
 
 RAM = 0x8000_0000
 CLINT = 0x0200_0000

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from driver_shim.bring_up import enable_function
-from driver_shim.firmware_answers import LogRecord
+from driver_shim.firmware.answers import LogRecord
+from driver_shim.function.bring_up import enable_function
 from driver_shim.protocol import mailbox
 from driver_shim.protocol.commands import ResetCause
 from driver_shim.protocol.firmware_slots import SLOT_BYTES, STAGING_BYTES, Slot
@@ -19,10 +19,10 @@ from driver_shim.protocol.mailbox import MailboxCommand, MailboxResult, MailboxS
 from driver_shim.protocol.management_registers import HARDWARE_ID
 from driver_shim.protocol.registers import CONSOLE_WINDOW_BYTES, NEVER_MEASURED, REGISTERS, CoreReset, Post
 from driver_shim.transport.in_process import InProcessTransport
-from emulator.address_space import AddressSpace, DmaFault
 from emulator.engines import executor
 from emulator.engines.inline import InlineEngines
-from emulator.function import PciFunction
+from emulator.function.function import PciFunction
+from emulator.host_memory.address_space import AddressSpace, DmaFault
 from emulator.management.port import ManagementPort
 from emulator.model.profile import load_profile
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from emulator.management.options import FACTORY_IMAGE
+from emulator.management.process.options import FACTORY_IMAGE
 from firmware_tools.build import read_program
 from tests.support.reference_firmware import signed_image
 from tests.vm.conftest import npuctl

@@ -20,9 +20,9 @@ SUITE_S = 1800.0
 CONTRACT = ROOT / "tests/contract"
 HEAVY = (
     "test_commands.py",
-    "test_queues.py",
+    "test_rings_and_doorbells.py",
     "test_regions.py",
-    "test_registers.py",
+    "test_register_access.py",
     "test_reset_matrix.py",
     "test_sdk_events.py",
     "test_sdk_queues.py",

@@ -125,11 +125,11 @@ def test_members_of_the_group_may_use_it(guest: Guest, port: Port) -> None:
     guest.check("sh udev/install.sh && udevadm control --reload && udevadm settle", PATIENCE_S)
     guest.check("id worker 2>/dev/null || useradd --create-home --groups npu worker", PATIENCE_S)
     port.let_go()
-    seen = port.run(f"{WORKER} python3 -m sdk.cli regs identity -d usb:{port.emulator.serial}")
+    seen = port.run(f"{WORKER} python3 -m npuctl regs identity -d usb:{port.emulator.serial}")
     assert (seen.status, "0x55504e31" in seen.output) == (0, True), seen.output
     nobody = port.run(
         f"id nobody2 >/dev/null 2>&1 || useradd nobody2; runuser -u nobody2 -- env PYTHONPATH=$PYTHONPATH "
-        f"python3 -m sdk.cli regs identity -d usb:{port.emulator.serial}"
+        f"python3 -m npuctl regs identity -d usb:{port.emulator.serial}"
     )
     assert nobody.status == 4, nobody.output
     assert "npu" in nobody.output
@@ -176,7 +176,7 @@ def test_dfu_util_is_told_why_an_image_is_refused(port: Port) -> None:
 
 
 def test_our_tool_recovers_it_through_libusb(port: Port) -> None:
-    tool = f"python3 -m sdk.cli fw recover -d usb:{port.emulator.serial} {IMAGE} --slot B"
+    tool = f"python3 -m npuctl fw recover -d usb:{port.emulator.serial} {IMAGE} --slot B"
     done = port.run_while_it_comes_back(tool, times=2)
     assert done.status == 0, done.output
     assert port.boot_progress(Post.FIRMWARE_READY)["slot"] == 2

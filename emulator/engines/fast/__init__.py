@@ -1,8 +1,8 @@
 """Fast kernels: one command each, as golden computes it but with matrix products from BLAS and without temporaries.
 
-Equal to golden: integers to the bit, floats within the tolerances of `tests/unit/test_fast_kernels.py`. What a kernel
-does not speed up (a rare function or type) it computes the way golden does. Importing this package registers them.
-Read `columns.py` first.
+Equal to golden: integers to the bit, floats within the tolerances of
+`tests/unit/emulator/engines/fast/test_kernels.py`. What a kernel does not speed up (a rare function or type) it
+computes the way golden does. Importing this package registers them. Read `columns.py` first.
 """
 
 from __future__ import annotations

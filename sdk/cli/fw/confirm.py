@@ -5,11 +5,11 @@ from __future__ import annotations
 import click
 
 from driver_shim.errors import FirmwareError
-from driver_shim.firmware import Firmware
+from driver_shim.firmware.calls import Firmware
 from sdk.cli.device_selection import changed, confirm, device_option, require_unheld
 from sdk.cli.exit_codes import Failure
+from sdk.cli.firmware_facts import running_facts
 from sdk.cli.frame import Frame
-from sdk.cli.fw.device_facts import running_facts
 from sdk.cli.management import open_management
 from sdk.cli.verb import verb
 from sdk.errors import NpuError

@@ -28,8 +28,8 @@ from firmware_tools.flashing import FlashInterrupted, Outcome, Progress, Report,
 from sdk.cli import timeouts
 from sdk.cli.device_selection import OPENED_WITH_RESET, changed, confirm, device_option, require_unheld
 from sdk.cli.exit_codes import ExitCode, Failure
+from sdk.cli.firmware_facts import slot_facts, slot_name, slot_state
 from sdk.cli.frame import Frame
-from sdk.cli.fw.device_facts import slot_facts, slot_name, slot_state
 from sdk.cli.fw.options import image_argument, read_image
 from sdk.cli.management import Management, open_management
 from sdk.cli.verb import verb

@@ -8,14 +8,14 @@ from typing import Any
 from rich.table import Table
 
 from driver_shim.errors import FirmwareError
-from driver_shim.firmware import Firmware
-from driver_shim.firmware_answers import FirmwareInfo, SlotInfo
-from driver_shim.management import BootProgress, read_boot_progress
+from driver_shim.firmware.answers import FirmwareInfo, SlotInfo
+from driver_shim.firmware.calls import Firmware
+from driver_shim.firmware.core_state import BootProgress, read_boot_progress
 from driver_shim.protocol.firmware_slots import Slot
 from sdk.cli.device_selection import OPENED_WITH_RESET, device_option, queried
 from sdk.cli.exit_codes import Failure
+from sdk.cli.firmware_facts import boot_facts, running_facts, slot_facts, slot_state, update_facts
 from sdk.cli.frame import Frame
-from sdk.cli.fw.device_facts import boot_facts, running_facts, slot_facts, slot_state, update_facts
 from sdk.cli.management import Management, no_open_option, open_management
 from sdk.cli.verb import verb
 from sdk.errors import NpuError

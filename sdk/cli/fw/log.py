@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from driver_shim.errors import FirmwareError, Timeout
-from driver_shim.firmware import Firmware
-from driver_shim.firmware_answers import LogRecord
+from driver_shim.firmware.answers import LogRecord
+from driver_shim.firmware.calls import Firmware
 from driver_shim.protocol.mailbox import LogLevel, MailboxResult
 from firmware_tools.log_strings import read_elf, shipped
 from firmware_tools.logs import DecodedRecord, LogDecoder
@@ -23,7 +23,7 @@ from sdk.cli.frame import Frame
 from sdk.cli.management import no_open_option, open_management
 from sdk.cli.verb import verb
 from sdk.errors import NpuError
-from sdk.info import DeviceInfo
+from sdk.opening.listing import DeviceInfo
 
 LEVELS = tuple(level.name.lower() for level in LogLevel)
 _SEQUENCES = 1 << 32

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from driver_shim.protocol.firmware_slots import Slot
-from driver_shim.usb_ports import PREFIX
+from driver_shim.transport.usb_ports import PREFIX
 from firmware_tools.dfu import RecoveryLink, RecoveryRefused
 from sdk.cli import timeouts
 from sdk.cli.exit_codes import ExitCode, Failure

@@ -7,15 +7,15 @@ from typing import Any
 import click
 
 from driver_shim.errors import FirmwareError
-from driver_shim.mailbox import refused
+from driver_shim.firmware.mailbox import refused
 from driver_shim.protocol.firmware_slots import Slot
 from driver_shim.protocol.mailbox import MailboxResult
 from firmware_tools.activation import activate
 from firmware_tools.flash_plan import DeviceState, read_state
 from sdk.cli.device_selection import changed, confirm, device_option, require_unheld
 from sdk.cli.exit_codes import Failure
+from sdk.cli.firmware_facts import slot_facts
 from sdk.cli.frame import Frame
-from sdk.cli.fw.device_facts import slot_facts
 from sdk.cli.fw.flash import activation_facts, activation_text, verdict_on_image
 from sdk.cli.management import Management, open_management
 from sdk.cli.verb import verb

@@ -1,0 +1,1 @@
+"""Buffers of the host and of the device. Start with `buffers.py`."""

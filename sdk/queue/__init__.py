@@ -1,0 +1,1 @@
+"""Queues, batches and events. Start with `queue.py`, then `completions.py` and `events.py`."""

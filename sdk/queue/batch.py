@@ -1,0 +1,82 @@
+"""Batches: commands recorded for one doorbell."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from driver_shim.errors import CommandFailed
+from driver_shim.protocol.commands import BARRIER, IoOpcode
+from sdk.queue.commands import Calls
+from sdk.queue.events import Event, T
+
+if TYPE_CHECKING:
+    from sdk.queue.queue import Queue
+
+Recorded = tuple[Event[Any], Any, int, tuple[Any, ...]]
+"""(event, codec, opcode, values) of a command in a batch."""
+
+
+class Batch(Calls):
+    """Commands recorded for one doorbell. Nothing is visible to the device before the `with` block ends."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+        self._recorded: deque[Recorded] = deque()
+        self._state = "new"
+
+    @property
+    def _home(self) -> Queue:
+        return self._queue
+
+    def issue(self, event: Event[T], codec: Any, opcode: int, values: tuple[Any, ...]) -> Event[T]:
+        if self._state != "open":
+            raise ValueError(f"the batch is {self._state}; record inside its with block")
+        event.batch = self
+        self._recorded.append((event, codec, opcode, values))
+        return event
+
+    def conclude(self, event: Event[T]) -> Event[T]:
+        """Record a barrier whose event stands for everything before it."""
+        return self.issue(event, BARRIER.codec, int(IoOpcode.BARRIER), ())
+
+    @property
+    def open(self) -> bool:
+        """Whether the block has not ended."""
+        return self._state == "open"
+
+    def events(self) -> list[Event[Any]]:
+        """Events of what was recorded so far."""
+        return [event for event, *_ in self._recorded]
+
+    def __len__(self) -> int:
+        return len(self._recorded)
+
+    def __enter__(self) -> Batch:
+        if self._state != "new":
+            raise ValueError("a batch can be used once; make another with q.batch()")
+        self._state = "open"
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        self._state = "submitted" if kind is None else "dropped"
+        if kind is None:
+            try:
+                for event, *_ in self._recorded:
+                    for root in event.kept():
+                        root.base_address()
+                self._home.submit_recorded(self._recorded)
+            except BaseException:
+                self._drop()
+                raise
+        else:
+            self._drop()
+
+    def _drop(self) -> None:
+        dropped = CommandFailed(
+            "the command was recorded in a batch that was dropped",
+            code="batch-dropped",
+            device=self._home.device_address,
+        )
+        for event, *_ in self._recorded:
+            event.drop(dropped)

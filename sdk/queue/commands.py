@@ -1,0 +1,135 @@
+"""The commands of an I/O queue as methods: checked arguments in, a descriptor's values out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from driver_shim.protocol.commands import BARRIER, BINDING, COPY, EXEC, FILL, NOP, PATTERN_SIZES, IoOpcode
+from sdk.memory.buffers import Buffer, Span
+from sdk.queue.events import Event, T
+
+if TYPE_CHECKING:
+    from sdk.queue.queue import Queue
+
+_NOP, _BARRIER, _COPY, _FILL, _EXEC = (
+    int(o) for o in (IoOpcode.NOP, IoOpcode.BARRIER, IoOpcode.COPY, IoOpcode.FILL, IoOpcode.EXEC)
+)
+
+
+class Calls:
+    """The commands, as methods; queues submit them, batches record them."""
+
+    @property
+    def _home(self) -> Queue:
+        """The queue that the events belong to."""
+        raise TypeError(f"{type(self).__name__} has no queue")
+
+    def issue(self, event: Event[T], codec: Any, opcode: int, values: tuple[Any, ...]) -> Event[T]:
+        raise TypeError(f"{type(self).__name__} issues nothing")
+
+    def nop(self) -> Event[None]:
+        """Do nothing; completes when everything before it has."""
+        return self.issue(Event(self._home, "nop"), NOP.codec, _NOP, ())
+
+    def barrier(self) -> Event[None]:
+        """Complete after everything before it in this queue."""
+        return self.issue(Event(self._home, "barrier"), BARRIER.codec, _BARRIER, ())
+
+    def copy(self, destination: Span, source: Span) -> Event[None]:
+        """Copy `source` to `destination` (buffers or contiguous slices) of equal shape and dtype.
+
+        Raises TypeError for anything but our buffers, ValueError when shapes or dtypes differ, Closed when freed.
+        """
+        check_buffer(destination, "destination", self._home)
+        check_buffer(source, "source", self._home)
+        if destination.shape != source.shape or destination.dtype != source.dtype:
+            raise ValueError(
+                f"copy needs equal shapes and dtypes: destination {destination.shape} {destination.dtype},"
+                f" source {source.shape} {source.dtype}"
+            )
+        values = (destination.address, source.address, source.nbytes, destination.space, source.space)
+        event: Event[None] = Event(self._home, "copy", (destination.root, source.root))
+        return self.issue(event, COPY.codec, _COPY, values)
+
+    def fill(self, destination: Span, value: Any) -> Event[None]:
+        """Set every element of `destination` to `value`, which its dtype must represent exactly.
+
+        Raises TypeError, ValueError, Closed.
+        """
+        check_buffer(destination, "destination", self._home)
+        pattern = exact_pattern(value, destination.dtype)
+        values = (
+            destination.address,
+            destination.nbytes,
+            destination.space,
+            len(pattern),
+            int.from_bytes(pattern, "little"),
+        )
+        event: Event[None] = Event(self._home, "fill", (destination.root,))
+        return self.issue(event, FILL.codec, _FILL, values)
+
+    def exec(self, program: int, bindings: Span, workspace: Span, keep: Sequence[Buffer]) -> Event[None]:
+        """Run a loaded program (models call this). `bindings` is a host buffer holding the whole binding table."""
+        event: Event[None] = Event(self._home, "exec", keep)
+        count = bindings.nbytes // BINDING.size
+        return self.issue(event, EXEC.codec, _EXEC, (program, count, bindings.address, workspace.address))
+
+
+def check_buffer(thing: Any, role: str, queue: Queue) -> None:
+    """Raise TypeError unless it is a buffer or a slice of one, ValueError unless it is of the queue's device."""
+    if isinstance(thing, Span):
+        if thing.root.device is not queue.device:
+            raise ValueError(
+                f"{role} is a buffer of {thing.root.device!r}, the queue is one of {queue.device!r};"
+                " devices do not share memory: copy through numpy arrays"
+            )
+        return
+    if isinstance(thing, np.ndarray):
+        raise TypeError(
+            f"{role} is a numpy array, which the device cannot reach; put it into a host buffer:"
+            f" b = dev.host_buffer({thing.shape}, {str(thing.dtype)!r}); b.array[...] = your_array"
+        )
+    raise TypeError(f"{role} must be a buffer of this device or a slice of one, got {type(thing).__name__}")
+
+
+def exact_pattern(value: Any, dtype: np.dtype[Any]) -> bytes:
+    """The bytes of `value` in `dtype`. Raises ValueError unless it is represented exactly, TypeError if no scalar."""
+    if isinstance(value, (str, bytes)) or not (
+        np.isscalar(value) or (isinstance(value, np.ndarray) and not value.ndim)
+    ):
+        raise TypeError(f"fill takes one number, got {type(value).__name__} {value!r}")
+    if dtype.itemsize not in PATTERN_SIZES:
+        raise TypeError(
+            f"fill works on elements of {', '.join(map(str, PATTERN_SIZES))} bytes, {dtype} has {dtype.itemsize};"
+            " copy from a host buffer instead"
+        )
+    try:
+        with np.errstate(all="ignore"):
+            given: Any = np.asarray(value).item()
+            element = np.asarray(_without_zero_part(given, dtype)).astype(dtype)
+            back: Any = element.item()
+    except (OverflowError, ValueError, TypeError) as error:
+        raise ValueError(f"fill: {value!r} is not a value of {dtype} ({error})") from None
+    if not _same(given, back):
+        raise ValueError(f"fill: {value!r} is not exactly representable in {dtype} (it would become {back!r})")
+    return element.tobytes()
+
+
+def _without_zero_part(given: Any, dtype: np.dtype[Any]) -> Any:
+    """A complex number without imaginary part as a real one, for a real dtype. Raises ValueError if it has one."""
+    if not isinstance(given, complex) or dtype.kind == "c":
+        return given
+    if given.imag:
+        raise ValueError("it has an imaginary part")
+    return given.real
+
+
+def _same(given: Any, back: Any) -> bool:
+    """Equal, where a NaN equals a NaN."""
+    if isinstance(given, complex) or isinstance(back, complex):
+        given, back = complex(given), complex(back)
+        return _same(given.real, back.real) and _same(given.imag, back.imag)
+    return bool(given == back) or bool(given != given and back != back)
