@@ -6,6 +6,7 @@ completion of index i is always at index i of the completion ring.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,8 @@ from driver_shim.transport.base import Transport
 
 _PUBLISH_SHARE = 4
 """The completion head is published each quarter of the ring: rarely, and always before the device could run dry."""
+
+_unpack_completion = COMPLETION.codec.unpack_from
 
 Completion = tuple[int, int, int, int, int, int, int]
 """(submission_head, command_id, status, phase, result, start_tick, end_tick)."""
@@ -67,6 +70,9 @@ class HostQueuePair:
         self._slots: NDArray[Any] = np.frombuffer(submissions, DESCRIPTOR)
         self._rows: NDArray[Any] = np.frombuffer(completions, COMPLETION.dtype)
         self._phases = self._rows["phase"]
+        self._slot_mask = self.entries - 1
+        self._completion_mask = self.completion_entries - 1
+        self._lap_shift = self._completion_mask.bit_length()
         self._host = lines[0].cast("I") if lines else None
         self._device = lines[1].cast("I") if lines else None
 
@@ -77,15 +83,8 @@ class HostQueuePair:
     def put(self, codec: Any, opcode: int, *values: Any) -> None:
         """Write one entry at the tail with a precompiled codec; flags and context are zero. Not yet visible."""
         tail = self.sq_tail
-        codec.pack_into(
-            self._submissions,
-            (tail & (self.entries - 1)) * SUBMISSION_BYTES,
-            opcode,
-            0,
-            tail & COMMAND_ID_MASK,
-            0,
-            *values,
-        )
+        at = (tail & self._slot_mask) * SUBMISSION_BYTES
+        codec.pack_into(self._submissions, at, opcode, 0, tail & COMMAND_ID_MASK, 0, *values)
         self.sq_tail = (tail + 1) & ring.INDEX_MASK
 
     def put_array(self, descriptors: NDArray[Any]) -> None:
@@ -120,16 +119,33 @@ class HostQueuePair:
     def ready(self) -> bool:
         """Whether a completion waits at the head."""
         head = self.cq_head
-        slot = (head & (self.completion_entries - 1)) * COMPLETION_BYTES
-        return self._completions[slot + PHASE_OFFSET] == (head // self.completion_entries & 1) ^ 1
+        at = (head & self._completion_mask) * COMPLETION_BYTES + PHASE_OFFSET
+        return self._completions[at] == (head >> self._lap_shift & 1) ^ 1
 
-    def peek(self) -> Completion:
-        """The completion at the head, which `ready` has seen. Raises ContractMismatch if it is not the one due."""
-        fences.consume()
+    def spin(self, until_s: float) -> bool:
+        """Look for a completion at the head without letting go of the CPU; False at `until_s` of the monotonic clock.
+
+        True also when another thread moved the head meanwhile.
+        """
         head = self.cq_head
-        fields: Completion = COMPLETION.codec.unpack_from(
-            self._completions, (head & (self.completion_entries - 1)) * COMPLETION_BYTES
-        )
+        at = (head & self._completion_mask) * COMPLETION_BYTES + PHASE_OFFSET
+        phase = (head >> self._lap_shift & 1) ^ 1
+        completions, now = self._completions, time.monotonic
+        while completions[at] != phase:
+            if now() > until_s:
+                return False
+            if self.cq_head != head:
+                return True
+        return True
+
+    def peek(self) -> Completion | None:
+        """The completion at the head, if there is one. Raises ContractMismatch if it is not the one due."""
+        head = self.cq_head
+        at = (head & self._completion_mask) * COMPLETION_BYTES
+        if self._completions[at + PHASE_OFFSET] != (head >> self._lap_shift & 1) ^ 1:
+            return None
+        fences.consume()
+        fields: Completion = _unpack_completion(self._completions, at)
         if fields[1] != head & COMMAND_ID_MASK or head == self.sq_tail:
             raise self._out_of_order(fields[1])
         return fields

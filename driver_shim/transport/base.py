@@ -41,6 +41,8 @@ class Transport(abc.ABC):
     """Called, from a thread of the transport's, after it let go of a function that is being taken away."""
     has_dma: bool = True
     """Whether the function can reach host memory through this transport; else there are registers and BARs only."""
+    steps_device: bool = False
+    """Whether the device works only while `progress` is called."""
     resets_on_open: bool = True
     """Whether opening the function reset it."""
     serial: str | None = None

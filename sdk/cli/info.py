@@ -65,10 +65,10 @@ def _entry(device: DeviceInfo, no_open: bool) -> dict[str, Any]:
                 "pid": device.pid,
                 "debug_port": device.debug_port,
                 "opened": True,
-                "opened_with_reset": opened.transport.resets_on_open,
+                "opened_with_reset": opened._function.transport.resets_on_open,
             }
             found = _found(opened.info.pre_open)
-            logged = len(opened.errors()) if opened.transport.has_dma else None
+            logged = len(opened.errors()) if opened._function.transport.has_dma else None
             return {**entry, "errors_logged": logged, "pre_open": found}
     except DeviceBusy as busy:
         return {**closed, "holder": holder_facts(busy.holder)}

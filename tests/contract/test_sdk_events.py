@@ -120,7 +120,7 @@ def test_a_time_out_leaves_the_job_going(emulated: sdk.Device, emulator: int) ->
 def test_the_device_bounds_waits_without_a_limit_of_their_own() -> None:
     with process_rig() as rig, rig.device() as device:
         assert device.timeout == TEST_TIMEOUT_S
-        device._timeout = 0.05  # now that it is up: that takes longer on a loaded machine
+        device._function.timeout = 0.05  # now that it is up: that takes longer on a loaded machine
         there = device.buffer(1 << 29, "uint8")
         queue, last = occupied(device, there)
         with pytest.raises(sdk.Timeout, match=r"0\.05 s"):

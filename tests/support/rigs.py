@@ -15,6 +15,7 @@ from driver_shim.transport.vfio import VfioTransport
 from driver_shim.transport.vfio_user import VfioUserTransport
 from emulator.function.function import PciFunction, build
 from sdk import Device
+from sdk.device import on_transport
 from sdk.opening.private_emulator import PrivateEmulator
 from tests.support.time_scale import patience
 
@@ -36,7 +37,7 @@ class Rig:
 
     def device(self, timeout: float = TEST_TIMEOUT_S) -> Device:
         """A driver's device over this transport."""
-        return Device.over(self.transport, timeout=timeout)
+        return on_transport(self.transport, timeout=timeout)
 
 
 @contextmanager
