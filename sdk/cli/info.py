@@ -89,18 +89,27 @@ def _found(record: PreOpenRecord | None) -> dict[str, Any] | None:
 
 def _show(frame: Frame, entry: dict[str, Any], holder: Holder | None = None) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # addresses are to be copied, so never shortened
     for key, value in entry.items():
-        table.add_row(key, _text(value))
+        text = _text(value)
+        if text is not None:
+            table.add_row(key, text)
     frame.console.print(table)
     if holder is not None and holder.elsewhere:
         frame.say(f"its holder is {holder.shown_pid}")
     frame.say()
 
 
-def _text(value: Any) -> str:
-    """A value for people: lists without brackets, what is unknown or empty as a dash."""
+def _text(value: Any) -> str | None:
+    """A value for people, lists without brackets; None for what does not apply to this device or is not known."""
+    if value is None:
+        return None
     if isinstance(value, dict):
-        return "\n".join(f"{key.replace('_', ' ')}: {_text(part)}" for key, part in value.items())
+        parts = {key.replace("_", " "): _text(part) for key, part in value.items()}
+        return "\n".join(f"{key}: {part}" for key, part in parts.items() if part is not None) or None
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
-    return "-" if value is None else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
