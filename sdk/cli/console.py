@@ -14,6 +14,7 @@ from driver_shim.firmware.core_state import read_boot_progress
 from driver_shim.protocol.registers import Post
 from firmware_tools.console import Console, Output
 from sdk.cli import timeouts
+from sdk.cli.bounded_number import bounded
 from sdk.cli.device_selection import changed, device_option
 from sdk.cli.exit_codes import ExitCode, Failure
 from sdk.cli.frame import Frame
@@ -32,7 +33,7 @@ _CHUNK_BYTES = 4096
 @click.option("--new", "only_new", is_flag=True, help="Leave out what was sent before (up to 4 KiB are kept).")
 @click.option(
     "--linger",
-    type=click.FloatRange(min=0),
+    type=bounded(float, "seconds, 0 or more", least=0),
     default=timeouts.CONSOLE_LINGER_S,
     show_default=True,
     metavar="SECONDS",

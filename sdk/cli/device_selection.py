@@ -100,7 +100,7 @@ def open_for_work(wanted: Sequence[str], frame: Frame) -> Device:
     if len(wanted) > 1 or ALL in wanted:
         raise click.UsageError("this verb works on one device; name one with -d")
     address = wanted[0] if wanted else None
-    if address is not None and not address.startswith(("emulator", _SOCKET)):
+    if address is not None and (address == _SOCKET or not address.startswith(("emulator", _SOCKET))):
         address = _named(address).address
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sdk.EmulatorFallbackWarning)  # the line below says it
@@ -148,9 +148,7 @@ def _all(frame: Frame | None) -> list[DeviceInfo]:
             raise error
         frame.fail(error, entry)
     if not there and not wrong:
-        raise DeviceNotFound(
-            "there is no device on this machine", remedy="serve one: npuctl emulate --socket PATH, then -d"
-        )
+        raise DeviceNotFound("there is no device on this machine", remedy="serve one: npuctl emulate")
     return there
 
 
@@ -163,6 +161,8 @@ def _named(name: str) -> DeviceInfo:
     """The device with this address or bus address, visible or not, or with this serial among the visible."""
     if name.startswith("emulator"):
         raise click.UsageError(f"{name!r}: only run, bench and demo start an emulator; serve one with npuctl emulate")
+    if name == _SOCKET:
+        raise click.UsageError(f"{name!r} names no socket; write {_SOCKET}PATH")
     if name.startswith(_SOCKET):  # may be served elsewhere, or published in a folder that we do not look into
         published = (device for device in served_devices() if device.address == name)
         return next(published, DeviceInfo(name="NPU", address=name, holder=holder_of(name)))
