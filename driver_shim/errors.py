@@ -16,7 +16,8 @@ _Kind = TypeVar("_Kind", bound="NpuError")
 class NpuError(Exception):
     """Base of all errors of this SDK.
 
-    `message` says what was asked and what was found; `remedy` what to do about it.
+    `message` says what was asked and what was found; `remedy` what to do about it. A subclass takes the message first
+    and the rest by keyword: copies, also those in other processes, are made with the message alone, then filled.
     """
 
     code = "npu-error"

@@ -14,6 +14,7 @@ from driver_shim.function.registers import Registers
 from driver_shim.protocol.commands import LogPage
 from driver_shim.transport.base import Transport
 from sdk import environment
+from sdk.here_only import HereOnly
 from sdk.log_pages import Activity, ErrorLogEntry, decode_activity, decode_error_log
 from sdk.memory.buffers import DeviceBuffer, HostBuffer
 from sdk.open_function import OpenFunction
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from sdk.model.model import Model
 
 
-class Device:
+class Device(HereOnly):
     """An NPU, real or emulated. Thread-safe.
 
     Args:

@@ -14,6 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 from driver_shim.errors import BufferInUse, Closed
 from driver_shim.function.dma import HostBlock
 from driver_shim.protocol.commands import Space
+from sdk.here_only import HereOnly
 from sdk.memory.port import MemoryOwner
 
 DEVICE_ALIGNMENT = 64
@@ -54,7 +55,7 @@ def _is_int(extent: Any) -> bool:
     return True
 
 
-class Span:
+class Span(HereOnly):
     """A contiguous piece of a buffer: what copies and fills work on. Slicing it gives a smaller one."""
 
     def __init__(self, root: Buffer, offset: int, shape: tuple[int, ...]) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from driver_shim.errors import Closed, NpuError
 from driver_shim.protocol.commands import MAX_BINDINGS
 from sdk.compiler import TensorInfo, compile_model, model_signature, read_model
+from sdk.here_only import HereOnly
 from sdk.memory.buffers import HostBuffer
 from sdk.model.port import ModelOwner
 from sdk.model.programs import LoadedProgram, Outputs
@@ -57,7 +58,7 @@ class _Parts:
         self.invalidate(error)
 
 
-class Model:
+class Model(HereOnly):
     """A loaded network. Call it with arrays, by name or in the order of `inputs`. Thread-safe.
 
     Locks are taken in the order model, device; a reset holds the device's and therefore never takes a model's.

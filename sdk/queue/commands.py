@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from driver_shim.protocol.commands import BARRIER, BINDING, COPY, EXEC, FILL, NOP, PATTERN_SIZES, IoOpcode
+from sdk.here_only import HereOnly
 from sdk.memory.buffers import Buffer, Span
 from sdk.queue.completions import Completions
 from sdk.queue.events import Event, T
@@ -18,7 +19,7 @@ _NOP, _BARRIER, _COPY, _FILL, _EXEC = (
 )
 
 
-class Commands(abc.ABC):
+class Commands(HereOnly, abc.ABC):
     """The commands, as methods; queues submit them, batches record them."""
 
     def __init__(self, completions: Completions) -> None:

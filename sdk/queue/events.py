@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from driver_shim.errors import CommandFailed, NpuError
 from driver_shim.protocol.commands import status_slug
+from sdk.here_only import HereOnly
 from sdk.queue.port import EventQueue
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class _UnseenFailure:
             _log.error("a command failed and nobody waited for it: %s", self.error)
 
 
-class Event(Generic[T]):
+class Event(HereOnly, Generic[T]):
     """The outcome of a submission, now or later. Thread-safe."""
 
     # Underscored members are for this package: queues settle their events.
