@@ -155,7 +155,7 @@ def next_step() -> str:
     """What a newcomer may type now, with the tool as it can be called here."""
     tool = "npuctl"
     if shutil.which(tool) is None:
-        tool = shown(sys.argv[0]) if Path(sys.argv[0]).name == tool else "python -m sdk.cli"
+        tool = shown(sys.argv[0]) if Path(sys.argv[0]).name == tool else "python -m npuctl"
     return f"Next, a model of your own: {tool} run MODEL.onnx --verify"
 
 

@@ -211,7 +211,8 @@ def test_what_was_awaited_when_its_queue_ended_is_not_logged_as_unseen(
 
     async def main() -> None:
         queue, last = occupied(emulated, there)
-        awaiting = [asyncio.ensure_future(_awaited(event)) for event in (last, *(queue.nop() for _ in range(50)))]
+        events: list[sdk.Event[Any]] = [last, *(queue.nop() for _ in range(50))]
+        awaiting = [asyncio.ensure_future(_awaited(event)) for event in events]
         await asyncio.sleep(0.01)
         queue.close()
         await awaiting[0]  # the first that fails ends the loop, and all others are cancelled

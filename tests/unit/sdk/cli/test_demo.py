@@ -100,7 +100,7 @@ def test_what_the_device_did_fits_80_columns(capsys: pytest.CaptureFixture[str])
     [
         ("/usr/bin/npuctl", ".venv/bin/npuctl", "npuctl"),
         (None, ".venv/bin/npuctl", ".venv/bin/npuctl"),
-        (None, "/somewhere/sdk/cli/__main__.py", "python -m sdk.cli"),
+        (None, "/somewhere/npuctl.py", "python -m npuctl"),
     ],
 )
 def test_the_next_step_can_be_typed_as_it_stands(
