@@ -45,6 +45,8 @@ class Transport(abc.ABC):
     """Whether the device works only while `progress` is called."""
     resets_on_open: bool = True
     """Whether opening the function reset it."""
+    peer_pid: int | None = None
+    """The process that is the device, where it is one of this machine."""
     serial: str | None = None
     """The device's serial number, where the way to it tells."""
     emulated: bool | None = None

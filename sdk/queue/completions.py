@@ -70,7 +70,7 @@ class Completions:
         self._threads = Threads()
         self._futures: list[tuple[Event[Any], asyncio.Future[None], float]] = []
         self._watches = LoopWatches(self._interrupt)
-        self._spinner = Spinner(owner.transport.progress)
+        self._spinner = Spinner(owner.transport)
         self._spins_quietly = owner.may_spin and not owner.transport.steps_device
         self._ending = False
         """Submissions are refused already, but `fail_all` has yet to say how outstanding commands end."""
@@ -179,6 +179,8 @@ class Completions:
                     return
                 if self.closed is not None:
                     break
+            else:
+                self._spinner.missed(until)
         self.wait_until(lambda: event._done, limit, event._what)
 
     def wait_until(self, condition: Callable[[], bool], timeout: float | None, what: str) -> None:
@@ -190,8 +192,7 @@ class Completions:
         now = time.monotonic()
         deadline = now + limit
         spin_until = now + (timeouts.SPIN_S if self.owner.may_spin else 0.0)
-        turn = self._spinner.turn
-        ready = self.pair.ready
+        yields, ready = self._spinner.yields, self.pair.ready
         while True:
             if self.closed is None and ready():
                 with self.lock:
@@ -200,12 +201,10 @@ class Completions:
                 return
             if self.has_ended:
                 self.refuse()
-            previous, now = now, time.monotonic()
+            now = time.monotonic()
             if now >= deadline:
                 raise self._timed_out(what, limit)
-            if now < spin_until:
-                turn(previous, now)
-            else:
+            if now >= spin_until or not yields():
                 self._sleep(condition, deadline - now)
 
     def _sleep(self, condition: Callable[[], bool], patience_s: float) -> None:

@@ -57,7 +57,9 @@ def process_rig(kernels: str = "auto", core: str = "none") -> Iterator[Rig]:
     """An emulator process of its own; without a management core, which takes as long to start as all the rest."""
     emulator = PrivateEmulator("generic", kernels, core)
     try:
-        transport = VfioUserTransport.from_socket(emulator.socket, address="vfio-user:test", timeout=TEST_TIMEOUT_S)
+        transport = VfioUserTransport.from_socket(
+            emulator.socket, address="vfio-user:test", timeout=TEST_TIMEOUT_S, peer_pid=emulator.pid
+        )
         try:
             yield Rig(transport, None, emulator.pid)
         finally:
