@@ -123,16 +123,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         exit_codes.append(exit_code)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    def build() -> FunctionPort:
-        from emulator.function import function  # slow, and not needed to report a socket in use
+    def power_on() -> FunctionPort:
+        from emulator.build import build  # slow, and not needed to report a socket in use
 
-        device = function.build(
-            chosen.profile, chosen.kernels, chosen.state, core=_core_options(chosen), on_power_off=power_off
-        )
+        core = _core_options(chosen)
+        device = build(chosen.profile, chosen.kernels, chosen.state, core=core, on_power_off=power_off)
         built.append(device)
         if chosen.socket is not None:
             port = usbip.getsockname()[1] if usbip else None
-            published = PublishedEmulator(chosen.socket, chosen.profile, device.serial, chosen.kernels, port)
+            published = PublishedEmulator(chosen.socket, chosen.profile, device.chip.serial, chosen.kernels, port)
             cleanup.callback(published.withdraw)
         return device
 
@@ -143,14 +142,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device, listening = built[0], usbip
         if listening is None:
             raise RuntimeError("asked for a debug port without a socket for it")
-        recovery = RecoveryWire(lambda: device.management.recovery)
-        return UsbipServer(listening, DebugPort(device.serial, device, recovery, occupied))
+        recovery = RecoveryWire(lambda: device.chip.management.recovery)
+        return UsbipServer(listening, DebugPort(device.chip.serial, device, recovery, occupied))
 
     with cleanup:
         try:
             usbip = None if chosen.usbip_port is None else cleanup.enter_context(listen(chosen.usbip_port))
             serve(
-                build,
+                power_on,
                 path=chosen.socket,
                 connection_fd=chosen.connection_fd,
                 owner_pidfd=chosen.owner_pid_fd,

@@ -1,1 +1,4 @@
-"""What belongs to the whole chip and survives resets: device memory, error log, black box, kept state."""
+"""The chip behind the function: device memory, engines, time, counters, and records that survive resets.
+
+`chip.py` owns them all.
+"""

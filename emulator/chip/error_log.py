@@ -87,6 +87,10 @@ class ErrorLog:
             self._records.append(newest)
         newest.tick, newest.wall_nanoseconds, newest.sequence = tick, wall, self.total
 
+    def fault(self, source: FaultSource, address: int, message: str) -> None:
+        """Record what went wrong at `address` and belongs to no command."""
+        self.record(ErrorRecord(source, message, address=address))
+
     def entries(self) -> list[bytes]:
         """All records as ERROR_ENTRY bytes, newest first."""
         return [record.encode() for record in reversed(self._records)]

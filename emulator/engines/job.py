@@ -9,6 +9,9 @@ from typing import Any, NamedTuple, Protocol
 
 from driver_shim.protocol.commands import Status
 
+GOLDEN_PREFIX = "golden."
+"""With this begins the name of a golden kernel."""
+
 
 class KernelRun(NamedTuple):
     """How one command of a program was carried out."""

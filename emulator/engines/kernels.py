@@ -11,6 +11,7 @@ import importlib.util
 from typing import NamedTuple
 
 from driver_shim.protocol.program_commands import CommandKind
+from emulator.engines.job import GOLDEN_PREFIX
 from emulator.model.golden import GOLDEN, Kernel
 
 CHOICES = ("auto", "numpy", "golden")
@@ -41,7 +42,7 @@ def table(kernels: str) -> dict[CommandKind, NamedKernel]:
     """The kernel of every kind for one of `CHOICES`. Raises ValueError for another."""
     if kernels not in CHOICES:
         raise ValueError(f"kernels {kernels!r}; must be one of {', '.join(CHOICES)}")
-    golden = {kind: NamedKernel(f"golden.{kind.name.lower()}", run) for kind, run in GOLDEN.items()}
+    golden = {kind: NamedKernel(f"{GOLDEN_PREFIX}{kind.name.lower()}", run) for kind, run in GOLDEN.items()}
     if kernels == "golden":
         return golden
     if importlib.util.find_spec(FAST_PACKAGE) is not None:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-from driver_shim.protocol import ring
 from driver_shim.protocol.commands import (
     ADMIN_QUEUE_ID,
-    COMPLETION_BYTES,
     CONFIGURE_SHADOWS,
     CREATE_QUEUE,
     DELETE_QUEUE,
@@ -18,100 +13,30 @@ from driver_shim.protocol.commands import (
     LINE_BYTES,
     LOAD_PROGRAM,
     MAX_IO_QUEUES,
-    MAX_QUEUE_ENTRIES,
-    MIN_QUEUE_ENTRIES,
-    QUEUE_ALIGNMENT,
-    SUBMISSION_BYTES,
     UNLOAD_PROGRAM,
     AdminOpcode,
-    FaultSource,
     LogPage,
     Status,
 )
-from emulator.function.jobs import CommandError, Machine, dma_error, host_range, refuse_reserved
-from emulator.function.queue_pair import Mapped, QueuePair
+from emulator.function.command_error import CommandError, check_host_range, dma_error, refuse_reserved
+from emulator.function.programs import Programs
+from emulator.function.queue_table import QueueTable
+from emulator.function.records import Records
+from emulator.function.rings import check_page_aligned, not_shareable, open_rings, shareable
 from emulator.host_memory.address_space import AddressSpace, DmaFault
-
-if TYPE_CHECKING:
-    from emulator.function.controller import Controller
 
 MAX_LOG_BYTES = 1 << 20
 """Longest piece of a log page that one command reads."""
 
 
-def shareable(space: AddressSpace, iova: int, size: int, what: str) -> memoryview:
-    """A view of host memory that both sides map. Raises CommandError(NOT_SHAREABLE) elsewhere."""
-    try:
-        return space.view(iova, size, write=True)
-    except DmaFault as fault:
-        raise _not_shareable(fault, iova, what) from fault
-
-
-def _not_shareable(fault: DmaFault, iova: int, what: str) -> CommandError:
-    return CommandError(Status.NOT_SHAREABLE, f"{what}: {fault}", address=iova, source=FaultSource.DMA)
-
-
-def queue_size(entries: int, what: str) -> None:
-    """Raise CommandError unless `entries` is a power of two within the limits."""
-    if not ring.is_power_of_two(entries) or not MIN_QUEUE_ENTRIES <= entries <= MAX_QUEUE_ENTRIES:
-        raise CommandError(
-            Status.INVALID_QUEUE_SIZE,
-            f"{what}: {entries} entries; a power of two from {MIN_QUEUE_ENTRIES} to {MAX_QUEUE_ENTRIES} is needed",
-        )
-
-
-def page_aligned(address: int, what: str) -> None:
-    """Raise CommandError unless `address` begins a page."""
-    if address % QUEUE_ALIGNMENT:
-        raise CommandError(
-            Status.MISALIGNED, f"{what}: {address:#x} is not a multiple of {QUEUE_ALIGNMENT}", address=address
-        )
-
-
-def open_rings(
-    space: AddressSpace,
-    queue_id: int,
-    bases: tuple[int, int],
-    entries: tuple[int, int],
-    vector: int,
-    shadows: tuple[int, int] | None,
-) -> QueuePair:
-    """Build the device side of a queue pair. Raises CommandError for any wrong address or size."""
-    names = (f"submission ring of queue {queue_id}", f"completion ring of queue {queue_id}")
-    for name, base, count in zip(names, bases, entries, strict=True):
-        queue_size(count, name)
-        page_aligned(base, name)
-
-    def resolve() -> Mapped:
-        host_line = device_line = None
-        if shadows is not None:
-            at = queue_id * LINE_BYTES
-            host_line = shareable(space, shadows[0] + at, LINE_BYTES, "shadow doorbells")
-            device_line = shareable(space, shadows[1] + at, LINE_BYTES, "event indices")
-        return Mapped(
-            shareable(space, bases[0], entries[0] * SUBMISSION_BYTES, names[0]),
-            shareable(space, bases[1], entries[1] * COMPLETION_BYTES, names[1]),
-            host_line,
-            device_line,
-        )
-
-    return QueuePair(queue_id, resolve, *entries, vector, bases)
-
-
 class AdminCommands:
-    """Executes admin commands on behalf of a controller."""
+    """Executes admin commands: what they create and delete is in `queues` and `programs`."""
 
-    def __init__(
-        self,
-        controller: Controller,
-        machine: Machine,
-        identify: Callable[[], bytes],
-        log_page: Callable[[int], bytes],
-    ) -> None:
-        self._controller = controller
-        self._machine = machine
-        self._identify_data = identify
-        self._log_page = log_page
+    def __init__(self, space: AddressSpace, queues: QueueTable, programs: Programs, records: Records) -> None:
+        self._space = space
+        self._queues = queues
+        self._programs = programs
+        self._records = records
         self._shadows: tuple[int, int] | None = None
         self._table = {
             AdminOpcode.IDENTIFY: self._identify,
@@ -140,7 +65,7 @@ class AdminCommands:
         *_, destination, size = IDENTIFY.codec.unpack(entry)
         if size != IDENTIFY_DATA.size:
             raise CommandError(Status.INVALID_FIELD, f"identify: {size} bytes asked for; it is {IDENTIFY_DATA.size}")
-        self._send(destination, self._identify_data(), "identify")
+        self._send(destination, self._records.identify(), "identify")
         return 0
 
     def _create_queue(self, entry: bytes) -> int:
@@ -149,21 +74,20 @@ class AdminCommands:
         *_, sq_base, cq_base, sq_entries, cq_entries, queue_id, vector = fields
         if not 1 <= queue_id <= MAX_IO_QUEUES:
             raise CommandError(Status.INVALID_QUEUE, f"queue {queue_id}; I/O queues are 1 to {MAX_IO_QUEUES}")
-        if queue_id in self._controller.queues:
+        if queue_id in self._queues.by_id:
             raise CommandError(Status.QUEUE_EXISTS, f"queue {queue_id} exists; delete it first")
         if vector > MAX_IO_QUEUES:
             raise CommandError(Status.INVALID_VECTOR, f"vector {vector}; there are {MAX_IO_QUEUES + 1}")
-        space = self._machine.address_space
-        queue = open_rings(space, queue_id, (sq_base, cq_base), (sq_entries, cq_entries), vector, self._shadows)
-        self._controller.add_queue(queue)
+        bases, entries = (sq_base, cq_base), (sq_entries, cq_entries)
+        self._queues.add(open_rings(self._space, queue_id, bases, entries, vector, self._shadows))
         return queue_id
 
     def _delete_queue(self, entry: bytes) -> int:
         refuse_reserved(DELETE_QUEUE, entry)
         queue_id: int = DELETE_QUEUE.codec.unpack(entry)[-1]
-        if queue_id == ADMIN_QUEUE_ID or queue_id not in self._controller.queues:
+        if queue_id == ADMIN_QUEUE_ID or queue_id not in self._queues.by_id:
             raise CommandError(Status.INVALID_QUEUE, f"queue {queue_id} is no I/O queue that exists")
-        self._controller.remove_queue(queue_id)
+        self._queues.remove(queue_id)
         return 0
 
     def _configure_shadows(self, entry: bytes) -> int:
@@ -171,8 +95,8 @@ class AdminCommands:
         *_, shadows, events = CONFIGURE_SHADOWS.codec.unpack(entry)
         size = (MAX_IO_QUEUES + 1) * LINE_BYTES
         for address, what in ((shadows, "shadow doorbells"), (events, "event indices")):
-            page_aligned(address, what)
-            shareable(self._machine.address_space, address, size, what)
+            check_page_aligned(address, what)
+            shareable(self._space, address, size, what)
         self._shadows = (shadows, events)
         return 0
 
@@ -181,7 +105,7 @@ class AdminCommands:
         refuse_reserved(GET_LOG_PAGE, entry)
         *_, destination, size, page, offset = GET_LOG_PAGE.codec.unpack(entry)
         try:
-            whole = self._log_page(LogPage(page))
+            whole = self._records.log_page(LogPage(page))
         except ValueError:
             raise CommandError(Status.INVALID_LOG_PAGE, f"log page {page} does not exist") from None
         if size > MAX_LOG_BYTES:
@@ -192,22 +116,21 @@ class AdminCommands:
     def _load_program(self, entry: bytes) -> int:
         refuse_reserved(LOAD_PROGRAM, entry)
         *_, source, size, constants = LOAD_PROGRAM.codec.unpack(entry)
-        programs = self._controller.programs
-        programs.check_size(size)
+        self._programs.check_size(size)
         try:
-            image = self._machine.address_space.snapshot(source, size)
+            image = self._space.snapshot(source, size)
         except DmaFault as fault:
-            raise _not_shareable(fault, source, "program") from fault
-        return programs.load(image, constants)
+            raise not_shareable(fault, source, "program") from fault
+        return self._programs.load(image, constants)
 
     def _unload_program(self, entry: bytes) -> int:
         refuse_reserved(UNLOAD_PROGRAM, entry)
-        self._controller.programs.unload(UNLOAD_PROGRAM.codec.unpack(entry)[-1])
+        self._programs.unload(UNLOAD_PROGRAM.codec.unpack(entry)[-1])
         return 0
 
     def _send(self, iova: int, data: bytes, what: str) -> None:
-        host_range(self._machine, iova, len(data), write=True, what=what)
+        check_host_range(self._space, iova, len(data), write=True, what=what)
         try:
-            self._machine.address_space.write(iova, data)
+            self._space.write(iova, data)
         except DmaFault as fault:
             raise dma_error(fault, what) from fault

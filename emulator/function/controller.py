@@ -25,14 +25,20 @@ from driver_shim.protocol.commands import (
     status_slug,
 )
 from driver_shim.shared import fences
-from emulator.chip.error_log import ErrorLog, ErrorRecord
+from emulator.chip.chip import Chip
+from emulator.chip.error_log import ErrorRecord
 from emulator.function.admin import AdminCommands
-from emulator.function.exec_job import ExecJob, Programs
-from emulator.function.jobs import CommandError, CopyJob, FillJob, Job, Machine, refuse_reserved
+from emulator.function.command_error import CommandError, refuse_reserved
+from emulator.function.jobs.copy import CopyJob
+from emulator.function.jobs.exec import ExecJob
+from emulator.function.jobs.fill import FillJob
+from emulator.function.jobs.job import Job
+from emulator.function.programs import Programs
 from emulator.function.queue_pair import QueuePair, QueueState
-from emulator.host_memory.address_space import DmaFault
+from emulator.function.queue_table import QueueTable
+from emulator.host_memory.address_space import AddressSpace, DmaFault
 from emulator.model import timing
-from emulator.model.clock import LAST_TICK, TickClock
+from emulator.model.clock import LAST_TICK
 
 _HEADER = struct.Struct("<BBHI")
 _NOP, _BARRIER, _SUCCESS = int(IoOpcode.NOP), int(IoOpcode.BARRIER), int(Status.SUCCESS)
@@ -46,81 +52,63 @@ VECTOR_THRESHOLD = 8
 
 
 class Controller:
-    """Queues and what they run; created anew by nobody: `disable` empties it."""
+    """Serves the queues of the table while it is enabled. Made once, with the function; `disable` empties it."""
 
     def __init__(
         self,
-        machine: Machine,
-        clock: TickClock,
-        errors: ErrorLog,
+        chip: Chip,
+        space: AddressSpace,
+        queues: QueueTable,
         programs: Programs,
+        admin: AdminCommands,
         raise_vector: Callable[[int], None],
-        identify: Callable[[], bytes],
-        log_page: Callable[[int], bytes],
     ) -> None:
-        self.machine = machine
-        self.clock = clock
-        self.errors = errors
-        self.programs = programs
+        self.queues = queues
+        self._chip = chip
+        self._clock = chip.clock
+        self._errors = chip.errors
+        self._counters = chip.counters
+        self._space = space
+        self._space_generation = space.generation
+        self._programs = programs
+        self._admin = admin
         self._raise_vector = raise_vector
         self.bus_master = False
         """Whether DMA is allowed; see `set_bus_master`."""
-        self.queues: dict[int, QueuePair] = {}
-        self._turns: tuple[QueuePair, ...] = ()
         self.enabled = False
         self.fatal = False
         self.recent_descriptors: deque[tuple[int, bytes]] = deque(maxlen=BLACK_BOX_ENTRIES)
         self.recent_completions: deque[tuple[int, int, int, int, int, int, int]] = deque(maxlen=BLACK_BOX_ENTRIES)
-        self._space = machine.address_space
-        self._space_generation = self._space.generation
-        self._admin = AdminCommands(self, machine, identify, log_page)
-        self._nop_ticks = timing.nop_ticks(machine.profile)
-        self._barrier_ticks = timing.barrier_ticks(machine.profile)
+        self._nop_ticks = timing.nop_ticks(chip.profile)
+        self._barrier_ticks = timing.barrier_ticks(chip.profile)
         self._stalled_without_dma = False
 
     # --- life cycle -------------------------------------------------------------------------------------------
 
     def enable(self, admin_queue: QueuePair) -> None:
         """Start with this admin queue."""
-        self.queues = {}
-        self.add_queue(admin_queue)
+        self.queues.add(admin_queue)
         self.enabled = True
         self.fatal = False
-        self._space_generation = self.machine.address_space.generation
+        self._space_generation = self._space.generation
 
     def disable(self) -> None:
         """Stop at once: queues and programs are gone, running engine work is discarded."""
         self.enabled = False
-        for queue in self._turns:
-            queue.state = QueueState.DELETED
-        self.queues = {}
-        self._turns = ()
-        self.programs.clear()
+        self.queues.clear()
+        self._programs.clear()
         self._admin.clear()
-        self.clock.idle()
+        self._clock.idle()
 
     def set_bus_master(self, allowed: bool) -> None:
         """DMA is allowed or not from now on (PCI COMMAND bit 2)."""
         self.bus_master = allowed
         self._stalled_without_dma = False
 
-    def add_queue(self, queue: QueuePair) -> None:
-        """Start serving a created queue."""
-        self.queues[queue.queue_id] = queue
-        self._turns = tuple(self.queues.values())
-
-    def remove_queue(self, queue_id: int) -> None:
-        """Stop serving a queue; the command it is carrying out is discarded."""
-        queue = self.queues.pop(queue_id)
-        queue.state = QueueState.DELETED
-        self._turns = tuple(self.queues.values())
-        if isinstance(queue.job, ExecJob):
-            self.programs.discard(queue.job)
-
     def ring_bell(self, queue_id: int, sq_tail: int | None, cq_head: int | None) -> None:
         """A doorbell store arrived. A bell for no queue is recorded as a fault."""
-        self.machine.activity.doorbells += 1
-        queue = self.queues.get(queue_id)
+        self._counters.doorbells += 1
+        queue = self.queues.by_id.get(queue_id)
         if queue is None:
             self._fault(FaultSource.QUEUE, f"doorbell of queue {queue_id}, which does not exist", queue=queue_id)
             return
@@ -140,13 +128,13 @@ class Controller:
             return False
         if self._space.generation != self._space_generation:
             self._remap_queues()
-        worked = self.programs.collect() if self.programs.running else False
-        for queue in self._turns:
+        worked = self._programs.collect() if self._programs.outstanding else False
+        for queue in self.queues.turns:
             line = queue.host_line
             if (queue.bell_sq_tail if line is None else line[SQ_TAIL_WORD]) != queue.sq_head or queue.job is not None:
                 worked = self._serve(queue) or worked
-        if worked and not any(queue.job is not None for queue in self._turns):
-            self.clock.idle()
+        if worked and not any(queue.job is not None for queue in self.queues.turns):
+            self._clock.idle()
         return worked
 
     def arm(self) -> bool:
@@ -155,10 +143,10 @@ class Controller:
             return True
         if self._space.generation != self._space_generation:
             return False
-        for queue in self.queues.values():
+        for queue in self.queues.turns:
             queue.arm()
         fences.full()
-        return not any(queue.has_work() for queue in self.queues.values())
+        return not any(queue.has_work() for queue in self.queues.turns)
 
     def _serve(self, queue: QueuePair) -> bool:
         """Fetch and carry out up to a slice of one queue's commands; True if anything was done."""
@@ -173,7 +161,7 @@ class Controller:
             return True
         if not room or (job is None and not available):
             return False
-        self.clock.begin()
+        self._clock.begin()
         budget = COMMANDS_PER_SLICE
         admin = queue.queue_id == ADMIN_QUEUE_ID
         while room > 0 and budget > 0:
@@ -206,23 +194,23 @@ class Controller:
         entry = queue.fetch()
         self.recent_descriptors.append((queue.queue_id, entry))
         opcode, flags, command_id, context = _HEADER.unpack_from(entry)
-        activity = self.machine.activity
+        counters = self._counters
         try:
             if flags or context:
                 raise _bad_header(flags, context)
             if admin:
-                activity.admin_commands += 1
+                counters.admin_commands += 1
                 self._complete(queue, command_id, self._admin.execute(opcode, entry), self._nop_ticks)
                 return True
             if opcode == _NOP:
                 if entry[_BODY] != _EMPTY_BODY:
                     refuse_reserved(NOP, entry)
-                activity.nop_commands += 1
+                counters.nop_commands += 1
                 self._complete(queue, command_id, 0, self._nop_ticks)
                 return True
             if opcode == _BARRIER:
                 refuse_reserved(BARRIER, entry)
-                activity.barrier_commands += 1
+                counters.barrier_commands += 1
                 self._complete(queue, command_id, 0, self._barrier_ticks)
                 return True
             queue.job = self._job(opcode, entry)
@@ -232,21 +220,21 @@ class Controller:
             return True
         queue.job_entry = entry
         not_before = queue.last_end_tick
-        if isinstance(queue.job, ExecJob):
-            not_before = self.programs.book_engine(queue.job.cost, max(not_before, self.clock.now()))
-        queue.job_ticks = self.clock.schedule(not_before, queue.job.cost)
+        if queue.job.on_engine:
+            not_before = self._programs.book_engine(queue.job.cost, max(not_before, self._clock.now()))
+        queue.job_ticks = self._clock.schedule(not_before, queue.job.cost)
         return self._advance(queue)
 
     def _job(self, opcode: int, entry: bytes) -> Job:
         if opcode == IoOpcode.COPY:
-            self.machine.activity.copy_commands += 1
-            return CopyJob(self.machine, entry)
+            self._counters.copy_commands += 1
+            return CopyJob(self._chip, self._space, entry)
         if opcode == IoOpcode.FILL:
-            self.machine.activity.fill_commands += 1
-            return FillJob(self.machine, entry)
+            self._counters.fill_commands += 1
+            return FillJob(self._chip, self._space, entry)
         if opcode == IoOpcode.EXEC:
-            self.machine.activity.exec_commands += 1
-            return ExecJob(self.machine, self.programs, entry)
+            self._counters.exec_commands += 1
+            return ExecJob(self._chip, self._space, self._programs, entry)
         raise CommandError(Status.INVALID_OPCODE, f"I/O opcode {opcode:#04x} does not exist")
 
     def _advance(self, queue: QueuePair) -> bool:
@@ -282,13 +270,13 @@ class Controller:
             return 0
         queue.skip(count)
         ids = (words[:count, 0] >> np.uint64(16)) & np.uint64(0xFFFF)
-        start, end = self.clock.schedule(queue.last_end_tick, self._nop_ticks * count)
+        start, end = self._clock.schedule(queue.last_end_tick, self._nop_ticks * count)
         queue.complete_many(ids, start, self._nop_ticks)
-        self.clock.complete(end)
-        activity = self.machine.activity
-        activity.nop_commands += count
-        activity.commands += count
-        activity.busy_ticks += end - start
+        self._clock.complete(end)
+        counters = self._counters
+        counters.nop_commands += count
+        counters.commands += count
+        counters.busy_ticks += end - start
         first_kept = max(0, count - BLACK_BOX_ENTRIES)
         for row in words[first_kept:count]:
             self.recent_descriptors.append((queue.queue_id, row.tobytes()))
@@ -301,7 +289,7 @@ class Controller:
     # --- completions ------------------------------------------------------------------------------------------
 
     def _complete(self, queue: QueuePair, command_id: int, result: int, cost: int) -> None:
-        start, end = self.clock.schedule(queue.last_end_tick, cost)
+        start, end = self._clock.schedule(queue.last_end_tick, cost)
         self._write_completion(queue, command_id, _SUCCESS, result, start, end)
 
     def _post(self, queue: QueuePair, entry: bytes, status: int, result: int, start: int, end: int) -> None:
@@ -312,17 +300,17 @@ class Controller:
         self, queue: QueuePair, command_id: int, status: int, result: int, start: int, end: int
     ) -> None:
         queue.complete(command_id, status, result, start, end)
-        self.clock.complete(end)
+        self._clock.complete(end)
         self.recent_completions.append((queue.queue_id, queue.sq_head, command_id, status, result, start, end))
-        activity = self.machine.activity
-        activity.commands += 1
-        activity.busy_ticks += end - start
+        counters = self._counters
+        counters.commands += 1
+        counters.busy_ticks += end - start
 
     def _fail(self, queue: QueuePair, entry: bytes, error: CommandError, ticks: tuple[int, int] | None) -> None:
         """Complete a command with its error status and write it to the error log."""
         opcode, _, command_id, _ = _HEADER.unpack_from(entry)
-        self.machine.activity.failed_commands += 1
-        self.errors.record(
+        self._counters.failed_commands += 1
+        self._errors.record(
             ErrorRecord(
                 error.source,
                 f"{status_slug(error.status)}: {error.message}",
@@ -334,7 +322,7 @@ class Controller:
                 command_index=error.command_index,
             )
         )
-        start, end = ticks or self.clock.schedule(queue.last_end_tick, 0)
+        start, end = ticks or self._clock.schedule(queue.last_end_tick, 0)
         self._post(queue, entry, error.status, 0, start, end)
 
     def _signal(self, queue: QueuePair) -> None:
@@ -342,7 +330,7 @@ class Controller:
         if queue.has_shadows:
             fences.full()
         if queue.wants_interrupt():
-            self.machine.activity.interrupts += 1
+            self._counters.interrupts += 1
             self._raise_vector(queue.vector)
 
     # --- faults -----------------------------------------------------------------------------------------------
@@ -361,8 +349,8 @@ class Controller:
 
     def _remap_queues(self) -> None:
         """The host changed its mappings: resolve every ring again, halt the queues that lost theirs."""
-        self._space_generation = self.machine.address_space.generation
-        for queue in self.queues.values():
+        self._space_generation = self._space.generation
+        for queue in self.queues.turns:
             try:
                 queue.remap()
             except (DmaFault, CommandError) as error:
@@ -372,13 +360,13 @@ class Controller:
     def _note_missing_bus_master(self) -> None:
         """Record once, until it is on again, that queues wait for it."""
         # A bell behind the head is an old one, of a queue whose tail has since moved in its shadow line.
-        rung = any(0 < ring.occupied(q.bell_sq_tail, q.sq_head) <= q.sq_entries for q in self.queues.values())
+        rung = any(0 < ring.occupied(q.bell_sq_tail, q.sq_head) <= q.sq_entries for q in self.queues.turns)
         if rung and not self._stalled_without_dma:
             self._stalled_without_dma = True
             self._fault(FaultSource.DMA, "queues stand still: bus mastering is off (PCI COMMAND bit 2)")
 
     def _fault(self, source: FaultSource, message: str, *, queue: int = 0, status: int = 0) -> None:
-        self.errors.record(ErrorRecord(source, message, queue=queue, status=status))
+        self._errors.record(ErrorRecord(source, message, queue=queue, status=status))
 
 
 def _bad_header(flags: int, context: int) -> CommandError:

@@ -1,6 +1,6 @@
 """One submission/completion ring pair as the device sees it: pointers, phases and shadow lines.
 
-Pure ring work over memory views; fetching policy is in `controller.py`, what commands do in `jobs.py`.
+Pure ring work over memory views; fetching policy is in `controller.py`, what commands do in `jobs/`.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from driver_shim.protocol.config_space import (
 from driver_shim.protocol.image_layout import ImageVersion
 from driver_shim.protocol.registers import BAR0, BAR0_BYTES, BAR2, BAR4, IDENTITY
 from driver_shim.transport.in_process import InProcessTransport
+from emulator.chip.chip import Chip
 from emulator.engines import executor
 from emulator.engines.inline import InlineEngines
 from emulator.function.function import PciFunction
@@ -71,7 +72,7 @@ def test_mapped_aperture_and_dma_see_the_same_memory(bus: BusClient) -> None:
 def test_beyond_device_memory_reads_are_ones_writes_are_dropped_and_both_are_recorded() -> None:
     """In process only: no profile that ships has a hole in its aperture."""
     profile = dataclasses.replace(load_profile("generic"), memory_bytes=ODD_MEMORY_BYTES)
-    function = PciFunction(profile, lambda memory: InlineEngines(memory.view, executor), "auto")
+    function = PciFunction(Chip(profile, lambda memory: InlineEngines(memory.view, executor)))
     transport = InProcessTransport(function, c.ResetCause.DEVICE_RESET)
     bus = BusClient(transport)
     bus.enable()

@@ -14,6 +14,7 @@ from driver_shim.protocol import commands as c
 from driver_shim.protocol.command_statuses import NEVER_COMPLETED, STATUSES, UNKNOWN_OPCODE
 from driver_shim.protocol.commands import AdminOpcode, IoOpcode, LogPage, Space, Status, status_slug
 from driver_shim.transport.in_process import InProcessTransport
+from emulator.chip.chip import Chip
 from emulator.engines import executor
 from emulator.engines.inline import InlineEngines
 from emulator.engines.job import ProgramFault
@@ -396,7 +397,7 @@ def test_a_kernel_fails_for_a_reason_of_its_own() -> None:
         raise ProgramFault(Status.EXECUTION_FAULT, 1, "command 1 (BINARY): out of something")
 
     failing: Any = SimpleNamespace(load=executor.load, execute=fail)
-    function = PciFunction(load_profile("generic"), lambda memory: InlineEngines(memory.view, failing), "auto")
+    function = PciFunction(Chip(load_profile("generic"), lambda memory: InlineEngines(memory.view, failing)))
     transport = InProcessTransport(function, c.ResetCause.DEVICE_RESET)
     client = BusClient(transport, record).enable()
     queue = client.queue(IO_QUEUE)
@@ -413,7 +414,7 @@ def test_an_engine_that_cannot_take_a_program_refuses_it() -> None:
     with in_process_rig() as rig:
         client = BusClient(rig.transport, record).enable()
         assert rig.function is not None
-        engines: Any = rig.function.programs._engines
+        engines: Any = rig.function.chip.engines
         engines.load = _no_files
         assert client.admin_raw(program()(client)).status == Status.PROGRAM_LIMIT
         del engines.load

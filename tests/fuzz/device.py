@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from driver_shim.protocol import commands as c
 from driver_shim.transport.in_process import InProcessTransport
+from emulator.chip.chip import Chip
 from emulator.engines import executor
 from emulator.engines.inline import InlineEngines
 from emulator.function.function import PciFunction
@@ -90,7 +91,7 @@ class Subject:
 @contextlib.contextmanager
 def subject() -> Iterator[Subject]:
     """A device, enabled, with client memory mapped."""
-    function = PciFunction(_PROFILE, lambda memory: InlineEngines(memory.view, executor), "auto")
+    function = PciFunction(Chip(_PROFILE, lambda memory: InlineEngines(memory.view, executor)))
     transport = InProcessTransport(function, c.ResetCause.DEVICE_RESET)
     bus = BusClient(transport)
     try:

@@ -13,8 +13,8 @@ from driver_shim.protocol import commands as c
 from driver_shim.protocol.registers import BAR0, BAR0_BYTES, BAR2, BAR4, MSIX_PBA_OFFSET, MSIX_TABLE_OFFSET, REGISTERS
 from driver_shim.transport.mapping import create_memory_file
 from emulator.function.controller import Controller
-from emulator.function.function import CONFIG_REGION
 from emulator.function.queue_pair import QueueState
+from emulator.function.regions import CONFIG_REGION
 from emulator.host_memory.address_space import DmaFault
 from tests.fuzz.device import ADDRESSES, Subject, entries, fuzzed, subject
 from tests.support.bus_client import BOTH, MEMORY_BYTES, MEMORY_IOVA, PAGE_BYTES
@@ -251,9 +251,9 @@ def test_pointers(pointers: list[tuple[int, int, int, bool]]) -> None:
             device.function.step()
         device.steps()
         controller = device.function.controller
-        halted = [key for key, queue in controller.queues.items() if queue.state is QueueState.HALTED]
+        halted = [key for key, queue in controller.queues.by_id.items() if queue.state is QueueState.HALTED]
         if halted or controller.fatal:
-            assert device.function.errors.fault_bits & REGISTERS["fault_status"].fields["queue"].mask
+            assert device.function.chip.errors.fault_bits & REGISTERS["fault_status"].fields["queue"].mask
         device.serves_on()
 
 

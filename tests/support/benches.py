@@ -16,7 +16,7 @@ from driver_shim.protocol.commands import ResetCause
 from driver_shim.transport.base import Transport
 from driver_shim.transport.in_process import InProcessTransport
 from driver_shim.transport.vfio_user import VfioUserTransport
-from emulator.function.function import build
+from emulator.build import build
 from tests.support.paths import ROOT
 from tests.support.rigs import Card
 from tests.support.time_scale import patience

@@ -13,7 +13,8 @@ from driver_shim.transport.base import Transport
 from driver_shim.transport.in_process import InProcessTransport
 from driver_shim.transport.vfio import VfioTransport
 from driver_shim.transport.vfio_user import VfioUserTransport
-from emulator.function.function import PciFunction, build
+from emulator.build import build
+from emulator.function.function import PciFunction
 from sdk import Device
 from sdk.device import on_transport
 from sdk.opening.private_emulator import PrivateEmulator

@@ -19,6 +19,7 @@ from driver_shim.protocol.mailbox import MailboxCommand, MailboxResult, MailboxS
 from driver_shim.protocol.management_registers import HARDWARE_ID
 from driver_shim.protocol.registers import CONSOLE_WINDOW_BYTES, NEVER_MEASURED, REGISTERS, CoreReset, Post
 from driver_shim.transport.in_process import InProcessTransport
+from emulator.chip.chip import Chip
 from emulator.engines import executor
 from emulator.engines.inline import InlineEngines
 from emulator.function.function import PciFunction
@@ -359,12 +360,12 @@ class ScriptedCore(ManagementPort):
 @contextmanager
 def scripted(core: ScriptedCore, *, has_dma: bool = True) -> Iterator[InProcessTransport]:
     """A transport to a function with this core."""
-    function = PciFunction(
+    chip = Chip(
         load_profile("generic"),
         lambda memory: InlineEngines(memory.view, executor, "numpy"),
-        "numpy",
         management=core,
     )
+    function = PciFunction(chip)
     transport = InProcessTransport(function, ResetCause.DEVICE_RESET)
     transport.has_dma = has_dma
     enable_function(transport)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from driver_shim.protocol.config_space import (
     COMMAND_BUS_MASTER,
@@ -13,42 +13,35 @@ from driver_shim.protocol.config_space import (
     D3_HOT,
     DEVICE_CONTROL_INITIATE_FLR,
     EXPRESS,
-    MSIX,
-    MSIX_ENABLE,
-    MSIX_FUNCTION_MASK,
     PM_POWER_STATE,
     POWER_MANAGEMENT,
     config_image,
 )
 
 _PM_CONTROL = POWER_MANAGEMENT.offset + POWER_MANAGEMENT.layout.offset_of("control")
-_MSIX_CONTROL = MSIX.offset + MSIX.layout.offset_of("control")
 _DEVICE_CONTROL = EXPRESS.offset + EXPRESS.layout.offset_of("device_control")
 
 
 class ConfigSpace:
     """The 4 KiB of one function. Nothing that is read or written makes it raise."""
 
-    def __init__(
-        self, bar_sizes: Mapping[int, int], serial: int, vectors: int, on_flr: Callable[[], None] = lambda: None
-    ) -> None:
-        """Power on. `on_flr` is called when the host asks for a function level reset; it calls `reset`.
-
-        `bar_sizes` in bytes by number; `serial` is the 64-bit device serial number. Raises ValueError.
-        """
+    def __init__(self, bar_sizes: Mapping[int, int], serial: int, vectors: int) -> None:
+        """Power on. `bar_sizes` in bytes by number; `serial` is the 64-bit device serial number. Raises ValueError."""
         self._image = config_image(bar_sizes, serial, vectors)
         self._bytes = bytearray(self._image.reset)
-        self._on_flr = on_flr
 
     def read(self, offset: int, size: int) -> bytes:
         """`size` bytes from `offset`; zeros outside configuration space."""
         inside = self._bytes[offset : offset + size] if 0 <= offset < CONFIG_BYTES else b""
         return bytes(inside).ljust(size, b"\0")
 
-    def write(self, offset: int, data: bytes) -> None:
-        """Write `data` at `offset`: any size and alignment; what is read-only or outside stays as it is."""
+    def write(self, offset: int, data: bytes) -> bool:
+        """Write `data` at `offset`: any size and alignment; what is read-only or outside stays as it is.
+
+        True if the host asks with it for a function level reset; whoever carries that out calls `reset`.
+        """
         if not 0 <= offset < CONFIG_BYTES:
-            return
+            return False
         data = data[: CONFIG_BYTES - offset]
         end = offset + len(data)
         state = self.power_state
@@ -57,8 +50,7 @@ class ConfigSpace:
             # An unsupported power state is discarded (PCI Power Management 1.2, 3.2.4).
             self._bytes[_PM_CONTROL] = self._bytes[_PM_CONTROL] & ~PM_POWER_STATE | state
         high = _DEVICE_CONTROL + 1
-        if offset <= high < end and data[high - offset] & DEVICE_CONTROL_INITIATE_FLR >> 8:
-            self._on_flr()
+        return offset <= high < end and bool(data[high - offset] & DEVICE_CONTROL_INITIATE_FLR >> 8)
 
     def reset(self) -> None:
         """Function level reset (PCI Express Base 4.0, 6.6.2): all back to power-on values, but for the bits it exempts.
@@ -69,10 +61,6 @@ class ConfigSpace:
         kept = int.from_bytes(self._image.kept, "little")
         now, fresh = int.from_bytes(self._bytes, "little"), int.from_bytes(self._image.reset, "little")
         self._bytes[:] = (now & kept | fresh & ~kept).to_bytes(CONFIG_BYTES, "little")
-
-    def power_on(self) -> None:
-        """Everything back to its power-on value."""
-        self._bytes[:] = self._image.reset
 
     @property
     def bus_master(self) -> bool:
@@ -88,16 +76,6 @@ class ConfigSpace:
     def power_state(self) -> int:
         """0 for D0, 3 for D3hot."""
         return self._bytes[_PM_CONTROL] & PM_POWER_STATE
-
-    @property
-    def msix_enabled(self) -> bool:
-        """MSI-X message control, bit 15."""
-        return bool(self._word(_MSIX_CONTROL) & MSIX_ENABLE)
-
-    @property
-    def msix_function_masked(self) -> bool:
-        """MSI-X message control, bit 14."""
-        return bool(self._word(_MSIX_CONTROL) & MSIX_FUNCTION_MASK)
 
     def _merge(self, start: int, end: int, data: bytes) -> None:
         image = self._image

@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 from driver_shim.protocol.register_kinds import Access, Register, RegisterMap, ResetDomain
 
-FaultReporter = Callable[[int, str], None]
+FaultReporter = Callable[[int, str], object]
+StoredValues = dict[str, int]
+"""What every register of a block stores, by name; the device's own side reads and sets it past the access rules."""
 HALF_BYTES = 4
 
 
@@ -29,17 +31,28 @@ STORAGE = Behaviour()
 """Reads what was written."""
 
 
+def initial_values(registers: RegisterMap) -> StoredValues:
+    """The values that the registers of a map store after power-on."""
+    return {register.name: register.reset_value for register in registers}
+
+
 class RegisterBlock:
     """All registers of a map; `behaviours` must name each of them, so that none is declared and dead."""
 
-    def __init__(self, registers: RegisterMap, behaviours: dict[str, Behaviour], report: FaultReporter) -> None:
+    def __init__(
+        self,
+        registers: RegisterMap,
+        stored: StoredValues,
+        behaviours: dict[str, Behaviour],
+        report: FaultReporter,
+    ) -> None:
         missing = registers.by_name.keys() ^ behaviours.keys()
         if missing:
             raise RuntimeError(f"registers and behaviours differ in {sorted(missing)}")
         self._map = registers
         self._behaviours = behaviours
         self._report = report
-        self._values = {register.name: register.reset_value for register in registers}
+        self._values = stored
         self._latched_read: dict[str, int] = {}
         self._latched_write: dict[str, int] = {}
 
@@ -47,10 +60,6 @@ class RegisterBlock:
         """Current value of a register, as the host would read it."""
         behaviour = self._behaviours[name]
         return behaviour.read() if behaviour.read else self._values[name]
-
-    def store(self, name: str, value: int) -> None:
-        """Set a stored value from the device's side, past the access rules."""
-        self._values[name] = value
 
     def reset(self, domains: set[ResetDomain]) -> None:
         """Bring the registers of these domains back to their reset values."""

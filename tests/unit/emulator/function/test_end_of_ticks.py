@@ -9,6 +9,7 @@ import pytest
 
 from driver_shim.protocol import commands as c
 from driver_shim.transport.in_process import InProcessTransport
+from emulator.chip.chip import Chip
 from emulator.engines import executor
 from emulator.engines.inline import InlineEngines
 from emulator.function.function import PciFunction
@@ -24,7 +25,8 @@ FAST_HZ = 1 << 62
 def test_ticks_stop_at_the_largest_number(count: int) -> None:
     wall = 0
     profile = dataclasses.replace(load_profile("generic"), tick_hz=FAST_HZ, memory_bytes=1 << 20)
-    function = PciFunction(profile, lambda memory: InlineEngines(memory.view, executor), "auto", wall_ns=lambda: wall)
+    chip = Chip(profile, lambda memory: InlineEngines(memory.view, executor), wall_ns=lambda: wall)
+    function = PciFunction(chip)
     transport = InProcessTransport(function, c.ResetCause.DEVICE_RESET)
     bus = BusClient(transport).enable()
     queue = bus.queue()
@@ -38,12 +40,12 @@ def test_ticks_stop_at_the_largest_number(count: int) -> None:
     assert bus.registers.tick_snapshot.read() == LAST_TICK
     assert queue.run(c.NOP.build(opcode=0x60))[0].status == c.Status.INVALID_OPCODE
     assert bus.newest_error().tick == LAST_TICK
-    function.activity.busy_ticks = LAST_TICK + 5
+    function.chip.counters.busy_ticks = LAST_TICK + 5
     bus.registers.counter_snapshot.write(take=1)
     assert bus.registers.busy_ticks.read() == LAST_TICK
     assert c.ACTIVITY_LOG.parse(bus.log_page(c.LogPage.ACTIVITY, 128)).busy_ticks == LAST_TICK
     function.client_lost()  # a black box with all of this in it
-    assert np.frombuffer(function.black_box[: c.BLACK_BOX.size], c.BLACK_BOX.dtype)["tick"][0] == LAST_TICK
+    assert np.frombuffer(function.chip.black_box[: c.BLACK_BOX.size], c.BLACK_BOX.dtype)["tick"][0] == LAST_TICK
     transport.dma_map(bus.file, 0, 0x1_0000_0000, MEMORY_BYTES)
     bus.command(BOTH)
     bus.close()

@@ -14,7 +14,7 @@ from driver_shim.protocol.commands import ResetCause
 from driver_shim.protocol.mailbox import MailboxCommand, MailboxState
 from driver_shim.protocol.registers import NEVER_MEASURED, Post
 from driver_shim.transport.in_process import InProcessTransport
-from emulator.function.function import build
+from emulator.build import build
 from emulator.management.port import AbsentCore
 from emulator.management.process import core_process, options
 from emulator.management.process.options import CoreOptions, start_core
@@ -34,7 +34,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
 def transport(bare: None) -> Iterator[InProcessTransport]:
     function = build("generic", "numpy", core=CoreOptions())
     try:
-        assert isinstance(function.management, AbsentCore)
+        assert isinstance(function.chip.management, AbsentCore)
         yield InProcessTransport(function, ResetCause.DEVICE_RESET)
     finally:
         function.close()

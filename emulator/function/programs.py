@@ -1,0 +1,150 @@
+"""The loaded programs of a function, and the engine jobs that run them.
+
+A program is verified once, when it is loaded. An engine computes into private scratch; its outputs reach device memory
+only while the job that asked for them is still wanted (`jobs/exec.py`), so a reset never has to wait for an engine.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+from driver_shim.protocol.commands import Status
+from emulator.chip.chip import Chip
+from emulator.engines.job import EngineJob, JobResult, ProgramImage
+from emulator.function.command_error import CommandError, check_device_range, check_tensor_aligned
+from emulator.model import timing
+from emulator.model.verify import ProgramRejected, VerifiedProgram, verify
+from emulator.model.work import program_work
+
+MAX_PROGRAMS = 64
+MAX_PROGRAM_BYTES = 1 << 30
+
+OnResult = Callable[[JobResult], None]
+
+
+class PlacedProgram(NamedTuple):
+    """A program that passed verification, and where its constants lie."""
+
+    handle: int
+    constants: int
+    """Device address of its constants."""
+    constants_bytes: int
+    workspace_bytes: int
+    inputs: tuple[int, ...]
+    """Byte size of each input."""
+    outputs: tuple[int, ...]
+    ticks: int
+    """Modelled cost of one execution."""
+
+
+class Programs:
+    """The loaded programs of one function and the engine jobs that run them."""
+
+    def __init__(self, chip: Chip) -> None:
+        self._memory = chip.memory
+        self._profile = chip.profile
+        self._engines = chip.engines
+        self.outstanding: dict[int, OnResult] = {}
+        """Engine jobs whose result somebody wants, by id."""
+        self._loaded: dict[int, PlacedProgram] = {}
+        self._handles = itertools.count(1)
+        self._job_ids = itertools.count(1)
+        self._generation = 0
+        self._engine_free = [0] * chip.profile.engines
+
+    def check_size(self, size: int) -> None:
+        """Raise CommandError for a container that cannot be loaded whatever is in it."""
+        if not 0 < size <= MAX_PROGRAM_BYTES:
+            raise CommandError(
+                Status.PROGRAM_REJECTED, f"program of {size} bytes; 1 to {MAX_PROGRAM_BYTES} are possible"
+            )
+        if len(self._loaded) >= MAX_PROGRAMS:
+            raise CommandError(Status.PROGRAM_LIMIT, f"{MAX_PROGRAMS} programs are loaded; unload one first")
+
+    def load(self, image: bytes, constants: int) -> int:
+        """Verify a container, place its constants at device address `constants`; returns the handle."""
+        try:
+            program = verify(image)
+        except ProgramRejected as error:
+            raise CommandError(Status.PROGRAM_REJECTED, f"program rejected: {error}") from error
+        check_tensor_aligned(constants, "constants")
+        check_device_range(self._memory, constants, program.constants_bytes, "program constants")
+        handle = next(self._handles)
+        try:
+            self._engines.load(handle, _engine_image(image, program))
+        except OSError as error:
+            raise CommandError(Status.PROGRAM_LIMIT, f"the engines cannot take it: {error.strerror}") from error
+        self._memory.view[constants : constants + program.constants_bytes] = program.constants
+        self._loaded[handle] = PlacedProgram(
+            handle,
+            constants,
+            program.constants_bytes,
+            program.workspace_bytes,
+            program.input_sizes,
+            program.output_sizes,
+            timing.program_ticks(self._profile, program_work(program.image)),
+        )
+        return handle
+
+    def unload(self, handle: int) -> None:
+        """Forget a program. Jobs of it that run end normally."""
+        self.find(handle)
+        del self._loaded[handle]
+        self._engines.unload(handle)
+
+    def find(self, handle: int) -> PlacedProgram:
+        """The program of a handle. Raises CommandError."""
+        program = self._loaded.get(handle)
+        if program is None:
+            raise CommandError(Status.INVALID_PROGRAM, f"no program has the handle {handle}")
+        return program
+
+    def start(self, program: PlacedProgram, inputs: tuple[int, ...], on_result: OnResult) -> int:
+        """Hand a job to an engine; returns its id. `on_result` is told how it ended, unless it is cancelled."""
+        job_id = next(self._job_ids)
+        self.outstanding[job_id] = on_result
+        self._engines.start(EngineJob(job_id, self._generation, program.handle, program.constants, inputs))
+        return job_id
+
+    def book_engine(self, cost: int, not_before: int) -> int:
+        """Reserve the engine that is free first for `cost` ticks; returns the tick at which it begins."""
+        engine = min(range(len(self._engine_free)), key=self._engine_free.__getitem__)
+        start = max(self._engine_free[engine], not_before)
+        self._engine_free[engine] = start + cost
+        return start
+
+    def collect(self) -> bool:
+        """Take finished engine jobs in; True if there were any."""
+        results = self._engines.poll()
+        for result in results:
+            on_result = self.outstanding.pop(result.job.id, None)
+            if on_result is None or result.job.generation != self._generation:
+                self._engines.release(result)
+            else:
+                on_result(result)
+        return bool(results)
+
+    def release(self, result: JobResult) -> None:
+        """The outputs of a result were committed, or nobody wants them any more."""
+        self._engines.release(result)
+
+    def cancel(self, job_id: int) -> None:
+        """Nobody wants this job's result any more; does not wait for the engine."""
+        self.outstanding.pop(job_id, None)
+        self._engines.cancel(job_id)
+
+    def clear(self) -> None:
+        """Unload everything and drop running jobs without waiting for them."""
+        self._generation += 1
+        self.outstanding.clear()
+        self._engine_free = [0] * len(self._engine_free)
+        self._engines.cancel_all()
+        for handle in self._loaded:
+            self._engines.unload(handle)
+        self._loaded.clear()
+
+
+def _engine_image(image: bytes, program: VerifiedProgram) -> ProgramImage:
+    return ProgramImage(image, program.scratch_bytes, program.output_places, program.command_count)
