@@ -174,7 +174,7 @@ class Controller:
                 queue.publish()
             while queue.outstanding():
                 self._take(queue, opcode)
-            queue.put(layout.codec, int(opcode), *layout.codec.unpack(entry)[4:])
+            queue.put(layout.codec, int(opcode), layout.codec.unpack(entry)[4:])
             queue.publish()
             status, result = self._take(queue, opcode)
         if status:

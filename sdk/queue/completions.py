@@ -106,7 +106,7 @@ class Completions:
                             owner._finish(completion[2], completion[5], completion[6])
                             slots[slot] = None
                         pair.advance()
-                    completion = pair.peek()
+                    completion = pair.peek() if pair.cq_head != pair.sq_tail else None
                 threads = self._threads
                 if self._futures or threads.leader is not None or threads.followers:
                     self._tell_waiters()

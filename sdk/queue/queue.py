@@ -50,7 +50,7 @@ class Queue(Commands):
                     if event._keep is not None:
                         event._check_kept()
                     completions.slots[tail & completions.slot_mask] = event
-                    pair.put(codec, opcode, *values)
+                    pair.put(codec, opcode, values)
                     try:
                         pair.publish()
                     except NpuError as error:
@@ -138,7 +138,7 @@ class Queue(Commands):
             event, codec, opcode, values = recorded[0]
             event._check_kept()
             self._completions.slots[self._pair.sq_tail & self._completions.slot_mask] = event
-            self._pair.put(codec, opcode, *values)
+            self._pair.put(codec, opcode, values)
             recorded.popleft()
         self._pair.publish()
 
