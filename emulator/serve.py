@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emulator.chip.state_error import StateError
 from emulator.engines import import_guard
 from emulator.management.process.options import CoreOptions
 from emulator.publication import PublishedEmulator
@@ -21,6 +20,7 @@ from emulator.server.function_port import FunctionPort
 from emulator.server.listener import Listener, ListenError
 from emulator.server.usbip import UsbipServer, listen
 from emulator.server.vfio_user import Server, StopSignal
+from emulator.state_error import StateError
 
 if TYPE_CHECKING:
     from emulator.function.function import PciFunction
