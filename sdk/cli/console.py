@@ -15,12 +15,12 @@ from driver_shim.protocol.registers import Post
 from firmware_tools.console import Console, Output
 from sdk.cli import timeouts
 from sdk.cli.bounded_number import bounded
-from sdk.cli.device_selection import changed, device_option
+from sdk.cli.device_selection import changed, device_option, no_open_option, open_core
 from sdk.cli.exit_codes import ExitCode, Failure
 from sdk.cli.frame import Frame
-from sdk.cli.management import Management, no_open_option, open_management
 from sdk.cli.terminal import pass_every_key, terminal_restored
 from sdk.cli.verb import verb
+from sdk.opening.management import Management
 
 LEAVE = 0x1D
 """Ctrl-]."""
@@ -50,7 +50,7 @@ def command(frame: Frame, wanted: tuple[str, ...], no_input: bool, only_new: boo
     if len(devices) != 1:
         raise click.UsageError("a console is one device's; name one with -d")
     address = devices[0].address
-    with open_management(address) as opened:
+    with open_core(address) as opened:
         _check_core(frame, opened)
         session = _Session(frame, address, opened, not only_new)
         session.run(None if no_input else sys.stdin.fileno(), linger)

@@ -70,7 +70,7 @@ def command(frame: Frame, paths: tuple[Path, ...], everything: bool, wanted: tup
     files = expand(paths) if paths else own_files()
     peer_process.require("magika", extra="demo")
     frame.note(f"onnxruntime classifies {len(files)} files first, to compare with")
-    peer = peer_process.ask(PEER, {"paths": [str(path) for path in files]}, {})
+    peer = peer_process.ask(PEER, {"paths": [str(path) for path in files]}, {}, timeouts.PEER_S)
     if not peer.facts["classified"]:
         _show_skipped(frame, peer.facts["skipped"])
         raise Failure("none of the files has enough content for the model")

@@ -13,8 +13,8 @@ from driver_shim.shared.runtime_folder import make_runtime_folder, runtime_folde
 from emulator.model.profile import profile_names
 from sdk import environment
 from sdk.cli.bounded_number import bounded
-from sdk.cli.child_process import module_command
 from sdk.opening.addresses import CORES, KERNELS
+from sdk.opening.child_process import module_command
 
 _CELSIUS = bounded(float, "degrees Celsius, e.g. 35", least=-273.15, most=sys.float_info.max)
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)

@@ -12,11 +12,11 @@ from driver_shim.errors import DeviceBusy
 from driver_shim.function.pre_open import PreOpenRecord, saved_pre_open
 from driver_shim.shared.runtime_folder import Holder
 from driver_shim.transport.usb_ports import PREFIX as DEBUG_PORT_SCHEME
+from sdk.cli.device_facts import facts
 from sdk.cli.device_selection import device_option, open_named, queried
 from sdk.cli.exit_codes import Failure
 from sdk.cli.firmware_facts import boot_facts, sensor_facts
 from sdk.cli.frame import Frame, holder_facts, rfc3339
-from sdk.cli.list_devices import facts
 from sdk.cli.verb import verb
 from sdk.errors import NpuError
 from sdk.opening.listing import DeviceInfo

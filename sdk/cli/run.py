@@ -130,7 +130,7 @@ def _verify(
     if foreign:
         raise Failure(f"--verify: onnxruntime takes no {inputs[foreign[0]].dtype.name} arrays (input {foreign[0]!r})")
     peer_process.require("onnxruntime", extra="models")
-    reference = peer_process.ask(PEER, {"model": model_path}, inputs)
+    reference = peer_process.ask(PEER, {"model": model_path}, inputs, timeouts.PEER_S)
     compared = [agreement.compare(name, array, reference.arrays[name]) for name, array in outputs.items()]
     entry["verification"] = {
         "reference": f"onnxruntime {reference.facts['onnxruntime']}",

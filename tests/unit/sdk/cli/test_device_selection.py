@@ -14,7 +14,7 @@ from rich.table import Table
 from driver_shim.cards.discovery import PciCard, find_cards
 from driver_shim.shared.runtime_folder import Holder
 from sdk import environment
-from sdk.cli import device_selection, list_devices
+from sdk.cli import device_facts, device_selection, list_devices
 from sdk.cli import info as info_verb
 from sdk.cli.frame import Frame
 from sdk.errors import DeviceNotFound
@@ -219,7 +219,7 @@ def test_info_shows_what_applies_and_is_known_in_words(
     machine.setattr(info, "served_devices", lambda: [SERVED])
     (device,) = device_selection.queried([serial])
     found = {"time": "2026-01-02T03:04:05.678Z", "reset_causes": [], "fault_count": 0, "black_box": None}
-    entry = {**list_devices.facts(device), "sensors": {"age_seconds": None}, "opened": opened, "pre_open": found}
+    entry = {**device_facts.facts(device), "sensors": {"age_seconds": None}, "opened": opened, "pre_open": found}
     info_verb._show(Frame("info", as_json=False, timeout=None), entry)
     text = capsys.readouterr().out
     words = text.split()
@@ -260,11 +260,11 @@ def test_emulators_fit_80_columns() -> None:
 )
 def test_links_in_words(link: tuple[Any, Any, Any, Any], text: str | None) -> None:
     keys = ("link_speed_gt_per_s", "link_width_lanes", "link_max_speed_gt_per_s", "link_max_width_lanes")
-    assert list_devices.link_text(DeviceInfo("NPU", "pci:0000:03:00.0", **dict(zip(keys, link, strict=True)))) == text
+    assert device_facts.link_text(DeviceInfo("NPU", "pci:0000:03:00.0", **dict(zip(keys, link, strict=True)))) == text
 
 
 def test_the_documents_carry_the_facts_and_null_for_what_is_unknown() -> None:
-    first, second = map(list_devices.facts, info.list_devices())
+    first, second = map(device_facts.facts, info.list_devices())
     assert {name: first[name] for name in ("iommu_group", "numa_node", "link_speed_gt_per_s", "power_state")} == {
         "iommu_group": "17",
         "numa_node": 0,
