@@ -140,7 +140,7 @@ class PciFunction:
             CONFIG_REGION: Region(CONFIG_REGION, CONFIG_BYTES, True, True),
         }
         machine = Machine(
-            profile, self.memory, self.address_space, self.activity, lambda: self.management.reading("throttle")
+            profile, self.memory, self.address_space, self.activity, lambda: self.management.read("throttle")
         )
         self.programs = Programs(machine, self._engines)
         self.controller = Controller(
@@ -205,7 +205,7 @@ class PciFunction:
             return self.interrupts.table_read(offset - MSIX_TABLE_OFFSET, size)
         at = offset - CONSOLE_WINDOW_OFFSET
         if 0 <= at < CONSOLE_WINDOW_BYTES and size in CONSOLE_WIDTHS and at % size == 0:
-            return self.management.console_window(at, size)
+            return self.management.window(at, size)
         return self.registers.read(offset, size).to_bytes(size, "little")
 
     def bar0_write(self, offset: int, data: bytes) -> None:
@@ -279,7 +279,6 @@ class PciFunction:
         self.registers.reset({ResetDomain.FUNCTION, ResetDomain.ENGINE, ResetDomain.CONTEXT})
         self._held_vectors = 0
         self._config_error = False
-        self.management.mailbox_withdraw()
         self.management.device_reset()
         self._note_reset(cause)
 
@@ -397,7 +396,7 @@ class PciFunction:
         )
 
     def _firmware(self) -> bytes:
-        version = REGISTERS["firmware_version"].decode(self.management.firmware_version())
+        version = REGISTERS["firmware_version"].decode(self.management.read("firmware_version"))
         return str(ImageVersion(**version)).encode() if any(version.values()) else b""
 
     def _log_page(self, page: int) -> bytes:

@@ -65,7 +65,7 @@ def test_a_request_on_the_wire(box: Mailbox, core: ScriptedCore) -> None:
     core.override[MailboxCommand.LOG_READ] = lambda body: (0, body)
     box._sequence = 0x01020303
     assert box.request(MailboxCommand.LOG_READ, b"\xaa\xbb\xcc\xdd") == b"\xaa\xbb\xcc\xdd"
-    assert core.window[:12] == bytes.fromhex("0500 0400 04030201 aabbccdd")
+    assert core.mailbox_window[:12] == bytes.fromhex("0500 0400 04030201 aabbccdd")
 
 
 @pytest.mark.parametrize(("command", "length"), [(MailboxCommand.INFO, 1), (MailboxCommand.STAGE_WRITE, 4)])
@@ -102,7 +102,7 @@ def test_ctrl_c_withdraws_the_request(
 
 def test_another_programs_request_is_waited_for(box: Mailbox, core: ScriptedCore) -> None:
     core.silent = True
-    core.mailbox_ring()
+    core.ring()
     with pytest.raises(FirmwareError, match="another program's request") as caught:
         box.request(MailboxCommand.PING, limit_s=SHORT_S)
     assert caught.value.code == "mailbox-busy"
@@ -136,7 +136,7 @@ def test_a_reset_takes_the_request_back(
     box: Mailbox, core: ScriptedCore, transport: InProcessTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     core.silent = True
-    monkeypatch.setattr(transport, "progress", core.mailbox_withdraw)
+    monkeypatch.setattr(transport, "progress", core.withdraw)
     with pytest.raises(FirmwareError) as caught:
         box.request(MailboxCommand.PING)
     assert caught.value.code == "mailbox-withdrawn"
