@@ -12,7 +12,6 @@ from driver_shim.protocol.mailbox import MailboxState
 from driver_shim.protocol.registers import NEVER_MEASURED, REGISTERS, Post
 from emulator.host_memory.address_space import AddressSpace
 
-
 _ABSENT = {
     "boot_progress": REGISTERS["boot_progress"].encode(post_code=Post.ABSENT),
     "mailbox_status": REGISTERS["mailbox_status"].encode(state=MailboxState.ABSENT),
