@@ -25,6 +25,9 @@ EMULATOR_START_S = 20.0
 EMULATOR_STOP_S = 5.0
 """A private emulator's exit after its owner hung up, before it is killed."""
 
+REAP_S = 5.0
+"""A killed child process's exit: instant unless the machine is out of memory or the process sleeps in the kernel."""
+
 OPEN_S = 10.0
 """After Ctrl-C while a card is being opened: that resets it, for a tenth of a second that cannot be cut short."""
 

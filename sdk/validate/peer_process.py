@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from driver_shim.shared.child_process import module_command
 from sdk.cli import timeouts
-from sdk.cli.child_process import module_command
 from sdk.cli.exit_codes import Failure
 
 _FACTS = "facts.json"

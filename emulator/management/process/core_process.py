@@ -13,10 +13,10 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 
 from driver_shim.protocol.registers import CONSOLE_WINDOW_BYTES
+from driver_shim.shared.child_process import main_command, wait_or_kill
 from emulator import timeouts
 from emulator.host_memory.address_space import AddressSpace, DmaFault
 from emulator.management.link import Link, make_link_file
@@ -29,13 +29,8 @@ _TICK_MASK = (1 << 64) - 1
 _STEPS_PER_LIFE_CHECK = 64
 """The end of the process is looked for this seldom; until then its accesses just stay without an answer."""
 EXIT_FAILED = 1
-NEEDED_MODULES = ("unicorn", "cryptography", "elftools")
+NEEDED_MODULES = ("unicorn", "cryptography")
 """What the extra `[firmware]` brings."""
-_BOOT = (
-    "import os, sys; sys.path[:] = sys.argv.pop(1).split(os.pathsep);"
-    " from emulator.management.process.serve import main; main(sys.argv[1:])"
-)
-"""The core imports what this process would, from where this process would."""
 
 
 def missing_modules() -> list[str]:
@@ -82,11 +77,9 @@ class CoreProcess(ManagementPort):
         try:
             inherited = (self._storage_fd, self._link_fd, self._to_core, self._to_function, theirs.fileno())
             self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-c", _BOOT, os.pathsep.join(sys.path)),
-                    *(str(number) for number in (os.getpid(), *inherited)),
-                    *self._arguments,
-                ],
+                main_command(
+                    "emulator.management.process.serve", *map(str, (os.getpid(), *inherited)), *self._arguments
+                ),
                 pass_fds=inherited,
                 stdin=None if self._owns_terminal else subprocess.DEVNULL,
                 process_group=None if self._owns_terminal else 0,
@@ -207,11 +200,8 @@ class CoreProcess(ManagementPort):
         self._forget_process()  # its end of the channel reads end-of-file
         if process is not None:
             process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(timeouts.CORE_STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            if not wait_or_kill(process, timeouts.CORE_STOP_S, timeouts.REAP_S):
+                _logger.warning("the management core's process %d was killed and does not end", process.pid)
         self._link.close()
         for fd in (self._link_fd, self._to_core, self._to_function, self._storage_fd):
             os.close(fd)

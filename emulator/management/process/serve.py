@@ -7,7 +7,6 @@ While the core works its time is that of its own instructions, the same at each 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import logging
 import os
 import select
@@ -18,8 +17,10 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from driver_shim.protocol.elf import ElfError
 from driver_shim.protocol.management_registers import MTIME_HERTZ
 from driver_shim.protocol.registers import CoreReset
+from driver_shim.shared.child_process import die_with_parent
 from emulator.chip.state_error import StateError
 from emulator.management.link import Link
 from emulator.management.npu.core import Chip, ForeignFirmware
@@ -31,7 +32,6 @@ from emulator.management.process.pace import Pace
 from emulator.management.process.recovery_channel import answer_requests
 from emulator.management.process.uart_port import UartPort, UartPortError, open_uart_port
 from emulator.management.riscv.board import BoardError
-from emulator.management.riscv.elf_errors import ElfError
 from emulator.management.riscv.machine import Stop, StopReason
 
 _logger = logging.getLogger("npu.emulator.management")
@@ -44,8 +44,6 @@ EXIT_CODE_MASK = 0xFF
 _MS_PER_S = 1000
 _LONGEST_SLEEP_TICKS = 3600 * MTIME_HERTZ
 """What `poll` can be told; a program's next deadline may be tens of thousands of years away."""
-_PR_SET_PDEATHSIG = 1
-"""prctl(2)."""
 
 
 class CoreLoop:
@@ -215,9 +213,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> None:
     """Run until the emulator is gone."""
     chosen = parse_arguments(arguments)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != chosen.owner:
-        return  # it ended before we could ask to end with it
+    die_with_parent(chosen.owner)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal is the emulator's to handle
     os.nice(CORE_NICENESS)
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
