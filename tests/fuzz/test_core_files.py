@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
+from driver_shim.protocol.elf import ElfError
 from driver_shim.protocol.firmware_slots import (
     BOOT_STATE,
     BOOT_STATE_OFFSETS,
@@ -38,10 +39,9 @@ from emulator.management.npu.storage import (
     open_storage,
 )
 from emulator.management.riscv.board import BoardError, parse_board
-from emulator.management.riscv.elf import parse_program
-from emulator.management.riscv.elf_errors import ElfError
 from emulator.management.riscv.machine import Machine
 from emulator.management.riscv.memory import Memories, Memory
+from emulator.management.riscv.program import parse_program
 from tests.fuzz.device import fuzzed
 from tests.support.core_bench import REFERENCE_IMAGE, core_bench
 from tests.support.riscv import HERE, RAM, WFI, code

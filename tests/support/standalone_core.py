@@ -11,8 +11,8 @@ from pathlib import Path
 
 from driver_shim.protocol.registers import CoreReset
 from emulator.management.riscv.board import Board, default_board
-from emulator.management.riscv.elf import Program, read_program
 from emulator.management.riscv.machine import ACCESS_CYCLES, Machine, Stop, StopReason
+from emulator.management.riscv.program import Program, read_program
 from emulator.management.riscv.uart16550 import Uart16550
 
 _HART_ID = 0
