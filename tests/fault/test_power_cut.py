@@ -54,6 +54,19 @@ class Journal(list[FlashOperation]):
         super().append(operation)
 
 
+def torn(operation: FlashOperation) -> bytes:
+    """What is there when power fails half way: cells near their old value, some between, some at the new one.
+
+    The first half of the bytes has changed; in the next eighth every other bit has, since cells do not switch
+    together; the rest is as before.
+    """
+    before, after = operation.before, operation.after
+    changed, between = len(after) // 2, len(after) // 8
+    halves = zip(before[changed : changed + between], after[changed : changed + between], strict=True)
+    mixed = bytes(old & 0xAA | new & 0x55 for old, new in halves)
+    return after[:changed] + mixed + before[changed + between :]
+
+
 def moments(before: bytes, after: bytes, journal: Journal) -> Iterator[Moment]:
     """Every state of storage from `before` to `after`."""
     contents = bytearray(before)
@@ -66,7 +79,7 @@ def moments(before: bytes, after: bytes, journal: Journal) -> Iterator[Moment]:
         if counter != last:  # else it is the moment after the operation before
             yield Moment(f"before {what}", bytes(contents))
             last = counter
-        contents[place] = operation.torn()
+        contents[place] = torn(operation)
         yield Moment(f"inside {what}", bytes(contents))
         contents[place] = operation.after
         yield Moment(f"after {what}", bytes(contents))

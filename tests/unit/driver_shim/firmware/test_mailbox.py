@@ -21,6 +21,7 @@ from driver_shim.protocol import mailbox
 from driver_shim.protocol.firmware_slots import Slot
 from driver_shim.protocol.mailbox import MailboxCommand, MailboxResult, MailboxState, UpdateState
 from driver_shim.protocol.registers import MAILBOX_DATA_OFFSET, Post
+from driver_shim.protocol.slugs import slug
 from driver_shim.transport.in_process import InProcessTransport
 from tests.support.firmware_images import image
 from tests.support.scripted_core import ScriptedCore, scripted
@@ -170,7 +171,7 @@ def test_every_result_has_words_and_a_code() -> None:
     for result in MailboxResult:
         if result is not MailboxResult.OK:
             error = refused("vfio-user:x", "update begin", result)
-            assert error.code == result.name.lower().replace("_", "-")
+            assert error.code == slug(result)
             assert error.result == result
     assert set(REFUSALS) == set(MailboxResult) - {MailboxResult.OK}
     assert refused("vfio-user:x", "ping", 99).code == "result-99"
