@@ -33,6 +33,9 @@ STALE_CHECK_S = 1.0
 CORE_STOP_S = 2.0
 """The management core's process ends within a slice of instructions, below a millisecond; it may be starved."""
 
+TERMINAL_ROOM_S = 1.0
+"""A terminal that takes no more of the UART's output; then what is left waits in memory, and the core goes on."""
+
 USBIP_REQUEST_S = 5.0
 """From a connection to the debug port's server to its first complete request; the sender may be starved."""
 

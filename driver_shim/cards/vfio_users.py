@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from driver_shim.cards.tickets import printable
+from driver_shim.cards.line import printable
 
 _DEVICE_LINK = "anon_inode:[vfio-device]"
 _SYSPATH_KEY = "vfio-device-syspath:"

@@ -22,8 +22,7 @@ from driver_shim.errors import (
     Timeout,
     UnsupportedPlatform,
 )
-from driver_shim.protocol.debug_port import CONFIGURATION
-from driver_shim.protocol.usb_ids import DEBUG_PORT_ID, VENDOR_ID
+from driver_shim.protocol.debug_port import CONFIGURATION, DEBUG_PORT_ID, VENDOR_ID
 
 if TYPE_CHECKING:
     import usb.core

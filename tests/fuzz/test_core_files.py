@@ -121,7 +121,7 @@ def test_a_damaged_chip_boots_what_verifies_or_waits_in_recovery(
                 assert bench.progress()["post_code"] == Post.RECOVERY
             else:
                 slot = Slot(bench.progress()["slot"])
-                bench.chip.rom.verify(bench.chip.rom.slot_image(slot))
+                bench.core.rom.verify(bench.core.rom.slot_image(slot))
                 assert bench.ready()
             reason = CoreReset.HOST
         intact = contents[ONE_TIME_OFFSET:] == healthy()[ONE_TIME_OFFSET:]

@@ -62,7 +62,7 @@ def writable(folder: Path) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Machine:
+class HostMachine:
     """What checks look at. Every part can be another's in tests."""
 
     roots: Roots

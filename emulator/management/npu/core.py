@@ -73,7 +73,7 @@ class ForeignFirmware:
         return load_board(self.board, MODEL_BYTES) if self.board else npu_board()
 
 
-class Chip:
+class Core:
     """One management core."""
 
     def __init__(

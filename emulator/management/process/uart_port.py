@@ -13,6 +13,8 @@ import socket
 import tty
 from collections.abc import Callable
 
+from emulator import timeouts
+
 _CHUNK_BYTES = 256
 _BACKLOG_BYTES_MAX = 0x1_0000
 _STDIN, _STDOUT = 0, 1
@@ -114,8 +116,9 @@ class TerminalPort(UartPort):
         except BlockingIOError:
             if self._owned:
                 return 0
-            select.select([], [self._output], [])  # somebody has made our own terminal non-blocking
-            return self._write(data)
+            # Somebody has made our own terminal non-blocking; one that is held stays full.
+            room = select.select([], [self._output], [], timeouts.TERMINAL_ROOM_S)[1]
+            return self._write(data) if room else 0
         except OSError:
             return len(data)
 
