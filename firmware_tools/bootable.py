@@ -1,4 +1,4 @@
-"""Why a device would not start an image, however it is signed. The device looks itself; this is to know it earlier."""
+"""Reasons why a device would not start an image, however it is signed; the device itself looks again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether an image is signed by a key that one trusts."""
+"""Verification of images against trusted keys."""
 
 from __future__ import annotations
 

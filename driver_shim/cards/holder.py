@@ -1,4 +1,4 @@
-"""Who holds a device, and the line of those who wait for it.
+"""The holder of a device, and the line of those who wait for it.
 
 Devices with one holder at a time have a line of tickets (`line.py`) in the runtime folder. The line says who holds
 the device and in which order others get it. Whether it can be had is decided by the device's own lock when it is

@@ -1,4 +1,4 @@
-"""Which processes use a function through VFIO, as /proc shows it."""
+"""Processes that use a function through VFIO, as /proc shows them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What registers tell of the management core, whether or not its firmware answers."""
+"""State of the management core as registers show it, whether or not its firmware answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds debug ports: of served emulators in the runtime folder, of cards on USB; and says in our errors what USB says.
+"""Debug ports of served emulators in the runtime folder and of cards on USB, and what USB says in our errors.
 
 pyusb is an optional dependency and imported when a port is asked for.
 """

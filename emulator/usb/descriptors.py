@@ -1,4 +1,4 @@
-"""What the debug port looks like on the bus: two interfaces without endpoints, all through endpoint 0."""
+"""Descriptors of the debug port: two interfaces without endpoints, all through endpoint 0."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def test_storage_of_another_length_is_refused_and_left_alone(size: int) -> None:
         os.truncate(path, size)
         try:
             os.close(open_storage(Path(folder), REFERENCE_IMAGE))
-            raise AssertionError("noughts are no one-time values")
+            raise AssertionError("zeros are no one-time values")
         except StateError:
             assert path.stat().st_size == size
     assert FLASH_BYTES < STORAGE_BYTES

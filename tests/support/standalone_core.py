@@ -1,7 +1,7 @@
 """A stranger's bare-metal program on a machine of its own, as `qemu-system-riscv32 -M virt -bios none -kernel` runs it.
 
 `StandaloneRun` is stepped by whoever owns the loop (a process, a test); it neither sleeps nor blocks. It differs from
-QEMU in that a1 is nought, for there is no device tree, and that the program begins at the file's entry.
+QEMU in that a1 is zero, for there is no device tree, and that the program begins at the file's entry.
 """
 
 from __future__ import annotations

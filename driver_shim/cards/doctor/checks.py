@@ -1,4 +1,4 @@
-"""What a check of the machine looks at, and what it answers."""
+"""Subject and answer of a check of the machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast the core's process goes: its time follows the wall's, and its work keeps to its share of one CPU."""
+"""Pace of the core's process: its time follows the wall's, and its work keeps to its share of one CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the UART goes besides the host's console: a pseudo-terminal, a TCP port of this machine, or our own terminal.
+"""Ports of the UART besides the host's console: a pseudo-terminal, a TCP port of this machine, our own terminal.
 
 Our own terminal is waited for, as in QEMU: what a program prints into a pipe arrives whole. The others may have nobody
 at their end: of output that is not read some is kept, and the rest is dropped.

@@ -331,7 +331,7 @@ def _fill(buffer: memoryview, path: Path, key: str, board: Board) -> None:
     try:
         with path.open("rb") as file:
             data = file.read(buffer.nbytes + 1)
-    except (OSError, ValueError) as error:  # ValueError: a nought in the path
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise BoardError(board.source, f"{key}.file", f"{path} cannot be read: {error}", allowed) from error
     if len(data) > buffer.nbytes:
         raise BoardError(board.source, f"{key}.file", f"{path} is longer", allowed)

@@ -1,4 +1,4 @@
-"""What a peripheral of the management core is, and what the machine around it offers to it."""
+"""Interfaces between a peripheral of the management core and the machine around it."""
 
 from __future__ import annotations
 

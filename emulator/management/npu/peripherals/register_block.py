@@ -1,4 +1,4 @@
-"""What all our peripherals share: 32-bit registers that store, and tables of those that do more."""
+"""Base of all our peripherals: 32-bit registers that store, and tables of those that do more."""
 
 from __future__ import annotations
 
