@@ -219,6 +219,11 @@ class Hart:
         return self._cycle + self._counter.value() - 1 if self._running else self._cycle
 
     @property
+    def current_pc(self) -> int:
+        """Address of the current instruction, also during its access to a device."""
+        return self._registers.read_pc() if self._running else self.pc
+
+    @property
     def retired(self) -> int:
         """Instructions retired before the current one."""
         return self._retired + self._counter.value() - 1 if self._running else self._retired
