@@ -1,4 +1,4 @@
-"""Carry a flash plan out, exactly as it stands, and tell the truth of what came of it.
+"""Execution of a flash plan, exactly as it stands, and the truth of what came of it.
 
 Nothing here resets the device: `activation.py` does, when it is asked to.
 """

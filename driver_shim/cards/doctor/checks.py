@@ -1,4 +1,4 @@
-"""Subject and answer of a check of the machine."""
+"""The host machine that checks look at, and their answers."""
 
 from __future__ import annotations
 

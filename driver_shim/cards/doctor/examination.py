@@ -1,4 +1,4 @@
-"""Finds out what keeps programs from their devices: a table of checks, none of which opens or resets a card."""
+"""Search for what keeps programs from their devices: a table of checks, none of which opens or resets a card."""
 
 from __future__ import annotations
 
