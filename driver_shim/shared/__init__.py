@@ -1,4 +1,4 @@
-"""What host and device share beyond the bytes: fences, MMIO accesses of exact width, the runtime folder, whole files.
+"""Tools of host and device alike: fences, MMIO accesses of exact width, runtime folder, whole files, children.
 
 Unlike `protocol/` these touch memory and files. They import nothing of ours but the protocol.
 """
