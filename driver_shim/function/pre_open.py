@@ -1,4 +1,4 @@
-"""What a device showed before its driver enabled or reset anything: the state that a post-mortem needs.
+"""A device's state before its driver enabled or reset anything, for a post-mortem.
 
 To open a card resets it (VFIO does), so only what lies in the cold reset domain is still there, and that is read first.
 """

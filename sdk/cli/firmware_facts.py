@@ -1,4 +1,4 @@
-"""What is said of a device's firmware: as a document's keys, and as lines within 80 columns."""
+"""A device's firmware as a document's keys, and as lines within 80 columns."""
 
 from __future__ import annotations
 

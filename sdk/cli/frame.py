@@ -1,4 +1,4 @@
-"""What a verb reports: devices and errors, as text for people or as one JSON document for programs."""
+"""A verb's report: devices and errors, as text for people or as one JSON document for programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of an image, as a document's keys and as lines within 80 columns."""
+"""An image as a document's keys, and as lines within 80 columns."""
 
 from __future__ import annotations
 
