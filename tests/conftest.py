@@ -13,6 +13,8 @@ from hypothesis import HealthCheck, settings
 
 from tests.support.children import child_commands
 
+pytest_plugins = ("tests.support.limits", "tests.support.overseer")
+
 LEAK_PATIENCE_S = 30.0
 """Children that were told to end may take this long on a loaded machine."""
 LEAK_POLL_S = 0.05

@@ -280,6 +280,7 @@ def test_interrupts_at_any_point_of_free_leave_memory_that_allocates(transport: 
     """The bytes of a call that was cut short may be lost until the end; the lock may not."""
     memory = HostMemory(transport)
     chance = random.Random(1)
+    limit_s, _ = signal.getitimer(signal.ITIMER_REAL)  # the test's own
     handler = signal.signal(signal.SIGALRM, signal.default_int_handler)
     gc.disable()  # hypothesis has it call Python code, where an exception would be lost
     try:
@@ -295,6 +296,7 @@ def test_interrupts_at_any_point_of_free_leave_memory_that_allocates(transport: 
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, limit_s)
         gc.enable()
     memory.close()
 
