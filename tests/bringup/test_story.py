@@ -80,9 +80,9 @@ def printed(tmp_path: Path) -> list[str]:
             output, _ = shell.communicate(script(), timeout=PATIENCE_S)
         except subprocess.TimeoutExpired:
             os.killpg(shell.pid, signal.SIGKILL)
-            output, _ = shell.communicate()
+            output, _ = shell.communicate(timeout=PATIENCE_S)
         finally:
-            subprocess.run(["pkill", "-KILL", "-s", str(shell.pid)], check=False)
+            subprocess.run(["pkill", "-KILL", "-s", str(shell.pid)], check=False, timeout=PATIENCE_S)
     log = folder / "emulator.log"
     print(output, log.read_text("utf-8") if log.exists() else "", sep="\n")
     assert shell.returncode == 0

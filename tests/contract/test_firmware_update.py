@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pty
-import select
 import signal
 import subprocess
 import sys
@@ -25,9 +24,11 @@ from driver_shim.function.registers import Registers
 from driver_shim.protocol.registers import Post
 from driver_shim.transport.vfio_user import VfioUserTransport
 from firmware_tools.build import read_program
+from tests.support import pipes
 from tests.support.children import child_commands
 from tests.support.firmware_images import image
 from tests.support.npuctl import PATIENCE_S, Npuctl, environment
+from tests.support.pipes import read_line, read_rest
 from tests.support.waiting import wait_until
 
 ELF = Path(emulator.management.__file__).parent / "firmware" / "reference.elf"
@@ -187,7 +188,7 @@ def test_the_console_answers_what_is_piped_in_and_survives_a_reset_of_the_core(d
             assert b"lists these" in shown
             process.stdin.write(b"help\r")
             process.stdin.close()
-            assert b"lists these" in process.stdout.read()
+            assert "lists these" in read_rest(process.stdout)
             assert process.wait(PATIENCE_S) == 0
         finally:
             process.kill()
@@ -229,20 +230,15 @@ def test_the_terminal_is_put_right_however_the_console_ends(
         assert termios.tcgetattr(slave) == before
     finally:
         process.kill()
-        process.wait()
+        process.wait(PATIENCE_S)
         os.close(master)
         os.close(slave)
 
 
 def read_until(fd: int, wanted: bytes, times: int = 1) -> bytes:
     """Read what is shown until `wanted` has come so often."""
-    shown, deadline = b"", time.monotonic() + PATIENCE_S
-    while shown.count(wanted) < times:
-        assert time.monotonic() < deadline, shown
-        if select.select([fd], [], [], POLL_S)[0]:
-            part = os.read(fd, 4096)
-            assert part, shown
-            shown += part
+    shown = pipes.read_until(fd, lambda shown: shown.count(wanted) >= times, PATIENCE_S)
+    assert shown.count(wanted) >= times, shown
     return shown
 
 
@@ -259,8 +255,8 @@ def test_following_the_log_ends_with_ctrl_c(device: tuple[Npuctl, str], firmware
         text=True,
     ) as process:
         assert process.stdout is not None
-        assert json.loads(process.stdout.readline())["record"]["sequence"] == 0
+        assert json.loads(read_line(process.stdout))["record"]["sequence"] == 0
         os.killpg(process.pid, signal.SIGINT)
-        rest = process.stdout.read().splitlines()
+        rest = read_rest(process.stdout).splitlines()
         assert process.wait(PATIENCE_S) == 130
     assert json.loads(rest[-1])["errors"][0]["code"] == "interrupted"

@@ -19,7 +19,9 @@ import sdk
 from driver_shim import timeouts
 from driver_shim.cards.holder import device_line, holder_of
 from driver_shim.function.controller import Controller
+from tests.support.children import exit_status
 from tests.support.npuctl import Npuctl, environment
+from tests.support.pipes import read_line
 
 PATIENCE_S = 60.0
 
@@ -64,12 +66,11 @@ def other(address: str) -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         process.kill()
-        process.communicate()
+        process.communicate(timeout=PATIENCE_S)
 
 
 def line_of(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
+    return read_line(process.stdout).strip()
 
 
 def end_of(process: subprocess.Popen[str]) -> None:
@@ -157,7 +158,7 @@ def test_waiting_ends_when_the_other_process_ends(address: str, end: str) -> Non
         timer.start()
         with sdk.Device(address, when_busy="wait", timeout=PATIENCE_S) as device:
             device.queue().nop().wait()
-        timer.join()
+        timer.join(PATIENCE_S)
 
 
 def test_a_device_killed_away_can_be_opened_at_once_without_waiting(address: str) -> None:
@@ -189,7 +190,7 @@ def test_a_forked_child_does_not_keep_the_device(address: str) -> None:
         sdk.Device(address).close()
     finally:
         os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        exit_status(child)
 
 
 def test_a_lost_device_is_held_by_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

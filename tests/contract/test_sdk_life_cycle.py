@@ -17,6 +17,7 @@ import pytest
 
 import sdk
 from tests.support.busy_queues import occupied
+from tests.support.children import exit_status
 from tests.support.rigs import in_process_rig
 
 BIG = 256 << 20
@@ -232,7 +233,7 @@ def test_a_device_that_dies_during_a_call_is_lost(what: str, victim: sdk.Device)
                 else:
                     getattr(victim, what)()
     finally:
-        timer.join()
+        timer.join(PATIENCE_S)
     victim.close()
     assert event.done()
     with pytest.raises((sdk.DeviceLost, sdk.Closed)):
@@ -385,7 +386,7 @@ def test_a_forked_child_gets_closed_and_harms_nothing(victim: sdk.Device, way: s
                         status = 0
                     finally:
                         os._exit(status)
-                assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+                assert exit_status(pid) == 0
             occupied_queue.close()
     finally:
         stop.set()

@@ -13,6 +13,7 @@ import pytest
 import sdk
 from tests.conftest import children, open_descriptors
 from tests.support.children import run, session_ends, start
+from tests.support.pipes import read_line
 from tests.support.waiting import PATIENCE_S, comes_true
 
 OPEN = """
@@ -63,9 +64,8 @@ def test_an_emulator_ends_with_its_owner(ending: str) -> None:
     published = shared_files()
     has_child = ending.endswith("child alive")
     process = start(OPEN + (WITH_CHILD if has_child else "") + ENDINGS[ending])
-    assert process.stdout is not None
-    emulator = int(process.stdout.readline())
-    left_over = process.stdout.readline() if has_child else ""
+    emulator = int(read_line(process.stdout))
+    left_over = read_line(process.stdout) if has_child else ""
     try:
         process.wait(PATIENCE_S)
         assert session_ends(emulator), "the emulator outlives its owner"
@@ -75,7 +75,7 @@ def test_an_emulator_ends_with_its_owner(ending: str) -> None:
         if left_over:
             os.kill(int(left_over), signal.SIGKILL)
         process.kill()
-        process.communicate()
+        process.communicate(timeout=PATIENCE_S)
     assert nothing_new_published(published)
 
 

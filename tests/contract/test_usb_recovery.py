@@ -23,6 +23,7 @@ from firmware_tools.dfu import RecoveryLink, RecoveryRefused
 from tests.support.children import stopped
 from tests.support.debug_ports import FACTORY_IMAGE, Served, bricked_chip, served, wait_for_post
 from tests.support.npuctl import Npuctl
+from tests.support.waiting import PATIENCE_S
 
 SCRATCH = REGISTERS["scratch"]
 WIDE = REGISTERS["scratch_wide"]
@@ -142,7 +143,7 @@ def test_whoever_has_the_port_is_named_and_others_can_line_up(shared: Served) ->
     closer = threading.Timer(0.3, first.close)
     closer.start()
     sdk.Device(shared.address, when_busy="wait").close()
-    closer.join()
+    closer.join(PATIENCE_S)
 
 
 def test_a_host_outside_the_line_is_waited_for_too(shared: Served) -> None:
@@ -152,7 +153,7 @@ def test_a_host_outside_the_line_is_waited_for_too(shared: Served) -> None:
     closer = threading.Timer(0.3, first.close)
     closer.start()
     sdk.Device(shared.address, when_busy="wait").close()
-    closer.join()
+    closer.join(PATIENCE_S)
 
 
 def test_the_time_out_of_the_device_holds_for_a_port_that_does_not_answer(
@@ -255,7 +256,7 @@ def test_an_emulator_that_ends_is_a_lost_device(tmp_path: Path, monkeypatch: pyt
     with served(tmp_path, "--core", "none") as emulator:
         transport = UsbTransport(emulator.serial)
         emulator.process.kill()
-        emulator.process.wait()
+        emulator.process.wait(PATIENCE_S)
         with pytest.raises(DeviceLost):
             transport.read(0, SCRATCH.offset, 4)
         assert not transport.alive()

@@ -20,6 +20,7 @@ from emulator.engines.job import EngineJob, Outcome, ProgramImage
 from emulator.engines.pool import EnginePool
 from tests.support.children import child_commands, has_ended
 from tests.support.engine_jobs import PATIENCE_S, collect, image, job
+from tests.support.pipes import read_line
 from tests.support.waiting import wait_until
 
 EXECUTOR = "tests.support.toy_executor"
@@ -245,9 +246,7 @@ def test_workers_end_when_their_emulator_is_killed(command: str) -> None:
     )
     owner = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     try:
-        if owner.stdout is None:
-            pytest.fail("no pipe")
-        worker = int(owner.stdout.readline())
+        worker = int(read_line(owner.stdout))
         assert exists(worker)
     finally:
         owner.kill()

@@ -104,7 +104,7 @@ class FakeServer:
             pass
         self.peer.close()
 
-    def join(self) -> None:
+    def end(self) -> None:
         self.theirs.close()
         self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive()
@@ -121,7 +121,7 @@ def start() -> Iterator[Callable[..., FakeServer]]:
 
     yield start
     for server in servers:
-        server.join()
+        server.end()
     assert open_files() == before, "a descriptor leaked"
 
 
@@ -331,7 +331,7 @@ def test_random_replies_raise_our_errors_only(command: Command, data: st.DataObj
     except (DeviceLost, ContractMismatch):
         pass
     finally:
-        server.join()
+        server.end()
 
 
 # --- mappings ----------------------------------------------------------------------------------------------------

@@ -181,7 +181,7 @@ print("done", flush=True)
 def test_never_two_at_a_time(line: Claimants) -> None:
     contenders = [line.start("wait", program=CONTENDER) for _ in range(5)]
     for contender in contenders:
-        assert contender.says() == "done", contender.process.communicate()[1]
+        assert contender.says() == "done", contender.process.communicate(timeout=PATIENCE_S)[1]
     assert line.files() == []
 
 
@@ -263,7 +263,8 @@ def test_a_forked_child_keeps_nothing_held_and_lets_nothing_go(line: Claimants, 
 
 def test_no_ticket_reaches_a_program_that_is_started(tmp_path: Path) -> None:
     held = ours(tmp_path)
-    listed = subprocess.run(["ls", "-l", "/proc/self/fd"], capture_output=True, text=True, close_fds=False, check=True)
+    command = ["ls", "-l", "/proc/self/fd"]
+    listed = subprocess.run(command, capture_output=True, text=True, close_fds=False, check=True, timeout=PATIENCE_S)
     assert TICKET_SUFFIX not in listed.stdout
     held.release()
 

@@ -42,7 +42,9 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program = folder / "harness"
     checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     command = ["gcc", "-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", *checks, f"-I{SOURCES}", f"-I{folder}"]
-    subprocess.run([*command, str(SOURCES / "image.c"), str(_HARNESS), "-o", str(program)], check=True)
+    subprocess.run(
+        [*command, str(SOURCES / "image.c"), str(_HARNESS), "-o", str(program)], check=True, timeout=_RUN_SECONDS
+    )
     return program
 
 

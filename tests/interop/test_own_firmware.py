@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import select
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +17,7 @@ import pytest
 
 from tests.support.children import environment, session_ends, session_members
 from tests.support.paths import ROOT
+from tests.support.pipes import read_line, read_rest, read_until
 from tests.support.riscv import (
     CLINT,
     HERE,
@@ -38,6 +39,7 @@ from tests.support.riscv import (
 )
 from tests.support.small_elf import Segment, elf32
 from tests.support.time_scale import patience
+from tests.support.waiting import POLL_S
 
 END_S = patience(120.0)
 LSR = 5
@@ -98,7 +100,7 @@ def emulator(folder: Path, *arguments: object, before: str = "") -> Iterator[sub
         for pid in session_members(process.pid):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        process.wait()
+        process.wait(END_S)
         for stream in (process.stdin, process.stdout):
             assert stream is not None
             with suppress(BrokenPipeError):
@@ -113,9 +115,7 @@ def run(folder: Path, *arguments: object, before: str = "") -> tuple[bytes, int]
 
 
 def first_line(process: subprocess.Popen[bytes]) -> bytes:
-    assert process.stdout is not None
-    assert select.select([process.stdout], [], [], END_S)[0], "it says nothing"
-    return process.stdout.readline()
+    return read_line(process.stdout, END_S).encode()
 
 
 def log(folder: Path) -> str:
@@ -208,19 +208,16 @@ def test_the_core_does_not_outlive_a_killed_emulator(folder: Path) -> None:
         assert first_line(process) == b"spins\n"
         assert len(session_members(process.pid)) >= 2
         process.kill()
-        assert process.stdout is not None
-        assert process.stdout.read() == b"", "the core had the other end, too"
+        assert read_rest(process.stdout, END_S) == "", "the core had the other end, too"
 
 
 def announced(folder: Path, process: subprocess.Popen[bytes], pattern: str) -> str:
     """Where its log says that the UART is."""
-    while True:
-        found = re.search(pattern + r"\n", log(folder))
-        if found:
-            return found[1]
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(0.05)
-            raise AssertionError(log(folder))
+    deadline = time.monotonic() + END_S
+    while not (found := re.search(pattern + r"\n", log(folder))):
+        assert process.poll() is None and time.monotonic() < deadline, log(folder)
+        time.sleep(POLL_S)
+    return found[1]
 
 
 def test_over_a_pseudo_terminal_it_answers_whoever_opens_it(folder: Path) -> None:
@@ -229,11 +226,8 @@ def test_over_a_pseudo_terminal_it_answers_whoever_opens_it(folder: Path) -> Non
         name = announced(folder, process, r"the UART is at (/dev/pts/\d+)")
         terminal = os.open(name, os.O_RDWR | os.O_NOCTTY)
         try:
-            got = b""
             os.write(terminal, b"typed.")
-            while not got.endswith(b"typed."):
-                assert select.select([terminal], [], [], END_S)[0], got
-                got += os.read(terminal, 64)
+            got = read_until(terminal, lambda got: got.endswith(b"typed."), END_S)
         finally:
             os.close(terminal)
     assert (got, process.returncode) == (b"?\ntyped.", 0)
@@ -248,11 +242,9 @@ def test_a_pseudo_terminal_that_nobody_opens_stops_nothing(folder: Path) -> None
 def ask(clients: Sequence[socket.socket], text: bytes) -> bytes:
     """What the last client gets for it."""
     clients[-1].sendall(text)
-    got = b""
-    while not got.endswith(text):  # the first client may be there early enough for what is printed before
-        piece = clients[-1].recv(64)
-        assert piece, got
-        got += piece
+    # the first client may be there early enough for what is printed before
+    got = read_until(clients[-1].fileno(), lambda got: got.endswith(text), END_S)
+    assert got.endswith(text), got
     return got
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from emulator.management.riscv.machine import Stop, StopReason
+from tests.support.pipes import read_line
 from tests.support.standalone_core import load_elf
 
 SOURCES = Path(__file__).parent / "bare_metal"
@@ -64,7 +65,7 @@ def build(name: str, folder: Path) -> Path:
     command += ["-ffreestanding", "-nostdlib"]
     command += ["-static", "-T", str(script if script.exists() else SOURCES / "link.ld"), "-o", str(target)]
     command += [*map(str, sources), "-lgcc"]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=QEMU_TIMEOUT_S)
     return target
 
 
@@ -95,7 +96,7 @@ def run_on_qemu(elf: Path, serial_input: bytes) -> tuple[bytes, int]:
         output = b""
         try:
             if serial_input:
-                output = process.stdout.readline()
+                output = read_line(process.stdout, QEMU_TIMEOUT_S).encode()
                 process.stdin.write(serial_input)
                 process.stdin.flush()
             rest, _ = process.communicate(timeout=QEMU_TIMEOUT_S)

@@ -89,7 +89,7 @@ def overtakings(fence_name: str) -> int:
     finally:
         for process in sides:
             process.kill()
-            process.wait()
+            process.wait(TEST_LIMIT_S)
         os.close(fd)
     turns = np.arange(1, ROUNDS + 1)
     return int(np.count_nonzero((seen < turns).all(axis=0)))

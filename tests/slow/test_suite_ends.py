@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.children import ROOT
+from tests.support.paths import ROOT
 from tests.support.time_scale import patience
 
 LIMIT_S = patience(4.0)

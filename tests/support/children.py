@@ -43,7 +43,7 @@ def run(program: str, *arguments: str) -> str:
         output, errors = process.communicate(timeout=PROGRAM_TIMEOUT_S)
     finally:
         process.kill()
-        process.wait()
+        process.wait(PROGRAM_TIMEOUT_S)
     if process.returncode != 0:
         raise AssertionError(f"exit status {process.returncode}\n{output}\n{errors}")
     return output
@@ -82,6 +82,14 @@ def session_ends(leader: int) -> bool:
 def ends(pid: int) -> bool:
     """Whether a process ends within the patience; one that waits for being reaped has ended."""
     return comes_true(lambda: has_ended(pid))
+
+
+def exit_status(child: int) -> int:
+    """How a forked child ends: its exit status, or minus the signal that ended it. One that goes on is killed."""
+    if not ends(child):
+        os.kill(child, signal.SIGKILL)
+    assert ends(child)
+    return os.waitstatus_to_exitcode(os.waitpid(child, os.WNOHANG)[1])
 
 
 def child_commands(pid: int) -> dict[int, bytes]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from driver_shim.cards.holder import device_line
 from tests.support.children import start
+from tests.support.pipes import read_line
 
 ADDRESS = "pci:0000:7f:00.0"
 PATIENCE_S = 30.0
@@ -48,8 +49,7 @@ class Claimant:
 
     def says(self) -> str:
         """Its next line."""
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
+        return read_line(self.process.stdout).strip()
 
     def let_go(self) -> None:
         """Make it release."""
@@ -104,7 +104,7 @@ class Claimants:
         """Kill them all."""
         for claimant in self._all:
             claimant.process.kill()
-            claimant.process.communicate()
+            claimant.process.communicate(timeout=PATIENCE_S)
 
 
 @contextlib.contextmanager

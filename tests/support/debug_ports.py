@@ -65,7 +65,7 @@ def served(folder: Path, *arguments: str) -> Iterator[Served]:
         yield Served(process, path, record["serial"], record["usbip_port"])
     finally:
         process.kill()
-        process.wait()
+        process.wait(PATIENCE_S)
 
 
 def _publication(folder: Path, process: subprocess.Popen[bytes]) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def bricked_chip(folder: Path) -> Path:
     with served(folder, "--state", str(chip)) as emulator:
         wait_for_post(emulator.serial, Post.FIRMWARE_READY)
         emulator.process.terminate()
-        emulator.process.wait()
+        emulator.process.wait(PATIENCE_S)
     with (chip / "flash.bin").open("r+b") as flash:
         for offset in SLOT_OFFSETS.values():
             flash.seek(offset)

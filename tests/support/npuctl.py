@@ -98,7 +98,7 @@ class Npuctl:
                 process.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.wait()
+                process.wait(PATIENCE_S)
 
 
 def validator(verb: str) -> Draft202012Validator:

@@ -341,7 +341,7 @@ def emulator_process(folder: Path, *arguments: str, unhurried: bool = False) -> 
         assert "Traceback" not in log.read_text("utf-8")
     finally:
         process.kill()
-        process.wait()
+        process.wait(PATIENCE_S)
 
 
 class EmulatorProcess(NamedTuple):

@@ -83,7 +83,7 @@ class Card:
     def kill(self) -> None:
         """End the emulator at once."""
         self.process.kill()
-        self.process.wait()
+        self.process.wait(STOP_S)
 
     def close(self) -> None:
         """End the emulator and its log; idempotent."""
@@ -249,7 +249,7 @@ class Guest:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._qemu.wait(STOP_S)
             self.kill()
-            self._qemu.wait()
+            self._qemu.wait(STOP_S)
         for card in self.cards.values():
             card.close()
         kept = os.environ.get("NPU_VM_KEEP")
@@ -322,7 +322,7 @@ class Guest:
         packed = self.folder / "initramfs"
         with packed.open("wb") as file:
             command = [*_in_tree(self._parts.host, "usr/bin/cpio"), "--quiet", "-o", "-H", "newc"]
-            subprocess.run(command, cwd=stage, input=names.encode(), stdout=file, check=True)
+            subprocess.run(command, cwd=stage, input=names.encode(), stdout=file, check=True, timeout=BOOT_S)
         return packed
 
     def _running(self, number: int) -> str:

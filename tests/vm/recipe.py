@@ -50,6 +50,8 @@ SIGNATURE_TOOLS = ("cryptography",)
 TEST_TOOLS = ("hypothesis", "jsonschema", "pytest")
 """Packages of the extra `dev` that begin with these run in the guest too."""
 IMAGE_SIZE = "1500M"
+STEP_S = 7200.0
+"""Building a kernel is the longest."""
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -238,7 +240,7 @@ def _unpack_modules(tree: Path, version: str, folder: Path) -> None:
         if kind == "insmod" and name not in order:
             order.append(name)
             packed = tree / path.strip().lstrip("/")
-            data = subprocess.run(["xz", "-dc", packed], check=True, capture_output=True).stdout
+            data = subprocess.run(["xz", "-dc", packed], check=True, capture_output=True, timeout=STEP_S).stdout
             (folder / name).write_bytes(data)
     (folder / "order").write_text("".join(f"{name}\n" for name in order))
 
@@ -246,7 +248,13 @@ def _unpack_modules(tree: Path, version: str, folder: Path) -> None:
 def _run(*command: str | Path) -> str:
     environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
     ran = subprocess.run(
-        command, check=True, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, env=environment
+        command,
+        check=True,
+        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        env=environment,
+        timeout=STEP_S,
     )
     return ran.stdout
 

@@ -13,6 +13,7 @@ from driver_shim.protocol import config_space, debug_port
 from driver_shim.shared.runtime_folder import SYSTEM_FOLDER
 from tests.support.fake_host import FakeHost
 from tests.support.paths import ROOT
+from tests.support.waiting import PATIENCE_S
 
 UDEV = ROOT / "udev"
 LINES = (UDEV / "70-npu.rules").read_text("utf-8").splitlines()
@@ -77,7 +78,9 @@ def test_a_group_is_ours_only_by_a_card_that_is_bound(
     neighbour = host.add("0000:03:00.1", driver="vfio-pci", ids=(1, 1))
     host.put(neighbour / "modalias", "pci:v00000001d00000001sv00000000sd00000000bc02sc00i00")
     host.put(host.add(driver=driver) / "modalias", modalias)
-    done = subprocess.run(["/bin/sh", "-c", group_program(host)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["/bin/sh", "-c", group_program(host)], capture_output=True, text=True, check=False, timeout=PATIENCE_S
+    )
     assert (done.returncode == 0, done.stderr) == (ours, "")
 
 
@@ -95,6 +98,7 @@ def test_a_package_gets_files_and_nothing_else_twice_over(tmp_path: Path) -> Non
             capture_output=True,
             text=True,
             check=False,
+            timeout=PATIENCE_S,
         )
         assert (done.returncode, done.stderr) == (0, "")
         files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}

@@ -21,6 +21,7 @@ THREADS = 4
 BYTES = 64 << 10
 TURN_S = 0.05
 AFTERMATH_S = 10.0
+ENDS_S = 300.0
 """How long the program goes on after the loss: it must live, whatever it still touches."""
 
 
@@ -37,10 +38,11 @@ class Storm:
         for thread in self._threads:
             thread.start()
 
-    def join(self) -> None:
+    def wait_for_its_end(self) -> None:
         """Wait for the threads."""
         for thread in self._threads:
-            thread.join()
+            thread.join(ENDS_S)
+            assert not thread.is_alive(), "a thread of the storm goes on"
 
     def _work(self) -> None:
         while not self.stop.is_set():
@@ -78,7 +80,7 @@ def resets(count: int) -> None:
             device.reset()
         time.sleep(TURN_S)
         storm.stop.set()
-        storm.join()
+        storm.wait_for_its_end()
         with device.queue() as queue:
             queue.nop().wait()
         print(json.dumps({"resets": count, "commands": storm.commands, "errors": storm.errors}))
@@ -93,7 +95,7 @@ def until_lost() -> None:
         time.sleep(TURN_S)
     print("running", flush=True)
     began = time.monotonic()
-    storm.join()
+    storm.wait_for_its_end()
     seconds = time.monotonic() - began
     after = "nothing"
     try:

@@ -24,6 +24,7 @@ from driver_shim.function import dma
 from driver_shim.function.dma import FIRST_ARENA_BYTES, HostMemory
 from driver_shim.transport import mapping
 from driver_shim.transport.base import RegionInfo, Transport
+from tests.support.children import exit_status
 
 MIB = 1 << 20
 CHILD_PASSED = 0
@@ -134,7 +135,7 @@ def in_child(check: Callable[[], None]) -> int:
             status = CHILD_PASSED
         finally:
             os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return exit_status(child)
 
 
 def test_device_and_host_see_the_same_bytes(memory: HostMemory, transport: RecordingTransport) -> None:
@@ -463,7 +464,7 @@ def test_threads_allocate_and_free_at_once(memory: HostMemory) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(PATIENCE_S)
     assert failures == []
     memory.free(memory.allocate(1))
     assert memory.used_bytes == 0

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from driver_shim.transport.mapping import PAGE_BYTES, DeviceMapping, create_memory_file
+from tests.support.waiting import PATIENCE_S
 
 SIZE = 4 * PAGE_BYTES
 
@@ -101,5 +102,5 @@ def test_threads_that_look_while_it_is_revoked_see_one_or_the_other() -> None:
     finally:
         stop.set()
         for thread in threads:
-            thread.join()
+            thread.join(PATIENCE_S)
     assert not wrong

@@ -73,7 +73,9 @@ def test_a_refusal_whose_reason_is_cut_off(opened: Open) -> None:
 
 def _serve_short(listening: socket.socket, size: int) -> None:
     """A USB/IP server whose descriptors end after `size` bytes, for one client."""
+    listening.settimeout(PATIENCE_S)
     with listening.accept()[0] as client:
+        client.settimeout(PATIENCE_S)
         client.recv(usbip.OPERATION.size + usbip.IMPORT.size, socket.MSG_WAITALL)
         device = usbip.DEVICE.build(busid=BUS_ID)
         client.sendall(usbip.encode_operation(usbip.Operation.REPLY_IMPORT, payload=device))
@@ -93,7 +95,7 @@ def test_a_descriptor_that_is_cut_off_is_a_broken_server(size: int) -> None:
         device = usbip_backend.RemoteDevice(listening.getsockname()[1], fields, PATIENCE_S)
         with pytest.raises(DeviceLost, match=f"breaks the protocol: {size} bytes"), usb_ports.usb_errors("usb:X"):
             device.device_descriptor()
-        server.join()
+        server.join(PATIENCE_S)
 
 
 def test_a_port_without_our_configuration_speaks_something_else(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ from driver_shim.transport.mapping import DeviceMapping, create_memory_file
 from driver_shim.transport.vfio import VfioTransport, _may_stop_decoding, _Region, _UnplugWatch
 from driver_shim.transport.vfio_iommu import Iommu, IovaRanges, undisturbed
 from tests.support import sysfs
+from tests.support.waiting import PATIENCE_S
 
 BAR_BYTES = 0x1_0000
 CARD = "0000:03:00.0"
@@ -319,7 +320,7 @@ def test_four_threads_go_on_while_the_device_is_reset_over_and_over(
         made.reset()
     stop.set()
     for thread in threads:
-        thread.join()
+        thread.join(PATIENCE_S)
     assert not wrong
 
 

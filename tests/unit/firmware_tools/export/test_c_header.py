@@ -17,6 +17,7 @@ from firmware_tools.export.c_header import c_header
 from firmware_tools.export.errors import NameClash
 from firmware_tools.export.maps import MAPS, ExportedBlock, ExportedMap
 from tests.support.paths import DATA
+from tests.support.waiting import PATIENCE_S
 
 GOLDEN = DATA / "register_names.txt"
 ALL = list(MAPS.values())
@@ -42,7 +43,12 @@ def values(header: str) -> dict[str, int]:
 
 def compile_source(command: Sequence[str], source: str, folder: Path, *arguments: str) -> None:
     done = subprocess.run(
-        [*command, "-I", str(folder), *arguments, "-"], input=source, capture_output=True, text=True, check=False
+        [*command, "-I", str(folder), *arguments, "-"],
+        input=source,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
 
@@ -59,7 +65,7 @@ def test_what_a_compiled_program_prints_equals_the_declarations(tmp_path: Path) 
     source = f'#include <stdio.h>\n#include "registers.h"\nint main(void) {{\n{prints}    return 0;\n}}\n'
     program = tmp_path / "program"
     compile_source(COMPILERS["c99"], source, tmp_path, "-o", str(program))
-    output = subprocess.run([str(program)], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run([str(program)], capture_output=True, text=True, check=True, timeout=PATIENCE_S).stdout
     printed = {name: int(value, 16) for name, value in (line.split() for line in output.splitlines())}
     declared = declared_values()
     assert {name: printed[name] for name in declared} == declared

@@ -164,7 +164,9 @@ def test_a_missing_extra_is_named_with_what_brings_it(
 def test_nothing_of_the_extra_is_imported_before_it_is_used() -> None:
     names = f"{html_pages.__name__}, firmware_tools.export.__main__"
     code = f"import sys, {names}; print({{'systemrdl', 'peakrdl_html', 'sdk', 'click'}} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=PATIENCE_S
+    )
     assert done.stdout == "set()\n"
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from sdk.cli import timeouts
 from sdk.cli.supervise import Abandoned, supervise
+from tests.support.pipes import read_line, read_rest
 
 PATIENCE_S = 120.0
 SHORT_S = 0.2
@@ -65,15 +66,14 @@ def test_the_work_ends_with_the_tool() -> None:
     )
     tool = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
     try:
-        assert tool.stdout is not None
-        worker = int(tool.stdout.readline())
+        worker = int(read_line(tool.stdout))
         tool.kill()
         # the pipe is at its end only when the worker, which holds it too, has ended
-        tool.stdout.read()
+        read_rest(tool.stdout)
         assert not os.path.exists(f"/proc/{worker}/fd/1")
     finally:
         tool.kill()
-        tool.communicate()
+        tool.communicate(timeout=PATIENCE_S)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -91,13 +91,12 @@ def test_a_signal_to_the_tool_alone_reaches_the_work(number: signal.Signals) -> 
     )
     tool = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
     try:
-        assert tool.stdout is not None
-        tool.stdout.readline()
+        assert read_line(tool.stdout) == "ready\n"
         tool.send_signal(number)
         assert tool.wait(PATIENCE_S) == (130 if number is signal.SIGINT else 128 + number)
     finally:
         tool.kill()
-        tool.communicate()
+        tool.communicate(timeout=PATIENCE_S)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -352,7 +352,13 @@ def test_images_go_through_pipes(tmp_path: Path) -> None:
         f" | {npuctl} verify - --key development"
     )
     done = subprocess.run(
-        ["sh", "-c", line], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, check=False
+        ["sh", "-c", line],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("/dev/stdin: version 1.2.3, ")
