@@ -13,7 +13,7 @@ SOURCES := npuctl.py sdk driver_shim emulator firmware_tools benchmarks tests ex
 PATHS ?=
 DESTDIR ?=
 
-.PHONY: demo test test-slow test-bringup test-vm test-vm-iommufd lint format bench clean install-udev
+.PHONY: demo test test-slow test-bringup test-vm test-vm-iommufd test-fresh lint format bench clean install-udev
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/npuctl demo $(PATHS)
@@ -36,6 +36,10 @@ test-vm: $(VENV)/dev.stamp
 # The same on a kernel that has iommufd; it is built once, which takes some ten minutes.
 test-vm-iommufd: $(VENV)/dev.stamp
 	NPU_VM_KERNEL=iommufd $(BIN)/python -m pytest -m vm tests/vm
+
+# The README's commands in a bare Debian, from a clone of HEAD. Needs root, and Debian's mmdebstrap and git.
+test-fresh: | $(BIN)/python
+	$(BIN)/python -m tests.fresh
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check $(SOURCES)
