@@ -10,7 +10,7 @@ import errno
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from driver_shim import timeouts
+from driver_shim import libusb, timeouts
 from driver_shim.cards.discovery import find_served
 from driver_shim.errors import (
     ContractMismatch,
@@ -82,15 +82,7 @@ def close_debug_port(port: usb.core.Device) -> None:
 
 
 def _on_usb(core: Any, address: str, serial: str) -> usb.core.Device:
-    try:
-        ports = list(core.find(find_all=True, idVendor=VENDOR_ID, idProduct=DEBUG_PORT_ID))
-    except core.NoBackendError:
-        raise UnsupportedPlatform(
-            f"{address}: USB cannot be used: libusb is missing",
-            device=address,
-            subsystem="usb",
-            remedy="install it: apt-get install libusb-1.0-0",
-        ) from None
+    ports = list(core.find(find_all=True, backend=libusb.backend(), idVendor=VENDOR_ID, idProduct=DEBUG_PORT_ID))
     seen: list[str] = []
     locked: list[PermissionDenied] = []
     for port in ports:
@@ -127,7 +119,7 @@ def _pyusb() -> Any:
         raise UnsupportedPlatform(
             "debug ports need pyusb, which is not installed",
             subsystem="usb",
-            remedy="pip install 'npu-sdk[usb]'",
+            remedy=libusb.EXTRA,
         ) from error
     return usb.core
 

@@ -25,6 +25,7 @@ OPTIONS = (
     "trusted-host",
 )
 """Options of pip that are about the way to packages; others are a matter of taste and stay behind."""
+_INDEXES = ("index-url", "extra-index-url")
 _ENVIRONMENT = ":env:"
 _FILE_URL = "file://"
 
@@ -54,11 +55,16 @@ def sources(listed: str) -> Sources:
         section, _, option = name.rpartition(".")
         if option in OPTIONS:
             settings.setdefault("global" if section == _ENVIRONMENT else section, {})[option] = ast.literal_eval(shown)
-    words = [word for options in settings.values() for value in options.values() for word in value.split()]
-    named = (word.removeprefix(_FILE_URL) for word in words)
+    named = [path for options in settings.values() for item in options.items() for path in _local_paths(*item)]
     parser = configparser.ConfigParser(interpolation=None)
     parser.read_dict(settings)
     text = io.StringIO()
     parser.write(text)
-    paths = dict.fromkeys(path for path in named if path.startswith("/") and Path(path).exists())
-    return Sources(text.getvalue(), tuple(paths))
+    return Sources(text.getvalue(), tuple(dict.fromkeys(path for path in named if Path(path).exists())))
+
+
+def _local_paths(option: str, value: str) -> list[str]:
+    """Files and folders that an option's value names. An index's links lead to the files beside it."""
+    paths = [word.removeprefix(_FILE_URL) for word in value.split()]
+    local = [path for path in paths if path.startswith("/")]
+    return [str(Path(path).parent) for path in local] if option in _INDEXES else local

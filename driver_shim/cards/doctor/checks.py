@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from driver_shim.cards.pci_sysfs import Roots
+from driver_shim.libusb import Libusb, find_libusb
 
 
 class Status(enum.StrEnum):
@@ -72,6 +73,7 @@ class HostMachine:
     access: Callable[[Path, int], bool] = os.access
     package_version: Callable[[str], str | None] = package_version
     writable: Callable[[Path], bool] = writable
+    find_libusb: Callable[[], Libusb | None] = find_libusb
 
     @property
     def hindrance(self) -> Status:

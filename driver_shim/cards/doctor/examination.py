@@ -13,6 +13,7 @@ MACHINE_CHECKS: dict[str, Callable[[HostMachine], Observation]] = {
     "versions": doctor_machine.versions,
     "emulator": doctor_machine.emulator,
     "runtime-folder": doctor_machine.runtime_folder,
+    "debug-ports": doctor_machine.debug_ports,
     "card": doctor_machine.card,
     "visible-devices": doctor_machine.visible_devices,
     "iommu": doctor_machine.iommu,

@@ -7,6 +7,7 @@ import platform
 import sys
 from pathlib import Path
 
+from driver_shim import libusb
 from driver_shim.cards.discovery import find_cards, seen_cards, visible_entries
 from driver_shim.cards.doctor.checks import HostMachine, Observation, Status
 from driver_shim.cards.pci_sysfs import NOIOMMU_NAME, VFIO_DRIVER, names_in, number_of, text_of
@@ -92,6 +93,19 @@ def runtime_folder(machine: HostMachine) -> Observation:
     if shared.is_dir():
         return Observation(Status.WARN, f"{shown}; {shared}, which all users share, cannot be written", JOIN_GROUP)
     return Observation(Status.OK, f"{shown}; this user's own, since there is no {shared}")
+
+
+def debug_ports(machine: HostMachine) -> Observation:
+    """Whether debug ports can be reached, and by which libusb; emulators' take none."""
+    pyusb = machine.package_version("pyusb")
+    if pyusb is None:
+        return Observation(Status.INFO, "pyusb is not installed: they cannot be reached", libusb.EXTRA)
+    library = machine.find_libusb()
+    if library is None:
+        found = f"pyusb {pyusb}, but no libusb: only those of emulators can be reached"
+        return Observation(Status.WARN, found, libusb.REMEDY)
+    whose = "the system's" if library.of_system else f"of {libusb.PACKAGE} {machine.package_version(libusb.PACKAGE)}"
+    return Observation(Status.OK, f"pyusb {pyusb}, libusb {library.version}, {whose}: {library.path}")
 
 
 def card(machine: HostMachine) -> Observation:

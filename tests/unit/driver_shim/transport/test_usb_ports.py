@@ -6,12 +6,13 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from driver_shim import libusb
 from driver_shim.cards.discovery import find_served
 from driver_shim.errors import (
     DeviceBusy,
@@ -33,6 +34,11 @@ util = pytest.importorskip("usb.util")
 def runtime_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("NPU_RUNTIME_DIR", str(tmp_path))
     return tmp_path
+
+
+def put_on_usb(monkeypatch: pytest.MonkeyPatch, ports: Sequence[SimpleNamespace]) -> None:
+    monkeypatch.setattr(libusb, "backend", lambda: None)
+    monkeypatch.setattr(core, "find", lambda **_: iter(ports))
 
 
 def publish(folder: Path, **more: object) -> None:
@@ -88,12 +94,9 @@ def test_without_pyusb_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         usb_ports.find_debug_port("X")
 
 
-def test_without_libusb_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def find(**_: object) -> Iterator[object]:
-        raise core.NoBackendError("No backend available")
-
-    monkeypatch.setattr(core, "find", find)
-    with pytest.raises(UnsupportedPlatform, match=r"libusb-1\.0-0"):
+def test_without_libusb_what_brings_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libusb, "find_libusb", lambda: None)
+    with pytest.raises(UnsupportedPlatform, match=r"libusb is missing.*apt-get install libusb-1\.0-0.*npu-sdk\[usb\]"):
         usb_ports.find_debug_port("X")
 
 
@@ -101,7 +104,7 @@ def test_among_several_ports_the_serial_decides(monkeypatch: pytest.MonkeyPatch)
     ports = [SimpleNamespace(bus=1, address=2, iSerialNumber=serial) for serial in ("A", "B")]
     monkeypatch.setattr(util, "get_langids", lambda port: (0x0409,))
     monkeypatch.setattr(util, "get_string", lambda port, number, language: number)
-    monkeypatch.setattr(core, "find", lambda **_: iter(ports))
+    put_on_usb(monkeypatch, ports)
     assert usb_ports.find_debug_port("B") is ports[1]
     with pytest.raises(DeviceNotFound, match="there are: A, B"):
         usb_ports.find_debug_port("C")
@@ -115,10 +118,10 @@ def test_a_port_that_may_not_be_read_is_told_from_one_that_is_not_there(monkeypa
         raise wrong[port.address]
 
     monkeypatch.setattr(util, "get_langids", languages)
-    monkeypatch.setattr(core, "find", lambda **_: iter(ports))
+    put_on_usb(monkeypatch, ports)
     with pytest.raises(PermissionDenied, match="group npu"):
         usb_ports.find_debug_port("X")
-    monkeypatch.setattr(core, "find", lambda **_: iter(ports[:1]))
+    put_on_usb(monkeypatch, ports[:1])
     with pytest.raises(DeviceNotFound):
         usb_ports.find_debug_port("X")
 

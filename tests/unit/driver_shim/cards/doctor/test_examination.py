@@ -17,6 +17,7 @@ from driver_shim.cards.doctor import machine as doctor_machine
 from driver_shim.cards.doctor.checks import HostMachine, Observation, Status
 from driver_shim.cards.doctor.examination import CARD_CHECKS, MACHINE_CHECKS, examine
 from driver_shim.function import dma
+from driver_shim.libusb import Libusb
 from driver_shim.protocol.config_space import VENDOR_ID
 from driver_shim.shared import runtime_folder
 from tests.support.fake_host import CARD, SECOND, FakeHost
@@ -29,6 +30,7 @@ BARS = (
     "0x0000380000000000 0x00003803ffffffff 0x000000000014220c\n"
 )
 GIB_4 = 1 << 32
+SYSTEM_LIBUSB = Libusb("/lib/libusb-1.0.so.0", "1.0.28", of_system=True)
 
 
 @pytest.fixture
@@ -58,7 +60,12 @@ def limits(soft: str) -> str:
 @pytest.fixture
 def machine(host: FakeHost, tmp_path: Path) -> HostMachine:
     return HostMachine(
-        host.roots, (CARD,), {"NPU_RUNTIME_DIR": str(tmp_path)}, lambda path, mode: True, lambda name: "1.0"
+        host.roots,
+        (CARD,),
+        {"NPU_RUNTIME_DIR": str(tmp_path)},
+        lambda path, mode: True,
+        lambda name: "1.0",
+        find_libusb=lambda: SYSTEM_LIBUSB,
     )
 
 
@@ -95,6 +102,31 @@ def test_a_missing_package_is_named_with_pip(machine: HostMachine) -> None:
     assert found.status is Status.FAIL
     assert str(found.remedy).endswith("-m pip install onnx")
     assert "kernel 6.12.0" in found.found
+
+
+@pytest.mark.parametrize(
+    ("library", "whose"),
+    [
+        (SYSTEM_LIBUSB, "libusb 1.0.28, the system's: /lib/libusb-1.0.so.0"),
+        (
+            Libusb("/x/libusb-1.0.so", "1.0.30", of_system=False),
+            "libusb 1.0.30, of libusb-package 1.0: /x/libusb-1.0.so",
+        ),
+    ],
+)
+def test_the_libusb_that_is_used_is_named(machine: HostMachine, library: Libusb, whose: str) -> None:
+    found = doctor_machine.debug_ports(replace(machine, find_libusb=lambda: library))
+    assert found == Observation(Status.OK, f"pyusb 1.0, {whose}")
+
+
+def test_where_debug_ports_cannot_be_reached_what_to_install_is_named(machine: HostMachine) -> None:
+    no_library = doctor_machine.debug_ports(replace(machine, find_libusb=lambda: None))
+    assert (no_library.status, no_library.remedy) == (
+        Status.WARN,
+        "apt-get install libusb-1.0-0\nor: pip install 'npu-sdk[usb]'",
+    )
+    no_pyusb = doctor_machine.debug_ports(replace(machine, package_version=lambda name: None))
+    assert (no_pyusb.status, no_pyusb.remedy) == (Status.INFO, "pip install 'npu-sdk[usb]'")
 
 
 def test_no_card_is_no_failure(host: FakeHost, machine: HostMachine) -> None:
