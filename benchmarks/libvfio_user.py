@@ -39,7 +39,7 @@ def sample(name: str) -> Path:
     folder = os.environ.get(VARIABLE)
     found = shutil.which(name, path=folder)
     if found is None or (folder is None and name == "lspci"):  # PATH has another program of this name
-        raise PeerMissingError(f"libvfio-user's {name}: peer not built ({VARIABLE} names no folder that has it)")
+        raise PeerMissingError(f"needs libvfio-user's {name}: build its samples, then: export {VARIABLE}=FOLDER")
     return Path(found)
 
 

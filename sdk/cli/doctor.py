@@ -65,12 +65,13 @@ def report(frame: Frame, findings: Iterable[Finding]) -> None:
 
 
 def lines(finding: Finding) -> list[Text]:
-    """A finding within 80 columns; what is to be typed is never broken."""
+    """A finding within 80 columns; paths, and what is to be typed, are never broken."""
     from rich.text import Text
 
     start = " " * (2 + _MARK_COLUMNS + _NAME_COLUMNS)
     mark = _MARKS.get(finding.status, finding.status.value)
-    first, *more = textwrap.wrap(finding.found, WIDTH - len(start), break_on_hyphens=False) or [""]
+    shown = textwrap.wrap(finding.found, WIDTH - len(start), break_on_hyphens=False, break_long_words=False)
+    first, *more = shown or [""]
     head = Text.assemble(
         "  ", (mark.ljust(_MARK_COLUMNS), _STYLES[finding.status]), finding.name.ljust(_NAME_COLUMNS), first
     )

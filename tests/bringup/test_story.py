@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 
 from driver_shim.protocol.firmware_slots import SLOT_BYTES, SLOT_OFFSETS
 from firmware_tools.reference_firmware.build import COMPILER
+from tests.support.needs import needs_program
 from tests.support.paths import ROOT
 
 PAGE = (ROOT / "docs" / "bring-up.md").read_text("utf-8")
@@ -23,9 +23,7 @@ BLOCK = re.compile(r"```sh\n(.*?)```(?:\n```text\n(.*?)```)?", re.DOTALL)
 pytestmark = [
     pytest.mark.bringup,
     pytest.mark.timeout(PATIENCE_S + 60),
-    pytest.mark.skipif(
-        any(shutil.which(tool) is None for tool in (COMPILER, "gcc")), reason=f"needs {COMPILER} and gcc"
-    ),
+    needs_program(COMPILER, "gcc"),
 ]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import sdk
+from tests.support.needs import needs_python
 from tests.support.rigs import in_process_rig
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -249,6 +250,6 @@ def test_closing_the_device_leaves_arrays_readable(device: sdk.Device) -> None:
             other.host_buffer(1, "int8")
 
 
-@pytest.mark.skipif("sys.version_info < (3, 12)")
+@needs_python(3, 12)
 def test_buffers_export_the_buffer_protocol(device: sdk.Device) -> None:
     assert memoryview(device.host_buffer(4, "uint8")).nbytes == 4  # type: ignore[arg-type]

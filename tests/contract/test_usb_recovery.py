@@ -22,6 +22,7 @@ from driver_shim.transport.vfio_user import VfioUserTransport
 from firmware_tools.dfu import RecoveryLink, RecoveryRefused
 from tests.support.children import stopped
 from tests.support.debug_ports import FACTORY_IMAGE, Served, bricked_chip, served, wait_for_post
+from tests.support.needs import module_of_extra
 from tests.support.npuctl import Npuctl
 from tests.support.waiting import PATIENCE_S
 
@@ -44,8 +45,8 @@ def runtime_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module")
 def shared(folder: Path) -> Iterator[Served]:
     """A device whose management core runs the image it was made with."""
-    pytest.importorskip("usb.core", reason="pyusb is not installed")
-    pytest.importorskip("unicorn", reason="without it there is no management core")
+    module_of_extra("usb.core", "usb")
+    module_of_extra("unicorn", "firmware")
     with pytest.MonkeyPatch.context() as patch, served(folder) as emulator:
         patch.setenv("NPU_RUNTIME_DIR", str(folder))
         wait_for_post(emulator.serial, Post.FIRMWARE_READY)
@@ -265,7 +266,7 @@ def test_an_emulator_that_ends_is_a_lost_device(tmp_path: Path, monkeypatch: pyt
 
 def test_a_bricked_device_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both slots are destroyed while it is off; the boot ROM waits for an image and boots it."""
-    pytest.importorskip("unicorn", reason="without it there is no management core")
+    module_of_extra("unicorn", "firmware")
     monkeypatch.setenv("NPU_RUNTIME_DIR", str(tmp_path))
     chip = bricked_chip(tmp_path)
     with served(tmp_path, "--state", str(chip)) as emulator:

@@ -22,6 +22,7 @@ from driver_shim.errors import DeviceBusy, Timeout
 from driver_shim.shared.runtime_folder import TICKET_SUFFIX, TicketRecord
 from tests.support.children import run
 from tests.support.claimants import ADDRESS, PATIENCE_S, PROGRAM, Claimants, claimants
+from tests.support.needs import needs_root
 
 UNUSED_PID = 1 << 23
 """Beyond what the kernel gives out."""
@@ -439,7 +440,7 @@ except DeviceBusy as busy:
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@needs_root
 def test_a_folder_that_may_only_be_read_still_says_who_holds_the_device() -> None:
     folder = Path(run("import tempfile; print(tempfile.mkdtemp())").strip())
     folder.chmod(0o755)

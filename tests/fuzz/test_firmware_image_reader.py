@@ -6,7 +6,6 @@ The C sources of the firmware are compiled for the host with AddressSanitizer an
 from __future__ import annotations
 
 import random
-import shutil
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -22,9 +21,10 @@ from driver_shim.protocol.mailbox import MailboxResult
 from firmware_tools.reference_firmware.build import SOURCES, write_headers
 from firmware_tools.signing import KeySigner, sign_image
 from tests.support.images import OTHER_SIGNER, SIGNER, TINY
+from tests.support.needs import needs_program
 from tests.support.reference_firmware import noise, signed_image
 
-pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
+pytestmark = needs_program("gcc")
 
 _HARNESS = Path(__file__).parents[1] / "support" / "image_harness.c"
 _MUTANTS = 20_000

@@ -15,9 +15,10 @@ from firmware_tools.keys import DEVELOPMENT_KEY, load_private_key, load_public_k
 from firmware_tools.signing import KeySigner, sign_image
 from firmware_tools.verify import verify_signature
 from tests.support.images import TINY_CONTENTS
+from tests.support.needs import module_of_extra
 from tests.support.time_scale import patience
 
-pytest.importorskip("imgtool", reason="needs imgtool, of the extra [dev]")
+module_of_extra("imgtool", "dev")
 
 PATIENCE_S = patience(60.0)
 PAYLOAD = bytes(range(251)) * 20

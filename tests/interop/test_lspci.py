@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from emulator.function.blocks.config_space import ConfigSpace
+from tests.support.needs import needs_program
 
 LSPCI_LIMIT_S = 30.0
 CAPABILITY_LINES = (
@@ -24,7 +22,7 @@ CAPABILITY_LINES = (
 )
 
 
-@pytest.mark.skipif(shutil.which("lspci") is None, reason="needs lspci (package pciutils)")
+@needs_program("lspci")
 def test_lspci_parses_every_capability(tmp_path: Path) -> None:
     octets = ConfigSpace({0: 0x1_0000, 2: 0x2_0000, 4: 0x4_0000_0000}, 0x1122334455667788, 32).read(0, 4096)
     dump = tmp_path / "dump"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from emulator.management.riscv.machine import Stop, StopReason
+from tests.support.needs import needs_program
 from tests.support.pipes import read_line
 from tests.support.standalone_core import load_elf
 
@@ -16,12 +16,7 @@ SOURCES = Path(__file__).parent / "bare_metal"
 COMPILER = "riscv64-unknown-elf-gcc"
 QEMU = "qemu-system-riscv32"
 
-PACKAGES = {COMPILER: "gcc-riscv64-unknown-elf", QEMU: "qemu-system-misc"}
-MISSING = [tool for tool in PACKAGES if shutil.which(tool) is None]
-
-pytestmark = pytest.mark.skipif(
-    bool(MISSING), reason=f"needs {', '.join(f'{tool} (Debian: {PACKAGES[tool]})' for tool in MISSING)}"
-)
+pytestmark = needs_program(COMPILER, QEMU)
 
 C_PROGRAMS = [
     "hello",

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from driver_shim.shared import fences
+from tests.support.needs import needs_processors
 
 ROUNDS = 1_000_000
 LINE_BYTES = 64
@@ -95,9 +96,7 @@ def overtakings(fence_name: str) -> int:
     return int(np.count_nonzero((seen < turns).all(axis=0)))
 
 
-needs_two_cpus = pytest.mark.skipif(
-    len(os.sched_getaffinity(0)) < 2, reason="two processors are needed for a load to overtake a store"
-)
+needs_two_cpus = needs_processors(2)  # for a load to overtake a store
 
 
 @pytest.mark.slow

@@ -10,8 +10,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import pytest
-
 from driver_shim.protocol.firmware_slots import LOAD_ADDRESS
 from driver_shim.protocol.image import DigestAlgorithm, ImageVersion, parse_image
 from driver_shim.protocol.management_registers import HARDWARE_ID
@@ -20,8 +18,9 @@ from firmware_tools.image import ImageContents, build_image
 from firmware_tools.keys import DEVELOPMENT_KEY, load_private_key
 from firmware_tools.reference_firmware.build import COMPILER, build
 from firmware_tools.signing import KeySigner, Signer, sign_image
+from tests.support.needs import needs_program
 
-needs_compiler = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"{COMPILER} is not installed")
+needs_compiler = needs_program(COMPILER)
 
 
 @functools.cache

@@ -10,9 +10,10 @@ import pytest
 
 from driver_shim import libusb
 from driver_shim.errors import UnsupportedPlatform
+from tests.support.needs import module_of_extra
 
-libusb1 = pytest.importorskip("usb.backend.libusb1", reason="pyusb is not installed")
-package = pytest.importorskip("libusb_package", reason="libusb-package is not installed")
+libusb1 = module_of_extra("usb.backend.libusb1", "usb")
+package = module_of_extra("libusb_package", "usb")
 BROUGHT = str(package.get_library_path())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from driver_shim.protocol import config_space, debug_port
 from driver_shim.shared.runtime_folder import SYSTEM_FOLDER
 from tests.support.fake_host import FakeHost
+from tests.support.needs import needs_program
 from tests.support.paths import ROOT
 from tests.support.waiting import PATIENCE_S
 
@@ -89,7 +89,7 @@ def test_the_runtime_folder_is_the_one_that_the_driver_looks_into() -> None:
     assert f"d {SYSTEM_FOLDER} 2770 root npu -" in lines
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
+@needs_program("make")
 def test_a_package_gets_files_and_nothing_else_twice_over(tmp_path: Path) -> None:
     for _ in range(2):
         done = subprocess.run(

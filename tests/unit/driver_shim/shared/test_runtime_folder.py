@@ -15,6 +15,7 @@ from driver_shim.cards.discovery import find_served
 from driver_shim.cards.holder import claim, holder_of
 from driver_shim.shared.runtime_folder import UnsafeFolder, make_runtime_folder, runtime_folder
 from emulator.publication import PublishedEmulator
+from tests.support.needs import require_root
 
 ADDRESS = "pci:0000:7f:00.0"
 
@@ -47,8 +48,7 @@ def open_to_others(folder: Path) -> None:
 
 
 def somebody_elses(folder: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("only root can give a folder away")
+    require_root()
     folder.mkdir(mode=0o700)
     os.chown(folder, 65534, 65534)
 

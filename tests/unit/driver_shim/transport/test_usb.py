@@ -16,9 +16,10 @@ from driver_shim.protocol.registers import BAR0_BYTES
 from driver_shim.transport import usb, usb_ports
 from emulator.usb import descriptors
 from tests.support.debug_ports import BUS_ID, LOOPBACK
+from tests.support.needs import module_of_extra
 
-core = pytest.importorskip("usb.core", reason="pyusb is not installed")
-usbip_backend = pytest.importorskip("driver_shim.transport.usbip_backend")
+core = module_of_extra("usb.core", "usb")
+usbip_backend = module_of_extra("driver_shim.transport.usbip_backend", "usb")
 
 PATIENCE_S = 60.0
 GOOD = {

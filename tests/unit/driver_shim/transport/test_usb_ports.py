@@ -25,9 +25,10 @@ from driver_shim.errors import (
 )
 from driver_shim.shared.runtime_folder import PUBLICATION_SUFFIX, process_start_time
 from driver_shim.transport import usb_ports
+from tests.support.needs import module_of_extra
 
-core = pytest.importorskip("usb.core", reason="pyusb is not installed")
-util = pytest.importorskip("usb.util")
+core = module_of_extra("usb.core", "usb")
+util = module_of_extra("usb.util", "usb")
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-core = pytest.importorskip("usb.core", reason="pyusb is not installed")
+from tests.support.needs import module_of_extra
+
+core = module_of_extra("usb.core", "usb")
 
 
 def test_the_limit_that_is_stated_is_the_whole_one_however_long_sending_took(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from driver_shim.protocol.registers import CONTRACT_MAJOR, CONTRACT_MINOR, REGIS
 from firmware_tools.export.c_header import c_header
 from firmware_tools.export.errors import NameClash
 from firmware_tools.export.maps import MAPS, ExportedBlock, ExportedMap
+from tests.support.needs import needs_program, require_program
 from tests.support.paths import DATA
 from tests.support.waiting import PATIENCE_S
 
@@ -23,13 +24,13 @@ GOLDEN = DATA / "register_names.txt"
 ALL = list(MAPS.values())
 STRICT = ("-Wall", "-Wextra", "-Werror", "-pedantic")
 FREESTANDING = ("-ffreestanding", "-nostdlib", "-march=rv32imac", "-mabi=ilp32")
-HOST_COMPILER = next((name for name in ("gcc", "cc", "clang") if shutil.which(name)), None)
+HOST_COMPILER = next((name for name in ("gcc", "cc", "clang") if shutil.which(name)), "gcc")
 COMPILERS = {
-    "c99": (HOST_COMPILER or "cc", "-xc", "-std=c99", *STRICT),
+    "c99": (HOST_COMPILER, "-xc", "-std=c99", *STRICT),
     "c++11": ("g++", "-xc++", "-std=c++11", *STRICT),
     "firmware": ("riscv64-unknown-elf-gcc", "-xc", "-std=c99", *STRICT, *FREESTANDING),
 }
-needs_compiler = pytest.mark.skipif(HOST_COMPILER is None, reason="no C compiler (gcc, cc or clang) on this machine")
+needs_compiler = needs_program(HOST_COMPILER)
 
 
 def macros(header: str) -> dict[str, str]:
@@ -97,13 +98,11 @@ def declared_values() -> dict[str, int]:
 
 @pytest.mark.parametrize("maps", [ALL, *([each] for each in ALL)], ids=["all", *MAPS])
 @pytest.mark.parametrize("dialect", COMPILERS)
-@needs_compiler
 def test_it_compiles_without_a_warning_and_holds_at_compile_time(
     dialect: str, maps: list[ExportedMap], tmp_path: Path
 ) -> None:
     command = COMPILERS[dialect]
-    if shutil.which(command[0]) is None:
-        pytest.skip(f"no {command[0]} on this machine")
+    require_program(command[0])
     header = c_header(maps)
     (tmp_path / "registers.h").write_text(header, "utf-8")
     checks = "".join(

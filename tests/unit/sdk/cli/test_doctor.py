@@ -34,6 +34,11 @@ def test_what_is_found_is_wrapped_and_steps_are_not() -> None:
     assert shown[-2:] == ["      → reseat it", "      → then: npuctl doctor"]
 
 
+def test_a_long_path_is_not_broken() -> None:
+    path = "/home/somebody/" + "folder/" * 12
+    assert any(path in line.plain for line in lines(GOOD._replace(found=f"it lies in {path}")))
+
+
 def test_a_failed_check_exits_5_and_is_in_the_document() -> None:
     frame = Frame("doctor", as_json=True, timeout=None)
     with pytest.raises(Failure, match="1 of 3 checks failed: driver") as caught:

@@ -1,0 +1,69 @@
+"""What a test needs of the machine. Where it is missing the test is left out, with the command that brings it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from typing import Any
+
+import pytest
+
+PACKAGES = {
+    "gcc": "gcc libc6-dev",
+    "g++": "g++",
+    "lspci": "pciutils",
+    "make": "make",
+    "qemu-system-riscv32": "qemu-system-misc",
+    "riscv64-unknown-elf-gcc": "gcc-riscv64-unknown-elf",
+    "unshare": "util-linux",
+}
+"""Program → the Debian packages that bring it."""
+
+
+def missing_programs(*programs: str) -> str | None:
+    """What is missing of these programs, and how to get it; None when nothing is."""
+    missing = [name for name in programs if shutil.which(name) is None]
+    if not missing:
+        return None
+    packages = dict.fromkeys(package for name in missing for package in PACKAGES[name].split())
+    return f"needs {', '.join(missing)}: apt-get install {' '.join(packages)}"
+
+
+def needs_program(*programs: str) -> pytest.MarkDecorator:
+    """Mark of tests that run these programs, named as in `PACKAGES`."""
+    reason = missing_programs(*programs)
+    return pytest.mark.skipif(reason is not None, reason=reason or "")
+
+
+def require_program(*programs: str) -> None:
+    """Leave the running test out unless it can run these programs."""
+    if reason := missing_programs(*programs):
+        pytest.skip(reason)
+
+
+def module_of_extra(module: str, extra: str) -> Any:
+    """A module that an extra of ours brings; without it the test, or at import time its module, is left out."""
+    return pytest.importorskip(module, reason=f"needs {module}: pip install 'npu-sdk[{extra}]'")
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: sudo make test")
+
+
+def require_root() -> None:
+    """Leave the running test out unless we are root."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: sudo make test")
+
+
+def needs_python(major: int, minor: int) -> pytest.MarkDecorator:
+    """Mark of tests of what older versions of Python cannot do."""
+    version = f"{major}.{minor}"
+    reason = f"needs Python {version} or later: make clean test PYTHON=python{version}"
+    return pytest.mark.skipif(sys.version_info < (major, minor), reason=reason)
+
+
+def needs_processors(count: int) -> pytest.MarkDecorator:
+    """Mark of tests that prove something only where so many threads run at once."""
+    there = len(os.sched_getaffinity(0))
+    return pytest.mark.skipif(there < count, reason=f"needs {count} processors; this process may use {there}: nproc")
