@@ -1,5 +1,6 @@
-# `make demo` and `make test` work on a fresh machine with Python 3.11 or later (with venv) and make.
-# A second run finds everything installed: stamps in .venv stand for "this extra is installed as pyproject.toml asks".
+# `make demo` and `make test` work on a fresh machine with Python 3.11 or later (with venv) and make; `make test-fresh`
+# proves it. A second run finds everything installed: stamps in .venv stand for "this extra is installed as
+# pyproject.toml asks".
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,51 +14,54 @@ SOURCES := npuctl.py sdk driver_shim emulator firmware_tools benchmarks tests ex
 PATHS ?=
 DESTDIR ?=
 
-.PHONY: demo test test-slow test-bringup test-vm test-vm-iommufd test-fresh lint format bench clean install-udev
+.PHONY: help demo test test-slow test-bringup test-vm test-vm-iommufd test-fresh lint format bench clean install-udev
 
-demo: $(VENV)/demo.stamp
+help: ## what there is to make (this)
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 26
+
+demo: $(VENV)/demo.stamp ## install into .venv, and classify files with a trained model (PATHS="a b": these)
 	$(BIN)/npuctl demo $(PATHS)
 
-test: $(VENV)/dev.stamp
+test: $(VENV)/dev.stamp ## what must hold
 	$(PYTEST)
 
-test-slow: $(VENV)/dev.stamp
+test-slow: $(VENV)/dev.stamp ## tests that take minutes, or prove something statistically
 	$(PYTEST) -m slow
 
-# Runs docs/bring-up.md. Needs C compilers: apt-get install gcc-riscv64-unknown-elf gcc libc6-dev
-test-bringup: $(VENV)/dev.stamp
+# Needs C compilers: apt-get install gcc-riscv64-unknown-elf gcc libc6-dev
+test-bringup: $(VENV)/dev.stamp ## docs/bring-up.md, typed from its first line to its last; needs C compilers
 	$(BIN)/python -m pytest -m bringup tests/bringup
 
 # Needs root, and Debian's mmdebstrap, e2fsprogs, xz-utils and kmod. QEMU and the guest are made of Debian's packages and
 # kept in ~/.cache/npu-sdk/vm, 3 GB.
-test-vm: $(VENV)/dev.stamp
+test-vm: $(VENV)/dev.stamp ## the emulator as a PCI card of a Linux guest; needs root
 	$(BIN)/python -m pytest -m vm tests/vm
 
-# The same on a kernel that has iommufd; it is built once, which takes some ten minutes.
-test-vm-iommufd: $(VENV)/dev.stamp
+# The kernel is built once, which takes some ten minutes.
+test-vm-iommufd: $(VENV)/dev.stamp ## the same on a kernel that has iommufd
 	NPU_VM_KERNEL=iommufd $(BIN)/python -m pytest -m vm tests/vm
 
-# The README's commands in a bare Debian, from a clone of HEAD. Needs root, and Debian's mmdebstrap and git.
-test-fresh: | $(BIN)/python
+# Needs root, and Debian's mmdebstrap and git. The packages are kept in ~/.cache/npu-sdk/fresh.
+test-fresh: | $(BIN)/python ## make demo and make test of HEAD on a bare Debian; needs root
 	$(BIN)/python -m tests.fresh
 
-lint: $(VENV)/dev.stamp
+lint: $(VENV)/dev.stamp ## ruff and mypy
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 
-format: $(VENV)/dev.stamp
+format: $(VENV)/dev.stamp ## let ruff mend and format the sources
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-bench: $(VENV)/bench.stamp
+bench: $(VENV)/bench.stamp ## our figures beside PoCL's and memcpy's
 	$(BIN)/python -m benchmarks.run --output benchmarks/results.json
 
-# As root. With DESTDIR, for packages, files are only put in place.
-install-udev:
+# With DESTDIR, for packages, files are only put in place.
+install-udev: ## let users at the cards of this machine; needs root
 	DESTDIR='$(DESTDIR)' sh udev/install.sh
 
-clean:
+clean: ## remove .venv and what was built
 	rm -rf $(VENV) build dist *.egg-info
 
 $(BIN)/python:
