@@ -56,7 +56,8 @@ class Message(NamedTuple):
 def require(package: str, *, extra: str) -> None:
     """Raise PeerError that names the extra to install unless the package is there."""
     if importlib.util.find_spec(package) is None:
-        raise PeerError(f"{package} is not installed; pip install 'npu-sdk[{extra}]' brings it", code="missing-extra")
+        remedy = f"pip install 'npu-sdk[{extra}]'"
+        raise PeerError(f"{package} is not installed", remedy=remedy, code="missing-extra")
 
 
 def ask(module: str, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], timeout_s: float) -> Message:
