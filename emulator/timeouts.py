@@ -43,6 +43,12 @@ CORE_STOP_S = 2.0
 TERMINAL_ROOM_S = 1.0
 """A terminal that takes no more of the UART's output; then what is left waits in memory, and the core goes on."""
 
+UART_READ_S = 1.5
+"""Whoever has the UART's pseudo-terminal open reads the last output within this; who does not is not waited for."""
+
+UART_POLL_S = 5e-3
+"""How often it is looked whether they have."""
+
 USBIP_REQUEST_S = 5.0
 """From a connection to the debug port's server to its first complete request; the sender may be starved."""
 

@@ -150,6 +150,8 @@ class CoreLoop:
         self._core.power_off()
         self._runs = False
         self._flush()
+        if self._uart is not None:
+            self._uart.settle()
         self._link.count_up("power_offs")
         self._wake_function()
 

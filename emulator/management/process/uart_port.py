@@ -10,6 +10,7 @@ import abc
 import os
 import select
 import socket
+import time
 import tty
 from collections.abc import Callable
 
@@ -61,6 +62,10 @@ class UartPort(abc.ABC):
     @abc.abstractmethod
     def _write(self, data: bytes) -> int:
         """How many bytes are done with: sent, or lost because nobody is there."""
+
+    @abc.abstractmethod
+    def settle(self) -> None:
+        """Before the end: wait a little for what is written to be read, where it would be lost otherwise."""
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -122,11 +127,32 @@ class TerminalPort(UartPort):
         except OSError:
             return len(data)
 
+    def settle(self) -> None:
+        """See UartPort: with its near end goes what a pseudo-terminal holds."""
+        if not self._owned:
+            return
+        near, far = self._owned
+        name = os.ttyname(far)
+        os.close(far)
+        anybody_there = not _state(near) & select.POLLHUP
+        far = os.open(name, os.O_RDWR | os.O_NOCTTY)
+        self._owned = (near, far)
+        deadline = time.monotonic() + timeouts.UART_READ_S
+        while anybody_there and (self._backlog or _state(far) & select.POLLIN) and time.monotonic() < deadline:
+            time.sleep(timeouts.UART_POLL_S)
+            self.flush()
+
     def close(self) -> None:
         """See UartPort."""
         owned, self._owned = self._owned, ()
         for fd in owned:
             os.close(fd)
+
+
+def _state(fd: int) -> int:
+    watch = select.poll()
+    watch.register(fd, select.POLLIN)
+    return dict(watch.poll(0)).get(fd, 0)
 
 
 class TcpPort(UartPort):
@@ -188,6 +214,9 @@ class TcpPort(UartPort):
         except OSError:
             self._drop_client()
             return len(data)
+
+    def settle(self) -> None:
+        """See UartPort: a connection delivers what it was given."""
 
     def close(self) -> None:
         """See UartPort."""
