@@ -20,7 +20,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.fresh.namespace import Bind, Job, command_line, end_with_parent
+from tests.fresh import namespace
+from tests.fresh.namespace import Bind, Job
 from tests.fresh.pip_sources import pip_sources
 from tests.support import debian
 from tests.support.debian import bootstrap, cached, locked, recipe_key, require_tools, run
@@ -111,12 +112,7 @@ def run_inside(tree: Path, command: str) -> int:
     binds = [Bind(path, path) for path in shared if Path(path).exists()]
     environment = {**ENVIRONMENT, **{name: os.environ[name] for name in PASSED_ON if name in os.environ}}
     job = Job(str(tree), PROJECT, shlex.split(command), environment, [*binds, Bind(str(cache), PIP_CACHE, True)])
-    with subprocess.Popen(command_line(job), cwd=ROOT, stdin=subprocess.DEVNULL, preexec_fn=end_with_parent) as running:
-        try:
-            return running.wait()
-        except BaseException:
-            running.kill()  # and with it process 1 of the namespaces, and all in them
-            raise
+    return namespace.run(job)
 
 
 def commands(readme: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Runs a command in a tree of its own as if that were a machine: own mounts, processes, IPC and host name.
 
-The network is the host's. `command_line` is what to start; the rest runs as process 1 of the namespaces, with which
-every mount and process in them ends.
+The network is the host's. `run` is what others call; the rest is process 1 of the namespaces, with which every mount
+and process in them ends.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 HOST_NAME = "fresh"
+_ROOT = Path(__file__).parents[2]
+_NAMESPACES = ("--mount", "--propagation=private", "--pid", "--ipc", "--uts", "--fork", "--kill-child")
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _DEVICE_LINKS = {"ptmx": "pts/ptmx", "fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"}
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND, _MS_REC = 1, 2, 4, 8, 32, 4096, 16384
@@ -44,13 +47,18 @@ class Job(NamedTuple):
     binds: Sequence[Bind] = ()
 
 
-def command_line(job: Job) -> list[str]:
-    """The command that runs a job, from the folder that holds `tests`; it takes root."""
-    namespaces = ("--mount", "--propagation=private", "--pid", "--ipc", "--uts", "--fork", "--kill-child")
-    return ["unshare", *namespaces, sys.executable, "-m", __name__, json.dumps(job)]
+def run(job: Job) -> int:
+    """The job's exit status. It takes root; whatever becomes of this process, nothing is left."""
+    command = ["unshare", *_NAMESPACES, sys.executable, "-m", __name__, json.dumps(job)]
+    with subprocess.Popen(command, cwd=_ROOT, stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent) as running:
+        try:
+            return running.wait()
+        except BaseException:
+            running.kill()  # and with it process 1 of the namespaces, and all in them
+            raise
 
 
-def end_with_parent() -> None:
+def _end_with_parent() -> None:
     """Have the kernel kill this process when its parent has ended."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 

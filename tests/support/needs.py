@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from typing import Any
 
@@ -67,3 +68,18 @@ def needs_processors(count: int) -> pytest.MarkDecorator:
     """Mark of tests that prove something only where so many threads run at once."""
     there = len(os.sched_getaffinity(0))
     return pytest.mark.skipif(there < count, reason=f"needs {count} processors; this process may use {there}: nproc")
+
+
+def _can_unshare() -> bool:
+    """Containers of root's often may not."""
+    if os.geteuid() or shutil.which("unshare") is None:
+        return False
+    return (
+        subprocess.run(["unshare", "--mount", "--pid", "--fork", "true"], capture_output=True, check=False).returncode
+        == 0
+    )
+
+
+needs_namespaces = pytest.mark.skipif(
+    not _can_unshare(), reason="needs root that may mount: sudo make test, in a container started with --privileged"
+)
