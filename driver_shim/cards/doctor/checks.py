@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from driver_shim.cards.libusb import Libusb, find_libusb
 from driver_shim.cards.pci_sysfs import Roots
-from driver_shim.libusb import Libusb, find_libusb
 
 
 class Status(enum.StrEnum):

@@ -7,7 +7,7 @@ import platform
 import sys
 from pathlib import Path
 
-from driver_shim import libusb
+from driver_shim.cards import libusb
 from driver_shim.cards.discovery import find_cards, seen_cards, visible_entries
 from driver_shim.cards.doctor.checks import HostMachine, Observation, Status
 from driver_shim.cards.pci_sysfs import NOIOMMU_NAME, VFIO_DRIVER, names_in, number_of, text_of

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from driver_shim import libusb
+from driver_shim.cards import libusb
 from driver_shim.cards.discovery import find_served
 from driver_shim.errors import (
     DeviceBusy,

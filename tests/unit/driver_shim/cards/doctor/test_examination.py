@@ -16,8 +16,8 @@ from driver_shim.cards.doctor import checks as findings
 from driver_shim.cards.doctor import machine as doctor_machine
 from driver_shim.cards.doctor.checks import HostMachine, Observation, Status
 from driver_shim.cards.doctor.examination import CARD_CHECKS, MACHINE_CHECKS, examine
+from driver_shim.cards.libusb import Libusb
 from driver_shim.function import dma
-from driver_shim.libusb import Libusb
 from driver_shim.protocol.config_space import VENDOR_ID
 from driver_shim.shared import runtime_folder
 from tests.support.fake_host import CARD, SECOND, FakeHost

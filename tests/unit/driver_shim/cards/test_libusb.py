@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from driver_shim import libusb
+from driver_shim.cards import libusb
 from driver_shim.errors import UnsupportedPlatform
 from tests.support.needs import module_of_extra
 
