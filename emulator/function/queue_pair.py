@@ -34,7 +34,7 @@ _pack_completion = COMPLETION.codec.pack
 
 
 class QueueState(enum.IntEnum):
-    """Whether a queue still fetches."""
+    """The states of a queue."""
 
     RUNNING = 0
     HALTED = 1

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from driver_shim.shared import import_guard
 from sdk.cli import timeouts
 from sdk.cli.demo_files import expand, own_files, shown
 from sdk.cli.device_selection import device_option, open_for_work
@@ -59,7 +60,7 @@ def command(frame: Frame, paths: tuple[Path, ...], wanted: tuple[str, ...]) -> N
     """
     from sdk.validate import peer_process
 
-    barred.bar()
+    import_guard.install()
     files = expand(paths) if paths else own_files()
     peer_process.require("magika", extra="demo")
     peer = peer_process.ask(PEER, {"paths": [str(path) for path in files]}, {})

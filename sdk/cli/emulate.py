@@ -10,10 +10,10 @@ import click
 
 from driver_shim.protocol.usbip import DEFAULT_PORT as USBIP_PORT
 from driver_shim.shared.runtime_folder import make_runtime_folder, runtime_folder
+from emulator.model.choices import CORES, KERNELS
 from emulator.model.profile import profile_names
 from sdk import environment
 from sdk.cli.child_process import module_command
-from sdk.opening.addresses import CORES, KERNELS
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
