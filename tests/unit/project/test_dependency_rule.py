@@ -86,6 +86,39 @@ def test_no_module_breaks_the_dependency_rule() -> None:
     assert not broken, "\n".join(broken)
 
 
+def imports_within(package: str) -> dict[str, set[str]]:
+    """For each module of a package the modules of it that it imports, lazily or for types alone, too."""
+    inside = {module: path for module, path in modules() if within(module, package)}
+
+    def home(name: str) -> str | None:
+        """The module that an imported name is, or is in."""
+        return name if name in inside else home(name.rpartition(".")[0]) if name else None
+
+    graph = {}
+    for module, path in inside.items():
+        names = imported_modules(path.read_text("utf-8"), module, path.name == "__init__.py")
+        graph[module] = {found for name in names if (found := home(name)) not in (None, module, package)}
+    return graph
+
+
+def circle_in(graph: dict[str, set[str]]) -> list[str]:
+    """The modules that are left when all whose imports are settled are taken away, again and again."""
+    waiting = dict(graph)
+    while settled := [module for module, names in waiting.items() if not names & waiting.keys()]:
+        for module in settled:
+            del waiting[module]
+    return sorted(waiting)
+
+
+@pytest.mark.parametrize("package", ["emulator"])
+def test_no_modules_import_each_other_in_a_circle(package: str) -> None:
+    assert circle_in(imports_within(package)) == []
+
+
+def test_a_planted_circle_is_found() -> None:
+    assert circle_in({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["a", "b", "c"]
+
+
 def test_every_package_is_looked_at() -> None:
     seen = {module.partition(".")[0] for module, _ in modules()}
     assert seen == {"driver_shim", "emulator", "sdk", "firmware_tools"}
