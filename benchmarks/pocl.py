@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.raw import busy_neighbours
 from sdk.cli.measurements import MEBIBYTE, Spread, best_spread, timed_rounds, warm_up
 
 ROUNDS = 8_000
@@ -83,6 +84,8 @@ class Peer(NamedTuple):
 
     version: str
     trip: Spread
+    busy_trip: Spread
+    """The same beside one busy process per CPU."""
     copies: dict[int, float]
     """Size in bytes → median seconds."""
 
@@ -103,7 +106,7 @@ def measure(mebibytes: Sequence[int]) -> tuple[Peer | None, str]:
         return None, (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     found = json.loads(done.stdout)
     copied = {int(size): seconds for size, seconds in found["copies"].items()}
-    return Peer(found["version"], Spread(*found["trip"]), copied), ""
+    return Peer(found["version"], Spread(*found["trip"]), Spread(*found["busy_trip"]), copied), ""
 
 
 def main() -> None:
@@ -113,7 +116,10 @@ def main() -> None:
     except (ImportError, LookupError) as error:
         sys.exit(str(error))
     mebibytes = [int(argument) for argument in sys.argv[1:]]
-    json.dump({"version": version, "trip": round_trip(), "copies": copies(mebibytes)}, sys.stdout)
+    found: dict[str, Any] = {"version": version, "trip": round_trip(), "copies": copies(mebibytes)}
+    with busy_neighbours():
+        found["busy_trip"] = round_trip()
+    json.dump(found, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 import sdk
-from benchmarks import copying, engines, firmware, idling, pocl, queues, startup, trapped_reads
+from benchmarks import copying, engines, firmware, idling, pocl, queues, raw, startup, trapped_reads
 from benchmarks.figures import Figure
 from sdk.cli.frame import now
 from sdk.version import VERSION
@@ -30,9 +30,9 @@ def main(output: Path | None) -> None:
     not_built = trapped_reads.missing()
     if not_built:
         console.print(f"libvfio-user is left out: {not_built}", soft_wrap=True)
-    found: list[Figure] = [*startup.figures(), *trapped_reads.figures()]
+    found: list[Figure] = [*raw.figures(), *startup.figures(), *trapped_reads.figures()]
     with sdk.Device("emulator") as device:
-        found += queues.figures(device, peer.trip if peer else None)
+        found += queues.figures(device, peer)
         found += copying.figures(device, peer.copies if peer else {})
         found += idling.figures(device)  # last: it starts an engine
     found += engines.figures()

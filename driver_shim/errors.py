@@ -6,7 +6,7 @@ stable kebab-case `.code`. Bad arguments stay plain TypeError/ValueError.
 
 from __future__ import annotations
 
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 from driver_shim.shared.runtime_folder import Holder
 
@@ -16,7 +16,8 @@ _Kind = TypeVar("_Kind", bound="NpuError")
 class NpuError(Exception):
     """Base of all errors of this SDK.
 
-    `message` says what was asked and what was found; `remedy` what to do about it.
+    `message` says what was asked and what was found; `remedy` what to do about it. A subclass takes the message first
+    and the rest by keyword: copies, also those in other processes, are made with the message alone, then filled.
     """
 
     code = "npu-error"
@@ -147,15 +148,36 @@ class BufferInUse(NpuError, BufferError):
     code = "buffer-in-use"
 
 
+class ModelProblem(NamedTuple):
+    """One reason why a model cannot run."""
+
+    reason: str
+    node: str | None = None
+    """The node's name, or that of its first output where it has none; None when it is not about a node."""
+    op: str | None = None
+    """That node's operator."""
+
+
 class UnsupportedModel(NpuError, ValueError):
     """A model uses something the device cannot run; names node, operator and reason."""
 
     code = "unsupported-model"
 
-    def __init__(self, message: str, *, node: str | None = None, op: str | None = None, **details: Any) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        node: str | None = None,
+        op: str | None = None,
+        problems: tuple[ModelProblem, ...] = (),
+        **details: Any,
+    ) -> None:
         super().__init__(message, **details)
         self.node = node
+        """The first node that cannot run, and its operator in `op`."""
         self.op = op
+        self.problems = problems
+        """Every reason by itself; the message groups them, and leaves out some when they are many."""
 
 
 class UnsupportedPlatform(NpuError, OSError):

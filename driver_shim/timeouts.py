@@ -6,9 +6,13 @@ DEFAULT_S = 60.0
 LIVENESS_S = 0.25
 """A blocked wait looks at least this often whether the device still lives."""
 
+QUIET_SPIN_S = 20e-6
+"""A wait polls this long before it lets others have the CPU: a busy device answers within a few µs, while a yield may
+give a neighbour a whole slice, 48 µs on average and milliseconds at worst."""
+
 SPIN_S = 200e-6
-"""A wait polls this long before it blocks: as long as a copy of 4 MiB takes. To wake up through an eventfd costs 10 to
-60 µs, a quarter of that copy and more."""
+"""A wait polls this long in all before it blocks: as long as a copy of 4 MiB takes. To wake up through an eventfd costs
+10 to 60 µs, a quarter of that copy and more."""
 
 READY_S = 5.0
 """Controller enable/disable handshake; the device states its own limit, this is the floor."""

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from driver_shim.shared import import_guard
-from emulator.chip.state_error import StateError
 from emulator.management.process.options import CoreOptions
 from emulator.model.choices import CORES, KERNELS
 from emulator.publication import PublishedEmulator
@@ -22,6 +21,7 @@ from emulator.server.function_port import FunctionPort
 from emulator.server.listener import Listener, ListenError
 from emulator.server.usbip import UsbipServer, listen
 from emulator.server.vfio_user import Server, StopSignal
+from emulator.state_error import StateError
 
 if TYPE_CHECKING:
     from emulator.function.function import PciFunction

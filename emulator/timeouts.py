@@ -6,6 +6,13 @@ ENGINE_REAP_S = 5.0
 IDLE_POLL_S = 1e-3
 """After its last work the server looks for more this long before it sleeps; a wake-up costs the host 10 to 60 us."""
 
+QUIET_POLL_S = 20e-6
+"""Of that, this long without letting others have the CPU: the next command of a host that waits for each follows its
+completion within a few us, while a yield may give a neighbour a whole slice."""
+
+CROWDED_TURN_S = 4e-6
+"""A yield takes 0.5 us; one that takes longer gave the CPU to somebody who used it, so sleeping is better."""
+
 BUSY_POLL_S = 200e-6
 """A working device looks at its sockets this often, so that registers answer; a look costs about 1 us."""
 

@@ -17,7 +17,7 @@ from driver_shim.function.allocator import RangeAllocator
 from driver_shim.function.bring_up import check_function, enable_function
 from driver_shim.function.dma import HostBlock, HostMemory
 from driver_shim.function.pre_open import PreOpenRecord, read_pre_open
-from driver_shim.function.queue_pair import HostQueuePair
+from driver_shim.function.queue_pair import Completion, HostQueuePair
 from driver_shim.function.registers import Registers
 from driver_shim.protocol import commands
 from driver_shim.protocol.commands import AdminOpcode
@@ -174,7 +174,7 @@ class Controller:
                 queue.publish()
             while queue.outstanding():
                 self._take(queue, opcode)
-            queue.put(layout.codec, int(opcode), *layout.codec.unpack(entry)[4:])
+            queue.put(layout.codec, int(opcode), layout.codec.unpack(entry)[4:])
             queue.publish()
             status, result = self._take(queue, opcode)
         if status:
@@ -190,16 +190,15 @@ class Controller:
 
     def _take(self, queue: HostQueuePair, opcode: AdminOpcode) -> tuple[int, int]:
         """Wait for the next completion; returns (status, result)."""
-        self._await_completion(queue, opcode)
-        _, _, status, _, result, _, _ = queue.peek()
+        _, _, status, _, result, _, _ = self._await_completion(queue, opcode)
         queue.advance()
         queue.publish_head()
         return status, result
 
-    def _await_completion(self, queue: HostQueuePair, opcode: AdminOpcode) -> None:
+    def _await_completion(self, queue: HostQueuePair, opcode: AdminOpcode) -> Completion:
         now = time.monotonic()
         deadline, next_look = now + self.timeout_s, now + timeouts.LIVENESS_S
-        while not queue.ready():
+        while (completion := queue.peek()) is None:
             self._check_going_on(opcode)
             self.transport.progress()
             now = time.monotonic()
@@ -213,6 +212,7 @@ class Controller:
                     subsystem="admin",
                     remedy="reset the device",
                 )
+        return completion
 
     def _check_going_on(self, opcode: AdminOpcode) -> None:
         """Raise CommandFailed (with status 0) if a reset or the end is coming."""
@@ -394,11 +394,11 @@ class Controller:
 
     # --- reset and end -----------------------------------------------------------------------------------------
 
-    def give_up(self) -> None:
+    def interrupt_waits(self) -> None:
         """A reset or the end is coming: whoever waits for an admin command gets CommandFailed instead of its end."""
         self._giving_up = True
 
-    def carry_on(self) -> None:
+    def resume(self) -> None:
         """The reset has ended, or was given up itself: admin commands are waited for again."""
         self._giving_up = False
 

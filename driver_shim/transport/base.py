@@ -41,8 +41,12 @@ class Transport(abc.ABC):
     """Called, from a thread of the transport's, after it let go of a function that is being taken away."""
     has_dma: bool = True
     """Whether the function can reach host memory through this transport; else there are registers and BARs only."""
+    steps_device: bool = False
+    """Whether the device works only while `progress` is called."""
     resets_on_open: bool = True
     """Whether opening the function reset it."""
+    peer_pid: int | None = None
+    """The process that is the device, where it is one of this machine."""
     serial: str | None = None
     """The device's serial number, where the way to it tells."""
     emulated: bool | None = None

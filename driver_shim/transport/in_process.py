@@ -20,6 +20,7 @@ class InProcessTransport(Transport):
     """Drives a `PciFunction`-like object; the device runs only while somebody waits (`progress`)."""
 
     name = "in-process"
+    steps_device = True
 
     def __init__(self, function: Any, reset_cause: Any) -> None:
         """`reset_cause` is passed to `function.reset` by `reset`."""

@@ -9,6 +9,7 @@ import mmap
 import os
 import select
 import socket
+import struct
 from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
@@ -120,17 +121,27 @@ class VfioUserTransport(Transport):
         except BaseException:
             sock.close()
             raise
-        return cls(Channel(sock, address), timeout)
+        transport = cls(Channel(sock, address), timeout)
+        transport.peer_pid = _peer_pid(sock)
+        return transport
 
     @classmethod
     def from_socket(
-        cls, sock: socket.socket, address: str = "emulator", timeout: float = timeouts.EMULATOR_START_S
+        cls,
+        sock: socket.socket,
+        address: str = "emulator",
+        timeout: float = timeouts.EMULATOR_START_S,
+        peer_pid: int | None = None,
     ) -> VfioUserTransport:
         """Talk over a connected socket, which is taken over; its server may take `timeout` seconds to start.
 
+        `peer_pid` is the server's process, where it is one of this machine.
+
         Raises DeviceBusy, Timeout (it does not answer), DeviceLost, ContractMismatch.
         """
-        return cls(Channel(sock, address), timeout)
+        transport = cls(Channel(sock, address), timeout)
+        transport.peer_pid = peer_pid
+        return transport
 
     # --- opening -----------------------------------------------------------------------------------------------
 
@@ -404,6 +415,12 @@ class VfioUserTransport(Transport):
 def _close(fd: int | None) -> None:
     if fd is not None:
         os.close(fd)
+
+
+def _peer_pid(sock: socket.socket) -> int | None:
+    """The process that listens on the other side; None where it is in another PID namespace."""
+    pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return pid or None
 
 
 def _connect_error(error: OSError, address: str) -> Exception:

@@ -11,11 +11,11 @@ from emulator.chip.counters import Counters
 from emulator.chip.device_memory import DeviceMemory
 from emulator.chip.error_log import ErrorLog
 from emulator.chip.state import KeptState, StateFolder, new_serial
-from emulator.chip.state_error import StateError
 from emulator.engines.job import Engines
 from emulator.management.port import AbsentCore, ManagementPort
 from emulator.model.clock import TickClock
 from emulator.model.profile import Profile
+from emulator.state_error import StateError
 
 _logger = logging.getLogger("npu.emulator")
 

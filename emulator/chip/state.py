@@ -19,7 +19,7 @@ from driver_shim.shared.whole_file import replace_whole
 from emulator.chip.black_box import check_page
 from emulator.chip.counters import LAST_COUNT
 from emulator.chip.error_log import decode_page
-from emulator.chip.state_error import StateError
+from emulator.state_error import StateError
 
 STATE_VERSION = 1
 _SUMMARY = "device.json"

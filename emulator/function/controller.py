@@ -42,8 +42,8 @@ from emulator.model.clock import LAST_TICK
 
 _HEADER = struct.Struct("<BBHI")
 _NOP, _BARRIER, _SUCCESS = int(IoOpcode.NOP), int(IoOpcode.BARRIER), int(Status.SUCCESS)
+_COPY, _FILL, _EXEC = int(IoOpcode.COPY), int(IoOpcode.FILL), int(IoOpcode.EXEC)
 """Plain ints: comparing with an enum member costs three times as much."""
-_BODY = slice(_HEADER.size, SUBMISSION_BYTES)
 _EMPTY_BODY = bytes(SUBMISSION_BYTES - _HEADER.size)
 COMMANDS_PER_SLICE = 64
 """Commands taken one by one from a queue before the next queue has its turn."""
@@ -133,8 +133,12 @@ class Controller:
             line = queue.host_line
             if (queue.bell_sq_tail if line is None else line[SQ_TAIL_WORD]) != queue.sq_head or queue.job is not None:
                 worked = self._serve(queue) or worked
-        if worked and not any(queue.job is not None for queue in self.queues.turns):
-            self._clock.idle()
+        if worked:
+            for queue in self.queues.turns:
+                if queue.job is not None:
+                    break
+            else:
+                self._clock.idle()
         return worked
 
     def arm(self) -> bool:
@@ -192,21 +196,20 @@ class Controller:
     def _begin_command(self, queue: QueuePair, admin: bool) -> bool:
         """Take one entry. True if it completed at once, False if it became the queue's job or halted it."""
         entry = queue.fetch()
-        self.recent_descriptors.append((queue.queue_id, entry))
         opcode, flags, command_id, context = _HEADER.unpack_from(entry)
         counters = self._counters
+        if opcode == _NOP and not (flags or context or admin) and entry.endswith(_EMPTY_BODY):
+            self._complete(queue, command_id, 0, self._nop_ticks)  # first: the host may be waiting for just this
+            self.recent_descriptors.append((queue.queue_id, entry))
+            counters.nop_commands += 1
+            return True
+        self.recent_descriptors.append((queue.queue_id, entry))
         try:
             if flags or context:
                 raise _bad_header(flags, context)
             if admin:
                 counters.admin_commands += 1
                 self._complete(queue, command_id, self._admin.execute(opcode, entry), self._nop_ticks)
-                return True
-            if opcode == _NOP:
-                if entry[_BODY] != _EMPTY_BODY:
-                    refuse_reserved(NOP, entry)
-                counters.nop_commands += 1
-                self._complete(queue, command_id, 0, self._nop_ticks)
                 return True
             if opcode == _BARRIER:
                 refuse_reserved(BARRIER, entry)
@@ -226,13 +229,15 @@ class Controller:
         return self._advance(queue)
 
     def _job(self, opcode: int, entry: bytes) -> Job:
-        if opcode == IoOpcode.COPY:
+        if opcode == _NOP:
+            refuse_reserved(NOP, entry)
+        if opcode == _COPY:
             self._counters.copy_commands += 1
             return CopyJob(self._chip, self._space, entry)
-        if opcode == IoOpcode.FILL:
+        if opcode == _FILL:
             self._counters.fill_commands += 1
             return FillJob(self._chip, self._space, entry)
-        if opcode == IoOpcode.EXEC:
+        if opcode == _EXEC:
             self._counters.exec_commands += 1
             return ExecJob(self._chip, self._space, self._programs, entry)
         raise CommandError(Status.INVALID_OPCODE, f"I/O opcode {opcode:#04x} does not exist")
@@ -251,7 +256,7 @@ class Controller:
         if self._gone(queue):
             return True
         start, end = queue.job_ticks
-        self._post(queue, queue.job_entry, Status.SUCCESS, result, start, end)
+        self._post(queue, queue.job_entry, _SUCCESS, result, start, end)
         return True
 
     def _gone(self, queue: QueuePair) -> bool:

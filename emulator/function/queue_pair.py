@@ -31,6 +31,7 @@ from driver_shim.shared import fences
 _copy_entry = struct.Struct(f"{SUBMISSION_BYTES}s").unpack_from
 """Half the price of slicing the view."""
 _pack_completion = COMPLETION.codec.pack
+_INDEX_MASK = ring.INDEX_MASK
 
 
 class QueueState(enum.IntEnum):
@@ -79,6 +80,8 @@ class QueuePair:
         self.state = QueueState.RUNNING
         self.sq_entries = submission_entries
         self.cq_entries = completion_entries
+        self._cq_mask = completion_entries - 1
+        self._lap_shift = self._cq_mask.bit_length()
         self.sq_head = 0
         self.cq_tail = 0
         self.bell_sq_tail = 0
@@ -132,15 +135,15 @@ class QueuePair:
             tail, head = self.bell_sq_tail, self.bell_cq_head
         else:
             tail, head = line[SQ_TAIL_WORD], line[CQ_HEAD_WORD]
-        available = (tail - self.sq_head) & ring.INDEX_MASK
-        room = self.cq_entries - ((self.cq_tail - head) & ring.INDEX_MASK)
+        available = (tail - self.sq_head) & _INDEX_MASK
+        room = self.cq_entries - ((self.cq_tail - head) & _INDEX_MASK)
         return (available if available <= self.sq_entries else -1), room
 
     def fetch(self) -> bytes:
         """A private copy of the next entry (the host may scribble on the ring meanwhile); advances the head."""
         head = self.sq_head
         entry: bytes = _copy_entry(self._submissions, (head & (self.sq_entries - 1)) * SUBMISSION_BYTES)[0]
-        self.sq_head = (head + 1) & ring.INDEX_MASK
+        self.sq_head = (head + 1) & _INDEX_MASK
         return entry
 
     def peek_words(self, count: int) -> NDArray[Any]:
@@ -154,16 +157,16 @@ class QueuePair:
 
     def complete(self, command_id: int, status: int, result: int, start_tick: int, end_tick: int) -> None:
         """Post one completion: body first, then, after the publish fence, its phase byte."""
-        index, entries = self.cq_tail, self.cq_entries
-        phase = (index // entries & 1) ^ 1  # ring.phase_of, without the call
-        start = (index & (entries - 1)) * COMPLETION_BYTES
+        index = self.cq_tail
+        phase = (index >> self._lap_shift & 1) ^ 1  # ring.phase_of, without the call
+        start = (index & self._cq_mask) * COMPLETION_BYTES
         # Not `pack_into`: it zeroes the entry first, and in every other round a zero phase makes it valid at once.
         self._completions[start : start + COMPLETION_BYTES] = _pack_completion(
             self.sq_head, command_id, status, phase ^ 1, result, start_tick, end_tick
         )
         fences.publish()
         self._completions[start + PHASE_OFFSET] = phase
-        self.cq_tail = (index + 1) & ring.INDEX_MASK
+        self.cq_tail = (index + 1) & _INDEX_MASK
         self.last_end_tick = end_tick
 
     def complete_many(self, command_ids: NDArray[Any], first_start: int, cost: int) -> None:

@@ -57,16 +57,21 @@ class TickClock:
 
         `start_at_least` is the end of what it must follow: the work before it in its queue, the last of its engine.
         """
-        start = min(max(self._ticks, start_at_least), LAST_TICK)
-        end = min(start + cost, LAST_TICK)
-        self._horizon = max(self._horizon, end)
+        # Not min and max: they cost three times as much, and every command passes here.
+        start = self._ticks if self._ticks > start_at_least else start_at_least
+        end = start + cost
+        if end > LAST_TICK:
+            start, end = min(start, LAST_TICK), LAST_TICK
+        if end > self._horizon:
+            self._horizon = end
         return start, end
 
     def complete(self, end: int) -> None:
         """Work that ends at tick `end` has been reported: whatever starts later starts no earlier than that."""
         if end > self._ticks:
             self._ticks = end
-            self._horizon = max(self._horizon, end)
+            if end > self._horizon:
+                self._horizon = end
 
     def idle(self) -> None:
         """Nothing is outstanding: stand at the end of all scheduled work; from here wall time counts again."""

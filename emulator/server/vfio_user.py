@@ -31,6 +31,8 @@ _NS_PER_S = 1_000_000_000
 _NS_PER_MS = 1_000_000
 _BUSY_POLL_NS = int(timeouts.BUSY_POLL_S * _NS_PER_S)
 _SPIN_POLL_NS = int(timeouts.SPIN_POLL_S * _NS_PER_S)
+_QUIET_POLL_NS = int(timeouts.QUIET_POLL_S * _NS_PER_S)
+_CROWDED_TURN_NS = int(timeouts.CROWDED_TURN_S * _NS_PER_S)
 _EAGER_POLL_NS = int(timeouts.EAGER_POLL_S * _NS_PER_S)
 _IDLE_POLL_NS = int(timeouts.IDLE_POLL_S * _NS_PER_S)
 
@@ -118,7 +120,10 @@ class Server:
                     happened = self._look(0)
                 elif (time_ns := now()) - worked < idle_ns:
                     if time_ns - looked < _SPIN_POLL_NS and time_ns > eager_until:
-                        os.sched_yield()
+                        if time_ns - worked > _QUIET_POLL_NS:
+                            os.sched_yield()
+                            if now() - time_ns > _CROWDED_TURN_NS:
+                                worked = time_ns - idle_ns  # somebody else needs this CPU: sleep instead
                         continue
                     happened = self._look(0)
                 else:

@@ -18,5 +18,7 @@ class ForeignOutput(NpuError, FileExistsError):
 
     code = "output-exists"
 
-    def __init__(self, path: Path, found: str) -> None:
-        super().__init__(f"{path}: {found}", remedy="name another path, or move what is there")
+
+def foreign_output(path: Path, found: str) -> ForeignOutput:
+    """What lies at `path` is left alone; `found` says what it is."""
+    return ForeignOutput(f"{path}: {found}", remedy="name another path, or move what is there")

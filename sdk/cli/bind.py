@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import click
 
-from driver_shim.cards.binding import Binder, Binding
+from driver_shim.cards.binding import Binder
 from driver_shim.cards.pci_sysfs import PCI_SCHEME, VFIO_DRIVER
 from driver_shim.errors import NpuError
+from sdk.cli.binding_report import report
 from sdk.cli.card_selection import bus_address_of, cards_to_change
 from sdk.cli.device_selection import confirm, device_option
 from sdk.cli.frame import Frame
@@ -44,17 +44,3 @@ def bind_cards(frame: Frame, cards: Sequence[DeviceInfo], binder: Binder, yes: b
             report(frame, binder.bind(address, together_with=addresses))
         except NpuError as error:
             frame.fail(error, PCI_SCHEME + address)
-
-
-def report(frame: Frame, binding: Binding) -> None:
-    """One card's entry and line."""
-    entry: dict[str, Any] = {
-        "address": PCI_SCHEME + binding.bus_address,
-        "driver_before": binding.driver_before,
-        "driver": binding.driver,
-        "changed": binding.changed,
-    }
-    frame.add(entry)
-    before, now = (driver or "no driver" for driver in (binding.driver_before, binding.driver))
-    change = f"{before} → {now}" if binding.changed else f"nothing to do, it has {now}"
-    frame.say(f"{entry['address']}: {change}")

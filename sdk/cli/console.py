@@ -14,12 +14,13 @@ from driver_shim.firmware.core_state import read_boot_progress
 from driver_shim.protocol.registers import Post
 from firmware_tools.console import Console, Output
 from sdk.cli import timeouts
-from sdk.cli.device_selection import changed, device_option
+from sdk.cli.bounded_number import bounded
+from sdk.cli.device_selection import changed, device_option, no_open_option, open_core
 from sdk.cli.exit_codes import ExitCode, Failure
 from sdk.cli.frame import Frame
-from sdk.cli.management import Management, no_open_option, open_management
 from sdk.cli.terminal import pass_every_key, terminal_restored
 from sdk.cli.verb import verb
+from sdk.opening.management import Management
 
 LEAVE = 0x1D
 """Ctrl-]."""
@@ -32,7 +33,7 @@ _CHUNK_BYTES = 4096
 @click.option("--new", "only_new", is_flag=True, help="Leave out what was sent before (up to 4 KiB are kept).")
 @click.option(
     "--linger",
-    type=click.FloatRange(min=0),
+    type=bounded(float, "seconds, 0 or more", least=0),
     default=timeouts.CONSOLE_LINGER_S,
     show_default=True,
     metavar="SECONDS",
@@ -49,7 +50,7 @@ def command(frame: Frame, wanted: tuple[str, ...], no_input: bool, only_new: boo
     if len(devices) != 1:
         raise click.UsageError("a console is one device's; name one with -d")
     address = devices[0].address
-    with open_management(address) as opened:
+    with open_core(address) as opened:
         _check_core(frame, opened)
         session = _Session(frame, address, opened, not only_new)
         session.run(None if no_input else sys.stdin.fileno(), linger)

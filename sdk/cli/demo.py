@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import sys
 import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,6 +32,8 @@ if TYPE_CHECKING:
     from sdk.validate.peer_process import Message
 
 PEER = "sdk.cli.magika_peer"
+SCREENFUL = 20
+"""Files shown of this project's own."""
 BATCH = 16
 """Files a run of the model; the last run takes what is left."""
 SCORE_TOLERANCE = 1e-4
@@ -51,8 +57,9 @@ class Answer(NamedTuple):
 
 @verb("demo", limit_s=timeouts.WORK_S)
 @click.argument("paths", nargs=-1, type=click.Path(exists=True, path_type=Path))
+@click.option("--all", "everything", is_flag=True, help="Show every file's answer. PATHS are shown whole anyway.")
 @device_option
-def command(frame: Frame, paths: tuple[Path, ...], wanted: tuple[str, ...]) -> None:
+def command(frame: Frame, paths: tuple[Path, ...], everything: bool, wanted: tuple[str, ...]) -> None:
     """Classify files (default: this project's own) by content, on the device.
 
     A trained network of the magika package runs on the device; onnxruntime computes the same in a process of its own.
@@ -63,9 +70,10 @@ def command(frame: Frame, paths: tuple[Path, ...], wanted: tuple[str, ...]) -> N
     import_guard.install()
     files = expand(paths) if paths else own_files()
     peer_process.require("magika", extra="demo")
-    peer = peer_process.ask(PEER, {"paths": [str(path) for path in files]}, {})
+    frame.note(f"onnxruntime classifies {len(files)} files first, to compare with")
+    peer = peer_process.ask(PEER, {"paths": [str(path) for path in files]}, {}, timeouts.PEER_S)
     if not peer.facts["classified"]:
-        _show_skipped(frame, peer)
+        _show_skipped(frame, peer.facts["skipped"])
         raise Failure("none of the files has enough content for the model")
     with open_for_work(wanted, frame) as device:
         before, began = device.activity(), time.perf_counter()
@@ -75,7 +83,7 @@ def command(frame: Frame, paths: tuple[Path, ...], wanted: tuple[str, ...]) -> N
         processes, holding = barred.holders(device.info.pid) if device.info.pid else ([], [])
         info = device.info
     answers = _answers(peer, scores)
-    _show(frame, peer, answers)
+    _show(frame, answers, peer.facts["skipped"], everything or bool(paths))
     entry = {
         "address": info.address,
         "model": peer.facts["model_name"],
@@ -100,6 +108,7 @@ def command(frame: Frame, paths: tuple[Path, ...], wanted: tuple[str, ...]) -> N
         frame.fail(Failure(f"{wrong} of {len(answers)} answers disagree", ExitCode.UNHEALTHY), info.address)
     else:
         frame.say(f"All {len(answers)} answers agree with onnxruntime {peer.facts['onnxruntime']}.")
+        frame.say(next_step())
 
 
 def classify(device: Device, model_path: str, features: NDArray[np.int32]) -> NDArray[np.float32]:
@@ -126,7 +135,45 @@ def _answers(peer: Message, scores: NDArray[np.float32]) -> list[Answer]:
     ]
 
 
-def _show(frame: Frame, peer: Message, answers: list[Answer]) -> None:
+def a_screenful(answers: Sequence[Answer]) -> list[Answer]:
+    """All that disagree; then agreeing ones up to `SCREENFUL`, of every type the lowest scores, lowest first."""
+    wrong = [answer for answer in answers if not answer.agrees]
+    right = sorted((answer for answer in answers if answer.agrees), key=_score)
+    seen: Counter[str] = Counter()
+    ranks = []
+    for answer in right:
+        ranks.append(seen[answer.label])  # 0 is the worst of its type
+        seen[answer.label] += 1
+    varied = [answer for _, answer in sorted(zip(ranks, right, strict=True), key=lambda pair: pair[0])]
+    return sorted(wrong, key=_score) + sorted(varied[: max(0, SCREENFUL - len(wrong))], key=_score)
+
+
+def _score(answer: Answer) -> float:
+    return answer.score
+
+
+def next_step() -> str:
+    """What a newcomer may type now, with the tool as it can be called here."""
+    tool = "npuctl"
+    if shutil.which(tool) is None:
+        tool = shown(sys.argv[0]) if Path(sys.argv[0]).name == tool else "python -m npuctl"
+    return f"Next, a model of your own: {tool} run MODEL.onnx --verify"
+
+
+def _show(frame: Frame, answers: Sequence[Answer], skipped: Mapping[str, str], everything: bool) -> None:
+    listed = answers if everything else a_screenful(answers)
+    frame.console.print(_table(listed))
+    if everything:
+        _show_skipped(frame, skipped)
+        return
+    if len(listed) < len(answers):
+        frame.say(f"{len(listed)} of {len(answers)} files, of each type those with the lowest scores; --all shows all")
+    if skipped:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(skipped.values()).items())
+        frame.say(f"skipped: {reasons}")
+
+
+def _table(answers: Sequence[Answer]) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("file", overflow="fold")
     table.add_column("label")
@@ -135,12 +182,11 @@ def _show(frame: Frame, peer: Message, answers: list[Answer]) -> None:
     for answer in answers:
         verdict = "agrees" if answer.agrees else f"DIFFERS: {answer.reference_label}, {answer.largest_difference:.1e}"
         table.add_row(shown(answer.path), answer.label, f"{answer.score:.4f}", verdict)
-    frame.console.print(table)
-    _show_skipped(frame, peer)
+    return table
 
 
-def _show_skipped(frame: Frame, peer: Message) -> None:
-    for path, reason in peer.facts["skipped"].items():
+def _show_skipped(frame: Frame, skipped: Mapping[str, str]) -> None:
+    for path, reason in skipped.items():
         frame.say(f"skipped {shown(path)}: {reason}")
 
 
@@ -150,12 +196,10 @@ def _show_work(frame: Frame, entry: dict[str, Any]) -> None:
     modelled = "" if device_seconds is None else f", {device_seconds * 1e3:.3f} ms (device_model)"
     frame.say()
     frame.say(f"{entry['address']}, kernels {entry['kernels']}:")
-    frame.say(
-        f"  {work['commands']} commands ({work['exec_commands']} runs, {work['copy_commands']} copies),"
-        f" {work['program_commands']} program commands, {work['fast_program_commands']} of them on fast kernels"
-    )
+    frame.say(f"  commands: {work['commands']:,} (runs {work['exec_commands']:,}, copies {work['copy_commands']:,})")
+    frame.say(f"  program commands: {work['program_commands']:,} ({work['fast_program_commands']:,} on fast kernels)")
     frame.say(f"  {work['bytes_copied']:,} bytes copied, {work['busy_ticks']:,} busy ticks{modelled}")
     frame.say(f"  {entry['wall_seconds']:.2f} s (wall), loading and compiling included")
-    if entry["device_processes"] and not entry["device_processes_with_onnxruntime"]:
-        count = entry["device_processes"]
-        frame.say(f"  onnxruntime is barred from this process and loaded in none of the device's {count} processes")
+    count = entry["device_processes"]
+    if count and not entry["device_processes_with_onnxruntime"]:
+        frame.say(f"  onnxruntime: barred from this process, loaded in none of the device's {count}")

@@ -6,7 +6,8 @@ import os
 import stat
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,7 +15,7 @@ import click
 from driver_shim.cards.discovery import parse_bus_address
 from driver_shim.cards.holder import holder_of
 from driver_shim.cards.pci_sysfs import PCI_SCHEME
-from driver_shim.errors import DeviceBusy, DeviceNotFound
+from driver_shim.errors import DeviceBusy, DeviceNotFound, NpuError
 from driver_shim.transport.usb_ports import PREFIX as DEBUG_PORT_SCHEME
 from sdk import environment
 from sdk.cli.exit_codes import ExitCode, Failure
@@ -23,6 +24,7 @@ from sdk.opening.listing import CARD_SCHEMES, SYSFS_SCHEME, DeviceInfo, card_at,
 if TYPE_CHECKING:
     from sdk.cli.frame import Frame
     from sdk.device import Device
+    from sdk.opening.management import Management
 
 ALL = "all"
 OPENED_WITH_RESET = "opened with a reset"
@@ -85,12 +87,51 @@ def open_named(address: str) -> Device:
     """Open the device at an address. Raises as `sdk.Device`; Failure (usage) for an address it cannot open."""
     import sdk
 
-    try:
+    with _usage_errors():
         return sdk.Device(address)
+
+
+@contextmanager
+def open_core(address: str) -> Iterator[Management]:
+    """The management core of the device at an address. Raises as `open_named`."""
+    from sdk.opening.management import open_management
+
+    with ExitStack() as stack:
+        with _usage_errors():
+            opened = stack.enter_context(open_management(address))
+        yield opened
+
+
+@contextmanager
+def _usage_errors() -> Iterator[None]:
+    """An address that cannot be read is a wrong call of the tool: Failure (usage) for ValueError."""
+    try:
+        yield
     except ValueError as error:
-        if isinstance(error, sdk.NpuError):
+        if isinstance(error, NpuError):
             raise
         raise Failure(str(error), ExitCode.USAGE, slug="usage") from error
+
+
+def no_open_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--no-open`, for verbs that cannot do without opening: it refuses."""
+    return click.option(
+        "--no-open",
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_refuse_no_open,
+        help="Refuse to open (opening resets a device's function, except as sysfs:ADDRESS).",
+    )(function)
+
+
+def _refuse_no_open(context: click.Context, _: click.Parameter, given: bool) -> None:
+    if given:
+        raise click.UsageError(
+            "the management core cannot be asked without opening the device; -d sysfs:ADDRESS opens a card without"
+            " resetting it",
+            context,
+        )
 
 
 def open_for_work(wanted: Sequence[str], frame: Frame) -> Device:
@@ -100,7 +141,7 @@ def open_for_work(wanted: Sequence[str], frame: Frame) -> Device:
     if len(wanted) > 1 or ALL in wanted:
         raise click.UsageError("this verb works on one device; name one with -d")
     address = wanted[0] if wanted else None
-    if address is not None and not address.startswith(("emulator", _SOCKET)):
+    if address is not None and (address == _SOCKET or not address.startswith(("emulator", _SOCKET))):
         address = _named(address).address
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sdk.EmulatorFallbackWarning)  # the line below says it
@@ -148,9 +189,7 @@ def _all(frame: Frame | None) -> list[DeviceInfo]:
             raise error
         frame.fail(error, entry)
     if not there and not wrong:
-        raise DeviceNotFound(
-            "there is no device on this machine", remedy="serve one: npuctl emulate --socket PATH, then -d"
-        )
+        raise DeviceNotFound("there is no device on this machine", remedy="serve one: npuctl emulate")
     return there
 
 
@@ -163,6 +202,8 @@ def _named(name: str) -> DeviceInfo:
     """The device with this address or bus address, visible or not, or with this serial among the visible."""
     if name.startswith("emulator"):
         raise click.UsageError(f"{name!r}: only run, bench and demo start an emulator; serve one with npuctl emulate")
+    if name == _SOCKET:
+        raise click.UsageError(f"{name!r} names no socket; write {_SOCKET}PATH")
     if name.startswith(_SOCKET):  # may be served elsewhere, or published in a folder that we do not look into
         published = (device for device in served_devices() if device.address == name)
         return next(published, DeviceInfo(name="NPU", address=name, holder=holder_of(name)))

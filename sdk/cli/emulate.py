@@ -13,8 +13,10 @@ from driver_shim.shared.runtime_folder import make_runtime_folder, runtime_folde
 from emulator.model.choices import CORES, KERNELS
 from emulator.model.profile import profile_names
 from sdk import environment
-from sdk.cli.child_process import module_command
+from sdk.cli.bounded_number import bounded
+from sdk.opening.child_process import module_command
 
+_CELSIUS = bounded(float, "degrees Celsius, e.g. 35", least=-273.15, most=sys.float_info.max)
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
@@ -25,7 +27,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
     type=click.Path(path_type=Path),
     help="UNIX socket to serve; else one in the runtime folder.",
 )
-@click.option("--profile", help="Chip to emulate ($NPU_PROFILE, else generic).")
+@click.option("--profile", metavar="NAME", help="Chip to emulate ($NPU_PROFILE, else generic).")
 @click.option("--kernels", type=click.Choice(KERNELS), default="auto", show_default=True, help="What computes.")
 @click.option(
     "--state", type=click.Path(path_type=Path, file_okay=False), help="Folder that keeps what survives power-off."
@@ -33,7 +35,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option(
     "--usbip",
     "usbip_port",
-    type=click.IntRange(0, 65535),
+    type=bounded(int, "a port, 0 to 65535", least=0, most=65535),
     is_flag=False,
     flag_value=USBIP_PORT,
     metavar="[PORT]",
@@ -43,7 +45,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("--firmware", type=_FILE, metavar="ELF", help="Run this on the management core, not what flash holds.")
 @click.option("--board", type=_FILE, metavar="FILE", help="Memories and peripherals for that image (board.toml).")
 @click.option("--uart", metavar="WHERE", help="Also show the core's UART: pty, tcp:PORT or stdio.")
-@click.option("--ambient-celsius", type=float, metavar="T", help="Temperature around the chip.")
+@click.option("--ambient-celsius", type=_CELSIUS, metavar="T", help="Temperature around the chip.")
 def command(
     socket_path: Path | None,
     profile: str | None,
@@ -58,8 +60,8 @@ def command(
 ) -> None:
     """Serve an emulated device over vfio-user until SIGTERM or Ctrl-C.
 
-    One client at a time; `npuctl list` shows the device, and -d vfio-user:SOCKET uses it. With --firmware it ends, with
-    the image's exit code, when the image switches the core off.
+    One client at a time. `npuctl list` shows the device; the other verbs use it with -d and the address shown there.
+    With --firmware it ends, with the image's exit code, when the image switches the core off.
     """
     if socket_path is not None and not socket_path.name:
         raise click.UsageError("--socket: name a path to serve on, e.g. /tmp/npu0.sock")

@@ -7,6 +7,7 @@ import datetime
 import json
 import math
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 SCHEMA_PREFIX = "npuctl"
 SCHEMA_VERSION = 1
 """Grows when a key is renamed, removed or changes meaning; new keys come without."""
+
+_WIDTH = 80
+_FOLD_INDENT = " " * 4
 
 
 class Frame:
@@ -93,7 +97,7 @@ class Frame:
             }
         )
         where = f"{address}: " if address and address not in message else ""
-        self.note(f"{where}{message}" + (f" ({remedy})" if remedy else ""))
+        self.note(_folded(f"{where}{message}") + (f" ({remedy})" if remedy else ""))
 
     def exit_code(self) -> ExitCode:
         """Fine, the one error, or mixed when some devices were reported and others failed."""
@@ -171,6 +175,15 @@ def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__
+
+
+def _folded(message: str) -> str:
+    """A list's entries folded to 80 columns; a message of one line is the terminal's to fold."""
+    fold = textwrap.TextWrapper(
+        _WIDTH, subsequent_indent=_FOLD_INDENT, break_long_words=False, break_on_hyphens=False
+    ).fill
+    headline, *entries = message.split("\n")
+    return "\n".join([headline, *map(fold, entries)])
 
 
 def now() -> str:

@@ -12,11 +12,11 @@ from driver_shim.errors import DeviceBusy
 from driver_shim.function.pre_open import PreOpenRecord, saved_pre_open
 from driver_shim.shared.runtime_folder import Holder
 from driver_shim.transport.usb_ports import PREFIX as DEBUG_PORT_SCHEME
+from sdk.cli.device_facts import facts
 from sdk.cli.device_selection import device_option, open_named, queried
 from sdk.cli.exit_codes import Failure
 from sdk.cli.firmware_facts import boot_facts, sensor_facts
 from sdk.cli.frame import Frame, holder_facts, rfc3339
-from sdk.cli.list_devices import facts
 from sdk.cli.verb import verb
 from sdk.errors import NpuError
 from sdk.opening.listing import DeviceInfo
@@ -65,10 +65,10 @@ def _entry(device: DeviceInfo, no_open: bool) -> dict[str, Any]:
                 "pid": device.pid,
                 "debug_port": device.debug_port,
                 "opened": True,
-                "opened_with_reset": opened.transport.resets_on_open,
+                "opened_with_reset": opened._function.transport.resets_on_open,
             }
             found = _found(opened.info.pre_open)
-            logged = len(opened.errors()) if opened.transport.has_dma else None
+            logged = len(opened.errors()) if opened._function.transport.has_dma else None
             return {**entry, "errors_logged": logged, "pre_open": found}
     except DeviceBusy as busy:
         return {**closed, "holder": holder_facts(busy.holder)}
@@ -89,18 +89,27 @@ def _found(record: PreOpenRecord | None) -> dict[str, Any] | None:
 
 def _show(frame: Frame, entry: dict[str, Any], holder: Holder | None = None) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # addresses are to be copied, so never shortened
     for key, value in entry.items():
-        table.add_row(key, _text(value))
+        text = _text(value)
+        if text is not None:
+            table.add_row(key, text)
     frame.console.print(table)
     if holder is not None and holder.elsewhere:
         frame.say(f"its holder is {holder.shown_pid}")
     frame.say()
 
 
-def _text(value: Any) -> str:
-    """A value for people: lists without brackets, what is unknown or empty as a dash."""
+def _text(value: Any) -> str | None:
+    """A value for people, lists without brackets; None for what does not apply to this device or is not known."""
+    if value is None:
+        return None
     if isinstance(value, dict):
-        return "\n".join(f"{key.replace('_', ' ')}: {_text(part)}" for key, part in value.items())
+        parts = {key.replace("_", " "): _text(part) for key, part in value.items()}
+        return "\n".join(f"{key}: {part}" for key, part in parts.items() if part is not None) or None
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
-    return "-" if value is None else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
+from collections.abc import Sequence
 
-from rich.table import Table
+from rich.table import Column, Table
 
+from sdk.cli.device_facts import facts, link_text
 from sdk.cli.device_selection import device_option, queried
-from sdk.cli.frame import Frame, holder_facts
+from sdk.cli.frame import Frame
 from sdk.cli.verb import verb
 from sdk.opening.listing import CARD_SCHEMES, DeviceInfo
+
+_UNKNOWN = "-"
 
 
 @verb("list")
@@ -38,52 +40,34 @@ def command(frame: Frame, wanted: tuple[str, ...]) -> None:
 
 def _card_table(cards: list[DeviceInfo]) -> Table:
     """Fits 80 columns as long as the serials are text: one space between columns, and the link, if anything, wraps."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for header in ("address", "name", "serial", "driver", "iommu", "numa"):
-        table.add_column(header, no_wrap=True, justify="right" if header in ("iommu", "numa") else "left")
-    table.add_column("link")
-    for card in cards:
-        group, node = card.iommu_group, card.numa_node
-        table.add_row(
+    columns = [Column(header, no_wrap=True) for header in ("address", "name", "serial", "driver")]
+    columns += [Column(header, no_wrap=True, justify="right") for header in ("iommu", "numa")]
+    rows = [
+        (
             card.address,
             card.name,
-            card.serial or "-",
-            card.driver or "-",
-            group or "-",
-            "-" if node is None else str(node),
+            card.serial,
+            card.driver or _UNKNOWN,  # that it has none is worth a column
+            card.iommu_group,
+            None if card.numa_node is None else str(card.numa_node),
             link_text(card),
         )
-    return table
+        for card in cards
+    ]
+    return _known([*columns, Column("link")], rows, gap=1)
 
 
 def _emulator_table(emulators: list[DeviceInfo]) -> Table:
     """An emulator has no place on the bus; its socket's path may be long."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("address", overflow="fold")  # to be copied, so never shortened
-    for heading in ("name", "serial", "driver"):
-        table.add_column(heading)
-    for device in emulators:
-        table.add_row(device.address, device.name, device.serial or "-", device.driver or "-")
+    address = Column("address", overflow="fold")  # to be copied, so never shortened
+    rows = [(device.address, device.name, device.serial, device.driver) for device in emulators]
+    return _known([address, Column("name"), Column("serial"), Column("driver")], rows, gap=2)
+
+
+def _known(columns: Sequence[Column], rows: Sequence[Sequence[str | None]], gap: int) -> Table:
+    """A table without the columns in which no row has anything; other gaps are dashes."""
+    kept = [index for index in range(len(columns)) if any(row[index] for row in rows)]
+    table = Table(*(columns[index] for index in kept), box=None, pad_edge=False, padding=(0, gap, 0, 0))
+    for row in rows:
+        table.add_row(*(row[index] or _UNKNOWN for index in kept))
     return table
-
-
-def link_text(info: DeviceInfo) -> str:
-    """A card's link for people: "5 GT/s x16", "2.5 GT/s x1 of 5 GT/s x16" when it could do more, "-" when unknown."""
-    now = _link(info.link_speed_gt_per_s, info.link_width_lanes)
-    most = _link(info.link_max_speed_gt_per_s, info.link_max_width_lanes)
-    if now is None:
-        return "-" if most is None else f"? of {most}"
-    return now if most in (None, now) else f"{now} of {most}"
-
-
-def _link(speed: float | None, lanes: int | None) -> str | None:
-    return None if speed is None or lanes is None else f"{speed:g} GT/s x{lanes}"
-
-
-def facts(info: DeviceInfo) -> dict[str, Any]:
-    """A device's info as the report's keys; `tick_hz` is `tick_hertz` there."""
-    entry = dataclasses.asdict(info)
-    entry["tick_hertz"] = entry.pop("tick_hz")
-    del entry["pre_open"], entry["boot"]  # known to those who open the device; info shows them
-    entry["holder"] = holder_facts(info.holder)
-    return entry

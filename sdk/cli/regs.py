@@ -85,7 +85,7 @@ def _one_device(frame: Frame, device: DeviceInfo, shown: list[Register], writes:
         for name, value in writes.items():
             access[name].write_value(value)
         entries = [_entry(register, access[register.name].read()) for register in shown]
-        with_reset = opened.transport.resets_on_open
+        with_reset = opened._function.transport.resets_on_open
     frame.add({"address": device.address, "opened_with_reset": with_reset, "registers": entries})
     frame.say(device.address)
     if with_reset:

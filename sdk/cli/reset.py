@@ -23,7 +23,7 @@ def command(frame: Frame, wanted: tuple[str, ...], yes: bool) -> None:
     for device in devices:
         try:
             with open_named(device.address) as opened:
-                with_reset = opened.transport.resets_on_open
+                with_reset = opened._function.transport.resets_on_open
                 began = time.monotonic()
                 opened.reset()
                 seconds = time.monotonic() - began

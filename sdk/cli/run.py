@@ -12,13 +12,18 @@ import click
 from numpy.typing import NDArray
 
 from sdk.cli import timeouts
+from sdk.cli.bounded_number import bounded
 from sdk.cli.device_selection import device_option, open_for_work
 from sdk.cli.exit_codes import ExitCode, Failure
 from sdk.cli.frame import Frame
 from sdk.cli.verb import verb
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
+
     from sdk.device import Device
+
+_TIMES = bounded(int, "a whole number from 1 on", least=1)
 
 PEER = "sdk.validate.onnxruntime_peer"
 
@@ -28,7 +33,7 @@ PEER = "sdk.validate.onnxruntime_peer"
 @device_option
 @click.option("-i", "--input", "given", multiple=True, metavar="NAME=FILE.npy[:bf16]", help="An input; repeatable.")
 @click.option("-o", "--output", "folder", type=click.Path(path_type=Path, file_okay=False), help="Write outputs here.")
-@click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="Run this often.")
+@click.option("--repeat", type=_TIMES, metavar="TIMES", default=1, show_default=True, help="Run this often.")
 @click.option("--verify", is_flag=True, help="Compare with onnxruntime; exit 5 beyond the tolerance.")
 def command(
     frame: Frame,
@@ -40,8 +45,13 @@ def command(
     verify: bool,
 ) -> None:
     """Run a model. Without -i it gets seeded inputs, and says so."""
+    from sdk.compiler import read_model
+
+    model = read_model(model_path)  # what is wrong with it or its inputs is told before a device is opened
+    inputs = _inputs(frame, model, given)
     with open_for_work(wanted, frame) as device:
-        entry, inputs, outputs = _run(frame, device, model_path, given, repeat)
+        ran, outputs = _run(frame, device, model, inputs, repeat)
+        entry = {"address": device.address, "model": model_path, "seeded_inputs": not given, **ran}
     frame.add(entry)
     if folder is not None:
         from sdk.cli.model_files import write_outputs
@@ -52,18 +62,23 @@ def command(
         _verify(frame, entry, model_path, inputs, outputs)
 
 
-def _run(
-    frame: Frame, device: Device, model_path: str, given: tuple[str, ...], repeat: int
-) -> tuple[dict[str, Any], dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-    """(report entry, inputs, outputs of the last run)."""
+def _inputs(frame: Frame, model: ModelProto, given: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+    """What `-i` names, else seeded arrays."""
     from sdk.cli import model_files
-    from sdk.compiler import model_signature, read_model
+    from sdk.compiler import model_signature
 
-    proto = read_model(model_path)
-    infos = model_signature(proto).inputs
-    inputs = model_files.read_inputs(given, infos) if given else model_files.seeded_inputs(infos)
-    if not given and infos:
+    infos = model_signature(model).inputs
+    if given:
+        return model_files.read_inputs(given, infos)
+    if infos:
         frame.note(f"no input given; using arrays from seed {model_files.SEED}")
+    return model_files.seeded_inputs(infos)
+
+
+def _run(
+    frame: Frame, device: Device, proto: ModelProto, inputs: dict[str, NDArray[Any]], repeat: int
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """(what the report says of the runs, outputs of the last)."""
     began = time.perf_counter()
     model = device.load(proto, shapes={name: [array.shape] for name, array in inputs.items()})
     load_seconds = time.perf_counter() - began
@@ -81,10 +96,7 @@ def _run(
     first, median = walls[0] * 1e3, statistics.median(walls) * 1e3
     frame.say(f"loaded in {load_seconds:.3f} s, first run {first:.3f} ms, median of {repeat} {median:.3f} ms (wall)")
     frame.say(f"{statistics.median(ticks):,.0f} ticks (device_model), kernels {device.info.kernels}")
-    entry = {
-        "address": device.address,
-        "model": model_path,
-        "seeded_inputs": not given,
+    ran = {
         "inputs": [_tensor(name, array) for name, array in inputs.items()],
         "outputs": [_tensor(name, array) for name, array in outputs.items()],
         "runs": repeat,
@@ -97,7 +109,7 @@ def _run(
         "files": [],
         "verification": None,
     }
-    return entry, inputs, outputs
+    return ran, outputs
 
 
 def _tensor(name: str, array: NDArray[Any]) -> dict[str, Any]:
@@ -118,7 +130,7 @@ def _verify(
     if foreign:
         raise Failure(f"--verify: onnxruntime takes no {inputs[foreign[0]].dtype.name} arrays (input {foreign[0]!r})")
     peer_process.require("onnxruntime", extra="models")
-    reference = peer_process.ask(PEER, {"model": model_path}, inputs)
+    reference = peer_process.ask(PEER, {"model": model_path}, inputs, timeouts.PEER_S)
     compared = [agreement.compare(name, array, reference.arrays[name]) for name, array in outputs.items()]
     entry["verification"] = {
         "reference": f"onnxruntime {reference.facts['onnxruntime']}",

@@ -9,7 +9,7 @@ import click
 from driver_shim.cards.binding import Binder
 from driver_shim.cards.pci_sysfs import PCI_SCHEME, VFIO_DRIVER
 from driver_shim.errors import NpuError
-from sdk.cli.bind import report
+from sdk.cli.binding_report import report
 from sdk.cli.card_selection import bus_address_of, cards_to_change
 from sdk.cli.device_selection import confirm, device_option
 from sdk.cli.frame import Frame

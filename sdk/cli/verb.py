@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
 import signal
 import time
@@ -15,6 +14,7 @@ from typing import Any
 import click
 
 from sdk.cli import timeouts
+from sdk.cli.bounded_number import TIMEOUT
 from sdk.cli.exit_codes import ExitCode, Failure, exit_code_of
 from sdk.cli.frame import Frame
 from sdk.cli.standard_streams import silence_stdout
@@ -43,8 +43,6 @@ def verb(
         def callback(as_json: bool, timeout: float | None, **options: Any) -> int:
             _let_ctrl_c_raise()
             frame = Frame(name, as_json=as_json, timeout=timeout, outlives_reader=changes)
-            if timeout is not None and math.isnan(timeout):
-                raise click.UsageError("--timeout nan: give seconds, e.g. 30 or inf")
             limit = limit_s(options) if callable(limit_s) else limit_s
             bound = timeout if timeout is not None else _environment_limit(limit)
             frame.ends_at = time.monotonic() + bound
@@ -60,7 +58,7 @@ def verb(
             click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout."),
             click.option(
                 "--timeout",
-                type=click.FloatRange(min=0, min_open=True),
+                type=TIMEOUT,
                 metavar="SECONDS",
                 help="Give up after this long, whatever the device does (exit 6).",
             ),

@@ -67,12 +67,10 @@ class _Compiler:
     def _check_bindings(self) -> None:
         entries = [*self._graph.inputs, *self._graph.outputs]
         if len(entries) > MAX_BINDINGS:
-            raise unsupported([Problem(None, None, f"{len(entries)} inputs and outputs; at most {MAX_BINDINGS}")])
+            raise unsupported([Problem(f"{len(entries)} inputs and outputs; at most {MAX_BINDINGS}")])
         for entry in entries:
             if len(entry.name.encode()) > MAX_NAME_BYTES:
-                raise unsupported(
-                    [Problem(None, None, f"the name {entry.name[:40]!r}… exceeds {MAX_NAME_BYTES} bytes")]
-                )
+                raise unsupported([Problem(f"the name {entry.name[:40]!r}… exceeds {MAX_NAME_BYTES} bytes")])
 
     def _bind(self, name: str, value: Value) -> None:
         value.uses += self._uses[name]
@@ -83,20 +81,20 @@ class _Compiler:
         try:
             check_tensor(value.type)
         except Refused as refused:
-            raise unsupported([Problem(None, None, f"input {entry.name!r}: {refused}")]) from None
+            raise unsupported([Problem(f"input {entry.name!r}: {refused}")]) from None
         self._bind(entry.name, value)
         return entry.name, value
 
     def _lower(self, node: GraphNode) -> None:
-        self._builder.node = node.name
+        self._builder.node = node.subject.node or ""
         inputs = [self._values[name] if name else None for name in node.inputs]
         try:
             results = LOWERINGS[node.op](NodeContext(self._builder, node, inputs))
         except Refused as refused:
-            raise unsupported([Problem(node.name, node.op, str(refused))]) from None
+            raise unsupported([Problem(str(refused), node.subject)]) from None
         named = [(name, value) for name, value in zip(node.outputs, results, strict=False) if name]
         if len(named) < sum(bool(name) for name in node.outputs):
-            raise unsupported([Problem(node.name, node.op, f"only its first {len(results)} outputs are supported")])
+            raise unsupported([Problem(f"only its first {len(results)} outputs are supported", node.subject)])
         for name, value in named:
             self._bind(name, value)
 
@@ -108,14 +106,14 @@ class _Compiler:
             value = self._values[entry.name]
             if value.dtype is not entry.dtype:
                 raise unsupported(
-                    [Problem(None, None, f"output {entry.name!r} is {value.dtype.text}, declared {entry.dtype.text}")]
+                    [Problem(f"output {entry.name!r} is {value.dtype.text}, declared {entry.dtype.text}")]
                 )
             if value.producer is None or id(value) in taken:
                 self._builder.node = entry.name
                 try:
                     value = self._builder.copy(value)
                 except Refused as refused:
-                    raise unsupported([Problem(None, None, f"output {entry.name!r}: {refused}")]) from None
+                    raise unsupported([Problem(f"output {entry.name!r}: {refused}")]) from None
             taken.add(id(value))
             outputs.append((entry.name, value))
         return outputs

@@ -45,7 +45,7 @@ def _decode(data: bytes, what: str) -> onnx.ModelProto:
     try:
         model.ParseFromString(data)
     except DecodeError as error:
-        raise UnsupportedModel(f"{what} is no ONNX model: {error}", subsystem="compiler") from error
+        raise UnsupportedModel(f"{what} is no ONNX model, or a damaged one", subsystem="compiler") from error
     if not model.HasField("graph"):
         raise UnsupportedModel(f"{what} is no ONNX model: it has no graph", subsystem="compiler")
     return model

@@ -6,7 +6,7 @@ import math
 import sys
 import weakref
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -14,9 +14,8 @@ from numpy.typing import DTypeLike, NDArray
 from driver_shim.errors import BufferInUse, Closed
 from driver_shim.function.dma import HostBlock
 from driver_shim.protocol.commands import Space
-
-if TYPE_CHECKING:
-    from sdk.device import Device
+from sdk.here_only import HereOnly
+from sdk.memory.port import MemoryOwner
 
 DEVICE_ALIGNMENT = 64
 """Device buffers begin on a cache line, as programs need their operands to."""
@@ -56,33 +55,33 @@ def _is_int(extent: Any) -> bool:
     return True
 
 
-class Span:
+class Span(HereOnly):
     """A contiguous piece of a buffer: what copies and fills work on. Slicing it gives a smaller one."""
 
     def __init__(self, root: Buffer, offset: int, shape: tuple[int, ...]) -> None:
-        self._root = root
+        self._whole = root
         self._describe(offset, shape, root.dtype)
 
     def _describe(self, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.offset = offset
+        self._offset = offset
         self.shape = shape
         self.dtype = dtype
         self.nbytes = math.prod(shape) * dtype.itemsize
 
     @property
-    def root(self) -> Buffer:
+    def _root(self) -> Buffer:
         """The buffer that this is a piece of (a buffer is its own)."""
-        return self._root
+        return self._whole
 
     @property
     def address(self) -> int:
         """Bus address (host) or device address of the first byte. Raises Closed once freed."""
-        return self.root.base_address() + self.offset
+        return self._root._base_address() + self._offset
 
     @property
-    def space(self) -> Space:
+    def _space(self) -> Space:
         """Which memory the address means."""
-        return self.root.space
+        return self._root._space
 
     @property
     def ndim(self) -> int:
@@ -111,39 +110,39 @@ class Span:
             start, stop, step = key.indices(self.shape[0])
             if step != 1:
                 raise ValueError(f"slice step {key.step}: only contiguous slices b[i:j] can be copied")
-            return Span(self.root, self.offset + start * row_bytes, (max(0, stop - start), *self.shape[1:]))
+            return Span(self._root, self._offset + start * row_bytes, (max(0, stop - start), *self.shape[1:]))
         if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
             index = int(key) + (self.shape[0] if key < 0 else 0)
             if not 0 <= index < self.shape[0]:
                 raise IndexError(f"index {key} is out of range for a first dimension of {self.shape[0]}")
-            return Span(self.root, self.offset + index * row_bytes, self.shape[1:])
+            return Span(self._root, self._offset + index * row_bytes, self.shape[1:])
         raise TypeError(f"buffers take an int or a slice along the first dimension, got {key!r}")
 
     def __repr__(self) -> str:
-        return f"<{type(self.root).__name__}{'' if self is self.root else ' slice'} {self.shape} {self.dtype}>"
+        return f"<{type(self._root).__name__}{'' if self is self._root else ' slice'} {self.shape} {self.dtype}>"
 
 
 class Buffer(Span):
     """What host and device buffers share: shape, dtype, address, freeing."""
 
-    space_kind: Space
+    _space_kind: Space
 
-    def __init__(self, device: Device, shape: tuple[int, ...], dtype: np.dtype[Any], address: int) -> None:
-        self.device = device
+    def __init__(self, owner: MemoryOwner, shape: tuple[int, ...], dtype: np.dtype[Any], address: int) -> None:
+        self._owner = owner
         self._address: int | None = address
         self._describe(0, shape, dtype)
 
     @property
-    def root(self) -> Buffer:
+    def _root(self) -> Buffer:
         """Itself. Not an attribute: a buffer that referred to itself would not go when it is let go."""
         return self
 
     @property
-    def space(self) -> Space:
+    def _space(self) -> Space:
         """Which memory the address means."""
-        return self.space_kind
+        return self._space_kind
 
-    def base_address(self) -> int:
+    def _base_address(self) -> int:
         """Address of the first byte. Raises Closed once freed, or when the device was reset or closed."""
         if self._address is None:
             raise Closed(
@@ -158,7 +157,7 @@ class Buffer(Span):
         """Whether it was freed or invalidated."""
         return self._address is None
 
-    def invalidate(self) -> None:
+    def _invalidate(self) -> None:
         """The device behind it is gone or was reset."""
         self._address = None
 
@@ -171,11 +170,11 @@ class Buffer(Span):
         if address is None:
             return False
         self._address = None
-        if self.device.uses(self):
+        if self._owner.uses(self):
             self._address = address
             raise BufferInUse(
                 f"a command in flight uses this {self!r}",
-                device=self.device.address,
+                device=self._owner.address,
                 subsystem="memory",
                 remedy="wait for its event, then free it",
             )
@@ -185,18 +184,18 @@ class Buffer(Span):
 class HostBuffer(Buffer):
     """DMA-able host memory; `array` is a zero-copy numpy view. Starts zeroed."""
 
-    space_kind = Space.HOST
+    _space_kind = Space.HOST
 
-    def __init__(self, device: Device, shape: tuple[int, ...], dtype: np.dtype[Any], block: HostBlock) -> None:
-        super().__init__(device, shape, dtype, block.iova)
+    def __init__(self, owner: MemoryOwner, shape: tuple[int, ...], dtype: np.dtype[Any], block: HostBlock) -> None:
+        super().__init__(owner, shape, dtype, block.iova)
         self._block = block
-        self._finalizer = weakref.finalize(self, device.memory.abandon, block)
+        self._finalizer = weakref.finalize(self, owner.host_memory.abandon, block)
         self._finalizer.atexit = False
 
     @property
     def array(self) -> NDArray[Any]:
         """The memory itself as a numpy array of this shape and dtype. Raises Closed once freed."""
-        self.base_address()
+        self._base_address()
         return np.frombuffer(self._block.view, self.dtype, math.prod(self.shape)).reshape(self.shape)
 
     def free(self) -> None:
@@ -205,12 +204,12 @@ class HostBuffer(Buffer):
         if not self._claim():
             return
         try:
-            self.device.memory.free(self._block)
+            self._owner.host_memory.free(self._block)
         except BufferInUse as error:
             self._address = address
             raise BufferInUse(
                 f"an array or another view of this {self!r} is alive",
-                device=self.device.address,
+                device=self._owner.address,
                 subsystem="memory",
                 remedy="delete what came from .array, numpy or DLPack, then free it",
             ) from error
@@ -243,11 +242,11 @@ class HostBuffer(Buffer):
 class DeviceBuffer(Buffer):
     """Device memory. Its contents are unspecified until written."""
 
-    space_kind = Space.DEVICE
+    _space_kind = Space.DEVICE
 
-    def __init__(self, device: Device, shape: tuple[int, ...], dtype: np.dtype[Any], address: int) -> None:
-        super().__init__(device, shape, dtype, address)
-        self._finalizer = weakref.finalize(self, device.release_device_memory, address, device.reset_count)
+    def __init__(self, owner: MemoryOwner, shape: tuple[int, ...], dtype: np.dtype[Any], address: int) -> None:
+        super().__init__(owner, shape, dtype, address)
+        self._finalizer = weakref.finalize(self, owner.device_memory.release, address)
         self._finalizer.atexit = False
 
     def free(self) -> None:

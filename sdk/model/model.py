@@ -7,7 +7,8 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +16,12 @@ from numpy.typing import NDArray
 from driver_shim.errors import Closed, NpuError
 from driver_shim.protocol.commands import MAX_BINDINGS
 from sdk.compiler import TensorInfo, compile_model, model_signature, read_model
+from sdk.here_only import HereOnly
 from sdk.memory.buffers import HostBuffer
+from sdk.model.port import ModelOwner
 from sdk.model.programs import LoadedProgram, Outputs
 from sdk.queue.events import Event
 from sdk.queue.queue import Queue
-
-if TYPE_CHECKING:
-    from sdk.device import Device
 
 Shape = tuple[int, ...]
 ShapeKey = tuple[Shape, ...]
@@ -34,27 +34,45 @@ class _Parts:
     """What a model has on the device. Outlives it in its finaliser."""
 
     def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.closed: NpuError | None = None
+        """Why the model cannot be used any more."""
         self.loaded: dict[ShapeKey, LoadedProgram] = {}
         self.queue: Queue | None = None
 
+    def take(self) -> tuple[list[LoadedProgram], Queue | None]:
+        """All of it, which the caller disposes of. Emptied, not replaced: the finaliser knows this object."""
+        loaded, queue = list(self.loaded.values()), self.queue
+        self.loaded, self.queue = {}, None
+        return loaded, queue
 
-class Model:
+    def invalidate(self, error: NpuError) -> None:
+        """The device was reset or closed, and holds nothing of the model any more."""
+        if self.closed is None:
+            self.closed = error
+        self.take()
+
+    def abandon_in_child(self, error: NpuError) -> None:
+        """In a forked child; the lock may be held by a thread that does not exist here."""
+        self.lock = threading.Lock()
+        self.invalidate(error)
+
+
+class Model(HereOnly):
     """A loaded network. Call it with arrays, by name or in the order of `inputs`. Thread-safe.
 
     Locks are taken in the order model, device; a reset holds the device's and therefore never takes a model's.
     """
 
-    def __init__(self, device: Device, source: Any) -> None:
+    def __init__(self, owner: ModelOwner, source: Any) -> None:
         """Use `Device.load`."""
-        self._device = device
+        self._owner = owner
         self._proto = read_model(source)
         self._signature = model_signature(self._proto)
-        self._lock = threading.Lock()
         self._parts = _Parts()
-        self._closed: NpuError | None = None
-        weakref.finalize(self, _abandon, device, self._parts, device.reset_count).atexit = False
+        weakref.finalize(self, _abandon, owner, self._parts, owner.reset_count).atexit = False
 
-    def compile_for(self, shapes: Mapping[str, Sequence[Sequence[int]]]) -> None:
+    def _compile_for(self, shapes: Mapping[str, Sequence[Sequence[int]]]) -> None:
         """Compile and load for input shapes that are known beforehand."""
         for key in _requested_shapes(self.inputs, shapes):
             self._program(key, expected=True)
@@ -88,33 +106,15 @@ class Model:
         """Run without blocking the event loop."""
         return await self.submit(*arrays, **named)
 
-    def programs(self) -> dict[ShapeKey, LoadedProgram]:
-        """The compiled programs on the device, by the shapes of their inputs."""
-        return dict(self._parts.loaded)
-
     def close(self) -> None:
         """Take the model off the device; runs in flight end with CommandFailed. Idempotent."""
-        with self._lock:
-            parts = self._parts
-            loaded, queue = parts.loaded, parts.queue
-            parts.loaded, parts.queue = {}, None  # emptied, not replaced: the finaliser knows this object
-            if self._closed is None:
-                self._closed = Closed("the model is closed", device=self._device.address, remedy="load it again")
+        with self._parts.lock:
+            loaded, queue = self._parts.take()
+            if self._parts.closed is None:
+                self._parts.closed = Closed("the model is closed", device=self._owner.address, remedy="load it again")
         if queue is not None:
             queue.close()
-        for program in loaded.values():
-            program.unload()
-
-    def invalidate(self, error: NpuError) -> None:
-        """The device was reset or closed, and holds nothing of the model any more."""
-        if self._closed is None:
-            self._closed = error
-        self._parts = _Parts()
-
-    def abandon_in_child(self, error: NpuError) -> None:
-        """In a forked child; the lock may be held by a thread that does not exist here."""
-        self._lock = threading.Lock()
-        self.invalidate(error)
+        _unload(loaded)
 
     def __repr__(self) -> str:
         return f"<Model {', '.join(map(str, self.inputs))} -> {', '.join(map(str, self.outputs))}>"
@@ -139,17 +139,17 @@ class Model:
     # --- programs ----------------------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
-        if self._closed is not None:
-            raise self._closed.again()
+        if self._parts.closed is not None:
+            raise self._parts.closed.again()
 
     def _program(self, key: ShapeKey, *, expected: bool = False) -> LoadedProgram:
         """The program for these input shapes, compiled and loaded if there is none yet."""
-        with self._lock:
+        with self._parts.lock:
             self._check_open()
             program = self._parts.loaded.get(key)
             if program is None:
                 program = self._compile(key, expected)
-                if self._closed is not None:  # a reset came meanwhile
+                if self._parts.closed is not None:  # a reset came meanwhile
                     program.unload()
                     self._check_open()
                 self._parts.loaded[key] = program
@@ -158,7 +158,7 @@ class Model:
     def _compile(self, key: ShapeKey, expected: bool) -> LoadedProgram:
         began = time.monotonic()
         shapes = {info.name: shape for info, shape in zip(self.inputs, key, strict=True)}
-        program = LoadedProgram(self._device, compile_model(self._proto, shapes))
+        program = LoadedProgram(self._owner, compile_model(self._proto, shapes))
         dynamic = any(not isinstance(extent, int) for info in self.inputs for extent in info.shape)
         if dynamic and not expected:
             _log.warning(
@@ -169,22 +169,28 @@ class Model:
         return program
 
     def _open_queue(self) -> Queue:
-        with self._lock:
+        with self._parts.lock:
             self._check_open()
             queue = self._parts.queue
             if queue is None:
-                queue = self._device.queue(depth=QUEUE_DEPTH)
-                if self._closed is not None:
+                queue = self._owner.create_queue(QUEUE_DEPTH, "wait")
+                if self._parts.closed is not None:
                     queue.close()
                     self._check_open()
                 self._parts.queue = queue
             return queue
 
 
-def _abandon(device: Device, parts: _Parts, reset_count: int) -> None:
-    """A model was let go."""
-    if parts.loaded or parts.queue is not None:
-        device.abandon_programs(parts.queue, list(parts.loaded.values()), reset_count)
+def _abandon(owner: ModelOwner, parts: _Parts, reset_count: int) -> None:
+    """A model was let go: it is unloaded once its last run has ended."""
+    loaded, queue = parts.take()
+    if loaded or queue is not None:
+        owner.when_idle(queue, partial(_unload, loaded), reset_count)
+
+
+def _unload(programs: list[LoadedProgram]) -> None:
+    for program in programs:
+        program.unload()
 
 
 def _checked(info: TensorInfo, value: Any) -> NDArray[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +12,9 @@ from numpy.typing import NDArray
 from driver_shim.protocol.commands import BINDING
 from sdk.compiler import CompiledProgram
 from sdk.memory.buffers import HostBuffer
+from sdk.model.port import ModelOwner
 from sdk.queue.events import Event
 from sdk.queue.queue import Queue
-
-if TYPE_CHECKING:
-    from sdk.device import Device
 
 Outputs = dict[str, NDArray[Any]]
 
@@ -27,22 +25,28 @@ class RunEvent(Event[Outputs]):
     __slots__ = ("earlier",)
     earlier: list[Event[Any]]
 
-    def finish(self, status: int, start_tick: int, end_tick: int) -> None:
+    def follows(self, earlier: list[Event[Any]]) -> None:
+        """It answers for these commands of the run, too."""
+        self.earlier = earlier
+        for event in earlier:
+            event._answered = True
+
+    def _finish(self, status: int, start_tick: int, end_tick: int) -> None:
         """The last command completed; those before it had already, queues being in order."""
         for event in self.earlier:
-            failure = event.take_failure()
+            failure = event._take_failure()
             if failure is not None:
-                self.fail(failure)
+                self._fail(failure)
                 return
-        super().finish(status, self.earlier[0].start_tick or start_tick, end_tick)
+        super()._finish(status, self.earlier[0].start_tick or start_tick, end_tick)
 
 
 class Staging:
     """Host memory of one run in flight; reused by a later one."""
 
-    def __init__(self, device: Device, program: CompiledProgram) -> None:
-        self.inputs = [device.host_buffer(t.shape, t.dtype) for t in program.inputs]
-        self.outputs = [device.host_buffer(t.shape, t.dtype) for t in program.outputs]
+    def __init__(self, owner: ModelOwner, program: CompiledProgram) -> None:
+        self.inputs = [owner.host_buffer(t.shape, t.dtype) for t in program.inputs]
+        self.outputs = [owner.host_buffer(t.shape, t.dtype) for t in program.outputs]
 
 
 class LoadedProgram:
@@ -52,44 +56,44 @@ class LoadedProgram:
     run's inputs are copied in after this one's outputs were copied out.
     """
 
-    def __init__(self, device: Device, program: CompiledProgram) -> None:
+    def __init__(self, owner: ModelOwner, program: CompiledProgram) -> None:
         self.program = program
-        self._device = device
-        self._reset_count = device.reset_count
-        self.constants = device.buffer(program.constants_bytes, "uint8")
+        self._owner = owner
+        self._reset_count = owner.reset_count
+        self.constants = owner.device_buffer(program.constants_bytes, "uint8")
         """Weights in device memory, laid out as the container's constants section."""
-        self._inputs = [device.buffer(t.shape, t.dtype) for t in program.inputs]
-        self._outputs = [device.buffer(t.shape, t.dtype) for t in program.outputs]
-        self._workspace = device.buffer(program.workspace_bytes, "uint8")
-        self._bindings = self._binding_table(device)
+        self._inputs = [owner.device_buffer(t.shape, t.dtype) for t in program.inputs]
+        self._outputs = [owner.device_buffer(t.shape, t.dtype) for t in program.outputs]
+        self._workspace = owner.device_buffer(program.workspace_bytes, "uint8")
+        self._bindings = self._binding_table(owner)
         self._operands = (*self._inputs, *self._outputs, self._workspace, self._bindings, self.constants)
         self._lock = threading.Lock()
         self._idle: list[Staging] = []
-        self.handle = device.load_program(program.image, self.constants)
+        self.handle = owner.load_program(program.image, self.constants)
 
     def start(self, queue: Queue, arrays: list[NDArray[Any]]) -> Event[Outputs]:
         """Submit one run: inputs in, exec, outputs back. The arrays were checked and may be reused on return."""
         with self._lock:
             staging = self._idle.pop() if self._idle else None
         if staging is None:
-            staging = Staging(self._device, self.program)
+            staging = Staging(self._owner, self.program)
         for host, array in zip(staging.inputs, arrays, strict=True):
             np.copyto(host.array, array)
         with queue.batch() as batch:
             for operand, host in zip(self._inputs, staging.inputs, strict=True):
                 batch.copy(operand, host)
-            batch.exec(self.handle, self._bindings, self._workspace, self._operands)
+            batch._exec(self.handle, self._bindings, self._workspace, self._operands)
             for host, operand in zip(staging.outputs, self._outputs, strict=True):
                 batch.copy(host, operand)
-            event = RunEvent(queue, "model run", staging.outputs, self._outputs_of(staging))
-            event.earlier = batch.events()
-            batch.conclude(event)
+            event = RunEvent(queue._completions, "model run", staging.outputs, self._outputs_of(staging))
+            event.follows(batch._events())
+            batch._conclude(event)
         return event
 
-    def _binding_table(self, device: Device) -> HostBuffer:
+    def _binding_table(self, owner: ModelOwner) -> HostBuffer:
         """Addresses and sizes of inputs and outputs, as exec reads them."""
         operands = self._inputs + self._outputs
-        bindings = device.host_buffer(len(operands) * BINDING.size, "uint8")
+        bindings = owner.host_buffer(len(operands) * BINDING.size, "uint8")
         table = BINDING.view(bindings.array, count=len(operands))
         table["address"] = [operand.address for operand in operands]
         table["size"] = [operand.nbytes for operand in operands]
@@ -108,4 +112,4 @@ class LoadedProgram:
 
     def unload(self) -> None:
         """Take it off the device."""
-        self._device.unload_program(self.handle, self._reset_count)
+        self._owner.unload_program(self.handle, self._reset_count)

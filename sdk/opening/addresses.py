@@ -220,7 +220,10 @@ def _open_private(address: EmulatorAddress, timeout_s: float) -> Opened:
     name = f"emulator:{address.profile}"
     try:
         transport = VfioUserTransport.from_socket(
-            emulator.socket, address=name, timeout=min(timeout_s, timeouts.EMULATOR_START_S)
+            emulator.socket,
+            address=name,
+            timeout=min(timeout_s, timeouts.EMULATOR_START_S),
+            peer_pid=emulator.pid,
         )
     except NpuError as error:
         code = emulator.exit_code()

@@ -3,49 +3,46 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from driver_shim.errors import CommandFailed
 from driver_shim.protocol.commands import BARRIER, IoOpcode
-from sdk.queue.commands import Calls
+from sdk.queue.commands import Commands
+from sdk.queue.completions import Completions
 from sdk.queue.events import Event, T
-
-if TYPE_CHECKING:
-    from sdk.queue.queue import Queue
 
 Recorded = tuple[Event[Any], Any, int, tuple[Any, ...]]
 """(event, codec, opcode, values) of a command in a batch."""
 
 
-class Batch(Calls):
+class Batch(Commands):
     """Commands recorded for one doorbell. Nothing is visible to the device before the `with` block ends."""
 
-    def __init__(self, queue: Queue) -> None:
-        self._queue = queue
+    def __init__(self, completions: Completions, submit: Callable[[deque[Recorded]], None]) -> None:
+        """Use `Queue.batch`. `submit` makes the commands visible to the device and empties what it is given."""
+        super().__init__(completions)
+        self._submit = submit
         self._recorded: deque[Recorded] = deque()
         self._state = "new"
 
-    @property
-    def _home(self) -> Queue:
-        return self._queue
-
-    def issue(self, event: Event[T], codec: Any, opcode: int, values: tuple[Any, ...]) -> Event[T]:
+    def _issue(self, event: Event[T], codec: Any, opcode: int, values: tuple[Any, ...]) -> Event[T]:
         if self._state != "open":
             raise ValueError(f"the batch is {self._state}; record inside its with block")
-        event.batch = self
+        event._recording = self
         self._recorded.append((event, codec, opcode, values))
         return event
 
-    def conclude(self, event: Event[T]) -> Event[T]:
+    def _conclude(self, event: Event[T]) -> Event[T]:
         """Record a barrier whose event stands for everything before it."""
-        return self.issue(event, BARRIER.codec, int(IoOpcode.BARRIER), ())
+        return self._issue(event, BARRIER.codec, int(IoOpcode.BARRIER), ())
 
     @property
-    def open(self) -> bool:
+    def _is_open(self) -> bool:
         """Whether the block has not ended."""
         return self._state == "open"
 
-    def events(self) -> list[Event[Any]]:
+    def _events(self) -> list[Event[Any]]:
         """Events of what was recorded so far."""
         return [event for event, *_ in self._recorded]
 
@@ -63,9 +60,8 @@ class Batch(Calls):
         if kind is None:
             try:
                 for event, *_ in self._recorded:
-                    for root in event.kept():
-                        root.base_address()
-                self._home.submit_recorded(self._recorded)
+                    event._check_kept()
+                self._submit(self._recorded)
             except BaseException:
                 self._drop()
                 raise
@@ -76,7 +72,7 @@ class Batch(Calls):
         dropped = CommandFailed(
             "the command was recorded in a batch that was dropped",
             code="batch-dropped",
-            device=self._home.device_address,
+            device=self._completions.address,
         )
         for event, *_ in self._recorded:
-            event.drop(dropped)
+            event._drop(dropped)

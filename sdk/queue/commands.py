@@ -2,88 +2,99 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from driver_shim.protocol.commands import BARRIER, BINDING, COPY, EXEC, FILL, NOP, PATTERN_SIZES, IoOpcode
+from sdk.here_only import HereOnly
 from sdk.memory.buffers import Buffer, Span
+from sdk.queue.completions import Completions
 from sdk.queue.events import Event, T
-
-if TYPE_CHECKING:
-    from sdk.queue.queue import Queue
 
 _NOP, _BARRIER, _COPY, _FILL, _EXEC = (
     int(o) for o in (IoOpcode.NOP, IoOpcode.BARRIER, IoOpcode.COPY, IoOpcode.FILL, IoOpcode.EXEC)
 )
 
 
-class Calls:
+class Commands(HereOnly, abc.ABC):
     """The commands, as methods; queues submit them, batches record them."""
 
-    @property
-    def _home(self) -> Queue:
-        """The queue that the events belong to."""
-        raise TypeError(f"{type(self).__name__} has no queue")
+    def __init__(self, completions: Completions) -> None:
+        """`completions` is the queue's that the events belong to."""
+        self._completions = completions
 
-    def issue(self, event: Event[T], codec: Any, opcode: int, values: tuple[Any, ...]) -> Event[T]:
-        raise TypeError(f"{type(self).__name__} issues nothing")
+    @abc.abstractmethod
+    def _issue(self, event: Event[T], codec: Any, opcode: int, values: tuple[Any, ...]) -> Event[T]:
+        """Submit or record one command; returns its event."""
 
     def nop(self) -> Event[None]:
         """Do nothing; completes when everything before it has."""
-        return self.issue(Event(self._home, "nop"), NOP.codec, _NOP, ())
+        return self._issue(Event(self._completions, "nop"), NOP.codec, _NOP, ())
 
     def barrier(self) -> Event[None]:
         """Complete after everything before it in this queue."""
-        return self.issue(Event(self._home, "barrier"), BARRIER.codec, _BARRIER, ())
+        return self._issue(Event(self._completions, "barrier"), BARRIER.codec, _BARRIER, ())
 
     def copy(self, destination: Span, source: Span) -> Event[None]:
         """Copy `source` to `destination` (buffers or contiguous slices) of equal shape and dtype.
 
         Raises TypeError for anything but our buffers, ValueError when shapes or dtypes differ, Closed when freed.
         """
-        check_buffer(destination, "destination", self._home)
-        check_buffer(source, "source", self._home)
-        if destination.shape != source.shape or destination.dtype != source.dtype:
+        check_buffer(destination, "destination", self._completions.owner)
+        check_buffer(source, "source", self._completions.owner)
+        if destination.shape != source.shape or not _same_dtype(destination.dtype, source.dtype):
             raise ValueError(
                 f"copy needs equal shapes and dtypes: destination {destination.shape} {destination.dtype},"
                 f" source {source.shape} {source.dtype}"
             )
-        values = (destination.address, source.address, source.nbytes, destination.space, source.space)
-        event: Event[None] = Event(self._home, "copy", (destination.root, source.root))
-        return self.issue(event, COPY.codec, _COPY, values)
+        there, here = destination._root, source._root
+        values = (
+            there._base_address() + destination._offset,
+            here._base_address() + source._offset,
+            source.nbytes,
+            there._space_kind,
+            here._space_kind,
+        )
+        event: Event[None] = Event(self._completions, "copy", (there, here))
+        return self._issue(event, COPY.codec, _COPY, values)
 
     def fill(self, destination: Span, value: Any) -> Event[None]:
         """Set every element of `destination` to `value`, which its dtype must represent exactly.
 
         Raises TypeError, ValueError, Closed.
         """
-        check_buffer(destination, "destination", self._home)
+        check_buffer(destination, "destination", self._completions.owner)
         pattern = exact_pattern(value, destination.dtype)
         values = (
             destination.address,
             destination.nbytes,
-            destination.space,
+            destination._space,
             len(pattern),
             int.from_bytes(pattern, "little"),
         )
-        event: Event[None] = Event(self._home, "fill", (destination.root,))
-        return self.issue(event, FILL.codec, _FILL, values)
+        event: Event[None] = Event(self._completions, "fill", (destination._root,))
+        return self._issue(event, FILL.codec, _FILL, values)
 
-    def exec(self, program: int, bindings: Span, workspace: Span, keep: Sequence[Buffer]) -> Event[None]:
+    def _exec(self, program: int, bindings: Span, workspace: Span, keep: Sequence[Buffer]) -> Event[None]:
         """Run a loaded program (models call this). `bindings` is a host buffer holding the whole binding table."""
-        event: Event[None] = Event(self._home, "exec", keep)
+        event: Event[None] = Event(self._completions, "exec", keep)
         count = bindings.nbytes // BINDING.size
-        return self.issue(event, EXEC.codec, _EXEC, (program, count, bindings.address, workspace.address))
+        return self._issue(event, EXEC.codec, _EXEC, (program, count, bindings.address, workspace.address))
 
 
-def check_buffer(thing: Any, role: str, queue: Queue) -> None:
-    """Raise TypeError unless it is a buffer or a slice of one, ValueError unless it is of the queue's device."""
+def _same_dtype(one: np.dtype[Any], other: np.dtype[Any]) -> bool:
+    return one is other or one == other  # comparing costs as much as the rest of a copy's checks
+
+
+def check_buffer(thing: Any, role: str, owner: object) -> None:
+    """Raise TypeError unless it is a buffer or a slice of one, ValueError unless `owner`, the queue's, is its too."""
     if isinstance(thing, Span):
-        if thing.root.device is not queue.device:
+        if thing._root._owner is not owner:
             raise ValueError(
-                f"{role} is a buffer of {thing.root.device!r}, the queue is one of {queue.device!r};"
+                f"{role} is a buffer of {thing._root._owner!r}, the queue is one of {owner!r};"
                 " devices do not share memory: copy through numpy arrays"
             )
         return

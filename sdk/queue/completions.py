@@ -7,7 +7,6 @@ waiters told before it is let go. See docs/concurrency.md.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import select
@@ -22,13 +21,14 @@ from driver_shim.function.queue_pair import HostQueuePair
 from driver_shim.function.spinning import Spinner
 from driver_shim.protocol import ring
 from driver_shim.protocol.commands import status_slug
-from sdk.queue.events import Event, StatusesEvent, set_if_waiting
-from sdk.queue.waiters import LoopWatch, OwnedDescriptor, Threads
+from sdk.queue.events import Event, StatusesEvent
+from sdk.queue.port import QueueOwner
+from sdk.queue.waiters import LoopWatches, OwnedDescriptor, Threads, resolve, set_if_waiting
 
 if TYPE_CHECKING:
     import asyncio
 
-    from sdk.device import Device
+    from sdk.queue.waiters import LoopWatch
 
 _MS_PER_S = 1000
 
@@ -41,35 +41,37 @@ class Piece:
     def __init__(self, event: StatusesEvent, first: int, position: int, count: int) -> None:
         self.event, self.first, self.position, self.count = event, first, position, count
 
-    def keeps(self, thing: object) -> bool:
-        return self.event.keeps(thing)
+    def _keeps(self, thing: object) -> bool:
+        return self.event._keeps(thing)
 
-    def fail(self, error: NpuError) -> None:
-        self.event.fail(error)
+    def _fail(self, error: NpuError) -> None:
+        self.event._fail(error)
 
-    def drop(self, error: NpuError) -> None:
-        self.event.drop(error)
+    def _drop(self, error: NpuError) -> None:
+        self.event._drop(error)
 
 
-class CompletionSide:
-    """Reaps completions, settles their events and wakes who waits. `Queue` adds the submission side."""
+class Completions:
+    """Reaps one queue's completions, settles their events and wakes who waits. `Queue` puts commands in."""
 
-    def __init__(self, device: Device, pair: HostQueuePair, interrupt: int) -> None:
-        self.device = device
-        self.device_address = device.address
-        self._pair = pair
-        self._interrupt = OwnedDescriptor(os.dup(interrupt))
-        self._lock = threading.Lock()
+    def __init__(self, owner: QueueOwner, pair: HostQueuePair, interrupt: int) -> None:
+        self.owner = owner
+        self.address = owner.address
+        self.pair = pair
+        self.lock = threading.Lock()
+        """Guards rings and slots."""
         self.convert_lock = threading.Lock()
-        """Held while an event's value is made of what its command left in host memory."""
-        self._threads = Threads()
-        self._slots: list[Event[Any] | Piece | None] = [None] * pair.entries
+        self.slots: list[Event[Any] | Piece | None] = [None] * pair.entries
         """Who waits for the completion of each slot of the submission ring."""
-        self._slot_mask = pair.entries - 1
+        self.slot_mask = pair.entries - 1
+        self.closed: NpuError | None = None
+        """Why nothing can be submitted any more."""
+        self._interrupt = OwnedDescriptor(os.dup(interrupt))
+        self._threads = Threads()
         self._futures: list[tuple[Event[Any], asyncio.Future[None], float]] = []
-        self._watches: dict[asyncio.AbstractEventLoop, LoopWatch] = {}
-        self._spinner = Spinner(device.transport.progress)
-        self._closed: NpuError | None = None
+        self._watches = LoopWatches(self._interrupt)
+        self._spinner = Spinner(owner.transport)
+        self._spins_quietly = owner.may_spin and not owner.transport.steps_device
         self._ending = False
         """Submissions are refused already, but `fail_all` has yet to say how outstanding commands end."""
 
@@ -77,43 +79,50 @@ class CompletionSide:
 
     def reap(self) -> None:
         """Settle every event whose completion is there. Never blocks."""
-        with self._lock:
-            self._reap_locked()
+        with self.lock:
+            self.reap_locked()
 
-    def _reap_locked(self) -> bool:
+    def reap_locked(self) -> bool:
         """Settle what has completed; True if anything had. Tells waiting threads and loops.
 
         While loops wait the interrupt stays armed, whoever reaps: they only sleep on it, and do not look again.
         """
-        pair = self._pair
-        if self._closed is not None or not pair.ready():
+        pair = self.pair
+        if self.closed is not None:
             return False
+        slots, mask = self.slots, self.slot_mask
         try:
+            completion = pair.peek()
+            if completion is None:
+                return False
             while True:
-                while pair.ready():  # cut short at any point, it can be repeated: the head moves last
-                    slot = pair.cq_head & self._slot_mask
-                    owner = self._slots[slot]
+                while completion is not None:  # cut short at any point, it can be repeated: the head moves last
+                    slot = pair.cq_head & mask
+                    owner = slots[slot]
                     if isinstance(owner, Piece):
                         self._settle_piece(owner, slot)
-                        continue
-                    _, _, status, _, _, start, end = pair.peek()
-                    if owner is not None:
-                        owner.finish(status, start, end)
-                        self._slots[slot] = None
-                    pair.advance()
-                self._tell_waiters()
+                    else:
+                        if owner is not None:
+                            owner._finish(completion[2], completion[5], completion[6])
+                            slots[slot] = None
+                        pair.advance()
+                    completion = pair.peek() if pair.cq_head != pair.sq_tail else None
+                threads = self._threads
+                if self._futures or threads.leader is not None or threads.followers:
+                    self._tell_waiters()
                 if not self._futures or pair.arm_interrupt():
                     return True
+                completion = pair.peek()
         except ContractMismatch as error:
             self._end_locked(error, error)
             return True
 
-    def _settle_piece(self, piece: Piece, slot: int) -> None:
-        done = (self._pair.cq_head - piece.first) & ring.INDEX_MASK
-        rows = self._pair.peek_array(piece.count - done)
-        piece.event.absorb(piece.position + done, rows)
-        self._slots[slot : slot + len(rows)] = [None] * len(rows)
-        self._pair.advance(len(rows))
+    def _settle_piece(self, piece: Any, slot: int) -> None:
+        done = (self.pair.cq_head - piece.first) & ring.INDEX_MASK
+        rows = self.pair.peek_array(piece.count - done)
+        piece.event._absorb(piece.position + done, rows)
+        self.slots[slot : slot + len(rows)] = [None] * len(rows)
+        self.pair.advance(len(rows))
 
     def _tell_waiters(self) -> None:
         """After events were settled, with the lock held: wake threads and loops that may wait for them."""
@@ -124,11 +133,25 @@ class CompletionSide:
             waiting = []
             for entry in self._futures:
                 event, future, _ = entry
-                if event.is_done():
-                    _resolve(future)
+                if event._done:
+                    if not future.done():
+                        event._take_failure()  # whoever awaits is told, even if it is cancelled meanwhile
+                    resolve(future)
                 elif not future.done():
                     waiting.append(entry)
             self._futures = waiting
+
+    def uses(self, buffer: object) -> bool:
+        """Whether a command in flight uses the buffer."""
+        with self.lock:
+            self.reap_locked()
+            return any(owner is not None and owner._keeps(buffer) for owner in self.slots)
+
+    def idle(self) -> bool:
+        """Whether nothing is in flight. Never blocks."""
+        with self.lock:
+            self.reap_locked()
+            return self.closed is not None or not self.pair.outstanding()
 
     def command_error(self, what: str, status: int) -> CommandFailed:
         """The error of a completion status."""
@@ -137,38 +160,51 @@ class CompletionSide:
             f"{what} failed: {slug}",
             status=status,
             code=slug,
-            device=self.device_address,
+            device=self.address,
             subsystem="queue",
             remedy="the device's error log says more: dev.errors()",
         )
 
     # --- waiting: threads --------------------------------------------------------------------------------------
 
+    def wait_for(self, event: Event[Any], timeout: float | None) -> None:
+        """Wait until the event has ended, reaping. Raises Timeout, DeviceLost, or the error the queue ended with."""
+        limit = None if timeout is None else _checked_timeout(timeout)
+        if self._spins_quietly:
+            until = time.monotonic() + (timeouts.QUIET_SPIN_S if limit is None else min(limit, timeouts.QUIET_SPIN_S))
+            while self.pair.spin(until):
+                with self.lock:
+                    self.reap_locked()
+                if event._done:
+                    return
+                if self.closed is not None:
+                    break
+            else:
+                self._spinner.missed(until)
+        self.wait_until(lambda: event._done, limit, event._what)
+
     def wait_until(self, condition: Callable[[], bool], timeout: float | None, what: str) -> None:
         """Wait until `condition` holds, reaping. Raises Timeout, DeviceLost, or the error the queue ended with.
 
         Spins with `Transport.progress` for at most SPIN_S (not at all on one CPU), then sleeps on the interrupt.
         """
-        limit = self.device.timeout if timeout is None else _checked_timeout(timeout)
+        limit = self.owner.timeout if timeout is None else _checked_timeout(timeout)
         now = time.monotonic()
         deadline = now + limit
-        spin_until = now + (timeouts.SPIN_S if self.device.may_spin else 0.0)
-        turn = self._spinner.turn
-        ready = self._pair.ready
+        spin_until = now + (timeouts.SPIN_S if self.owner.may_spin else 0.0)
+        yields, ready = self._spinner.yields, self.pair.ready
         while True:
-            if self._closed is None and ready():
-                with self._lock:
-                    self._reap_locked()
+            if self.closed is None and ready():
+                with self.lock:
+                    self.reap_locked()
             if condition():
                 return
-            if self._over:
-                self._refuse()
-            previous, now = now, time.monotonic()
+            if self.has_ended:
+                self.refuse()
+            now = time.monotonic()
             if now >= deadline:
                 raise self._timed_out(what, limit)
-            if now < spin_until:
-                turn(previous, now)
-            else:
+            if now >= spin_until or not yields():
                 self._sleep(condition, deadline - now)
 
     def _sleep(self, condition: Callable[[], bool], patience_s: float) -> None:
@@ -177,9 +213,9 @@ class CompletionSide:
         threads, me = self._threads, threading.get_ident()
         token: threading.Lock | None = None
         try:
-            with self._lock:
-                self._reap_locked()
-                if condition() or self._over:
+            with self.lock:
+                self.reap_locked()
+                if condition() or self.has_ended:
                     return
                 if self._ending or threads.leader not in (None, me):
                     token = threads.follow()
@@ -197,10 +233,10 @@ class CompletionSide:
                 threads.leave(token)
 
     def _sleep_as_leader(self, interval: float) -> None:
-        with self._lock:
-            armed = self._closed is None and self._pair.arm_interrupt()
+        with self.lock:
+            armed = self.closed is None and self.pair.arm_interrupt()
         if armed:
-            transport = self.device.transport
+            transport = self.owner.transport
             transport.progress()
             poller = select.poll()
             poller.register(self._interrupt.number, select.POLLIN)
@@ -208,17 +244,17 @@ class CompletionSide:
             if transport.hang_up_fd is not None:
                 poller.register(transport.hang_up_fd, 0)
             if not poller.poll(interval * _MS_PER_S) or not transport.alive():
-                self.device.check_alive()
+                self.owner.check_alive()
         self._threads.nudge.drain()
-        with self._lock:
-            if self._closed is None:  # else the vector may already be another queue's
+        with self.lock:
+            if self.closed is None:  # else the vector may already be another queue's
                 self._interrupt.drain()
-            self._reap_locked()
+            self.reap_locked()
 
     def _timed_out(self, what: str, limit: float) -> Timeout:
         return Timeout(
             f"{what} did not end within {limit:g} s; the job goes on",
-            device=self.device_address,
+            device=self.address,
             subsystem="queue",
             remedy="wait longer, or reset the device",
         )
@@ -228,86 +264,79 @@ class CompletionSide:
     def notify(self, event: Event[Any], future: asyncio.Future[None]) -> None:
         """Resolve `future` in its loop when `event` ends, or with Timeout or DeviceLost. Called in that loop."""
         loop = future.get_loop()
-        with self._lock:
-            self._reap_locked()
-            if event.is_done():
+        with self.lock:
+            self.reap_locked()
+            if event._done:
                 future.set_result(None)
                 return
-            if self._over:
-                self._refuse()
-            self._futures.append((event, future, time.monotonic() + self.device.timeout))
-        if loop not in self._watches:
-            watch = self._watches[loop] = LoopWatch(loop, self._interrupt)
-            loop.add_reader(watch.interrupt.number, self._on_interrupt, watch)
+            if self.has_ended:
+                self.refuse()
+            self._futures.append((event, future, time.monotonic() + self.owner.timeout))
+        watch = self._watches.begin(loop, self._on_interrupt)
+        if watch is not None:
             watch.timer = loop.call_later(timeouts.LIVENESS_S, self._look_after, watch)
         self._reap_and_arm()
 
     def _on_interrupt(self, watch: LoopWatch) -> None:
         """The interrupt came: runs in a loop that awaits events of this queue."""
-        if self._over:
-            self._unwatch(watch)
+        if self.has_ended:
+            self._watches.end(watch)
             return
-        watch.interrupt.drain()
+        self._interrupt.drain()
         self._reap_and_arm()
 
     def _reap_and_arm(self) -> None:
         """Reap until nothing is there, with the interrupt armed for what comes next."""
-        self.device.transport.progress()
-        with self._lock:
-            self._reap_locked()
-            while self._futures and self._closed is None and not self._pair.arm_interrupt():
-                self._reap_locked()
+        self.owner.transport.progress()
+        with self.lock:
+            self.reap_locked()
+            while self._futures and self.closed is None and not self.pair.arm_interrupt():
+                self.reap_locked()
 
     def _look_after(self, watch: LoopWatch) -> None:
         """Each liveness interval while a loop has futures here: time-outs, liveness, and leaving when idle."""
         now = time.monotonic()
-        with self._lock:
-            self._reap_locked()
+        with self.lock:
+            self.reap_locked()
             self._tell_waiters()  # also of what an interrupted thread settled and did not tell
             mine = [entry for entry in self._futures if entry[1].get_loop() is watch.loop]
             late = [entry for entry in mine if now >= entry[2]]
             self._futures = [entry for entry in self._futures if entry not in late]
         for event, future, _ in late:
-            set_if_waiting(future, self._timed_out(repr(event), self.device.timeout))
+            set_if_waiting(future, self._timed_out(repr(event), self.owner.timeout))
         if len(mine) == len(late):
-            self._unwatch(watch)
+            self._watches.end(watch)
             return
         watch.timer = watch.loop.call_later(timeouts.LIVENESS_S, self._look_after, watch)
         try:
-            self.device.check_alive()
+            self.owner.check_alive()
         except (DeviceLost, Closed):
             pass  # every queue has been told
         except NpuError as error:
-            self.device.lost(error)
-        if self._closed is None:
+            self.owner.lost(error)
+        if self.closed is None:
             self._reap_and_arm()
-
-    def _unwatch(self, watch: LoopWatch) -> None:
-        """The loop has nothing to wait for here any more; called in it."""
-        if self._watches.get(watch.loop) is watch:
-            del self._watches[watch.loop]
-            watch.leave()
 
     # --- the end -----------------------------------------------------------------------------------------------
 
     @property
-    def _over(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether the queue has ended and said how; while it is ending, what is outstanding has yet to be settled."""
-        return self._closed is not None and not self._ending
+        return self.closed is not None and not self._ending
 
-    def _refuse(self) -> NoReturn:
+    def refuse(self) -> NoReturn:
         """Raise what the queue ended with."""
-        if self._closed is None:
+        if self.closed is None:
             raise RuntimeError("the queue is open")
-        raise self._closed.again()
+        raise self.closed.again()
 
     def shut(self, closed: NpuError) -> None:
         """Refuse submissions from now on; what is there already is settled first."""
-        with self._lock:
-            if self._closed is None:
-                self._reap_locked()
-            if self._closed is None:
-                self._closed = closed
+        with self.lock:
+            if self.closed is None:
+                self.reap_locked()
+            if self.closed is None:
+                self.closed = closed
                 self._ending = True
 
     def shut_in_child(self, closed: NpuError) -> None:
@@ -315,42 +344,34 @@ class CompletionSide:
 
         The locks may be held by threads that do not exist here.
         """
-        self._closed = closed
+        self.closed = closed
         self._ending = False
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self.convert_lock = threading.Lock()
         self._threads = Threads()
         self._futures = []
-        self._watches = {}
-        for owner in self._slots:
+        self._watches = LoopWatches(self._interrupt)
+        for owner in self.slots:
             if owner is not None:
-                owner.drop(closed)
-        self._slots = [None] * len(self._slots)
+                owner._drop(closed)
+        self.slots = [None] * len(self.slots)
 
     def fail_all(self, error: NpuError, closed: NpuError) -> None:
         """End every outstanding command with `error`; later submissions raise `closed`."""
-        with self._lock:
-            if self._closed is None:
-                self._reap_locked()
-            self._end_locked(error, self._closed or closed)
+        with self.lock:
+            if self.closed is None:
+                self.reap_locked()
+            self._end_locked(error, self.closed or closed)
 
     def _end_locked(self, error: NpuError, closed: NpuError) -> None:
-        self._closed = closed
+        self.closed = closed
         self._ending = False
-        for slot, owner in enumerate(self._slots):
+        for slot, owner in enumerate(self.slots):
             if owner is not None:
-                owner.fail(error)
-                self._slots[slot] = None
+                owner._fail(error)
+                self.slots[slot] = None
         self._tell_waiters()
-        for loop, watch in list(self._watches.items()):
-            with contextlib.suppress(RuntimeError):  # the loop was closed: it watches nothing any more
-                loop.call_soon_threadsafe(self._unwatch, watch)
-
-
-def _resolve(future: asyncio.Future[None]) -> None:
-    """Settle a future from any thread; a loop that was closed meanwhile has nobody waiting."""
-    with contextlib.suppress(RuntimeError):
-        future.get_loop().call_soon_threadsafe(set_if_waiting, future)
+        self._watches.end_all()
 
 
 def _checked_timeout(timeout: float) -> float:

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from driver_shim.errors import CommandFailed, NpuError
 from driver_shim.protocol.commands import status_slug
+from sdk.here_only import HereOnly
+from sdk.queue.port import EventQueue
 
 if TYPE_CHECKING:
     import asyncio
 
-    from sdk.queue.batch import Batch
-    from sdk.queue.queue import Queue
-
 T = TypeVar("T")
 _log = logging.getLogger("npu")
+
+
+class Recording(Protocol):
+    """What a command is recorded in before it is submitted."""
+
+    @property
+    def _is_open(self) -> bool:
+        """Whether more can be recorded, so that nothing was submitted yet."""
 
 
 class _UnseenFailure:
@@ -27,42 +34,48 @@ class _UnseenFailure:
 
     __slots__ = ("error", "seen")
 
-    def __init__(self, error: NpuError) -> None:
+    def __init__(self, error: NpuError, seen: bool) -> None:
         self.error = error
-        self.seen = False
+        self.seen = seen
 
     def __del__(self) -> None:
         if not self.seen:
             _log.error("a command failed and nobody waited for it: %s", self.error)
 
 
-class Event(Generic[T]):
+class Event(HereOnly, Generic[T]):
     """The outcome of a submission, now or later. Thread-safe."""
 
+    # Underscored members are for this package: queues settle their events.
     __slots__ = (
         "__weakref__",
+        "_answered",
         "_convert",
         "_done",
         "_end",
         "_failure",
         "_keep",
         "_queue",
+        "_recording",
         "_start",
         "_value",
         "_what",
-        "batch",
     )
 
-    def __init__(self, queue: Queue, what: str, keep: Any = None, convert: Callable[[], T] | None = None) -> None:
+    def __init__(self, queue: EventQueue, what: str, keep: Any = None, convert: Callable[[], T] | None = None) -> None:
         self._queue = queue
         self._what = what
         self._keep = keep
+        """Buffers that the command uses, while it is in flight."""
         self._convert = convert
         self._done = False
+        """Whether it has ended as far as was reaped."""
         self._failure: _UnseenFailure | None = None
         self._value: Any = None
         self._start = self._end = 0
-        self.batch: Batch | None = None
+        self._answered = False
+        """Whether somebody else is told of a failure: it need not be logged."""
+        self._recording: Recording | None = None
         """The batch it was recorded in."""
 
     # --- for applications --------------------------------------------------------------------------------------
@@ -80,9 +93,11 @@ class Event(Generic[T]):
         `sdk.Timeout` (the job goes on), `DeviceLost`.
         """
         if not self._done:
-            self._check_submitted()
-            self._queue.wait_until(self.is_done, timeout, self._what)
-        self._raise_failure()
+            if self._recording is not None:
+                self._check_submitted(self._recording)
+            self._queue.wait_for(self, timeout)
+        if self._failure is not None:
+            self._raise_failure()
         return self
 
     def result(self, timeout: float | None = None) -> T:
@@ -109,7 +124,8 @@ class Event(Generic[T]):
 
     def __await__(self) -> Generator[Any, None, T]:
         if not self.done():
-            self._check_submitted()
+            if self._recording is not None:
+                self._check_submitted(self._recording)
             import asyncio  # whoever awaits has it; nobody else should pay for it
 
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -121,57 +137,51 @@ class Event(Generic[T]):
         state = "failed" if self._failure else "done" if self._done else "pending"
         return f"<Event {self._what} {state}>"
 
-    def _check_submitted(self) -> None:
-        if self.batch is not None and self.batch.open:
+    def _check_submitted(self, recording: Recording) -> None:
+        if recording._is_open:
             raise ValueError("the command is only recorded; leave the batch's with block before waiting for it")
 
     # --- for the queue -----------------------------------------------------------------------------------------
 
-    def is_done(self) -> bool:
-        """Whether it has ended as far as was reaped."""
-        return self._done
-
-    def finish(self, status: int, start_tick: int, end_tick: int) -> None:
+    def _finish(self, status: int, start_tick: int, end_tick: int) -> None:
         """The completion arrived. Idempotent."""
-        self._start, self._end = start_tick, end_tick
+        self._start = start_tick
+        self._end = end_tick
         if status:
-            self.fail(self._queue.command_error(self._what, status))
+            self._fail(self._queue.command_error(self._what, status))
             return
         if self._convert is None:
             self._keep = None
         self._done = True
 
-    def fail(self, error: NpuError) -> None:
+    def _fail(self, error: NpuError) -> None:
         """End with an error. Idempotent: the first outcome stays."""
         if not self._done:
-            self._failure = _UnseenFailure(error)
+            self._failure = _UnseenFailure(error, self._answered)
             self._keep = None
             self._convert = None
             self._done = True
 
-    def keeps(self, thing: object) -> bool:
+    def _keeps(self, thing: object) -> bool:
         """Whether the command, still in flight, uses this buffer."""
         keep = self._keep
         return not self._done and keep is not None and any(kept is thing for kept in keep)
 
-    def kept(self) -> Sequence[Any]:
-        """Buffers that the command uses, while it is in flight."""
-        return self._keep or ()
+    def _check_kept(self) -> None:
+        """Raise Closed if a buffer of the command was freed.
 
-    def check_kept(self) -> None:
-        """Raise Closed if a buffer of the command was freed. Called with the queue's lock held, right before it counts
-
-        as in flight: from then on `free` refuses, so no command ever runs on memory that was given back.
+        Called with the queue's lock held, right before it counts as in flight: from then on `free` refuses, so no
+        command ever runs on memory that was given back.
         """
-        for root in self._keep or ():
-            root.base_address()
+        for buffer in self._keep or ():
+            buffer._base_address()
 
-    def drop(self, error: NpuError) -> None:
+    def _drop(self, error: NpuError) -> None:
         """The command will never be submitted."""
-        self.fail(error)
-        self.take_failure()
+        self._answered = True
+        self._fail(error)
 
-    def take_failure(self) -> NpuError | None:
+    def _take_failure(self) -> NpuError | None:
         """The error it ended with, if any; whoever takes it answers for it."""
         if self._failure is None:
             return None
@@ -179,7 +189,7 @@ class Event(Generic[T]):
         return self._failure.error
 
     def _raise_failure(self) -> None:
-        error = self.take_failure()
+        error = self._take_failure()
         if error is not None:
             raise error.again()
 
@@ -189,14 +199,14 @@ class StatusesEvent(Event["NDArray[np.uint8]"]):
 
     __slots__ = ("_statuses",)
 
-    def __init__(self, queue: Queue, count: int, keep: Any) -> None:
+    def __init__(self, queue: EventQueue, count: int, keep: Any) -> None:
         super().__init__(queue, f"submit of {count} descriptors", keep)
         self._statuses = np.zeros(count, np.uint8)
         self._value = self._statuses
         if count == 0:
             self._done = True
 
-    def absorb(self, position: int, rows: NDArray[Any]) -> None:
+    def _absorb(self, position: int, rows: NDArray[Any]) -> None:
         """Completions of descriptors `position` onwards arrived (in order)."""
         count = len(rows)
         self._statuses[position : position + count] = rows["status"]
@@ -211,7 +221,7 @@ class StatusesEvent(Event["NDArray[np.uint8]"]):
         if len(failed):
             index = int(failed[0])
             status = int(self._statuses[index])
-            self.fail(
+            self._fail(
                 CommandFailed(
                     f"descriptor {index} of {len(self._statuses)} failed: {status_slug(status)}"
                     + (f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""),
@@ -219,18 +229,9 @@ class StatusesEvent(Event["NDArray[np.uint8]"]):
                     code=status_slug(status),
                     index=index,
                     subsystem="queue",
-                    device=self._queue.device_address,
+                    device=self._queue.address,
                 )
             )
         else:
             self._keep = None
             self._done = True
-
-
-def set_if_waiting(future: asyncio.Future[None], error: NpuError | None = None) -> None:
-    """Resolve a future unless its task was cancelled meanwhile; runs in the future's loop."""
-    if not future.done():
-        if error is None:
-            future.set_result(None)
-        else:
-            future.set_exception(error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,50 +15,46 @@ from driver_shim.protocol import ring
 from driver_shim.protocol.commands import DESCRIPTOR
 from sdk.memory.buffers import Span
 from sdk.queue.batch import Batch, Recorded
-from sdk.queue.commands import Calls, check_buffer
-from sdk.queue.completions import CompletionSide, Piece
+from sdk.queue.commands import Commands, check_buffer
+from sdk.queue.completions import Completions, Piece
 from sdk.queue.events import Event, StatusesEvent, T
-
-if TYPE_CHECKING:
-    from sdk.device import Device
+from sdk.queue.port import QueueOwner
 
 MIN_DEPTH, MAX_DEPTH = 2, 4096
 _RING_FACTOR = 2
 """Rings hold this many times the depth, so that neither ring is ever the limit."""
 _SMALLEST_RING = 64
+_INDEX_MASK = ring.INDEX_MASK
 
 
-class Queue(CompletionSide, Calls):
+class Queue(Commands):
     """An ordered stream of commands. Created by `Device.queue`; thread-safe."""
 
-    def __init__(self, device: Device, opened: OpenQueue, depth: int, when_full: str, interrupt: int) -> None:
-        super().__init__(device, opened.pair, interrupt)
+    def __init__(self, owner: QueueOwner, opened: OpenQueue, depth: int, when_full: str, interrupt: int) -> None:
+        super().__init__(Completions(owner, opened.pair, interrupt))
         self.depth = depth
         self.when_full = when_full
+        self._pair = opened.pair
         self._opened = opened
-
-    @property
-    def _home(self) -> Queue:  # not an attribute: a queue that referred to itself would not go when it is let go
-        return self
 
     # --- submitting --------------------------------------------------------------------------------------------
 
-    def issue(self, event: Event[T], codec: Any, opcode: int, values: tuple[Any, ...]) -> Event[T]:
-        pair = self._pair
+    def _issue(self, event: Event[T], codec: Any, opcode: int, values: tuple[Any, ...]) -> Event[T]:
+        completions, pair = self._completions, self._pair
         while True:
-            with self._lock:
-                if self._closed is not None:
-                    self._refuse()
+            with completions.lock:
+                if completions.closed is not None:
+                    completions.refuse()
                 tail = pair.sq_tail
-                if (tail - pair.cq_head) & ring.INDEX_MASK < self.depth or self._reap_locked():
-                    if event.kept():
-                        event.check_kept()
-                    self._slots[tail & self._slot_mask] = event
-                    pair.put(codec, opcode, *values)
+                if (tail - pair.cq_head) & _INDEX_MASK < self.depth or completions.reap_locked():
+                    if event._keep is not None:
+                        event._check_kept()
+                    completions.slots[tail & completions.slot_mask] = event
+                    pair.put(codec, opcode, values)
                     try:
                         pair.publish()
                     except NpuError as error:
-                        event.drop(error)  # this call reports the loss; nobody else has the event
+                        event._drop(error)  # this call reports the loss; nobody else has the event
                         raise
                     return event
             self._await_room(1)
@@ -78,19 +74,19 @@ class Queue(CompletionSide, Calls):
             raise TypeError(f"submit takes a 1-D numpy array of dtype sdk.DESCRIPTOR, got {got}")
         kept = (keep,) if isinstance(keep, Span) else tuple(keep)
         for thing in kept:
-            check_buffer(thing, "keep", self)
-        event = StatusesEvent(self, len(descriptors), tuple(span.root for span in kept))
+            check_buffer(thing, "keep", self._completions.owner)
+        event = StatusesEvent(self._completions, len(descriptors), tuple(span._root for span in kept))
         if self.when_full == "raise":
-            with self._lock:
+            with self._completions.lock:
                 self._require_room(len(descriptors))
                 self._put_piece(event, descriptors, 0, len(descriptors))
             return event
         done = 0
         while True:
-            with self._lock:
-                if self._closed is not None:
-                    self._refuse()
-                self._reap_locked()
+            with self._completions.lock:
+                if self._completions.closed is not None:
+                    self._completions.refuse()
+                self._completions.reap_locked()
                 room = self.depth - self._pair.outstanding()
                 count = min(room, len(descriptors) - done)
                 # half a queue at a time keeps both sides busy: small pieces cost a turn of both loops each
@@ -103,34 +99,34 @@ class Queue(CompletionSide, Calls):
             self._await_room(min(self.depth // 2, len(descriptors) - done))
 
     def _put_piece(self, event: StatusesEvent, descriptors: NDArray[Any], position: int, count: int) -> None:
-        event.check_kept()
+        event._check_kept()
         if not count:
             return
         piece = Piece(event, self._pair.sq_tail, position, count)
         first, second = ring.contiguous(piece.first, count, self._pair.entries)
-        self._slots[first] = [piece] * (first.stop - first.start)
-        self._slots[second] = [piece] * (second.stop - second.start)
+        self._completions.slots[first] = [piece] * (first.stop - first.start)
+        self._completions.slots[second] = [piece] * (second.stop - second.start)
         self._pair.put_array(descriptors)
         self._pair.publish()
 
     def batch(self) -> Batch:
         """Record many calls for one doorbell: `with q.batch() as b: b.copy(...); b.nop()`."""
-        return Batch(self)
+        return Batch(self._completions, self._submit_recorded)
 
-    def submit_recorded(self, recorded: deque[Recorded]) -> None:
+    def _submit_recorded(self, recorded: deque[Recorded]) -> None:
         """Make a batch's commands visible; empties `recorded`.
 
         A batch that fits the queue's depth goes in whole, with one doorbell and nobody's command in between.
         """
         if self.when_full == "raise":
-            with self._lock:
+            with self._completions.lock:
                 self._require_room(len(recorded))
         while recorded:
             wanted = min(self.depth, len(recorded))
-            with self._lock:
-                if self._closed is not None:
-                    self._refuse()
-                self._reap_locked()
+            with self._completions.lock:
+                if self._completions.closed is not None:
+                    self._completions.refuse()
+                self._completions.reap_locked()
                 if self._pair.outstanding() + wanted <= self.depth:
                     self._put_recorded(recorded, wanted)
                     continue
@@ -140,17 +136,17 @@ class Queue(CompletionSide, Calls):
         """Submit the first `count` commands of a batch with one doorbell; called with the lock held."""
         for _ in range(count):
             event, codec, opcode, values = recorded[0]
-            event.check_kept()
-            self._slots[self._pair.sq_tail & self._slot_mask] = event
-            self._pair.put(codec, opcode, *values)
+            event._check_kept()
+            self._completions.slots[self._pair.sq_tail & self._completions.slot_mask] = event
+            self._pair.put(codec, opcode, values)
             recorded.popleft()
         self._pair.publish()
 
     def _require_room(self, count: int) -> None:
         """Raise QueueFull unless `count` more commands fit now; called with the lock held."""
-        if self._closed is not None:
-            self._refuse()
-        self._reap_locked()
+        if self._completions.closed is not None:
+            self._completions.refuse()
+        self._completions.reap_locked()
         if self._pair.outstanding() + count > self.depth:
             raise self._full(count)
 
@@ -158,58 +154,48 @@ class Queue(CompletionSide, Calls):
         """Wait until `count` more commands fit, or raise QueueFull right away."""
         if self.when_full == "raise":
             raise self._full(count)
-        self.wait_until(lambda: self._pair.outstanding() + count <= self.depth, None, "room in the queue")
+        self._completions.wait_until(lambda: self._pair.outstanding() + count <= self.depth, None, "room in the queue")
 
     def _full(self, count: int) -> QueueFull:
         return QueueFull(
             f"the queue holds {self._pair.outstanding()} of {self.depth} commands; {count} more do not fit",
             depth=self.depth,
-            device=self.device_address,
+            device=self._completions.address,
             subsystem="queue",
             remedy='wait for an event, or open the queue with when_full="wait"',
         )
 
     # --- the end -----------------------------------------------------------------------------------------------
 
-    def uses(self, buffer: object) -> bool:
-        """Whether a command in flight uses the buffer."""
-        with self._lock:
-            self._reap_locked()
-            return any(owner is not None and owner.keeps(buffer) for owner in self._slots)
-
-    def idle(self) -> bool:
-        """Whether nothing is in flight. Never blocks."""
-        with self._lock:
-            self._reap_locked()
-            return self._closed is not None or not self._pair.outstanding()
-
     def drain(self, timeout: float | None = None) -> None:
         """Wait until nothing is in flight."""
-        with self._lock:
-            if self._over:
-                self._refuse()
-            if self._closed is None:
+        completions = self._completions
+        with completions.lock:
+            if completions.has_ended:
+                completions.refuse()
+            if completions.closed is None:
                 self._pair.publish()  # a submission that Ctrl-C cut short may not have been
-        self.wait_until(lambda: not self._pair.outstanding(), timeout, "draining the queue")
+        completions.wait_until(lambda: not self._pair.outstanding(), timeout, "draining the queue")
 
     def close(self) -> None:
         """Delete the queue. Commands still in flight end with CommandFailed; idempotent."""
-        closed = Closed("the queue is closed", device=self.device_address, remedy="open another with dev.queue()")
+        completions = self._completions
+        closed = Closed("the queue is closed", device=completions.address, remedy="open another with dev.queue()")
         unfinished = CommandFailed(
-            "the queue was closed before the command ended", code="queue-closed", device=self.device_address
+            "the queue was closed before the command ended", code="queue-closed", device=completions.address
         )
-        if self._closed is not None:
+        if completions.closed is not None:
             return
-        self.shut(closed)
+        completions.shut(closed)
         try:
-            self.device.forget_queue(self, self._opened)
+            completions.owner.delete_queue(self, self._opened)
         finally:
-            self.fail_all(unfinished, closed)
+            completions.fail_all(unfinished, closed)
 
     @property
     def closed(self) -> bool:
         """Whether it was closed, or its device reset, closed or lost."""
-        return self._closed is not None
+        return self._completions.closed is not None
 
     def __enter__(self) -> Queue:
         return self

@@ -11,8 +11,11 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
+from driver_shim.errors import NpuError
+
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
 
 class OwnedDescriptor:
@@ -72,17 +75,57 @@ class Threads:
 
 
 class LoopWatch:
-    """An event loop that sleeps on a queue: its own copy of the interrupt, and the timer that looks after it."""
+    """An event loop that sleeps on a queue's interrupt, and the timer that looks after it."""
 
-    __slots__ = ("interrupt", "loop", "timer")
+    __slots__ = ("loop", "timer")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, interrupt: OwnedDescriptor) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.interrupt = OwnedDescriptor(os.dup(interrupt.number))
         self.timer: asyncio.TimerHandle | None = None
 
-    def leave(self) -> None:
-        """Stop watching. Called in the loop."""
-        if self.timer is not None:
-            self.timer.cancel()
-        self.loop.remove_reader(self.interrupt.number)
+
+class LoopWatches:
+    """The loops that watch one interrupt. A loop that was closed is forgotten when the next one comes."""
+
+    def __init__(self, interrupt: OwnedDescriptor) -> None:
+        self._interrupt = interrupt
+        self._watches: dict[asyncio.AbstractEventLoop, LoopWatch] = {}
+
+    def begin(self, loop: asyncio.AbstractEventLoop, on_interrupt: Callable[[LoopWatch], None]) -> LoopWatch | None:
+        """Have the loop call `on_interrupt`; None if it does already. Called in the loop."""
+        if loop in self._watches:
+            return None
+        for closed in [other for other in self._watches if other.is_closed()]:
+            del self._watches[closed]
+        watch = self._watches[loop] = LoopWatch(loop)
+        loop.add_reader(self._interrupt.number, on_interrupt, watch)
+        return watch
+
+    def end(self, watch: LoopWatch) -> None:
+        """The loop has nothing to wait for here any more; called in it."""
+        if self._watches.get(watch.loop) is watch:
+            del self._watches[watch.loop]
+            if watch.timer is not None:
+                watch.timer.cancel()
+            watch.loop.remove_reader(self._interrupt.number)
+
+    def end_all(self) -> None:
+        """Have every loop stop watching, from any thread."""
+        for loop, watch in list(self._watches.items()):
+            with contextlib.suppress(RuntimeError):  # the loop was closed: it watches nothing any more
+                loop.call_soon_threadsafe(self.end, watch)
+
+
+def resolve(future: asyncio.Future[None]) -> None:
+    """Settle a future from any thread; a loop that was closed meanwhile has nobody waiting."""
+    with contextlib.suppress(RuntimeError):
+        future.get_loop().call_soon_threadsafe(set_if_waiting, future)
+
+
+def set_if_waiting(future: asyncio.Future[None], error: NpuError | None = None) -> None:
+    """Resolve a future unless its task was cancelled meanwhile; runs in the future's loop."""
+    if not future.done():
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)

@@ -17,13 +17,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sdk.cli import timeouts
-from sdk.cli.child_process import module_command
-from sdk.cli.exit_codes import Failure
+from driver_shim.errors import NpuError
+from sdk.opening.child_process import module_command
 
 _FACTS = "facts.json"
 _ARRAY = "array:"
 _TAIL_CHARACTERS = 2000
+
+
+class PeerError(NpuError):
+    """The helper process has no answer."""
 
 
 class Message(NamedTuple):
@@ -51,13 +54,13 @@ class Message(NamedTuple):
 
 
 def require(package: str, *, extra: str) -> None:
-    """Raise Failure that names the extra to install unless the package is there."""
+    """Raise PeerError that names the extra to install unless the package is there."""
     if importlib.util.find_spec(package) is None:
-        raise Failure(f"{package} is not installed; pip install 'npu-sdk[{extra}]' brings it")
+        raise PeerError(f"{package} is not installed; pip install 'npu-sdk[{extra}]' brings it", code="missing-extra")
 
 
-def ask(module: str, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Message:
-    """Run `python -m MODULE` on a request. Raises Failure with what it wrote on stderr."""
+def ask(module: str, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], timeout_s: float) -> Message:
+    """Run `python -m MODULE` on a request. Raises PeerError with what it wrote on stderr."""
     request = Message(dict(facts), dict(arrays)).encode()
     command, environment = module_command(module)
     try:
@@ -66,14 +69,15 @@ def ask(module: str, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]
             env=environment,
             input=request,
             capture_output=True,
-            timeout=timeouts.PEER_S,
+            timeout=timeout_s,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise Failure(f"{module} did not answer within {timeouts.PEER_S:g} s") from None
+        raise PeerError(f"{module} did not answer within {timeout_s:g} s", code="peer-timeout") from None
     if done.returncode:
         tail = done.stderr.decode("utf-8", "replace").strip()[-_TAIL_CHARACTERS:]
-        raise Failure(f"{module} failed: {tail.splitlines()[-1] if tail else f'exit status {done.returncode}'}")
+        why = tail.splitlines()[-1] if tail else f"exit status {done.returncode}"
+        raise PeerError(f"{module} failed: {why}", code="peer-failed")
     return Message.decode(done.stdout)
 
 

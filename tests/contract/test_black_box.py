@@ -20,7 +20,7 @@ from driver_shim.protocol.config_space import DEVICE_CONTROL_INITIATE_FLR
 from driver_shim.protocol.registers import BAR4, REGISTERS
 from driver_shim.transport.base import Transport
 from emulator.build import build
-from emulator.chip.state_error import StateError
+from emulator.state_error import StateError
 from tests.contract.test_reset_matrix import DEVICE_CONTROL
 from tests.contract.test_statuses import add_entry, children
 from tests.support.benches import START_S, Bench, bench

@@ -200,7 +200,7 @@ def test_a_lost_device_is_held_by_nobody(tmp_path: Path, monkeypatch: pytest.Mon
         process.kill()
         process.wait(PATIENCE_S)
         with pytest.raises(sdk.DeviceLost):
-            device.check_alive()
+            device._function.check_alive()
     for left in tmp_path.iterdir():
         left.unlink()
     with tool.served(path):  # another one in its place

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import logging
 import math
+import os
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -120,7 +121,7 @@ def test_a_time_out_leaves_the_job_going(emulated: sdk.Device, emulator: int) ->
 def test_the_device_bounds_waits_without_a_limit_of_their_own() -> None:
     with process_rig() as rig, rig.device() as device:
         assert device.timeout == TEST_TIMEOUT_S
-        device._timeout = 0.05  # now that it is up: that takes longer on a loaded machine
+        device._function.timeout = 0.05  # now that it is up: that takes longer on a loaded machine
         there = device.buffer(1 << 29, "uint8")
         queue, last = occupied(device, there)
         with pytest.raises(sdk.Timeout, match=r"0\.05 s"):
@@ -191,6 +192,36 @@ def test_an_event_can_be_awaited_any_number_of_times_from_any_loop(device: sdk.D
         asyncio.run(several(event))
         asyncio.run(several(event))
         event.wait(0)
+
+
+def test_loops_that_were_closed_leave_no_descriptors(emulated: sdk.Device) -> None:
+    with emulated.queue() as queue:
+        asyncio.run(_awaited(queue.nop()))
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(50):
+            with contextlib.suppress(sdk.Timeout):
+                asyncio.run(_awaited(queue.nop()))
+        assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_what_was_awaited_when_its_queue_ended_is_not_logged_as_unseen(
+    emulated: sdk.Device, npu_log: pytest.LogCaptureFixture
+) -> None:
+    there = emulated.buffer(1 << 29, "uint8")
+
+    async def main() -> None:
+        queue, last = occupied(emulated, there)
+        events: list[sdk.Event[Any]] = [last, *(queue.nop() for _ in range(50))]
+        awaiting = [asyncio.ensure_future(_awaited(event)) for event in events]
+        await asyncio.sleep(0.01)
+        queue.close()
+        await awaiting[0]  # the first that fails ends the loop, and all others are cancelled
+
+    with npu_log.at_level(logging.ERROR, logger="npu"):
+        with pytest.raises(sdk.CommandFailed, match="closed"):
+            asyncio.run(main())
+        gc.collect()
+        assert not [record for record in npu_log.records if record.name == "npu"]
 
 
 def test_awaiting_takes_no_thread_and_lets_the_loop_run(

@@ -144,7 +144,7 @@ def test_wrong_inputs_say_what_was_expected(
     loaded = device.load(product())
     with pytest.raises(kind, match=message):
         loaded(*arguments)
-    assert not loaded.programs()  # nothing was compiled for it
+    assert not loaded._parts.loaded  # nothing was compiled for it
 
 
 def test_symbolic_extents_must_agree(device: sdk.Device) -> None:
@@ -176,7 +176,7 @@ def test_an_unseen_shape_compiles_with_one_warning(device: sdk.Device, npu_log: 
         loaded(x_of(5), B), loaded(x_of(5), B)
         assert len(npu_log.records) == 1
         assert "(5, 4)" in npu_log.text and " s;" in npu_log.text and "shapes=" in npu_log.text
-    assert set(loaded.programs()) == {((n, 4), (3,)) for n in (1, 8, 5)}
+    assert set(loaded._parts.loaded) == {((n, 4), (3,)) for n in (1, 8, 5)}
 
 
 def test_a_model_of_fixed_shapes_warns_of_nothing(device: sdk.Device, npu_log: pytest.LogCaptureFixture) -> None:
@@ -241,13 +241,13 @@ def test_threads_and_loops_run_one_model_at_once(emulated: sdk.Device) -> None:
         futures += [pool.submit(asyncio.run, looping(seed)) for seed in (5, 6)]
         for future in futures:
             future.result(60)
-    assert len(loaded.programs()) == 3
+    assert len(loaded._parts.loaded) == 3
 
 
 def test_events_that_are_dropped_give_their_buffers_back(emulated: sdk.Device) -> None:
     loaded = emulated.load(product())
     loaded(x_of(1000), B)
-    mapped = emulated.memory.mapped_bytes
+    mapped = emulated._function.host_memory.mapped_bytes
     for _ in range(100):
         loaded.submit(x_of(1000), B)
     loaded(x_of(1000), B)
@@ -256,7 +256,7 @@ def test_events_that_are_dropped_give_their_buffers_back(emulated: sdk.Device) -
     for _ in range(100):
         loaded.submit(x_of(1000), B).wait()
     gc.collect()
-    assert emulated.memory.mapped_bytes <= mapped + (8 << 20)
+    assert emulated._function.host_memory.mapped_bytes <= mapped + (8 << 20)
 
 
 # --- failures -------------------------------------------------------------------------------------------------------
@@ -347,7 +347,7 @@ def test_closing_takes_a_model_off_the_device(device: sdk.Device) -> None:
     assert event.result()["y"].shape == (2, 3)
     with pytest.raises(sdk.Closed):
         loaded(x_of(2), B)
-    assert not loaded.programs()
+    assert not loaded._parts.loaded
     device.buffer(total, "uint8").free()
 
 
@@ -410,7 +410,7 @@ def test_compiling_and_running_meet_resets_without_dead_lock(emulated: sdk.Devic
 def test_weights_live_in_device_memory(device: sdk.Device) -> None:
     loaded = device.load(product())
     before = loaded(x_of(1), B)["y"]
-    (program,) = loaded.programs().values()
+    (program,) = loaded._parts.loaded.values()
     weights = device.host_buffer(program.constants.shape, "uint8")
     with device.queue() as queue:
         queue.copy(weights, program.constants).wait()

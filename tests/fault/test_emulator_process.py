@@ -18,7 +18,7 @@ from driver_shim.protocol.commands import ResetCause
 from driver_shim.protocol.vfio_user import Command
 from driver_shim.protocol.vfio_user_framing import encode_command
 from driver_shim.transport.vfio_user import VfioUserTransport
-from sdk import Device
+from sdk.device import on_transport
 from tests.fault.test_vfio_user_server import KINDS, PAGE
 from tests.support.bus_server import RawClient, memory_file
 
@@ -82,7 +82,7 @@ def test_clients_that_vanish_within_each_kind_of_message_leave_a_device_that_ser
             before = before or opened
             assert opened == before, f"a descriptor leaked after {command.name}"
         transport = VfioUserTransport.connect(path, PATIENCE_S)
-        with Device.over(transport, timeout=PATIENCE_S) as device, device.queue() as queue:
+        with on_transport(transport, timeout=PATIENCE_S) as device, device.queue() as queue:
             queue.nop().wait()
             assert device.registers.reset_cause.cause == ResetCause.CLIENT_LOST
         transport.close()

@@ -98,7 +98,7 @@ def test_copies_complete_and_registers_answer_while_an_engine_computes(device: s
         x.array[:] = 0
         queue.copy(x, w).wait()
     assert (x.array == 7).all()
-    device.check_alive()
+    device._function.check_alive()
     assert not event.done()
     device.reset()
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from emulator.chip.state import KeptState, StateFolder
-from emulator.chip.state_error import StateError
 from emulator.management.npu.storage import STORAGE_BYTES, STORAGE_FILE, open_storage
+from emulator.state_error import StateError
 
 
 @contextlib.contextmanager

@@ -25,7 +25,6 @@ from driver_shim.protocol.firmware_slots import (
 )
 from driver_shim.protocol.registers import CoreReset, Post
 from emulator.chip.state import StateFolder
-from emulator.chip.state_error import StateError
 from emulator.management.npu.core import MODEL_BYTES
 from emulator.management.npu.one_time import ONE_TIME
 from emulator.management.npu.storage import (
@@ -42,6 +41,7 @@ from emulator.management.riscv.elf import parse_program
 from emulator.management.riscv.elf_errors import ElfError
 from emulator.management.riscv.machine import Machine
 from emulator.management.riscv.memory import Memories, Memory
+from emulator.state_error import StateError
 from tests.fuzz.device import fuzzed
 from tests.support.core_bench import REFERENCE_IMAGE, core_bench
 from tests.support.riscv import HERE, RAM, WFI, code

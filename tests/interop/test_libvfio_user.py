@@ -24,6 +24,7 @@ from driver_shim.protocol.vfio_user import Command, IrqIndex, IrqSet
 from driver_shim.transport.mapping import create_memory_file, map_memory_file
 from driver_shim.transport.vfio_user import VfioUserTransport
 from sdk import Device
+from sdk.device import on_transport
 from tests.support.bus_server import RawClient, SmallFunction, SmallRegion, open_files
 from tests.support.bus_server import serving as serving_ours
 
@@ -215,7 +216,7 @@ def test_their_client_reads_our_emulators_regions_up_to_the_first_that_comes_wit
             ]
             transport = VfioUserTransport.connect(path, PATIENCE_S)
             opened.add(len(os.listdir(f"/proc/{emulator.pid}/fd")))
-            with Device.over(transport, timeout=PATIENCE_S) as device, device.queue() as queue:
+            with on_transport(transport, timeout=PATIENCE_S) as device, device.queue() as queue:
                 queue.nop().wait()
             transport.close()
         assert len(opened) == 1, "a descriptor leaked"

@@ -37,7 +37,7 @@ def test_a_bit_of_a_weight_in_device_memory_changes_the_answer_and_back(device: 
     model = device.load(magika_model(), shapes={"bytes": [x.shape]})
     honest = model(x)["target_label"]
 
-    (program,) = model.programs().values()
+    (program,) = model._parts.loaded.values()
     weights = next(t for t in onnx.load(magika_model()).graph.initializer if t.name.endswith(WEIGHTS))
     staging = device.host_buffer(program.constants.shape, "uint8")
     with device.queue() as queue:

@@ -153,9 +153,11 @@ def test_the_demo_classifies_files_and_every_answer_agrees(npuctl: Npuctl, folde
 def test_the_demo_prints_a_table_and_what_the_device_did(npuctl: Npuctl, folder: Path) -> None:
     done = npuctl("demo", str(folder))
     assert done.returncode == 0, done.stderr
-    assert "agrees" in done.stdout
+    assert done.stdout.count(" agrees") == 4
+    assert "skipped " in done.stdout and "short: too little content" in done.stdout
     assert "busy ticks" in done.stdout
-    assert "All 4 answers agree" in done.stdout
+    assert "All 4 answers agree" in done.stdout.splitlines()[-2]
+    assert "run MODEL.onnx --verify" in done.stdout.splitlines()[-1]
 
 
 def test_a_demo_of_nothing_fails(npuctl: Npuctl, folder: Path) -> None:

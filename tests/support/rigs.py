@@ -16,6 +16,7 @@ from driver_shim.transport.vfio_user import VfioUserTransport
 from emulator.build import build
 from emulator.function.function import PciFunction
 from sdk import Device
+from sdk.device import on_transport
 from sdk.opening.private_emulator import PrivateEmulator
 from tests.support.time_scale import patience
 
@@ -37,7 +38,7 @@ class Rig:
 
     def device(self, timeout: float = TEST_TIMEOUT_S) -> Device:
         """A driver's device over this transport."""
-        return Device.over(self.transport, timeout=timeout)
+        return on_transport(self.transport, timeout=timeout)
 
 
 @contextmanager
@@ -57,7 +58,9 @@ def process_rig(kernels: str = "auto", core: str = "none") -> Iterator[Rig]:
     """An emulator process of its own; without a management core, which takes as long to start as all the rest."""
     emulator = PrivateEmulator("generic", kernels, core)
     try:
-        transport = VfioUserTransport.from_socket(emulator.socket, address="vfio-user:test", timeout=TEST_TIMEOUT_S)
+        transport = VfioUserTransport.from_socket(
+            emulator.socket, address="vfio-user:test", timeout=TEST_TIMEOUT_S, peer_pid=emulator.pid
+        )
         try:
             yield Rig(transport, None, emulator.pid)
         finally:

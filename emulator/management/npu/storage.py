@@ -24,9 +24,9 @@ from driver_shim.protocol.firmware_slots import (
 from driver_shim.protocol.image_layout import DEVELOPMENT_KEY_HASH
 from driver_shim.protocol.management_registers import HARDWARE_ID
 from driver_shim.shared.whole_file import replace_whole
-from emulator.chip.state_error import StateError
 from emulator.management.npu.flash import SECTORS, Flash
 from emulator.management.npu.one_time import OneTimeError, OneTimeValues, fresh_values
+from emulator.state_error import StateError
 
 WEAR_OFFSET = FLASH_BYTES
 WEAR_BYTES = 4 * SECTORS

@@ -20,7 +20,6 @@ from pathlib import Path
 
 from driver_shim.protocol.management_registers import MTIME_HERTZ
 from driver_shim.protocol.registers import CoreReset
-from emulator.chip.state_error import StateError
 from emulator.management.link import Link
 from emulator.management.npu.core import Chip, ForeignFirmware
 from emulator.management.npu.one_time import OneTimeError
@@ -33,6 +32,7 @@ from emulator.management.process.uart_port import UartPort, UartPortError, open_
 from emulator.management.riscv.board import BoardError
 from emulator.management.riscv.elf_errors import ElfError
 from emulator.management.riscv.machine import Stop, StopReason
+from emulator.state_error import StateError
 
 _logger = logging.getLogger("npu.emulator.management")
 

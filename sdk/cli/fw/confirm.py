@@ -6,11 +6,10 @@ import click
 
 from driver_shim.errors import FirmwareError
 from driver_shim.firmware.calls import Firmware
-from sdk.cli.device_selection import changed, confirm, device_option, require_unheld
+from sdk.cli.device_selection import changed, confirm, device_option, open_core, require_unheld
 from sdk.cli.exit_codes import Failure
 from sdk.cli.firmware_facts import running_facts
 from sdk.cli.frame import Frame
-from sdk.cli.management import open_management
 from sdk.cli.verb import verb
 from sdk.errors import NpuError
 
@@ -26,7 +25,7 @@ def command(frame: Frame, wanted: tuple[str, ...], yes: bool) -> None:
     for device in changed(wanted):
         try:
             require_unheld(device.address)
-            with open_management(device.address) as opened:
+            with open_core(device.address) as opened:
                 done = _confirm(frame, device.address, opened.firmware, yes)
                 entry = {"address": device.address, "opened_with_reset": opened.opened_with_reset}
                 frame.add({**entry, "changed": done, "firmware": running_facts(opened.firmware.info())})

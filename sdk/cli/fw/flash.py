@@ -11,9 +11,8 @@ from typing import Any
 
 import click
 
-from driver_shim.errors import FirmwareError
 from driver_shim.protocol.image import ParsedImage
-from firmware_tools.activation import Activation, activate
+from firmware_tools.activation import activate
 from firmware_tools.flash_plan import (
     ALLOW_DOWNGRADE,
     ALLOW_NO_HARDWARE_ID,
@@ -26,14 +25,15 @@ from firmware_tools.flash_plan import (
 )
 from firmware_tools.flashing import FlashInterrupted, Outcome, Progress, Report, execute
 from sdk.cli import timeouts
-from sdk.cli.device_selection import OPENED_WITH_RESET, changed, confirm, device_option, require_unheld
+from sdk.cli.device_selection import OPENED_WITH_RESET, changed, confirm, device_option, open_core, require_unheld
 from sdk.cli.exit_codes import ExitCode, Failure
 from sdk.cli.firmware_facts import slot_facts, slot_name, slot_state
 from sdk.cli.frame import Frame
+from sdk.cli.fw.activation_report import activation_facts, activation_text, verdict_on_image
 from sdk.cli.fw.options import image_argument, read_image
-from sdk.cli.management import Management, open_management
 from sdk.cli.verb import verb
 from sdk.errors import NpuError
+from sdk.opening.management import Management
 
 WIDTH = 80
 _MARKS = {
@@ -84,7 +84,7 @@ def command(
     for device in changed(wanted):
         try:
             require_unheld(device.address)
-            with open_management(device.address) as opened:
+            with open_core(device.address) as opened:
                 run = _Run(frame, device.address, opened, image, offered)
                 run.plan(overrides, and_activate)
                 run.check()
@@ -95,13 +95,6 @@ def command(
             return
         except (NpuError, Failure) as error:
             frame.fail(verdict_on_image(error), device.address)
-
-
-def verdict_on_image(error: NpuError | Failure) -> BaseException:
-    """A trial that failed is a verdict on the image, not a failure to do what was asked."""
-    if isinstance(error, FirmwareError) and error.code == "fell-back":
-        return Failure(error.message, ExitCode.UNHEALTHY, slug=error.code, remedy=error.remedy)
-    return error
 
 
 class _Run:
@@ -220,11 +213,6 @@ def outcome_facts(outcome: Outcome) -> dict[str, Any]:
     return {**outcome._asdict(), "slot": slot_name(outcome.slot)}
 
 
-def activation_facts(found: Activation) -> dict[str, Any]:
-    """The activation's keys."""
-    return {**found._asdict(), "slot": slot_name(found.slot), "version": str(found.version)}
-
-
 # --- text -----------------------------------------------------------------------------------------------------------
 
 
@@ -260,13 +248,6 @@ def _steps(plan: FlashPlan, and_activate: bool) -> Iterator[str]:
         yield from plan.steps
     if and_activate and (plan.action is Action.FLASH or plan.waits_for_reset):
         yield "reset the management core, and see what comes up"
-
-
-def activation_text(found: Activation) -> str:
-    """What runs after a reset of the core."""
-    where = f"slot {found.slot.name}" if found.slot else "loaded from outside"
-    state = "on trial" if found.on_trial else "confirmed"
-    return f"{found.version} came up from {where} in {found.wall_seconds:.1f} s (wall), {state}"
 
 
 @contextmanager

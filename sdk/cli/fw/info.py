@@ -12,13 +12,13 @@ from driver_shim.firmware.answers import FirmwareInfo, SlotInfo
 from driver_shim.firmware.calls import Firmware
 from driver_shim.firmware.core_state import BootProgress, read_boot_progress
 from driver_shim.protocol.firmware_slots import Slot
-from sdk.cli.device_selection import OPENED_WITH_RESET, device_option, queried
+from sdk.cli.device_selection import OPENED_WITH_RESET, device_option, no_open_option, open_core, queried
 from sdk.cli.exit_codes import Failure
 from sdk.cli.firmware_facts import boot_facts, running_facts, slot_facts, slot_state, update_facts
 from sdk.cli.frame import Frame
-from sdk.cli.management import Management, no_open_option, open_management
 from sdk.cli.verb import verb
 from sdk.errors import NpuError
+from sdk.opening.management import Management
 
 WIDTH = 80
 INDENT = 20
@@ -35,7 +35,7 @@ def command(frame: Frame, wanted: tuple[str, ...]) -> None:
     """
     for device in queried(wanted, frame):
         try:
-            with open_management(device.address) as opened:
+            with open_core(device.address) as opened:
                 _one_device(frame, device.address, opened)
         except (NpuError, Failure) as error:
             frame.fail(error, device.address)

@@ -17,10 +17,9 @@ from driver_shim.protocol.mailbox import LogLevel, MailboxResult
 from firmware_tools.log_strings import read_elf, shipped
 from firmware_tools.logs import DecodedRecord, LogDecoder
 from sdk.cli import timeouts
-from sdk.cli.device_selection import device_option, queried
+from sdk.cli.device_selection import device_option, no_open_option, open_core, queried
 from sdk.cli.exit_codes import Failure
 from sdk.cli.frame import Frame
-from sdk.cli.management import no_open_option, open_management
 from sdk.cli.verb import verb
 from sdk.errors import NpuError
 from sdk.opening.listing import DeviceInfo
@@ -65,7 +64,7 @@ def command(frame: Frame, wanted: tuple[str, ...], elf_files: tuple[Path, ...], 
 
 
 def _one_device(frame: Frame, device: DeviceInfo, printer: _Printer, follow: bool) -> None:
-    with open_management(device.address) as opened:
+    with open_core(device.address) as opened:
         if not follow:
             frame.say(device.address)
         reader = _Reader(frame, opened.firmware)

@@ -12,14 +12,14 @@ from driver_shim.protocol.firmware_slots import Slot
 from driver_shim.protocol.mailbox import MailboxResult
 from firmware_tools.activation import activate
 from firmware_tools.flash_plan import DeviceState, read_state
-from sdk.cli.device_selection import changed, confirm, device_option, require_unheld
+from sdk.cli.device_selection import changed, confirm, device_option, open_core, require_unheld
 from sdk.cli.exit_codes import Failure
 from sdk.cli.firmware_facts import slot_facts
 from sdk.cli.frame import Frame
-from sdk.cli.fw.flash import activation_facts, activation_text, verdict_on_image
-from sdk.cli.management import Management, open_management
+from sdk.cli.fw.activation_report import activation_facts, activation_text, verdict_on_image
 from sdk.cli.verb import verb
 from sdk.errors import NpuError
+from sdk.opening.management import Management
 
 
 @verb("fw rollback", changes=True)
@@ -39,7 +39,7 @@ def command(frame: Frame, wanted: tuple[str, ...], yes: bool, and_activate: bool
     for device in changed(wanted):
         try:
             require_unheld(device.address)
-            with open_management(device.address) as opened:
+            with open_core(device.address) as opened:
                 _roll_back(frame, device.address, opened, yes, and_activate)
         except (NpuError, Failure) as error:
             frame.fail(verdict_on_image(error), device.address)

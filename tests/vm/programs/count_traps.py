@@ -55,7 +55,7 @@ def main() -> None:
     """Print both counts as one JSON object."""
     lone = int(sys.argv[1])
     with sdk.Device() as device, device.queue(depth=4096) as queue:
-        counter = Counter(device.transport)
+        counter = Counter(device._function.transport)
         memory = device.buffer((BUSY_BYTES,), "int8")
         queue.nop().wait()
         time.sleep(ASLEEP_S)

@@ -24,13 +24,18 @@ def counted(bus_address: str) -> int:
 def main() -> None:
     """Print {"rounds", "interrupts", "vectors", "iommu"}."""
     bus_address = sys.argv[1]
-    with sdk.Device() as device, device.queue() as queue:
-        device.may_spin = False
+    with sdk.Device() as device:
+        function = device._function
+        function.may_spin = False
         before = counted(bus_address)
         memory = device.buffer((FILLED_BYTES,), "int8")
-        for _ in range(ROUNDS):  # each takes longer than it takes to fall asleep
-            queue.fill(memory, 0).wait()
-        found = {"vectors": device.transport.interrupt_count(), "iommu": getattr(device.transport, "iommu_kind", None)}
+        with device.queue() as queue:
+            for _ in range(ROUNDS):  # each takes longer than it takes to fall asleep
+                queue.fill(memory, 0).wait()
+        found = {
+            "vectors": function.transport.interrupt_count(),
+            "iommu": getattr(function.transport, "iommu_kind", None),
+        }
         print(json.dumps({"rounds": ROUNDS, "interrupts": counted(bus_address) - before, **found}))
 
 

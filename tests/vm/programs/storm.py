@@ -87,7 +87,7 @@ def resets(count: int) -> None:
 def until_lost() -> None:
     """Say that the storm is on, then what became of it and how submitting afterwards ends."""
     device = sdk.Device()
-    aperture = device.transport.map_region(4, 0, 1 << 20)
+    aperture = device._function.transport.map_region(4, 0, 1 << 20)
     storm = Storm(device)
     while not storm.commands:
         time.sleep(TURN_S)

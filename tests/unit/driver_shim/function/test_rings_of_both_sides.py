@@ -84,8 +84,8 @@ class Pair:
     def reap(self) -> list[int]:
         """Command ids of everything that is there."""
         ids = []
-        while self.host.outstanding() and self.host.ready():
-            ids.append(self.host.peek()[1])
+        while (completion := self.host.peek()) is not None:
+            ids.append(completion[1])
             self.host.advance()
         self.host.publish_head()
         return ids

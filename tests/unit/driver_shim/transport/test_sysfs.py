@@ -22,6 +22,7 @@ from driver_shim.transport.sysfs import SysfsTransport
 from sdk.cli import regs
 from sdk.cli.exit_codes import exit_code_of
 from sdk.cli.frame import Frame
+from sdk.device import on_transport
 from sdk.opening import addresses as opening
 from sdk.opening.listing import DeviceInfo
 from tests.support import sysfs
@@ -374,7 +375,7 @@ def test_a_device_through_sysfs_shows_registers_aperture_and_facts(device: sdk.D
     assert device.registers.identity.magic == IDENTITY
     device.registers.scratch.write(value=5)
     assert device.registers.scratch.value == 5
-    assert len(device.transport.map_region(BAR4, 0, 4096)) == 4096
+    assert len(device._function.transport.map_region(BAR4, 0, 4096)) == 4096
     assert device.info == DeviceInfo(
         name="NPU",
         address=ADDRESS,
@@ -386,7 +387,7 @@ def test_a_device_through_sysfs_shows_registers_aperture_and_facts(device: sdk.D
         revision="1.0",
         driver="sysfs",
     )
-    device.check_alive()
+    device._function.check_alive()
 
 
 @pytest.mark.parametrize(
@@ -428,10 +429,10 @@ def test_a_board_whose_firmware_answers_nothing_yet_can_be_looked_at(
     root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     sysfs.add_card(root, BUS_ADDRESS, identity=0, device_memory_bytes=0, contract=0x0007_0003)
-    with caplog.at_level(logging.WARNING, "npu"), sdk.Device.over(SysfsTransport(BUS_ADDRESS, root)) as opened:
+    with caplog.at_level(logging.WARNING, "npu"), on_transport(SysfsTransport(BUS_ADDRESS, root)) as opened:
         assert (opened.info.memory_bytes, opened.info.contract) == (0, "7.3")
         with pytest.raises(sdk.DeviceLost):
-            opened.check_alive()
+            opened._function.check_alive()
     assert "0x00000000, not 0x55504e31" in caplog.text
 
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from driver_shim.cards.discovery import PciCard, find_cards
 from driver_shim.shared.runtime_folder import Holder
 from sdk import environment
-from sdk.cli import device_selection, list_devices
+from sdk.cli import device_facts, device_selection, list_devices
 from sdk.cli import info as info_verb
 from sdk.cli.frame import Frame
 from sdk.errors import DeviceNotFound
@@ -200,6 +200,45 @@ def test_a_long_serial_wraps_the_link_and_nothing_else(machine: pytest.MonkeyPat
     assert " ".join(row.strip() for row in rows).endswith("2.5 GT/s x1 of 5 GT/s x16")
 
 
+def test_columns_of_which_nothing_is_known_are_left_out(machine: pytest.MonkeyPatch) -> None:
+    machine.setattr(info, "find_cards", lambda: [PciCard("0000:05:00.0", None)])
+    assert lines(list_devices._card_table(info.list_devices())) == [
+        "address          name driver",
+        "pci:0000:05:00.0 NPU  -",
+    ]
+    assert lines(list_devices._emulator_table([SERVED])) == [
+        "address                   name                    serial",
+        "vfio-user:/run/npu0.sock  NPU generic (emulator)  E3",
+    ]
+
+
+@pytest.mark.parametrize(("serial", "opened"), [("NPU-0001", False), ("E3", True)])
+def test_info_shows_what_applies_and_is_known_in_words(
+    machine: pytest.MonkeyPatch, serial: str, opened: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.setattr(info, "served_devices", lambda: [SERVED])
+    (device,) = device_selection.queried([serial])
+    found = {"time": "2026-01-02T03:04:05.678Z", "reset_causes": [], "fault_count": 0, "black_box": None}
+    entry = {**device_facts.facts(device), "sensors": {"age_seconds": None}, "opened": opened, "pre_open": found}
+    info_verb._show(Frame("info", as_json=False, timeout=None), entry)
+    text = capsys.readouterr().out
+    words = text.split()
+    assert {"-", "None", "True", "False"}.isdisjoint(words)
+    assert words[words.index("opened") + 1] == ("yes" if opened else "no")
+    assert ("link_speed_gt_per_s" in words, "pid" in words) == (not opened, opened)
+    assert {"firmware", "holder", "sensors"}.isdisjoint(words)
+    assert ("fault count: 0" in text, "reset causes: none" in text, "black box" in text) == (True, True, False)
+
+
+def test_info_never_cuts_an_address_short(capsys: pytest.CaptureFixture[str]) -> None:
+    address = "vfio-user:/run/" + "long/" * 18 + "npu.sock"
+    info_verb._show(Frame("info", as_json=False, timeout=None), {"name": "NPU", "address": address})
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first.split() == ["name", "NPU"]
+    assert "".join(line.strip() for line in rest).removeprefix("address").strip() == address
+    assert max(map(len, rest)) <= 80
+
+
 def test_emulators_fit_80_columns() -> None:
     served = DeviceInfo(
         "NPU hanguang800 (emulator)", "vfio-user:/tmp/npu0.sock", serial="EMU0123456789", driver="vfio-user"
@@ -216,16 +255,16 @@ def test_emulators_fit_80_columns() -> None:
         ((5.0, 8, 5.0, 16), "5 GT/s x8 of 5 GT/s x16"),
         ((2.5, 16, None, None), "2.5 GT/s x16"),
         ((None, None, 5.0, 16), "? of 5 GT/s x16"),
-        ((None, 16, None, None), "-"),
+        ((None, 16, None, None), None),
     ],
 )
-def test_links_in_words(link: tuple[Any, Any, Any, Any], text: str) -> None:
+def test_links_in_words(link: tuple[Any, Any, Any, Any], text: str | None) -> None:
     keys = ("link_speed_gt_per_s", "link_width_lanes", "link_max_speed_gt_per_s", "link_max_width_lanes")
-    assert list_devices.link_text(DeviceInfo("NPU", "pci:0000:03:00.0", **dict(zip(keys, link, strict=True)))) == text
+    assert device_facts.link_text(DeviceInfo("NPU", "pci:0000:03:00.0", **dict(zip(keys, link, strict=True)))) == text
 
 
 def test_the_documents_carry_the_facts_and_null_for_what_is_unknown() -> None:
-    first, second = map(list_devices.facts, info.list_devices())
+    first, second = map(device_facts.facts, info.list_devices())
     assert {name: first[name] for name in ("iommu_group", "numa_node", "link_speed_gt_per_s", "power_state")} == {
         "iommu_group": "17",
         "numa_node": 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,17 +36,161 @@ def net() -> onnx.ModelProto:
     )
 
 
+def lines_of(error: UnsupportedModel) -> list[str]:
+    """The reasons, one a line, below the line that says what they are reasons for."""
+    headline, *reasons = str(error).splitlines()
+    assert headline == "the model cannot run on the device:"
+    return [reason.removeprefix("  ") for reason in reasons]
+
+
+def reasons_against(wrong: onnx.ModelProto) -> list[str]:
+    with pytest.raises(UnsupportedModel) as caught:
+        model_signature(wrong)
+    return lines_of(caught.value)
+
+
 def test_every_unsupported_operator_is_listed() -> None:
     nodes = [node("Det", ["x"], ["a"]), node("Relu", ["x"], ["b"]), node("NonZero", ["x"], ["y"])]
     with pytest.raises(UnsupportedModel) as caught:
         model_signature(model(nodes, {"x": (F32, (2, 2))}, {"y": np.int64}))
     error = caught.value
     assert (error.node, error.op, error.code) == ("make_a", "Det", "unsupported-model")
-    assert "node 'make_a' (Det): the operator is not supported" in str(error)
-    assert "node 'make_y' (NonZero)" in str(error)
-    assert "Relu" not in str(error)
+    assert lines_of(error) == [
+        "Det (node 'make_a'): the operator is not supported",
+        "NonZero (node 'make_y'): the operator is not supported",
+    ]
     assert isinstance(error, NpuError)
     assert isinstance(error, ValueError)
+
+
+def test_nodes_refused_for_one_reason_share_a_line_and_are_all_in_the_errors_data() -> None:
+    nodes = [node("Det", ["x"], [f"d{index}"]) for index in range(53)]
+    nodes += [node("Relu", ["x"], ["y"], slope=1.0), node("Relu", ["x"], ["z"], alpha=1.0)]
+    with pytest.raises(UnsupportedModel) as caught:
+        model_signature(model(nodes, {"x": (F32, (2, 2))}, {"y": F32}))
+    assert lines_of(caught.value) == [
+        "Det (53 nodes, first 'make_d0'): the operator is not supported",
+        "Relu (node 'make_y'): the attribute 'slope' is unknown or of a wrong type",
+        "Relu (node 'make_z'): the attribute 'alpha' is unknown or of a wrong type",
+    ]
+    assert [(problem.node, problem.op) for problem in caught.value.problems] == [
+        *((f"make_d{index}", "Det") for index in range(53)),
+        ("make_y", "Relu"),
+        ("make_z", "Relu"),
+    ]
+    assert caught.value.problems[0].reason == "the operator is not supported"
+    assert (caught.value.node, caught.value.op) == ("make_d0", "Det")
+
+
+def test_a_node_without_a_name_is_told_by_its_place_and_output() -> None:
+    nameless = [helper.make_node(op, ["x"], [out]) for op, out in (("Relu", "a"), ("Det", "b"), ("Det", "c"))]
+    wrong = model([*nameless, helper.make_node("NonZero", ["x"], ["y"])], {"x": (F32, (2, 2))}, {"y": np.int64})
+    assert reasons_against(wrong) == [
+        "Det (2 nodes, first the 2nd, output 'b'): the operator is not supported",
+        "NonZero (the 4th node, output 'y'): the operator is not supported",
+    ]
+    refused_by_shape = model([helper.make_node("ReduceMax", ["x"], ["y"], axes=[2])], {"x": (F32, (2, 2))}, {"y": F32})
+    with pytest.raises(UnsupportedModel, match=r"ReduceMax \(the 1st node, output 'y'\): axis 2"):
+        compile_model(refused_by_shape)
+
+
+def test_many_different_reasons_are_cut_short() -> None:
+    nodes = [node("Relu", ["x"], [f"y{index}"], **{f"a{index}": 1}) for index in range(25)]
+    reasons = reasons_against(model(nodes, {"x": (F32, (2,))}, {"y0": F32}))
+    assert (len(reasons), reasons[-1]) == (21, "and 5 more")
+
+
+def test_initialisers_refused_for_one_reason_share_a_line() -> None:
+    weights = {f"w{index}": np.ones(2) for index in range(30)}
+    (reason,) = reasons_against(model([node("Add", ["x", "w0"], ["y"])], {"x": (F32, (2,))}, {"y": F32}, weights))
+    assert reason.startswith("30 initialisers, first 'w0': float64 is not supported")
+
+
+def old_style(m: onnx.ModelProto) -> None:
+    """Declare the initialisers as inputs too, as models before IR version 4 do."""
+    for tensor in m.graph.initializer:
+        m.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+
+
+def _opset_9(m: onnx.ModelProto) -> None:
+    m.opset_import[0].version = 9
+
+
+def _opset_9_with_a_later_removed_operator(m: onnx.ModelProto) -> None:
+    m.opset_import[0].version = 9
+    m.graph.node[1].CopyFrom(helper.make_node("Upsample", ["p", "w"], ["y"]))
+
+
+def _two_opsets(m: onnx.ModelProto) -> None:
+    m.opset_import.append(helper.make_opsetid("ai.onnx", 17))
+
+
+def _everything_double(m: onnx.ModelProto) -> None:
+    _double_input(m)
+    m.graph.output[0].type.tensor_type.elem_type = TensorProto.DOUBLE
+
+
+def _sequence_output_of_a_foreign_node(m: onnx.ModelProto) -> None:
+    m.graph.node[1].CopyFrom(helper.make_node("ZipMap", ["p"], ["y"], "zip", domain="ai.onnx.ml"))
+    m.graph.output[0].type.CopyFrom(helper.make_sequence_type_proto(helper.make_tensor_type_proto(1, [2])))
+
+
+def _double_weight_of_an_old_model(m: onnx.ModelProto) -> None:
+    _double_weight(m)
+    old_style(m)
+
+
+def _sparse_weight(m: onnx.ModelProto) -> None:
+    m.graph.sparse_initializer.add().values.CopyFrom(m.graph.initializer[0])
+    del m.graph.initializer[0]
+
+
+def _sparse_weight_of_an_old_model(m: onnx.ModelProto) -> None:
+    old_style(m)
+    _sparse_weight(m)
+
+
+def _missing_weight_read_twice(m: onnx.ModelProto) -> None:
+    del m.graph.initializer[0]
+    m.graph.node.append(node("Mul", ["w", "w"], ["z"]))
+    m.graph.output.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, None))
+
+
+def _required_attribute_of_a_wrong_type(m: onnx.ModelProto) -> None:
+    m.graph.node[1].CopyFrom(node("Cast", ["p"], ["y"], to="float"))
+
+
+FOLLOWED: list[tuple[Change, str]] = [
+    (_opset_9, r"opset 9; 11 to \d+ are supported.*"),
+    (_opset_9_with_a_later_removed_operator, r"opset 9; 11 to \d+ are supported.*"),
+    (_two_opsets, r"the opset is given twice, as 17 and 17"),
+    (_everything_double, r"input 'x': float64.*"),
+    (_sequence_output_of_a_foreign_node, r"ZipMap \(node 'zip'\): operators of the domain 'ai.onnx.ml'.*"),
+    (_double_weight_of_an_old_model, r"initialiser 'w': float64.*"),
+    (_sparse_weight, r"sparse initialisers are not supported.*"),
+    (_sparse_weight_of_an_old_model, r"sparse initialisers are not supported.*"),
+    (_missing_weight_read_twice, r"MatMul \(node 'make_p'\): its input 'w' is not defined.*"),
+    (_required_attribute_of_a_wrong_type, r"Cast \(node 'make_y'\): the attribute 'to' is unknown or of a wrong type"),
+]
+
+
+@pytest.mark.parametrize(("change", "reason"), FOLLOWED, ids=lambda value: getattr(value, "__name__", ""))
+def test_what_follows_from_a_problem_is_no_problem_of_its_own(change: Change, reason: str) -> None:
+    wrong = net()
+    change(wrong)
+    (found,) = reasons_against(wrong)
+    assert re.fullmatch(reason, found)
+
+
+def test_a_problem_that_follows_from_no_other_is_listed_beside_it() -> None:
+    wrong = net()
+    _opset_9(wrong)
+    _missing_output(wrong)
+    _missing_initialiser(wrong)
+    opset, weight, output = reasons_against(wrong)
+    assert opset.startswith("opset 9")
+    assert "its input 'w' is not defined" in weight
+    assert output == "the output 'nowhere' is never computed"
 
 
 def _double_input(m: onnx.ModelProto) -> None:
@@ -172,8 +317,8 @@ STATIC: list[tuple[Change, str]] = [
     (_string_input, r"input 'x': string"),
     (_sequence_input, r"input 'x' is a sequence_type"),
     (_no_shape, r"input 'x' has no shape"),
-    (_unsorted, r"'make_y' \(Relu\): its input 'p' is not defined before it"),
-    (_cycle, r"'make_p' \(MatMul\): its input 'y' is not defined before it"),
+    (_unsorted, r"Relu \(node 'make_y'\): its input 'p' is not defined before it"),
+    (_cycle, r"MatMul \(node 'make_p'\): its input 'y' is not defined before it"),
     (_missing_initialiser, r"its input 'w' is not defined"),
     (_missing_output, r"output 'nowhere' is never computed"),
     (_no_output, r"no outputs"),
@@ -184,15 +329,15 @@ STATIC: list[tuple[Change, str]] = [
     (_future_opset, r"opset 1000"),
     (_no_opset, r"opset missing"),
     (_foreign_domain, r"domain 'com.example'"),
-    (_subgraph, r"\(If\): the operator is not supported"),
-    (_short_weight, r"initialiser 'w' is damaged"),
-    (_huge_weight, r"initialiser 'w' is damaged"),
-    (_negative_weight, r"initialiser 'w' is damaged"),
+    (_subgraph, r"If \(the 2nd node, output 'y'\): the operator is not supported"),
+    (_short_weight, r"initialiser 'w': damaged"),
+    (_huge_weight, r"initialiser 'w': damaged"),
+    (_negative_weight, r"initialiser 'w': damaged"),
     (_external_weight, r"lies in another file"),
     (_sparse, r"sparse initialisers"),
     (_unknown_attribute, r"attribute 'slope' is unknown"),
     (_wrong_attribute, r"attribute 'axis' is unknown or of a wrong type"),
-    (_too_many_inputs, r"3 inputs"),
+    (_too_many_inputs, r"3 inputs; the operator takes 1$"),
     (_empty_input, r"dimension 0"),
 ]
 

@@ -27,9 +27,9 @@ from sdk.cli import console, timeouts
 from sdk.cli.exit_codes import Failure
 from sdk.cli.frame import Frame
 from sdk.cli.fw import confirm, flash, info, log, rollback
-from sdk.cli.management import Management
 from sdk.errors import FirmwareError
 from sdk.opening.listing import DeviceInfo
+from sdk.opening.management import Management
 from tests.support.firmware_images import image
 from tests.support.npuctl import validator
 from tests.support.scripted_core import ScriptedCore, scripted
@@ -57,12 +57,12 @@ def core(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedCore]:
         opened = Management(transport, registers, Firmware(Mailbox(transport, registers)), memory)
 
         @contextmanager
-        def open_management(address: str) -> Iterator[Management]:
+        def open_core(address: str) -> Iterator[Management]:
             assert address == ADDRESS
             yield opened
 
         for verb in VERBS:
-            monkeypatch.setattr(verb, "open_management", open_management)
+            monkeypatch.setattr(verb, "open_core", open_core)
             for selection in ("queried", "changed"):
                 if hasattr(verb, selection):
                     monkeypatch.setattr(verb, selection, lambda *_: [DeviceInfo("NPU", ADDRESS)])

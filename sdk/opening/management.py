@@ -1,15 +1,13 @@
-"""How verbs reach a device's management core: its registers, its firmware, and memory that it can read.
+"""A device's management core, opened: its registers, its firmware, and memory that it can read.
 
 No queue is needed for that, so none is made: the core can be reached where host and device agree on nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
-
-import click
+from typing import NamedTuple
 
 from driver_shim.cards.holder import canonical_address
 from driver_shim.firmware.calls import Firmware
@@ -20,8 +18,6 @@ from driver_shim.function.pre_open import read_pre_open, save_pre_open
 from driver_shim.function.registers import Registers
 from driver_shim.transport.base import Transport
 from sdk import environment
-from sdk.cli.exit_codes import ExitCode, Failure
-from sdk.errors import NpuError
 from sdk.opening.addresses import open_address
 
 
@@ -42,13 +38,8 @@ class Management(NamedTuple):
 
 @contextmanager
 def open_management(address: str) -> Iterator[Management]:
-    """Open the device at an address, and let it go. Raises as `sdk.Device`; Failure (usage) for a wrong address."""
-    try:
-        opened = open_address(address, None, environment.timeout_s())
-    except ValueError as error:
-        if isinstance(error, NpuError):
-            raise
-        raise Failure(str(error), ExitCode.USAGE, slug="usage") from error
+    """Open the device at an address, and let it go. Raises as `sdk.Device`."""
+    opened = open_address(address, None, environment.timeout_s())
     transport = opened.transport
     try:
         registers = Registers(transport)
@@ -67,24 +58,3 @@ def open_management(address: str) -> Iterator[Management]:
     finally:
         transport.close()
         opened.let_go()
-
-
-def no_open_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`--no-open`, for verbs that cannot do without opening: it refuses."""
-    return click.option(
-        "--no-open",
-        is_flag=True,
-        expose_value=False,
-        is_eager=True,
-        callback=_refuse,
-        help="Refuse to open (opening resets a device's function, except as sysfs:ADDRESS).",
-    )(function)
-
-
-def _refuse(context: click.Context, _: click.Parameter, given: bool) -> None:
-    if given:
-        raise click.UsageError(
-            "the management core cannot be asked without opening the device; -d sysfs:ADDRESS opens a card without"
-            " resetting it",
-            context,
-        )
