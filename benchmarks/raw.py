@@ -1,4 +1,4 @@
-"""What this machine can do at best: a ping-pong of two processes over shared memory, and a loop of plain Python.
+"""The machine's own limits: a ping-pong of two processes over shared memory, and a loop of plain Python.
 
 Figures of different machines, or of one machine at different hours, can be compared by these.
 """

@@ -1,4 +1,4 @@
-"""How long `import sdk` and the first `Device()` take, each in a fresh process."""
+"""The time that `import sdk` and the first `Device()` take, each in a fresh process."""
 
 from __future__ import annotations
 

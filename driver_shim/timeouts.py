@@ -23,11 +23,17 @@ WAKE_S = 0.01
 MESSAGE_S = 5.0
 """One vfio-user message and its reply; the server answers within a second, QEMU gives up after 5 s as well."""
 
+SOCKET_LEAST_S = 1e-3
+"""A socket's time-out when nothing is left of it: zero would mean not to wait at all."""
+
 EMULATOR_START_S = 20.0
 """A private emulator from fork to its first reply: 0.3 s idle, far more on a loaded two-core machine."""
 
 EMULATOR_STOP_S = 5.0
 """A private emulator's exit after its owner hung up, before it is killed."""
+
+REAP_S = 5.0
+"""A killed child process's exit: instant unless the machine is out of memory or the process sleeps in the kernel."""
 
 OPEN_S = 10.0
 """After Ctrl-C while a card is being opened: that resets it, for a tenth of a second that cannot be cut short."""
@@ -68,9 +74,6 @@ USB_CONNECT_S = 2.0
 
 USB_TRANSFER_S = 5.0
 """One control transfer: milliseconds, unless the other side is starved. USB itself allows 5 s (9.2.6.4)."""
-
-USB_LEAST_S = 1e-3
-"""A socket's time-out when nothing is left of it: zero would mean not to wait at all."""
 
 USB_RETURN_S = 10.0
 """A device that left the bus to come back in another mode; hosts allow some seconds for that."""

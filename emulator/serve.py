@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from driver_shim.shared import import_guard
+from driver_shim.shared.child_process import occupy_standard_descriptors
 from emulator.management.process.options import CoreOptions
 from emulator.model.choices import CORES, KERNELS
 from emulator.publication import PublishedEmulator
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("npu.emulator")
 
-_STANDARD_DESCRIPTORS = (0, 1, 2)
 EXIT_FINE = 0
 EXIT_FAILED = 1
 LOG_FORMAT = "%(asctime)s %(name)s %(levelname)s %(message)s"
@@ -108,7 +108,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve as the command line says; the process's exit status."""
     chosen = parse_arguments(arguments)
-    _occupy_standard_descriptors()
+    occupy_standard_descriptors()
     logging.basicConfig(format=LOG_FORMAT)
     logging.getLogger("npu").setLevel(chosen.log_level)
 
@@ -159,15 +159,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _logger.error("%s", error)
             return EXIT_FAILED
     return exit_codes[0] if exit_codes else EXIT_FINE
-
-
-def _occupy_standard_descriptors() -> None:
-    """Whoever started us with one of them closed would have the next file that we open taken for the terminal."""
-    for number in _STANDARD_DESCRIPTORS:
-        try:
-            os.fstat(number)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number is this one
 
 
 def _core_options(chosen: argparse.Namespace) -> CoreOptions | None:

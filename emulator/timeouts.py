@@ -1,7 +1,7 @@
 """Every time limit of the emulator, in seconds, with its reason. No other module holds a number of its own."""
 
-ENGINE_REAP_S = 5.0
-"""A killed engine worker's exit: instant unless the machine is out of memory or the process sleeps in the kernel."""
+REAP_S = 5.0
+"""A killed child process's exit: instant unless the machine is out of memory or the process sleeps in the kernel."""
 
 IDLE_POLL_S = 1e-3
 """After its last work the server looks for more this long before it sleeps; a wake-up costs the host 10 to 60 us."""
@@ -42,6 +42,9 @@ STALE_CHECK_S = 1.0
 
 CORE_STOP_S = 2.0
 """The management core's process ends within a slice of instructions, below a millisecond; it may be starved."""
+
+TERMINAL_ROOM_S = 1.0
+"""A terminal that takes no more of the UART's output; then what is left waits in memory, and the core goes on."""
 
 USBIP_REQUEST_S = 5.0
 """From a connection to the debug port's server to its first complete request; the sender may be starved."""

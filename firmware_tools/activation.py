@@ -1,4 +1,4 @@
-"""Reset the management core so that a flashed image is tried, and say what came up."""
+"""Reset of the management core that tries a flashed image, and what came up then."""
 
 from __future__ import annotations
 

@@ -1,25 +1,20 @@
-"""From what the linker made, an ELF file or a flat binary, to what an image holds."""
+"""Programs as the linker made them, ELF files or flat binaries, flattened to what an image holds."""
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from driver_shim.protocol.elf import ALLOCATED, ELF_MAGIC, NO_BITS, ElfError, ElfFile, parse_elf
 from driver_shim.protocol.image_layout import IMAGE_MAGIC
-from firmware_tools.errors import BuildError, extra_missing
+from firmware_tools.errors import BuildError
 from firmware_tools.files import MAX_FIRMWARE_BYTES, read_bounded
-
-if TYPE_CHECKING:
-    from elftools.elf.elffile import ELFFile
 
 DEFAULT_LOAD_ADDRESS = 0x8000_0000
 """Where the management core's RAM begins."""
 MAX_PROGRAM_BYTES = 64 << 20
 """More than any flash slot: load segments further apart are a mistake of the linker script."""
-_MACHINE = "32-bit little-endian EM_RISCV"
-_ELF_MAGIC = b"\x7fELF"
 
 
 @dataclass(frozen=True)
@@ -33,7 +28,7 @@ class Program:
 
 class _Segment(NamedTuple):
     address: int
-    data: bytes
+    data: memoryview
 
     @property
     def end(self) -> int:
@@ -45,7 +40,7 @@ def read_program(path: Path) -> Program:
     data = read_bounded(path, MAX_FIRMWARE_BYTES)
     if not data:
         raise BuildError(f"{path} is empty")
-    if data.startswith(_ELF_MAGIC):
+    if data.startswith(ELF_MAGIC):
         return _read_elf(path, data)
     if data.startswith(IMAGE_MAGIC.to_bytes(4, "little")):
         raise BuildError(f"{path} is a firmware image already", remedy="sign it with `npuctl fw sign`")
@@ -79,53 +74,29 @@ def place(program: Program, header_size: int, load_address: int | None, path: Pa
 
 def _read_elf(path: Path, data: bytes) -> Program:
     try:
-        from elftools.common.exceptions import ELFError
-        from elftools.elf.elffile import ELFFile
-    except ImportError as error:
-        raise extra_missing(error) from error
-    try:
-        elf = ELFFile(io.BytesIO(data))
-        _check_machine(path, elf)
-        segments = _load_segments(path, elf)
-        entry = int(elf.header["e_entry"])
-    except ELFError as error:
-        raise BuildError(f"{path} is a damaged ELF file: {error}") from error
-    return _flatten(path, segments, entry)
+        file = parse_elf(data)
+    except ElfError as error:
+        raise BuildError(f"{path} cannot be run on the management core: {error}") from error
+    segments = _load_segments(file)
+    if not segments:
+        raise BuildError(f"{path} has nothing to load")
+    return _flatten(path, segments, file.entry)
 
 
-def _check_machine(path: Path, elf: ELFFile) -> None:
-    found = f"{elf.elfclass}-bit {'little' if elf.little_endian else 'big'}-endian {elf.header['e_machine']}"
-    if found != _MACHINE:
-        raise BuildError(f"{path} is for {found}; the management core is {_MACHINE}")
-    if elf.header["e_type"] != "ET_EXEC":
-        raise BuildError(f"{path} is not a linked executable ({elf.header['e_type']}, not ET_EXEC)")
-
-
-def _load_segments(path: Path, elf: ELFFile) -> list[_Segment]:
+def _load_segments(file: ElfFile) -> list[_Segment]:
     """What has bytes in the file, by physical address. What has none, as .bss, is for the program to clear."""
     found = []
-    for segment in elf.iter_segments("PT_LOAD"):
-        skipped = _header_bytes(elf) if segment["p_offset"] == 0 else 0
-        data = segment.data()
-        if len(data) != segment["p_filesz"]:
-            raise BuildError(f"{path} is cut off: a load segment has {len(data)} of {segment['p_filesz']} bytes")
-        if len(data) > skipped:
-            found.append(_Segment(segment["p_paddr"] + skipped, data[skipped:]))
-    if not found:
-        raise BuildError(f"{path} has nothing to load")
-    return sorted(found)
+    for segment in file.segments:
+        skipped = _header_bytes(file) if segment.offset == 0 else 0
+        if len(segment.data) > skipped:
+            found.append(_Segment(segment.address + skipped, segment.data[skipped:]))
+    return sorted(found, key=lambda segment: segment.address)
 
 
-def _header_bytes(elf: ELFFile) -> int:
+def _header_bytes(file: ElfFile) -> int:
     """Linkers let the first segment begin with the ELF file's own headers if they fit below the first section."""
-    from elftools.elf.constants import SH_FLAGS
-
-    allocated = (
-        section["sh_offset"]
-        for section in elf.iter_sections()
-        if section["sh_flags"] & SH_FLAGS.SHF_ALLOC and section["sh_type"] != "SHT_NOBITS" and section["sh_size"]
-    )
-    return int(min(allocated, default=0))
+    allocated = (s.offset for s in file.sections if s.flags & ALLOCATED and s.kind != NO_BITS and s.size)
+    return min(allocated, default=0)
 
 
 def _flatten(path: Path, segments: list[_Segment], entry: int) -> Program:

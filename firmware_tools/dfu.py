@@ -1,4 +1,4 @@
-"""Writes and reads firmware slots through the debug port by DFU 1.1, whatever state the firmware is in.
+"""Writing and reading of firmware slots through the debug port by DFU 1.1, whatever state the firmware is in.
 
 A device whose firmware runs is sent into recovery first (DETACH), which takes it off USB for a moment.
 """

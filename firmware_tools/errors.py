@@ -1,4 +1,4 @@
-"""What can go wrong while firmware images are made: each error names the file and what to do."""
+"""Errors of making firmware images: each names the file and what to do."""
 
 from __future__ import annotations
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from pathlib import Path
 
 from driver_shim.errors import NpuError
+from driver_shim.shared.whole_file import replace_whole
 
 PRIVATE_MODE = 0o600
 _NEW_FILE_MODE = 0o666
@@ -43,7 +43,7 @@ def write_whole(path: Path, data: bytes) -> None:
             with path.open("wb", buffering=0) as file:
                 _write_all(file.fileno(), data)
         else:
-            _replace(Path(os.path.realpath(path)), data)
+            replace_whole(Path(os.path.realpath(path)), data, shared=True, durable=True)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
@@ -71,27 +71,3 @@ def _write_all(descriptor: int, data: bytes) -> None:
     left = memoryview(data)
     while left:
         left = left[os.write(descriptor, left) :]
-
-
-def _replace(path: Path, data: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".npuctl-")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fchmod(file.fileno(), _mode_of(path))
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _mode_of(path: Path) -> int:
-    """That of the file to be replaced, else what this process gives to new files."""
-    try:
-        return path.stat().st_mode & 0o777
-    except FileNotFoundError:
-        mask = os.umask(0)
-        os.umask(mask)
-        return _NEW_FILE_MODE & ~mask

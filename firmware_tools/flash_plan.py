@@ -1,4 +1,4 @@
-"""What flashing an image would do, and every reason against it, before anything is sent.
+"""Plan of flashing an image: what it would do, and every reason against it, before anything is sent.
 
 A plan is made of a picture of the device and an image. The device is the judge of what it boots; what a host can see
 beforehand is looked at here in the same way, so that nothing is sent in vain.

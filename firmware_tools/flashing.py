@@ -1,4 +1,4 @@
-"""Carry a flash plan out, exactly as it stands, and tell the truth of what came of it.
+"""Execution of a flash plan, exactly as it stands, and the truth of what came of it.
 
 Nothing here resets the device: `activation.py` does, when it is asked to.
 """
@@ -19,6 +19,7 @@ from driver_shim.firmware.mailbox import refused
 from driver_shim.function.dma import HostBlock, HostMemory
 from driver_shim.protocol.firmware_slots import Slot
 from driver_shim.protocol.mailbox import STAGE_BYTES, MailboxResult, UpdateFlag, UpdateState
+from driver_shim.protocol.slugs import slug
 from firmware_tools.flash_plan import Action, FlashPlan, read_state, same_image
 
 
@@ -142,7 +143,7 @@ def _follow(firmware: Firmware, plan: FlashPlan, report: Report, seen: _Seen) ->
             raise _lost_track(firmware.address, f"it writes slot {status.slot.name}, not {plan.target.name}")
         if status.state is not UpdateState.VERIFYING:
             seen.done_bytes = max(seen.done_bytes, status.done_bytes)
-        report(Progress(status.state.name.lower().replace("_", "-"), status.done_bytes, status.total_bytes))
+        report(Progress(slug(status.state), status.done_bytes, status.total_bytes))
         now = time.monotonic()
         if (status.state, status.done_bytes) != before:
             before, give_up_at = (status.state, status.done_bytes), now + timeouts.UPDATE_STALL_S

@@ -6,25 +6,21 @@ linker's note, little-endian: log records carry it too, so that each is read wit
 
 from __future__ import annotations
 
-import io
 import json
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from firmware_tools.errors import LogStringsError, extra_missing
+from driver_shim.protocol import elf
+from firmware_tools.errors import LogStringsError
 from firmware_tools.files import read_bounded
-
-if TYPE_CHECKING:
-    from elftools.elf.elffile import ELFFile
 
 SECTION = ".log_strings"
 BUILD_ID_SECTION = ".note.gnu.build-id"
 BUILD_ID_BYTES = 4
 MAX_ELF_BYTES = 64 << 20
-MAX_SECTIONS = 4096
 MAX_SECTION_BYTES = 4 << 20
 MAX_TEXT_BYTES = 1024
 FILE_VERSION = 1
@@ -33,8 +29,6 @@ SHIPPED = Path(__file__).parent / "reference_firmware" / "log_strings.json"
 _NOTE_HEAD = struct.Struct("<III")
 _NOTE_NAME = b"GNU\0"
 _NT_GNU_BUILD_ID = 3
-_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, AssertionError, struct.error)
-"""What pyelftools lets through of files that lie about themselves, beside its own errors."""
 
 
 @dataclass(frozen=True)
@@ -49,23 +43,16 @@ class LogStrings:
 
 
 def read_elf(path: Path) -> LogStrings:
-    """Take the texts out of an ELF file. Raises LogStringsError, OSError, FileTooLarge, ExtraMissing."""
+    """Take the texts out of an ELF file. Raises LogStringsError, OSError, FileTooLarge."""
     return parse_elf(read_bounded(path, MAX_ELF_BYTES), str(path))
 
 
 def parse_elf(data: bytes, source: str) -> LogStrings:
     """As `read_elf`, of bytes. Time and memory are bounded by their number."""
     try:
-        from elftools.common.exceptions import ELFError
-        from elftools.elf.elffile import ELFFile
-    except ImportError as error:
-        raise extra_missing(error) from error
-    try:
-        sections = _sections(ELFFile(io.BytesIO(data)), source)
-    except ELFError as error:
-        raise LogStringsError(f"{source} is no ELF file, or a damaged one: {error}") from error
-    except _DAMAGED as error:
-        raise LogStringsError(f"{source} is a damaged ELF file ({type(error).__name__})") from error
+        sections = _sections(elf.parse_elf(data), source)
+    except elf.ElfError as error:
+        raise LogStringsError(f"{source} is no ELF file of a firmware, or a damaged one: {error}") from error
     if SECTION not in sections:
         raise LogStringsError(f"{source} has no section {SECTION}: it is no firmware with a log of ours")
     if BUILD_ID_SECTION not in sections:
@@ -73,21 +60,15 @@ def parse_elf(data: bytes, source: str) -> LogStrings:
     return LogStrings(_build_id(sections[BUILD_ID_SECTION], source), split_texts(sections[SECTION]), source)
 
 
-def _sections(elf: ELFFile, source: str) -> dict[str, bytes]:
+def _sections(file: elf.ElfFile, source: str) -> dict[str, bytes]:
     """The two sections that count, as far as they are there."""
-    count = elf.num_sections()
-    if count > MAX_SECTIONS:
-        raise LogStringsError(f"{source} says it has {count:,} sections; a firmware has at most {MAX_SECTIONS:,}")
     found: dict[str, bytes] = {}
-    for section in elf.iter_sections():
-        if section.name not in (SECTION, BUILD_ID_SECTION) or section.name in found:
+    for name, section in file.named_sections():
+        if name not in (SECTION, BUILD_ID_SECTION) or name in found:
             continue
-        if section.compressed or section["sh_type"] == "SHT_NOBITS" or section["sh_size"] > MAX_SECTION_BYTES:
-            raise LogStringsError(f"{source}: section {section.name} is compressed, empty or too large")
-        content = bytes(section.data())
-        if len(content) != section["sh_size"]:
-            raise LogStringsError(f"{source} is cut off in section {section.name}")
-        found[section.name] = content
+        if section.flags & elf.COMPRESSED or section.kind == elf.NO_BITS or section.size > MAX_SECTION_BYTES:
+            raise LogStringsError(f"{source}: section {name} is compressed, empty or too large")
+        found[name] = bytes(file.content(section, f"bytes of {name}"))
     return found
 
 

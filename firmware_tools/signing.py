@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from driver_shim import timeouts
 from driver_shim.protocol.image import (
     DigestAlgorithm,
     ImageError,
@@ -22,6 +23,7 @@ from driver_shim.protocol.image import (
     check_integrity,
 )
 from driver_shim.protocol.image_layout import SIGNATURE_BYTES, subject_public_key_info
+from driver_shim.shared.child_process import wait_or_kill
 from firmware_tools.errors import SignerTimeout, SigningError
 from firmware_tools.files import read_bounded
 from firmware_tools.image import with_signatures
@@ -109,8 +111,7 @@ class CommandSigner(Signer):
         except subprocess.TimeoutExpired as error:
             raise SignerTimeout(f"the signer {words[0]} did not end within {self._timeout_s:g} s") from error
         finally:
-            process.kill()
-            process.wait()
+            wait_or_kill(process, 0.0, timeouts.REAP_S)
             os.close(stdout)
         if process.returncode:
             raise SigningError(f"the signer {words[0]} ended with exit code {process.returncode}")

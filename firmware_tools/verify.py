@@ -1,25 +1,20 @@
-"""Whether an image is signed by a key that one trusts."""
+"""Verification of images against trusted keys."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from driver_shim.protocol.image import ParsedImage, TrustedKey, authenticate, parse_image
+from driver_shim.shared.ed25519 import ed25519_verify
 from firmware_tools.errors import extra_missing
 
 
 def verify_signature(public_key: bytes, signature: bytes, message: bytes) -> bool:
-    """Whether the raw Ed25519 key made this signature of this message."""
+    """Whether the raw Ed25519 key made this signature of this message. Raises ExtraMissing."""
     try:
-        from cryptography.exceptions import InvalidSignature
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+        return ed25519_verify(public_key, signature, message)
     except ImportError as error:
         raise extra_missing(error) from error
-    try:
-        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)
-    except (InvalidSignature, ValueError):
-        return False
-    return True
 
 
 def verify_image(data: bytes, keys: Sequence[TrustedKey]) -> tuple[ParsedImage, tuple[TrustedKey, ...]]:

@@ -24,6 +24,7 @@ from driver_shim.function.controller import Controller, OpenQueue
 from driver_shim.function.dma import HostMemory
 from driver_shim.function.pre_open import save_pre_open
 from driver_shim.function.register_window import RegisterWindow
+from driver_shim.shared.weak_callback import weak_callback
 from sdk.memory.buffers import DEVICE_ALIGNMENT, Buffer, DeviceBuffer, HostBuffer, as_dtype, as_shape
 from sdk.memory.device_memory import DeviceMemory, out_of_memory
 from sdk.opening.addresses import Opened
@@ -66,7 +67,7 @@ class OpenFunction:
         self._interrupts: list[int] = []
         self._left: deque[tuple[Queue | None, Callable[[], None], int]] = deque()
         """What is to be cleaned up once a queue is idle, with the reset it belongs to."""
-        self.transport.on_unplug = _weak_lost(self)
+        self.transport.on_unplug = weak_callback(self.lost)
         self.host_memory = HostMemory(self.transport, memory_limit)
         kind = Controller if self.transport.has_dma else RegisterWindow
         self.controller = kind(self.transport, self.host_memory, timeout)
@@ -350,18 +351,6 @@ def _let_go(opened: Opened, interrupts: list[int], owner: int) -> None:
     while interrupts:
         os.close(interrupts.pop())
     opened.let_go()
-
-
-def _weak_lost(function: OpenFunction) -> Callable[[DeviceLost], None]:
-    """Tells a function that it is lost, if it is there still: its transport, which outlives it, must not keep it."""
-    known = weakref.ref(function)
-
-    def tell(error: DeviceLost) -> None:
-        there = known()
-        if there is not None:
-            there.lost(error)
-
-    return tell
 
 
 def _after_fork_in_child() -> None:

@@ -1,4 +1,4 @@
-"""Binds functions of ours to vfio-pci and back, through sysfs. A step that fails undoes those before it.
+"""Binding of functions of ours to vfio-pci and back, through sysfs. A step that fails undoes those before it.
 
 The kernel's files are described in its Documentation/ABI/testing/sysfs-bus-pci (driver_override, drivers_probe, bind,
 unbind). An `unbind` write blocks for as long as a process holds the function, so holders are looked for first.

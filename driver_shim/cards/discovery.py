@@ -1,4 +1,4 @@
-"""Which devices there are: our functions on the PCI bus, and served emulators in the runtime folder."""
+"""Discovery of devices: our functions on the PCI bus, and served emulators in the runtime folder."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Who holds a device, and the line of those who wait for it.
+"""The holder of a device, and the line of those who wait for it.
 
-Devices with one holder at a time have a line of tickets (`tickets.py`) in the runtime folder. The line says who holds
+Devices with one holder at a time have a line of tickets (`line.py`) in the runtime folder. The line says who holds
 the device and in which order others get it. Whether it can be had is decided by the device's own lock when it is
 opened, because not everybody stands in a line that we see: other users may use another folder, virtual machines none.
 """
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from driver_shim import timeouts
+from driver_shim.cards.line import Line, Owners, Ticket
 from driver_shim.cards.pci_sysfs import PCI_SCHEME, Roots, vfio_nodes
-from driver_shim.cards.tickets import Line, Place, Ticket
 from driver_shim.cards.vfio_users import User, find_users
 from driver_shim.errors import DeviceBusy, Timeout
 from driver_shim.shared.runtime_folder import Holder, UnsafeFolder, device_file_name, runtime_folder
@@ -43,7 +43,7 @@ def holder_of(address: str, folder: Path | None = None) -> Holder | None:
     except OSError as error:
         _log.debug("cannot tell who holds %s: %s", address, error)
         return None
-    return live[0].owner if live else None
+    return next(iter(live.values()), None)
 
 
 class Claim:
@@ -53,14 +53,14 @@ class Claim:
     """
 
     def __init__(
-        self, address: str, when_busy: str, began: float, deadline: float, place: Place | None, takeover: bool
+        self, address: str, when_busy: str, began: float, deadline: float, ticket: Ticket | None, takeover: bool
     ) -> None:
         """Made by `claim`. `takeover`: a process was killed that held the device, or waited for it."""
         self._address = address
         self._waits = when_busy == "wait"
         self._began = began
         self._deadline = deadline
-        self._place = place
+        self._ticket = ticket
         self._takeover = takeover
 
     def open(self, opener: Callable[[], _Opened]) -> _Opened:
@@ -102,8 +102,8 @@ class Claim:
 
     def release(self) -> None:
         """Let the next in line have the device; idempotent, and nothing in a forked child."""
-        if self._place is not None:
-            self._place.release()
+        if self._ticket is not None:
+            self._ticket.release()
 
 
 def claim(address: str, when_busy: str, deadline: float, folder: Path | None = None) -> Claim:
@@ -115,7 +115,7 @@ def claim(address: str, when_busy: str, deadline: float, folder: Path | None = N
     check_when_busy(when_busy)
     line = device_line(address, folder)
     began = time.monotonic()
-    place, ahead, takeover = _join(line, address, only_if_empty=when_busy == "fail")
+    ticket, ahead, takeover = _join(line, address, only_if_empty=when_busy == "fail")
     try:
         if ahead and when_busy == "fail":
             raise DeviceBusy(
@@ -123,38 +123,38 @@ def claim(address: str, when_busy: str, deadline: float, folder: Path | None = N
                 device=address,
                 subsystem="holder",
                 remedy='close it there, or line up with when_busy="wait"',
-                holder=ahead[0].owner,
+                holder=next(iter(ahead.values())),
             )
-        _wait(line, place, ahead, address, began, deadline)
-        return Claim(address, when_busy, began, deadline, place, takeover)
+        _wait(line, ticket, ahead, address, began, deadline)
+        return Claim(address, when_busy, began, deadline, ticket, takeover)
     except BaseException:
-        if place is not None:
-            place.release()
+        if ticket is not None:
+            ticket.release()
         raise
 
 
-def _join(line: Line, address: str, *, only_if_empty: bool) -> tuple[Place | None, list[Ticket], bool]:
-    """As `Line.join`; no place, and whom we can see, where the folder cannot be used."""
+def _join(line: Line, address: str, *, only_if_empty: bool) -> tuple[Ticket | None, Owners, bool]:
+    """As `Line.join`; no ticket, and whom we can see, where the folder cannot be used."""
     try:
         return line.join(canonical_address(address), only_if_empty=only_if_empty)
     except UnsafeFolder as error:
         _log.warning("the runtime folder is not used: %s: %s", runtime_folder(), error.strerror)
-        return None, [], False
+        return None, {}, False
     except OSError as error:
         _log.debug("the holder of %s is not published: %s", address, error)
     return None, _live(line), False
 
 
-def _live(line: Line) -> list[Ticket]:
+def _live(line: Line) -> Owners:
     try:
         return line.live()
     except OSError:
-        return []
+        return {}
 
 
-def _wait(line: Line, place: Place | None, ahead: list[Ticket], address: str, began: float, deadline: float) -> None:
+def _wait(line: Line, ticket: Ticket | None, ahead: Owners, address: str, began: float, deadline: float) -> None:
     """Wait until nobody is ahead. Raises Timeout."""
-    number = math.inf if place is None else place.number
+    number = math.inf if ticket is None else ticket.number
     while ahead:
         left = deadline - time.monotonic()
         if left <= 0:
@@ -166,7 +166,7 @@ def _wait(line: Line, place: Place | None, ahead: list[Ticket], address: str, be
                 remedy="close it there, or wait longer with timeout= or NPU_TIMEOUT",
             )
         time.sleep(min(left, timeouts.LINE_POLL_S))
-        ahead = [ticket for ticket in _live(line) if ticket.number < number]
+        ahead = {other: owner for other, owner in _live(line).items() if other < number}
 
 
 def canonical_address(address: str) -> str:
@@ -187,8 +187,8 @@ def device_line(address: str, folder: Path | None = None) -> Line:
     return Line(where, device_file_name(canonical_address(address)))
 
 
-def _held(tickets: list[Ticket]) -> str:
-    owner = tickets[0].owner
+def _held(ahead: Owners) -> str:
+    owner = next(iter(ahead.values()))
     return f"held by {owner}" if owner else "held by a process whose ticket cannot be read"
 
 

@@ -1,4 +1,4 @@
-"""What the kernel's files say of PCI functions, their IOMMU groups and VFIO nodes. Opens no device, changes nothing."""
+"""PCI functions, their IOMMU groups and VFIO nodes in the kernel's files. Opens no device, changes nothing."""
 
 from __future__ import annotations
 

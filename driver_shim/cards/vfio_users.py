@@ -1,4 +1,4 @@
-"""Which processes use a function through VFIO, as /proc shows it."""
+"""Processes that use a function through VFIO, as /proc shows them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from driver_shim.cards.tickets import printable
+from driver_shim.cards.line import printable
 
 _DEVICE_LINK = "anon_inode:[vfio-device]"
 _SYSPATH_KEY = "vfio-device-syspath:"

@@ -13,6 +13,7 @@ from driver_shim.protocol.firmware_slots import Slot
 from driver_shim.protocol.image_layout import ImageVersion
 from driver_shim.protocol.layout import Layout
 from driver_shim.protocol.mailbox import MailboxResult, UpdateState
+from driver_shim.protocol.slugs import slug_of
 
 
 class BadAnswer(ValueError):
@@ -203,10 +204,7 @@ def parse_log(body: bytes) -> LogBatch:
 
 def result_slug(result: int) -> str:
     """A result in kebab-case: "bad-signature"; "result-99" for one that is not known."""
-    try:
-        return MailboxResult(result).name.lower().replace("_", "-")
-    except ValueError:
-        return f"result-{result}"
+    return slug_of(MailboxResult, result, f"result-{result}")
 
 
 def _fields(layout: Layout, body: bytes) -> Any:

@@ -1,4 +1,4 @@
-"""What the firmware can be asked, as typed calls: `Firmware(Mailbox(transport)).info()`."""
+"""Requests to the firmware as typed calls: `Firmware(Mailbox(transport)).info()`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What registers tell of the management core, whether or not its firmware answers."""
+"""State of the management core as registers show it, whether or not its firmware answers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from driver_shim.function.registers import Registers
 from driver_shim.protocol.firmware_slots import Slot
 from driver_shim.protocol.image_layout import ImageVersion
 from driver_shim.protocol.registers import NEVER_MEASURED, REGISTERS, CoreReset, Post
+from driver_shim.protocol.slugs import slug_of
 
 STALE_MILLISECONDS = 1000
 """Firmware publishes its readings twice a second or more; older ones are history, not what the device has now."""
@@ -56,12 +57,12 @@ class BootProgress(NamedTuple):
     @property
     def stage(self) -> str:
         """The stage in kebab-case: "firmware-ready"; a code of the firmware's own as a number: "0x0045"."""
-        return _name(Post, self.post_code, f"{self.post_code:#06x}")
+        return slug_of(Post, self.post_code, f"{self.post_code:#06x}")
 
     @property
     def boot_reason(self) -> str | None:
         """Why the core was last reset: "power-on"; None without a core."""
-        return _name(CoreReset, self.reason, f"reason-{self.reason}") if self.reason else None
+        return slug_of(CoreReset, self.reason, f"reason-{self.reason}") if self.reason else None
 
     @property
     def slot_name(self) -> str | None:
@@ -125,10 +126,3 @@ def read_sensors(registers: Registers) -> SensorReadings | None:
 def signed(value: int) -> int:
     """A 32-bit register value as two's complement."""
     return value - 2 * _SIGN_BIT if value & _SIGN_BIT else value
-
-
-def _name(kind: type[Post] | type[CoreReset], value: int, otherwise: str) -> str:
-    try:
-        return kind(value).name.lower().replace("_", "-")
-    except ValueError:
-        return otherwise

@@ -1,15 +1,13 @@
-"""What a device showed before its driver enabled or reset anything: the state that a post-mortem needs.
+"""A device's state before its driver enabled or reset anything, for a post-mortem.
 
 To open a card resets it (VFIO does), so only what lies in the cold reset domain is still there, and that is read first.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,12 +15,14 @@ from pathlib import Path
 from driver_shim.function.registers import Registers
 from driver_shim.protocol.commands import ResetCause
 from driver_shim.protocol.registers import REGISTERS
+from driver_shim.protocol.slugs import slug_of
 from driver_shim.shared.runtime_folder import (
     check_runtime_folder,
     device_file_name,
     make_runtime_folder,
     runtime_folder,
 )
+from driver_shim.shared.whole_file import replace_whole
 
 REGISTERS_READ = (
     "reset_cause",
@@ -79,15 +79,11 @@ def save_pre_open(address: str, record: PreOpenRecord, folder: Path | None = Non
     """Keep the record of a device that others can open too, for those who only ask. Never raises: it is logged."""
     path = _path(address, folder)
     document = {"version": RECORD_VERSION, "address": address, **dataclasses.asdict(record)}
-    temporary = path.with_suffix(f".{os.getpid()}")
     try:
         make_runtime_folder(path.parent)
-        temporary.write_text(json.dumps(document), "utf-8")
-        os.replace(temporary, path)
+        replace_whole(path, json.dumps(document).encode(), shared=True)
     except OSError as error:
         _log.debug("the pre-open record is not kept in %s: %s", path.parent, error.strerror)
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def saved_pre_open(address: str, folder: Path | None = None) -> PreOpenRecord | None:
@@ -114,7 +110,4 @@ def _path(address: str, folder: Path | None) -> Path:
 
 
 def _cause_name(cause: int) -> str:
-    try:
-        return ResetCause(cause).name.lower().replace("_", "-")
-    except ValueError:
-        return f"cause-{cause}"
+    return slug_of(ResetCause, cause, f"cause-{cause}")

@@ -1,4 +1,4 @@
-"""What stands in for the controller where there is no DMA: registers can be read, nothing is brought up or changed."""
+"""The controller's stand-in where there is no DMA: registers can be read, nothing is brought up or changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which statuses each command can complete with. A device that answers with another breaks the contract."""
+"""Statuses that each command can complete with. A device that answers with another breaks the contract."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 
 from driver_shim.protocol.layout import Layout, raw, reserved, u8, u16, u32, u64, union_dtype
+from driver_shim.protocol.slugs import slug, slug_of
 
 SUBMISSION_BYTES = 64
 COMPLETION_BYTES = 32
@@ -101,15 +102,12 @@ class Status(enum.IntEnum):
     @property
     def slug(self) -> str:
         """Stable kebab-case name, as in `CommandFailed.code`."""
-        return self.name.lower().replace("_", "-")
+        return slug(self)
 
 
 def status_slug(value: int) -> str:
     """`Status.slug` of a status byte, also for values this version does not know."""
-    try:
-        return Status(value).slug
-    except ValueError:
-        return f"status-{value:#04x}"
+    return slug_of(Status, value, f"status-{value:#04x}")
 
 
 def _submission(name: str, *fields: object) -> Layout:

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import enum
 
+from driver_shim.protocol import config_space
 from driver_shim.protocol.firmware_slots import Slot
 from driver_shim.protocol.layout import Layout, reserved, u8, u16, u32
 
+VENDOR_ID = config_space.VENDOR_ID
+"""The same number as on PCI. USB-IF assigns numbers of its own, and this one to nobody: a product needs its maker's."""
+DEBUG_PORT_ID = 0x4E51
 DEBUG_PORT_VERSION = 1
 INTERFACE_REGISTERS = 0
 INTERFACE_DFU = 1

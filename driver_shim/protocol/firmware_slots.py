@@ -1,4 +1,4 @@
-"""Where firmware lies in the management core's flash, and the boot state beside it (format 1).
+"""Layout of the management core's flash: firmware slots, and the boot state beside them (format 1).
 
 Slots and boot state never change from contract 1.0 on: any tool must be able to mend any device.
 """

@@ -1,4 +1,4 @@
-"""What a firmware image says, once taken apart, and why one is refused."""
+"""A firmware image taken apart, and the defects for which one is refused."""
 
 from __future__ import annotations
 

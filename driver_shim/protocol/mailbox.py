@@ -1,4 +1,4 @@
-"""What host and firmware say to each other through the mailbox (protocol 1).
+"""Requests and answers between host and firmware through the mailbox (protocol 1).
 
 A request is a header and a body in the mailbox's data window; the answer takes its place, and `mailbox_status.result`
 says how it went. The mailbox never changes from contract 1.0 on.

@@ -1,4 +1,4 @@
-"""How registers are declared: fields with access, reset value, reset domain, first valid stage and a sentence.
+"""Declarations of registers: fields with access, reset value, reset domain, first valid stage and a sentence.
 
 A `Register` is a Construct `BitStruct`; shift-and-mask codecs for hot paths are derived from it, and a value that
 does not fit raises `FieldError`. The map itself is in `registers.py`.

@@ -1,4 +1,4 @@
-"""Registers `data_0`, `data_1` … are one array to whoever reads or writes about them."""
+"""Runs of registers: `data_0`, `data_1` … as the one array that they are to whoever reads or writes about them."""
 
 from __future__ import annotations
 

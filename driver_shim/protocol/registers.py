@@ -470,3 +470,10 @@ REGISTERS = RegisterMap(
         for i in range(MAILBOX_DATA_REGISTERS)
     ),
 )
+_CORE_OFFSET = 0x200
+"""From here on all registers show the management core; before, those that were there first."""
+CORE_REGISTERS = tuple(
+    register
+    for register in REGISTERS
+    if register.offset >= _CORE_OFFSET or register.name in ("boot_progress", "firmware_version", "firmware_build_id")
+)

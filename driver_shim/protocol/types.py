@@ -44,11 +44,6 @@ class WireType(enum.IntEnum):
         return traits.dlpack_code, traits.bits
 
     @property
-    def is_compute(self) -> bool:
-        """False for types that are stored and moved but not computed with at their own width."""
-        return _TRAITS[self].compute
-
-    @property
     def is_float(self) -> bool:
         """True for float32, float16 and bfloat16."""
         return self in FLOATS
@@ -62,7 +57,6 @@ class WireType(enum.IntEnum):
 class _Traits(NamedTuple):
     bits: int
     dlpack_code: int
-    compute: bool
 
 
 _DLPACK_INT = 0
@@ -72,15 +66,15 @@ _DLPACK_BFLOAT = 4
 _DLPACK_BOOL = 6
 
 _TRAITS: dict[WireType, _Traits] = {
-    WireType.FLOAT32: _Traits(32, _DLPACK_FLOAT, True),
-    WireType.UINT8: _Traits(8, _DLPACK_UINT, True),
-    WireType.INT8: _Traits(8, _DLPACK_INT, True),
-    WireType.INT16: _Traits(16, _DLPACK_INT, True),
-    WireType.INT32: _Traits(32, _DLPACK_INT, True),
-    WireType.INT64: _Traits(64, _DLPACK_INT, False),
-    WireType.BOOL: _Traits(8, _DLPACK_BOOL, False),
-    WireType.FLOAT16: _Traits(16, _DLPACK_FLOAT, True),
-    WireType.BFLOAT16: _Traits(16, _DLPACK_BFLOAT, True),
+    WireType.FLOAT32: _Traits(32, _DLPACK_FLOAT),
+    WireType.UINT8: _Traits(8, _DLPACK_UINT),
+    WireType.INT8: _Traits(8, _DLPACK_INT),
+    WireType.INT16: _Traits(16, _DLPACK_INT),
+    WireType.INT32: _Traits(32, _DLPACK_INT),
+    WireType.INT64: _Traits(64, _DLPACK_INT),
+    WireType.BOOL: _Traits(8, _DLPACK_BOOL),
+    WireType.FLOAT16: _Traits(16, _DLPACK_FLOAT),
+    WireType.BFLOAT16: _Traits(16, _DLPACK_BFLOAT),
 }
 
 FLOATS = frozenset({WireType.FLOAT32, WireType.FLOAT16, WireType.BFLOAT16})

@@ -187,12 +187,6 @@ def encode_submit(request: Submit) -> bytes:
     return head + SUBMIT.build(transfer_buffer_length=request.length, setup=request.setup) + request.data
 
 
-def encode_unlink(request: Unlink, devid: int) -> bytes:
-    """The wish to have a transfer back."""
-    head = BASIC.build(command=Command.UNLINK, seqnum=request.seqnum, devid=devid)
-    return head + UNLINK.build(unlink_seqnum=request.unlinked)
-
-
 def encode_return_submit(seqnum: int, status: int, actual_length: int, data: bytes = b"") -> bytes:
     """The end of a transfer; `data` of IN transfers only."""
     head = BASIC.build(command=Command.RETURN_SUBMIT, seqnum=seqnum)

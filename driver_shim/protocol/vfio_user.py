@@ -341,12 +341,6 @@ class RegionWrite(NamedTuple):
     data: bytes
 
 
-def encode_writes(writes: Sequence[RegionWrite]) -> bytes:
-    """Payload of a REGION_WRITE_MULTI. Raises FieldError for data longer than eight bytes."""
-    entries = (WRITE_ONE.build(offset=w.offset, region=w.region, count=len(w.data), data=w.data) for w in writes)
-    return WRITE_MULTI.pack(len(writes)) + b"".join(entries)
-
-
 def decode_writes(payload: bytes) -> list[RegionWrite]:
     """The writes of a REGION_WRITE_MULTI, in order. Raises ProtocolError."""
     if len(payload) < WRITE_MULTI.size:

@@ -1,4 +1,4 @@
-"""Where running devices and their holders are published, and what is written there.
+"""The folder in which running devices and their holders are published, and the records in it.
 
 Runtime files live in `$NPU_RUNTIME_DIR`, else /run/npu (if it can be written), else `$XDG_RUNTIME_DIR/npu`, else a
 0700 folder of this user in the temporary directory. One JSON file a served emulator, one a process that holds a

@@ -1,4 +1,4 @@
-"""What the ways in without DMA and interrupts share: they say so, by raising UnsupportedPlatform."""
+"""Base of the ways in without DMA and interrupts: they say so, by raising UnsupportedPlatform."""
 
 from __future__ import annotations
 

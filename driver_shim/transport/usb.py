@@ -54,7 +54,7 @@ class UsbTransport(RegisterOnlyTransport):
         self.serial = serial
         self._write_index = INTERFACE_REGISTERS | (Flag.FORCE << 8 if force else 0)
         self._lock = threading.Lock()
-        self._timeout_ms = max(1, int(timeout * _MS_PER_S))  # nought would mean for ever
+        self._timeout_ms = max(1, int(timeout * _MS_PER_S))  # zero would mean for ever
         self._port: usb.core.Device | None = open_debug_port(serial, timeout)
         try:
             self._check_version()

@@ -1,4 +1,4 @@
-"""Finds debug ports: of served emulators in the runtime folder, of cards on USB; and says in our errors what USB says.
+"""Debug ports of served emulators in the runtime folder and of cards on USB, and what USB says in our errors.
 
 pyusb is an optional dependency and imported when a port is asked for.
 """
@@ -22,8 +22,7 @@ from driver_shim.errors import (
     Timeout,
     UnsupportedPlatform,
 )
-from driver_shim.protocol.debug_port import CONFIGURATION
-from driver_shim.protocol.usb_ids import DEBUG_PORT_ID, VENDOR_ID
+from driver_shim.protocol.debug_port import CONFIGURATION, DEBUG_PORT_ID, VENDOR_ID
 
 if TYPE_CHECKING:
     import usb.core

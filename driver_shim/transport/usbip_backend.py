@@ -69,7 +69,7 @@ class _Stream:
         parts = bytearray()
         while len(parts) < size:
             try:
-                self._socket.settimeout(max(timeouts.USB_LEAST_S, deadline - time.monotonic()))
+                self._socket.settimeout(max(timeouts.SOCKET_LEAST_S, deadline - time.monotonic()))
                 part = self._socket.recv(size - len(parts))
             except OSError as error:
                 raise self._ended(error, timeout_s) from error

@@ -55,6 +55,7 @@ from driver_shim.protocol.vfio_user import (
     decode_region_info,
 )
 from driver_shim.shared.mmio import MappedRegisters
+from driver_shim.shared.weak_callback import weak_callback
 from driver_shim.transport.base import RegionInfo, Transport
 from driver_shim.transport.mapping import PAGE_BYTES, DeviceMapping, map_memory_file
 from driver_shim.transport.vfio_iommu import open_device, undisturbed
@@ -117,7 +118,7 @@ class VfioTransport(Transport):
             self._vectors = self._vector_count(IrqIndex.MSIX, kinds)
             self._ranges = self._iommu.ranges()
             self._power_at = find_capability(self._pread(_CONFIG, 0, _CAPABILITIES.stop), PM_CAPABILITY)
-            self._unplug = _UnplugWatch(_weakly(self))
+            self._unplug = _UnplugWatch(weak_callback(self._let_go))  # it must not keep one that nobody closed
         except OSError as error:
             self._iommu.close()
             if isinstance(error, NpuError):
@@ -505,18 +506,6 @@ def wrong_driver(address: str, driver: str | None) -> DeviceNotFound:
         device=address,
         remedy=f"npuctl bind -d {address}",
     )
-
-
-def _weakly(transport: VfioTransport) -> Callable[[], None]:
-    """Has a transport let go, if it is there still: the watch must not keep one that nobody closed."""
-    known = weakref.ref(transport)
-
-    def let_go() -> None:
-        there = known()
-        if there is not None:
-            there._let_go()
-
-    return let_go
 
 
 _open_transports: weakref.WeakSet[VfioTransport] = weakref.WeakSet()

@@ -1,4 +1,4 @@
-"""How a VFIO device is opened and host memory reaches it: by its group and a type1 container, or by iommufd.
+"""Opening a VFIO device and mapping host memory for it: by its group and a type1 container, or by iommufd.
 
 Both are the kernel's; iommufd is the newer one, and the only one that some systems offer. A device is opened the moment
 it is joined to its IOMMU domain, which resets it.

@@ -32,8 +32,6 @@ _POSTED_ID = 0
 """Id of messages that are never replied to; requests have others."""
 _MAX_GIVEN_UP = 256
 """Requests given up without a reply so far; a server that never answers them is lost."""
-_SHORTEST_S = 1e-3
-"""The kernel takes a limit of zero for none."""
 _NS_PER_S = 1_000_000_000
 _SPIN_NS = int(timeouts.SPIN_S * _NS_PER_S)
 _FD_BYTES = array.array("i").itemsize
@@ -349,7 +347,7 @@ def limit_sends(sock: socket.socket, limit_s: float) -> None:
 
 
 def _limit_ns(limit_s: float) -> int:
-    return int(min(max(limit_s, _SHORTEST_S), timeouts.DEFAULT_S) * _NS_PER_S)
+    return int(min(max(limit_s, timeouts.SOCKET_LEAST_S), timeouts.DEFAULT_S) * _NS_PER_S)
 
 
 def _timeval(limit_ns: int) -> bytes:

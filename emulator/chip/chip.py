@@ -52,7 +52,7 @@ class Chip:
 
     def throttle(self) -> int:
         """By how many eighths the management core slows the engines down, 0 to 7."""
-        return self.management.reading("throttle")
+        return self.management.read("throttle")
 
     def save_state(self) -> None:
         """Write what outlives this process to the state folder, if there is one."""

@@ -196,7 +196,7 @@ class EnginePool:
         for engine in list(self._engines):
             self._drop(engine)
         for process in self._ending:
-            if not process.wait(timeouts.ENGINE_REAP_S):
+            if not process.wait(timeouts.REAP_S):
                 _logger.error("engine worker %d does not end", process.pid)
         self._ending = []
         for program in self._programs.values():

@@ -12,18 +12,13 @@ import mmap
 import os
 import socket
 import subprocess
-import sys
 
+from driver_shim.shared.child_process import main_command
 from emulator.engines.job import EngineJob, KernelRun, ProgramImage
 from emulator.engines.messages import KERNEL_RUN, REPLY, REQUEST, Request, pack_addresses, unpadded
 
 _SEALS_FIXED = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _SEALS_GROWING = fcntl.F_SEAL_SHRINK
-_BOOT = (
-    "import os, sys; sys.path[:] = sys.argv.pop(1).split(os.pathsep);"
-    " from emulator.engines.worker import main; main(sys.argv[1:])"
-)
-"""The worker imports what this process would, from where this process would."""
 _THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -56,11 +51,7 @@ class WorkerProcess:
             fcntl.fcntl(self._scratch_fd, fcntl.F_ADD_SEALS, _SEALS_GROWING)
             inherited = (theirs.fileno(), memory_fd, self._scratch_fd)
             self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-c", _BOOT, os.pathsep.join(sys.path)),
-                    *(str(number) for number in (*inherited, os.getpid())),
-                    *(executor, kernels),
-                ],
+                main_command("emulator.engines.worker", *map(str, (*inherited, os.getpid())), executor, kernels),
                 env=_environment(threads),
                 pass_fds=inherited,
                 stdin=subprocess.DEVNULL,

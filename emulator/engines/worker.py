@@ -7,11 +7,9 @@ emulator does: by end-of-file on the socket, and by the kernel's parent-death si
 from __future__ import annotations
 
 import array
-import ctypes
 import importlib
 import mmap
 import os
-import signal
 import socket
 import time
 from collections.abc import Sequence
@@ -19,6 +17,7 @@ from typing import Any, cast
 
 from driver_shim.protocol.commands import Status
 from driver_shim.shared import import_guard
+from driver_shim.shared.child_process import die_with_parent
 from emulator.engines.job import Executor, KernelRun, ProgramFault
 from emulator.engines.messages import (
     KERNEL_NAME_BYTES,
@@ -34,9 +33,6 @@ from emulator.engines.messages import (
 
 ENGINE_NICENESS = 5
 """Engines yield to the bus: registers must answer while they compute."""
-
-_PR_SET_PDEATHSIG = 1
-"""prctl(2)."""
 
 
 class EngineWorker:
@@ -104,15 +100,6 @@ class EngineWorker:
         for run in report:
             KERNEL_RUN.pack_into(self._scratch, offset, run.wall_ns, padded(run.kernel, KERNEL_NAME_BYTES))
             offset += KERNEL_RUN.size
-
-
-def die_with_parent(parent: int) -> None:
-    """Ask the kernel to kill this process when `parent` ends; ends at once if it has ended already."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main(arguments: Sequence[str]) -> None:

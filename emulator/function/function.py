@@ -123,7 +123,7 @@ class PciFunction:
             return self.interrupts.table_read(offset - MSIX_TABLE_OFFSET, size)
         at = offset - CONSOLE_WINDOW_OFFSET
         if 0 <= at < CONSOLE_WINDOW_BYTES and size in CONSOLE_WIDTHS and at % size == 0:
-            return self._management.console_window(at, size)
+            return self._management.window(at, size)
         return self._registers.read(offset, size).to_bytes(size, "little")
 
     def bar0_write(self, offset: int, data: bytes) -> None:
@@ -174,7 +174,6 @@ class PciFunction:
         self.controller.set_bus_master(self._config.bus_master)
         self._registers.reset({ResetDomain.FUNCTION, ResetDomain.ENGINE, ResetDomain.CONTEXT})
         self._interrupt_registers.reset()
-        self._management.mailbox_withdraw()
         self._management.device_reset()
         self._resets.note(cause)
 

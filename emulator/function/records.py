@@ -54,5 +54,5 @@ class Records:
         return self._chip.black_box
 
     def _firmware(self) -> bytes:
-        version = REGISTERS["firmware_version"].decode(self._chip.management.firmware_version())
+        version = REGISTERS["firmware_version"].decode(self._chip.management.read("firmware_version"))
         return str(ImageVersion(**version)).encode() if any(version.values()) else b""

@@ -1,6 +1,6 @@
-"""What the PCI function needs of the management core, and the core that is not there.
+"""The management core as the PCI function sees it, and the core that is not there.
 
-Everything here is silicon: registers, wires, memory. What only firmware can answer is not in it.
+All of it is silicon: registers, wires, memory. What only firmware can answer travels through them.
 """
 
 from __future__ import annotations
@@ -12,68 +12,31 @@ from driver_shim.protocol.mailbox import MailboxState
 from driver_shim.protocol.registers import NEVER_MEASURED, REGISTERS, Post
 from emulator.host_memory.address_space import AddressSpace
 
+_ABSENT = {
+    "boot_progress": REGISTERS["boot_progress"].encode(post_code=Post.ABSENT),
+    "mailbox_status": REGISTERS["mailbox_status"].encode(state=MailboxState.ABSENT),
+    "sensor_age": NEVER_MEASURED,
+}
+"""Registers that are not zero where there is no core."""
+
 
 class ManagementPort(abc.ABC):
-    """A management core as the function's registers show it."""
+    """A core behind `CORE_REGISTERS` of BAR0 and the console window."""
 
     recovery: socket.socket | None = None
     """The USB controller's wire to the boot ROM (`recovery_channel.py`); None while there is no core."""
 
     @abc.abstractmethod
-    def boot_progress(self) -> int:
-        """The register of that name."""
+    def read(self, register: str) -> int:
+        """What a register shows."""
 
     @abc.abstractmethod
-    def firmware_version(self) -> int:
-        """The register of that name: 0 while no image runs."""
+    def write(self, register: str, value: int) -> bool:
+        """The host wrote this to a register; False if it came at the wrong time: a ring of a mailbox that is busy."""
 
     @abc.abstractmethod
-    def firmware_build_id(self) -> int:
-        """The register of that name."""
-
-    @abc.abstractmethod
-    def control(self, value: int) -> None:
-        """A write to core_control."""
-
-    @abc.abstractmethod
-    def reading(self, name: str) -> int:
-        """A sensor register: "temperature", "power", "voltage", "age" or "throttle"."""
-
-    @abc.abstractmethod
-    def console_written(self) -> int:
-        """The register of that name."""
-
-    @abc.abstractmethod
-    def console_window(self, offset: int, size: int) -> bytes:
+    def window(self, offset: int, size: int) -> bytes:
         """Bytes of the console window."""
-
-    @abc.abstractmethod
-    def console_input(self, byte: int) -> None:
-        """A write to that register."""
-
-    @abc.abstractmethod
-    def console_room(self) -> int:
-        """The register of that name."""
-
-    @abc.abstractmethod
-    def mailbox_ring(self) -> bool:
-        """Hand the request over; False when one is on its way already."""
-
-    @abc.abstractmethod
-    def mailbox_withdraw(self) -> None:
-        """Forget the request that is on its way."""
-
-    @abc.abstractmethod
-    def mailbox_status(self) -> int:
-        """The register of that name."""
-
-    @abc.abstractmethod
-    def mailbox_read(self, index: int) -> int:
-        """A mailbox_data register."""
-
-    @abc.abstractmethod
-    def mailbox_write(self, index: int, value: int) -> None:
-        """A write to a mailbox_data register."""
 
     @abc.abstractmethod
     def step(self, memory: AddressSpace, *, bus_master: bool, busy_ticks: int) -> bool:
@@ -85,7 +48,9 @@ class ManagementPort(abc.ABC):
 
     @abc.abstractmethod
     def device_reset(self) -> None:
-        """The function is being reset: a core that broke down starts anew, a healthy one does not notice."""
+        """The function is being reset: its request is withdrawn, a core that broke down starts anew, a healthy one
+        does not notice.
+        """
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -93,59 +58,19 @@ class ManagementPort(abc.ABC):
 
 
 class AbsentCore(ManagementPort):
-    """No management core: boot progress reads absent, the mailbox says so, all else reads as never measured."""
+    """No management core: boot progress and mailbox say so, nothing was ever measured, what is written is lost."""
 
-    def boot_progress(self) -> int:
+    def read(self, register: str) -> int:
         """See ManagementPort."""
-        return REGISTERS["boot_progress"].encode(post_code=Post.ABSENT)
+        return _ABSENT.get(register, 0)
 
-    def firmware_version(self) -> int:
-        """See ManagementPort."""
-        return 0
-
-    def firmware_build_id(self) -> int:
-        """See ManagementPort."""
-        return 0
-
-    def control(self, value: int) -> None:
-        """There is nothing to control."""
-
-    def reading(self, name: str) -> int:
-        """See ManagementPort."""
-        return NEVER_MEASURED if name == "age" else 0
-
-    def console_written(self) -> int:
-        """See ManagementPort."""
-        return 0
-
-    def console_window(self, offset: int, size: int) -> bytes:
-        """See ManagementPort."""
-        return bytes(size)
-
-    def console_input(self, byte: int) -> None:
-        """Lost."""
-
-    def console_room(self) -> int:
-        """See ManagementPort."""
-        return 0
-
-    def mailbox_ring(self) -> bool:
-        """Nobody takes it, and mailbox_status says so."""
+    def write(self, register: str, value: int) -> bool:
+        """Nobody takes it."""
         return True
 
-    def mailbox_withdraw(self) -> None:
-        """There is nothing to withdraw."""
-
-    def mailbox_status(self) -> int:
+    def window(self, offset: int, size: int) -> bytes:
         """See ManagementPort."""
-        return REGISTERS["mailbox_status"].encode(state=MailboxState.ABSENT)
-
-    def mailbox_read(self, index: int) -> int:
-        """See ManagementPort."""
-        return 0
-
-    def mailbox_write(self, index: int, value: int) -> None:
-        """Lost."""
+        return bytes(size)
 
     def step(self, memory: AddressSpace, *, bus_master: bool, busy_ticks: int) -> bool:
         """There is never work."""

@@ -1,11 +1,19 @@
-"""What the debug port looks like on the bus: two interfaces without endpoints, all through endpoint 0."""
+"""Descriptors of the debug port: two interfaces without endpoints, all through endpoint 0."""
 
 from __future__ import annotations
 
 import enum
 
 from driver_shim.protocol import dfu
-from driver_shim.protocol.debug_port import CONFIGURATION, INTERFACE_DFU, INTERFACE_REGISTERS, SLOTS, Mode
+from driver_shim.protocol.debug_port import (
+    CONFIGURATION,
+    DEBUG_PORT_ID,
+    INTERFACE_DFU,
+    INTERFACE_REGISTERS,
+    SLOTS,
+    VENDOR_ID,
+    Mode,
+)
 from driver_shim.protocol.dfu import Attribute
 from driver_shim.protocol.usb import (
     CONFIGURATION_DESCRIPTOR,
@@ -18,7 +26,6 @@ from driver_shim.protocol.usb import (
     VENDOR_SPECIFIC,
     DescriptorType,
 )
-from driver_shim.protocol.usb_ids import DEBUG_PORT_ID, VENDOR_ID
 
 DEVICE_RELEASE = 0x0100
 """bcdDevice."""

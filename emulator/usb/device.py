@@ -27,8 +27,7 @@ from emulator.usb import descriptors
 from emulator.usb.descriptors import FIXED_TEXTS, Text
 from emulator.usb.dfu import DfuInterface
 from emulator.usb.recovery_port import RecoveryPort
-from emulator.usb.register_port import RegisterPort
-from emulator.usb.register_requests import RegisterRequests
+from emulator.usb.register_requests import RegisterPort, RegisterRequests
 from emulator.usb.transfer import Answer, Ending
 
 _BOOT_PROGRESS = REGISTERS["boot_progress"]

@@ -1,4 +1,4 @@
-"""What the debug port needs to write firmware: whoever verifies and flashes may be another process."""
+"""Interface through which the debug port writes firmware: whoever verifies and flashes may be another process."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from driver_shim.protocol import config_space
 from driver_shim.protocol.debug_port import (
@@ -17,8 +18,17 @@ from driver_shim.protocol.debug_port import (
 )
 from driver_shim.protocol.registers import BAR0_BYTES
 from driver_shim.protocol.usb import Setup
-from emulator.usb.register_port import RegisterPort
 from emulator.usb.transfer import Answer, Ending
+
+
+class RegisterPort(Protocol):
+    """BAR0 past the bus: whether PCI decodes memory makes no difference. Never raises for what a host does."""
+
+    def bar0_read(self, offset: int, size: int) -> bytes:
+        """Read inside BAR0."""
+
+    def bar0_write(self, offset: int, data: bytes) -> None:
+        """Write inside BAR0."""
 
 
 class RegisterRequests:

@@ -1,4 +1,4 @@
-"""How a control transfer ends."""
+"""Ends of control transfers."""
 
 from __future__ import annotations
 

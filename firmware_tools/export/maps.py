@@ -1,4 +1,4 @@
-"""What is exported: the one table of register maps, each the view that somebody has of the device."""
+"""The one table of register maps to export, each the view that somebody has of the device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Puts results where they were asked for: whole or not at all, and never over what somebody else made."""
+"""Output of an export: whole or not at all, and never over what somebody else made."""
 
 from __future__ import annotations
 

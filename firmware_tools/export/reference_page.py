@@ -1,4 +1,4 @@
-"""Renders docs/registers.md from the declarations: registers, commands, statuses.
+"""The page docs/registers.md, from the declarations: registers, commands, statuses.
 
 `python -m firmware_tools.export.reference_page > docs/registers.md`
 """

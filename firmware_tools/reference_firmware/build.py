@@ -1,4 +1,4 @@
-"""Builds the reference firmware: `python -m firmware_tools.reference_firmware.build -o DIR`.
+"""Build of the reference firmware: `python -m firmware_tools.reference_firmware.build -o DIR`.
 
 The same sources make the same bytes, wherever they and the output lie. The headers that say what the hardware and the
 protocol look like are generated from `driver_shim.protocol` at every build.

@@ -1,4 +1,4 @@
-"""Put the log texts of firmware builds into the file that is shipped: `python -m … ELF...`.
+"""Collection of firmware builds' log texts in the file that is shipped: `python -m … ELF...`.
 
 Builds that are there stay: devices keep what older firmware wrote.
 """

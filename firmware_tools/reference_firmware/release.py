@@ -1,4 +1,4 @@
-"""Makes what is shipped of the reference firmware: `python -m firmware_tools.reference_firmware.release -o DIR`.
+"""Release of the reference firmware, as it is shipped: `python -m firmware_tools.reference_firmware.release -o DIR`.
 
 ELF file, image signed with the development key, log texts, and the names of the tools that built them. The same tools
 make the same bytes; a test compares them with what is shipped.

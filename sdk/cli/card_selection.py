@@ -1,4 +1,4 @@
-"""Which cards a verb works on that concerns cards alone: served emulators are no candidates."""
+"""The cards that a verb for cards alone works on: served emulators are no candidates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files the demo classifies."""
+"""The files that the demo classifies."""
 
 from __future__ import annotations
 

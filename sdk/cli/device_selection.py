@@ -1,4 +1,4 @@
-"""Which devices a verb works on: the rules of `-d`."""
+"""The devices that a verb works on: the rules of `-d`."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from driver_shim.cards.discovery import find_cards
-from driver_shim.cards.doctor.checks import Finding, Machine, Status
+from driver_shim.cards.doctor.checks import Finding, HostMachine, Status
 from driver_shim.cards.doctor.examination import CARD_CHECKS, MACHINE_CHECKS, examine
 from driver_shim.cards.pci_sysfs import Roots
 from sdk.cli.card_selection import bus_address_of, named_cards
@@ -36,7 +36,7 @@ def command(frame: Frame, wanted: tuple[str, ...]) -> None:
     """
     frame.sections["checks"] = []
     roots = Roots()
-    machine = Machine(roots, tuple(card.bus_address for card in find_cards(roots.functions)))
+    machine = HostMachine(roots, tuple(card.bus_address for card in find_cards(roots.functions)))
     named = [name for name in wanted if name != ALL]
     cards = [bus_address_of(card) for card in named_cards(named, roots)] if named else []
     report(frame, examine(machine, machine.cards if len(named) < len(wanted) or not wanted else cards))

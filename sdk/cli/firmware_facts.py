@@ -1,4 +1,4 @@
-"""What is said of a device's firmware: as a document's keys, and as lines within 80 columns."""
+"""A device's firmware as a document's keys, and as lines within 80 columns."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from driver_shim.firmware.answers import FirmwareInfo, SlotInfo, UpdateStatus, result_slug
 from driver_shim.firmware.core_state import BootProgress, SensorReadings
 from driver_shim.protocol.firmware_slots import Slot
+from driver_shim.protocol.slugs import slug
 
 
 def boot_facts(progress: BootProgress | None) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def slot_facts(slot: SlotInfo) -> dict[str, Any]:
 def update_facts(status: UpdateStatus) -> dict[str, Any]:
     """How far the last update since the core's start is."""
     return {
-        "state": status.state.name.lower().replace("_", "-"),
+        "state": slug(status.state),
         "result": result_slug(status.result) if status.result else None,
         "slot": slot_name(status.slot),
         "done_bytes": status.done_bytes,

@@ -1,4 +1,4 @@
-"""What a verb reports: devices and errors, as text for people or as one JSON document for programs."""
+"""A verb's report: devices and errors, as text for people or as one JSON document for programs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from driver_shim.errors import NpuError
+from driver_shim.protocol.slugs import slug
 from driver_shim.shared.runtime_folder import Holder
 from sdk.cli.exit_codes import ExitCode, exit_code_of
 from sdk.cli.standard_streams import silence_stdout
@@ -89,7 +90,7 @@ class Frame:
         self.errors.append(
             {
                 "device": address,
-                "code": getattr(error, "code", None) or code.name.lower().replace("_", "-"),
+                "code": getattr(error, "code", None) or slug(code),
                 "message": message,
                 "remedy": remedy,
                 "exit_code": int(code),

@@ -1,4 +1,4 @@
-"""What a verb is: a click command with the options all verbs share, whose body reports through a `Frame`."""
+"""The verb: a click command with the options all verbs share, whose body reports through a `Frame`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What compilation gives: a program's bytes and what a caller needs to know of it."""
+"""A compiled program: its bytes and what a caller needs to know of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the lowering of one node sees: its operands, attributes, and a builder to emit commands with."""
+"""The lowering's view of one node: its operands, its attributes, and a builder to emit commands with."""
 
 from __future__ import annotations
 

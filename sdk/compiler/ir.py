@@ -1,4 +1,4 @@
-"""What the compiler works on: values and operations in execution order, built, folded and fused as they are emitted.
+"""The compiler's values and operations, in execution order, built, folded and fused as they are emitted.
 
 A `Value` is either a constant (an array) or the output of an operation or a graph input. Emitting an operation whose
 operands are all constants runs its golden kernel at once, so shape arithmetic never reaches the device.

@@ -1,4 +1,4 @@
-"""What a buffer needs of the device it belongs to."""
+"""The device as a buffer sees it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model needs of the device it is on."""
+"""The device as a model sees it."""
 
 from __future__ import annotations
 

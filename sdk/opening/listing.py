@@ -1,4 +1,4 @@
-"""What a device says of itself."""
+"""Devices described, opened or not, and the list of those there are."""
 
 from __future__ import annotations
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import subprocess
-import sys
-from pathlib import Path
 
 from driver_shim import timeouts
 from driver_shim.errors import DeviceLost
+from driver_shim.shared.child_process import module_command, wait_or_kill
 
-_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+_log = logging.getLogger("npu")
 
 
 class PrivateEmulator:
@@ -38,12 +38,11 @@ class PrivateEmulator:
 
     @staticmethod
     def _start(connection: int, owner: int, chosen: list[str]) -> subprocess.Popen[bytes]:
-        environment = dict(os.environ)
-        paths = [str(_PACKAGE_ROOT), environment.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-        arguments = ["--connection-fd", str(connection), "--owner-pid-fd", str(owner)]
+        command, environment = module_command(
+            "emulator", "--connection-fd", str(connection), "--owner-pid-fd", str(owner), *chosen
+        )
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "emulator", *arguments, *chosen],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=(connection, owner),
@@ -64,8 +63,5 @@ class PrivateEmulator:
         """Wait for it to end after our end was closed, then insist. Leaves no zombie; idempotent."""
         with contextlib.suppress(OSError):
             self.socket.close()
-        try:
-            self._process.wait(timeouts.EMULATOR_STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        if not wait_or_kill(self._process, timeouts.EMULATOR_STOP_S, timeouts.REAP_S):
+            _log.warning("the emulator, process %d, was killed and does not end", self.pid)

@@ -1,4 +1,4 @@
-"""What a queue needs of the device it belongs to, and an event of the queue it was submitted to."""
+"""The device as a queue sees it, and the queue as an event sees it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who sleeps until a queue has reaped something: threads, and event loops.
+"""Sleepers until a queue has reaped something: threads, and event loops.
 
 Of the sleeping threads one, the leader, sleeps on the interrupt; the others sleep on tokens of their own and are told.
 Descriptors are copies, owned by what sleeps on them: a number that someone else closed may already be another file.

@@ -1,4 +1,4 @@
-"""How far the device's outputs may be from the reference, and how far they are."""
+"""Agreement of the device's outputs with the reference: the distance, and the distance allowed."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from driver_shim.errors import NpuError
-from sdk.opening.child_process import module_command
+from driver_shim.shared.child_process import module_command
 
 _FACTS = "facts.json"
 _ARRAY = "array:"

@@ -82,7 +82,7 @@ def end_of(process: subprocess.Popen[str]) -> None:
 def in_line(address: str, pid: int) -> None:
     """Return when the process has a ticket."""
     deadline = time.monotonic() + PATIENCE_S
-    while pid not in [ticket.owner and ticket.owner.pid for ticket in device_line(address).live()]:
+    while pid not in [owner and owner.pid for owner in device_line(address).live().values()]:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 

@@ -54,6 +54,19 @@ class Journal(list[FlashOperation]):
         super().append(operation)
 
 
+def torn(operation: FlashOperation) -> bytes:
+    """What is there when power fails half way: cells near their old value, some between, some at the new one.
+
+    The first half of the bytes has changed; in the next eighth every other bit has, since cells do not switch
+    together; the rest is as before.
+    """
+    before, after = operation.before, operation.after
+    changed, between = len(after) // 2, len(after) // 8
+    halves = zip(before[changed : changed + between], after[changed : changed + between], strict=True)
+    mixed = bytes(old & 0xAA | new & 0x55 for old, new in halves)
+    return after[:changed] + mixed + before[changed + between :]
+
+
 def moments(before: bytes, after: bytes, journal: Journal) -> Iterator[Moment]:
     """Every state of storage from `before` to `after`."""
     contents = bytearray(before)
@@ -66,7 +79,7 @@ def moments(before: bytes, after: bytes, journal: Journal) -> Iterator[Moment]:
         if counter != last:  # else it is the moment after the operation before
             yield Moment(f"before {what}", bytes(contents))
             last = counter
-        contents[place] = operation.torn()
+        contents[place] = torn(operation)
         yield Moment(f"inside {what}", bytes(contents))
         contents[place] = operation.after
         yield Moment(f"after {what}", bytes(contents))
@@ -92,17 +105,17 @@ def check_marks(bench: CoreBench) -> None:
     flash = bench.storage.flash
     state, _ = newest_boot_state([flash.read(offset, BOOT_STATE.size) for offset in BOOT_STATE_OFFSETS])
     for slot in {state.confirmed, state.trial} - {Slot.NONE}:
-        bench.chip.rom.verify(bench.chip.rom.slot_image(slot))
+        bench.core.rom.verify(bench.core.rom.slot_image(slot))
     for slot in (Slot.A, Slot.B):
         if slot.proven_bit in state.proven:  # whole, though a raised security counter may shut it out
-            check_integrity(parse_image(bench.chip.rom.slot_image(slot)))
+            check_integrity(parse_image(bench.core.rom.slot_image(slot)))
 
 
 def recover(bench: CoreBench, slot: Slot, image: bytes) -> None:
     """What the debug port has the boot ROM do."""
     bench.boot(CoreReset.RECOVERY)
-    bench.chip.recovery.stage(0, image)
-    bench.chip.recovery.install(slot, len(image))
+    bench.core.recovery.stage(0, image)
+    bench.core.recovery.install(slot, len(image))
 
 
 def check_boots(moment: Moment) -> None:
@@ -112,7 +125,7 @@ def check_boots(moment: Moment) -> None:
         for _ in range(2):
             assert bench.boot_to_ready(), moment.when
             slot = Slot(bench.progress()["slot"])
-            bench.chip.rom.verify(bench.chip.rom.slot_image(slot))
+            bench.core.rom.verify(bench.core.rom.slot_image(slot))
 
 
 def failures(states: Iterator[Moment]) -> Iterator[str]:
@@ -223,14 +236,14 @@ def test_a_recovery_survives_a_power_cut_at_every_flash_operation(
     third = firmware_image(security_counter=1, version="3.0.0")
     with core_bench(fresh_storage(old)) as bench:
         bench.storage.memory[Slot.B.offset : Slot.B.offset + len(new)] = new
-        bench.chip.rom.write_boot_state(marks)
+        bench.core.rom.write_boot_state(marks)
         before, journal = bench.contents(), record(bench)
         recover(bench, slot, third)
         after = bench.contents()
-        state = bench.chip.rom.boot_state()
+        state = bench.core.rom.boot_state()
         failed = Slot.NONE if marks.failed is slot else marks.failed
         assert state[1:] == BootState(confirmed=slot, failed=failed, proven=marks.proven | slot.proven_bit)[1:]
-        assert bench.chip.rom.slot_image(slot) == third
+        assert bench.core.rom.slot_image(slot) == third
     assert {operation.offset for operation in journal[:2]} <= set(BOOT_STATE_OFFSETS), "marks go first"
     assert list(failures(moments(before, after, journal))) == []
 

@@ -7,7 +7,7 @@ import errno
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -70,6 +70,12 @@ def client(path: Path) -> Iterator[RawClient]:
         yield client
 
 
+def encode_writes(writes: Sequence[vu.RegionWrite]) -> bytes:
+    """Payload of a REGION_WRITE_MULTI."""
+    entries = (vu.WRITE_ONE.build(offset=w.offset, region=w.region, count=len(w.data), data=w.data) for w in writes)
+    return vu.WRITE_MULTI.pack(len(writes)) + b"".join(entries)
+
+
 def access(region: int, offset: int, count: int, data: bytes = b"") -> bytes:
     return vu.REGION_ACCESS.pack(offset, region, count) + data
 
@@ -95,7 +101,7 @@ KINDS: dict[str, tuple[Command, bytes, str]] = {
     "REGION_READ": (Command.REGION_READ, access(0, 0, 4), ""),
     "REGION_WRITE": (Command.REGION_WRITE, access(0, 0, 4, b"abcd"), ""),
     "RESET": (Command.DEVICE_RESET, b"", ""),
-    "WRITE_MULTI": (Command.REGION_WRITE_MULTI, vu.encode_writes([vu.RegionWrite(0, 0, b"abcd")]), ""),
+    "WRITE_MULTI": (Command.REGION_WRITE_MULTI, encode_writes([vu.RegionWrite(0, 0, b"abcd")]), ""),
 }
 
 
@@ -285,15 +291,15 @@ def test_posted_messages_are_never_answered_not_even_wrong_ones(function: SmallF
     client.send(Command.REGION_READ, access(0, 0, 4), no_reply=True)
     client.send(Command.DMA_UNMAP, b"", no_reply=True)
     client.send(99, b"", no_reply=True)
-    client.send(Command.REGION_WRITE_MULTI, vu.encode_writes([vu.RegionWrite(0, 0, b"multi")]), no_reply=True)
+    client.send(Command.REGION_WRITE_MULTI, encode_writes([vu.RegionWrite(0, 0, b"multi")]), no_reply=True)
     assert client.read(0, 0, 12) == b"multi\0\0\0post"
 
 
 def test_coalesced_writes_are_all_done_or_none(client: RawClient) -> None:
     good = [vu.RegionWrite(0, 0, b"ab"), vu.RegionWrite(4, 0, b"cd")]
-    assert client.ask(Command.REGION_WRITE_MULTI, vu.encode_writes(good)).payload == b"\2\0\0\0\0\0\0\0"
+    assert client.ask(Command.REGION_WRITE_MULTI, encode_writes(good)).payload == b"\2\0\0\0\0\0\0\0"
     bad = [vu.RegionWrite(0, 0, b"zz"), vu.RegionWrite(BAR0_BYTES, 0, b"zz")]
-    assert client.ask(Command.REGION_WRITE_MULTI, vu.encode_writes(bad)).error == errno.EINVAL
+    assert client.ask(Command.REGION_WRITE_MULTI, encode_writes(bad)).error == errno.EINVAL
     assert client.read(0, 0, 6) == b"ab\0\0cd"
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from driver_shim import timeouts
 from driver_shim.cards.holder import Claim, claim, device_line, holder_of
-from driver_shim.cards.tickets import own_record
+from driver_shim.cards.line import own_record
 from driver_shim.errors import DeviceBusy, Timeout
 from driver_shim.shared.runtime_folder import TICKET_SUFFIX, TicketRecord
 from tests.support.children import run
@@ -144,7 +144,7 @@ for _ in range(400):
     signal.signal(signal.SIGALRM, signal.SIG_IGN)
     signal.setitimer(signal.ITIMER_REAL, 0)
     first = None
-    assert device_line(address, folder).live() == []
+    assert not device_line(address, folder).live()
     lock = os.open(folder, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(lock)
@@ -318,7 +318,7 @@ def test_an_unreadable_ticket_counts_while_it_is_locked_and_is_removed_afterward
     assert caught.value.holder is None and holder_of(ADDRESS, tmp_path) is None
     os.close(fd)
     held = ours(tmp_path)
-    assert device_line(ADDRESS, tmp_path).live()[0].owner is not None
+    assert next(iter(device_line(ADDRESS, tmp_path).live().values())) is not None
     held.release()
     assert list(tmp_path.iterdir()) == []
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
+from driver_shim.protocol.elf import ElfError
 from driver_shim.protocol.firmware_slots import (
     BOOT_STATE,
     BOOT_STATE_OFFSETS,
@@ -37,10 +38,9 @@ from emulator.management.npu.storage import (
     open_storage,
 )
 from emulator.management.riscv.board import BoardError, parse_board
-from emulator.management.riscv.elf import parse_program
-from emulator.management.riscv.elf_errors import ElfError
 from emulator.management.riscv.machine import Machine
 from emulator.management.riscv.memory import Memories, Memory
+from emulator.management.riscv.program import parse_program
 from emulator.state_error import StateError
 from tests.fuzz.device import fuzzed
 from tests.support.core_bench import REFERENCE_IMAGE, core_bench
@@ -121,7 +121,7 @@ def test_a_damaged_chip_boots_what_verifies_or_waits_in_recovery(
                 assert bench.progress()["post_code"] == Post.RECOVERY
             else:
                 slot = Slot(bench.progress()["slot"])
-                bench.chip.rom.verify(bench.chip.rom.slot_image(slot))
+                bench.core.rom.verify(bench.core.rom.slot_image(slot))
                 assert bench.ready()
             reason = CoreReset.HOST
         intact = contents[ONE_TIME_OFFSET:] == healthy()[ONE_TIME_OFFSET:]
@@ -139,7 +139,7 @@ def test_storage_of_another_length_is_refused_and_left_alone(size: int) -> None:
         os.truncate(path, size)
         try:
             os.close(open_storage(Path(folder), REFERENCE_IMAGE))
-            raise AssertionError("noughts are no one-time values")
+            raise AssertionError("zeros are no one-time values")
         except StateError:
             assert path.stat().st_size == size
     assert FLASH_BYTES < STORAGE_BYTES

@@ -132,9 +132,9 @@ def test_requests_that_are_rung_before_the_last_is_answered(requests: list[bytes
         for at, request in enumerate(requests):
             bench.link.request[:] = request.ljust(MAILBOX_BYTES, b"\0")
             bench.link["ring_number"] += 1
-            bench.chip.look()
-            bench.chip.machine.run(steps[at % len(steps)] if steps else 1)
-            if bench.chip.machine.run(0).reset is not None:
+            bench.core.look()
+            bench.core.machine.run(steps[at % len(steps)] if steps else 1)
+            if bench.core.machine.run(0).reset is not None:
                 bench.boot_to_ready(CoreReset.FIRMWARE)
         assert bench.run_until(lambda: bench.link["answer_number"] == bench.link["ring_number"])
         assert bench.run_until(lambda: bench.progress()["post_code"] == Post.FIRMWARE_READY)

@@ -11,6 +11,7 @@ from driver_shim.protocol.usb import Setup
 from emulator.usb.transfer import Answer, Ending
 from tests.fuzz.device import fuzzed
 from tests.support.debug_port_bench import CLASS_IN, CLASS_OUT, GOOD, VENDOR_IN, VENDOR_OUT, Bench
+from tests.support.debug_ports import encode_unlink
 
 EXAMPLES = 100
 MAX_STEPS = 40
@@ -94,7 +95,7 @@ REQUESTS = st.one_of(
         st.integers(0, 2),
         st.integers(-(1 << 31), (1 << 31) - 1),
     ),
-    st.just(usbip.encode_unlink(usbip.Unlink(2, 1), 0x10002)),
+    st.just(encode_unlink(usbip.Unlink(2, 1), 0x10002)),
 )
 
 

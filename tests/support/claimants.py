@@ -94,7 +94,7 @@ class Claimants:
 
     def line(self) -> list[int | None]:
         """PIDs of the live tickets, in order."""
-        return [ticket.owner and ticket.owner.pid for ticket in device_line(ADDRESS, self.folder).live()]
+        return [owner and owner.pid for owner in device_line(ADDRESS, self.folder).live().values()]
 
     def files(self) -> list[str]:
         """What lies in the folder."""

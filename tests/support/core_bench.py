@@ -1,4 +1,4 @@
-"""A management core on the bench: the chip in this process, without wall time, driven like the PCI function would."""
+"""A management core on the bench: the core in this process, without wall time, driven like the PCI function would."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from driver_shim.protocol.mailbox import (
 from driver_shim.protocol.management_registers import MTIME_HERTZ
 from driver_shim.protocol.registers import REGISTERS, CoreReset, Post
 from emulator.management.link import Link, make_link_file
-from emulator.management.npu.core import Chip
+from emulator.management.npu.core import Core
 from emulator.management.npu.storage import Storage, fresh_storage
 from emulator.management.npu.thermal import Thermal, ThermalFigures
 from emulator.management.process.console_wire import ConsoleWire
@@ -35,7 +35,7 @@ HOST_ADDRESS = 0x1_0000_0000
 
 
 class CoreBench:
-    """One powered chip. `host` is host memory that it can reach by DMA, at `HOST_ADDRESS`."""
+    """One powered core. `host` is host memory that it can reach by DMA, at `HOST_ADDRESS`."""
 
     def __init__(self, contents: bytes | None = None, figures: ThermalFigures | None = None) -> None:
         fd = os.memfd_create("bench-flash")
@@ -60,11 +60,11 @@ class CoreBench:
         thermal = Thermal(
             figures or ThermalFigures(), lambda: self.link["busy_ticks"], 1_000_000_000, 2, lambda: self.wall_ns
         )
-        self.chip = Chip(self.storage, self.link, thermal, transmit=self._wire.transmit, wake_function=lambda: None)
+        self.core = Core(self.storage, self.link, thermal, transmit=self._wire.transmit, wake_function=lambda: None)
 
     def close(self) -> None:
         """Power off; what storage held can still be read with `contents`."""
-        self.chip.close()
+        self.core.close()
         os.close(self._fd)
 
     def contents(self) -> bytes:
@@ -75,11 +75,11 @@ class CoreBench:
 
     def boot(self, reason: CoreReset = CoreReset.POWER_ON) -> None:
         """Reset the core."""
-        self.runs = self.chip.boot(reason)
+        self.runs = self.core.boot(reason)
 
     def run_until(self, done: Callable[[], bool], ticks: int = _PATIENCE_TICKS) -> bool:
         """Let the core run until `done`, at most for so many ticks of its own; whether it was done."""
-        machine = self.chip.machine
+        machine = self.core.machine
         goal = machine.tick + ticks
         while not done():
             if not self.runs or machine.tick >= goal:
@@ -119,8 +119,8 @@ class CoreBench:
         return REGISTERS["boot_progress"].decode(self.link["boot_progress"])
 
     def _serve(self) -> None:
-        self.chip.look()
-        self._wire.feed(self.chip.receive)
+        self.core.look()
+        self._wire.feed(self.core.receive)
         number = self.link["dma_number"]
         if number != self.link["dma_finished"]:
             address, length = self.link["dma_address"], self.link["dma_length"]
@@ -173,12 +173,12 @@ class CoreBench:
 
 def milliseconds(bench: CoreBench) -> int:
     """The core's own time."""
-    return bench.chip.machine.tick * 1000 // MTIME_HERTZ
+    return bench.core.machine.tick * 1000 // MTIME_HERTZ
 
 
 @contextmanager
 def core_bench(contents: bytes | None = None, figures: ThermalFigures | None = None) -> Iterator[CoreBench]:
-    """A chip, powered off in the end."""
+    """A core, powered off in the end."""
     bench = CoreBench(contents, figures)
     try:
         yield bench

@@ -44,6 +44,12 @@ class Served(NamedTuple):
         return f"usb:{self.serial}"
 
 
+def encode_unlink(request: usbip.Unlink, devid: int) -> bytes:
+    """The wish to have a transfer back; our own host never has it."""
+    head = usbip.BASIC.build(command=usbip.Command.UNLINK, seqnum=request.seqnum, devid=devid)
+    return head + usbip.UNLINK.build(unlink_seqnum=request.unlinked)
+
+
 @contextlib.contextmanager
 def served(folder: Path, *arguments: str) -> Iterator[Served]:
     """An emulator that publishes in `folder`, where `NPU_RUNTIME_DIR` must point for it to be found."""
@@ -154,7 +160,7 @@ class RawHost:
     def unlink(self, seqnum: int) -> int:
         """Ask for a transfer back; the seqnum of that."""
         self._seqnum += 1
-        self.send(usbip.encode_unlink(usbip.Unlink(self._seqnum, seqnum), DEVICE_ID))
+        self.send(encode_unlink(usbip.Unlink(self._seqnum, seqnum), DEVICE_ID))
         return self._seqnum
 
     def returned(self, *, inward: bool = True) -> tuple[int, int, int, bytes]:

@@ -1,4 +1,4 @@
-"""Where the checkout is that the tests are part of."""
+"""The checkout that the tests are part of."""
 
 from __future__ import annotations
 

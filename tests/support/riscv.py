@@ -180,7 +180,7 @@ class Rig:
         self.put(RAM, *program, HERE)
         self.put(HANDLER, *handler)
         self.write(MTVEC, HANDLER)
-        for half in (_MTIMECMP, _MTIMECMP + 4):  # as programs do first: it is nought
+        for half in (_MTIMECMP, _MTIMECMP + 4):  # as programs do first: it is zero
             self.machine.clint.write(half, 4, WORD_MASK)
 
     def __enter__(self) -> Rig:

@@ -73,7 +73,7 @@ class ScriptedCore(ManagementPort):
         self.state = MailboxState.IDLE
         self.result = 0
         self.withdrawn = 0
-        self.window = bytearray(mailbox.MAILBOX_BYTES)
+        self.mailbox_window = bytearray(mailbox.MAILBOX_BYTES)
         self.staging = bytearray(STAGING_BYTES)
         self.update = UpdateState.NONE
         self.update_result = 0
@@ -109,7 +109,7 @@ class ScriptedCore(ManagementPort):
             protocol=mailbox.MAILBOX_VERSION,
             slot=self.slot,
             on_trial=int(self.on_trial),
-            version=self.firmware_version(),
+            version=self.read("firmware_version"),
             build_id=self.build_id,
             boot_reason=int(self.reason),
             boots=self.boots,
@@ -253,40 +253,63 @@ class ScriptedCore(ManagementPort):
 
     # --- registers ---------------------------------------------------------------------------------------------
 
-    def boot_progress(self) -> int:
+    def read(self, register: str) -> int:
         """See ManagementPort."""
-        return REGISTERS["boot_progress"].encode(
-            post_code=self.post, boot_reason=int(self.reason), slot=int(self.slot), trial=int(self.on_trial)
-        )
+        name, _, index = register.rpartition("_")
+        if name == "mailbox_data":
+            at = 8 * int(index)
+            return int.from_bytes(self.mailbox_window[at : at + 8], "little")
+        return self._readings()[register]
 
-    def firmware_version(self) -> int:
-        """See ManagementPort."""
+    def _readings(self) -> dict[str, int]:
         image = self.image(self.slot)
-        return encoded(image.version) if image else 0
-
-    def firmware_build_id(self) -> int:
-        """See ManagementPort."""
-        return self.build_id
-
-    def control(self, value: int) -> None:
-        """Not needed here."""
-
-    def reading(self, name: str) -> int:
-        """See ManagementPort."""
-        readings = {
-            "temperature": self.temperature_millicelsius & 0xFFFF_FFFF,
-            "power": 12_250,
-            "voltage": 800,
-            "age": self.sensor_age_ms,
+        explained = (Post.ABSENT, Post.HELD, Post.LOST, Post.POWERED_OFF)
+        state = MailboxState.ABSENT if self.post in explained else self.state
+        return {
+            "boot_progress": REGISTERS["boot_progress"].encode(
+                post_code=self.post, boot_reason=int(self.reason), slot=int(self.slot), trial=int(self.on_trial)
+            ),
+            "firmware_version": encoded(image.version) if image else 0,
+            "firmware_build_id": self.build_id,
+            "sensor_temperature": self.temperature_millicelsius & 0xFFFF_FFFF,
+            "sensor_power": 12_250,
+            "sensor_voltage": 800,
+            "sensor_age": NEVER_MEASURED if self.post == Post.ABSENT else self.sensor_age_ms,
             "throttle": 1,
+            "console_written": len(self.console),
+            "console_room": self.room,
+            "mailbox_status": REGISTERS["mailbox_status"].encode(state=int(state), result=self.result),
         }
-        return readings[name] if self.post != Post.ABSENT or name != "age" else NEVER_MEASURED
 
-    def console_written(self) -> int:
-        """See ManagementPort."""
-        return len(self.console)
+    def write(self, register: str, value: int) -> bool:
+        """See ManagementPort; `core_control` does nothing here."""
+        name, _, index = register.rpartition("_")
+        if name == "mailbox_data":
+            at = 8 * int(index)
+            self.mailbox_window[at : at + 8] = value.to_bytes(8, "little")
+        elif register == "console_input" and self.room:
+            self.typed += bytes([value])
+            self.room -= 1
+        elif register == "mailbox_control":
+            asked = REGISTERS["mailbox_control"].decode(value)
+            if asked["withdraw"]:
+                self.withdraw()
+            return not asked["ring"] or self.ring()
+        return True
 
-    def console_window(self, offset: int, size: int) -> bytes:
+    def ring(self) -> bool:
+        """A request is handed over; False while there is one."""
+        if self.state is MailboxState.BUSY:
+            return False
+        self.state = MailboxState.BUSY
+        return True
+
+    def withdraw(self) -> None:
+        """The request is taken back."""
+        self.withdrawn += self.state is MailboxState.BUSY
+        self.state = MailboxState.IDLE
+
+    def window(self, offset: int, size: int) -> bytes:
         """See ManagementPort."""
         window = bytearray(CONSOLE_WINDOW_BYTES)
         start = max(0, len(self.console) - CONSOLE_WINDOW_BYTES)
@@ -294,52 +317,16 @@ class ScriptedCore(ManagementPort):
             window[at % CONSOLE_WINDOW_BYTES] = self.console[at]
         return bytes(window[offset : offset + size])
 
-    def console_input(self, byte: int) -> None:
-        """What the host types."""
-        if self.room:
-            self.typed += bytes([byte])
-            self.room -= 1
-
-    def console_room(self) -> int:
-        """See ManagementPort."""
-        return self.room
-
-    def mailbox_ring(self) -> bool:
-        """See ManagementPort."""
-        if self.state is MailboxState.BUSY:
-            return False
-        self.state = MailboxState.BUSY
-        return True
-
-    def mailbox_withdraw(self) -> None:
-        """See ManagementPort."""
-        self.withdrawn += self.state is MailboxState.BUSY
-        self.state = MailboxState.IDLE
-
-    def mailbox_status(self) -> int:
-        """See ManagementPort."""
-        explained = (Post.ABSENT, Post.HELD, Post.LOST, Post.POWERED_OFF)
-        state = MailboxState.ABSENT if self.post in explained else self.state
-        return REGISTERS["mailbox_status"].encode(state=int(state), result=self.result)
-
-    def mailbox_read(self, index: int) -> int:
-        """See ManagementPort."""
-        return int.from_bytes(self.window[8 * index : 8 * index + 8], "little")
-
-    def mailbox_write(self, index: int, value: int) -> None:
-        """See ManagementPort."""
-        self.window[8 * index : 8 * index + 8] = value.to_bytes(8, "little")
-
     def step(self, memory: AddressSpace, *, bus_master: bool, busy_ticks: int) -> bool:
         """Answer what is asked."""
         if self.state is not MailboxState.BUSY or self.silent:
             return False
-        command, length, sequence = mailbox.REQUEST.unpack_from(self.window)
+        command, length, sequence = mailbox.REQUEST.unpack_from(self.mailbox_window)
         begin = mailbox.REQUEST.size
-        self.result, body = self._answer(command, bytes(self.window[begin : begin + length]), memory)
+        self.result, body = self._answer(command, bytes(self.mailbox_window[begin : begin + length]), memory)
         head = mailbox.REQUEST.pack(command, len(body), sequence)
         answer = self.head(head) + body
-        self.window[: len(answer)] = answer[: mailbox.MAILBOX_BYTES]
+        self.mailbox_window[: len(answer)] = answer[: mailbox.MAILBOX_BYTES]
         self.state = MailboxState.DONE
         if self._reset_due:
             self._reset_due = False
@@ -351,7 +338,8 @@ class ScriptedCore(ManagementPort):
         return []
 
     def device_reset(self) -> None:
-        """A healthy core does not notice."""
+        """See ManagementPort."""
+        self.withdraw()
 
     def close(self) -> None:
         """Nothing is held."""

@@ -1,7 +1,7 @@
 """A stranger's bare-metal program on a machine of its own, as `qemu-system-riscv32 -M virt -bios none -kernel` runs it.
 
 `StandaloneRun` is stepped by whoever owns the loop (a process, a test); it neither sleeps nor blocks. It differs from
-QEMU in that a1 is nought, for there is no device tree, and that the program begins at the file's entry.
+QEMU in that a1 is zero, for there is no device tree, and that the program begins at the file's entry.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from driver_shim.protocol.registers import CoreReset
 from emulator.management.riscv.board import Board, default_board
-from emulator.management.riscv.elf import Program, read_program
 from emulator.management.riscv.machine import ACCESS_CYCLES, Machine, Stop, StopReason
+from emulator.management.riscv.program import Program, read_program
 from emulator.management.riscv.uart16550 import Uart16550
 
 _HART_ID = 0

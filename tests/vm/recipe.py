@@ -46,7 +46,7 @@ BUILD_PACKAGES = ("build-essential", "flex", "bison", "bc", "libelf-dev", "libss
 """What building a kernel takes on this machine."""
 MODULES = ("virtio_pci", "virtio_blk", "ext4", "9pnet_virtio", "9p")
 """What the guest needs to find its root file system; it loads everything else itself."""
-SIGNATURE_TOOLS = ("cryptography", "pyelftools")
+SIGNATURE_TOOLS = ("cryptography",)
 TEST_TOOLS = ("hypothesis", "jsonschema", "pytest")
 """Packages of the extra `dev` that begin with these run in the guest too."""
 IMAGE_SIZE = "1500M"

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from driver_shim.cards.doctor.checks import Machine, Observation, Status
+from driver_shim.cards.doctor.checks import HostMachine, Observation, Status
 from driver_shim.cards.doctor.machine import JOIN_GROUP, iommu
 from driver_shim.cards.pci_sysfs import (
     PCI_SCHEME,
@@ -29,7 +29,7 @@ _LEAST_BAR_BYTES = {BAR0: BAR0_BYTES, BAR2: 2 * DOORBELL_PAGE_BYTES}
 _BARS = (BAR0, BAR2, BAR4)
 
 
-def driver(machine: Machine, card: str) -> Observation:
+def driver(machine: HostMachine, card: str) -> Observation:
     """Whether vfio-pci has the card."""
     bound = driver_of(_folder(machine, card))
     if bound == VFIO_DRIVER:
@@ -38,7 +38,7 @@ def driver(machine: Machine, card: str) -> Observation:
     return Observation(Status.FAIL, found, f"sudo npuctl bind -d {PCI_SCHEME}{card}")
 
 
-def iommu_group(machine: Machine, card: str) -> Observation:
+def iommu_group(machine: HostMachine, card: str) -> Observation:
     """Whether the card's IOMMU group can be given to VFIO as a whole."""
     folder = _folder(machine, card)
     group = group_of(folder)
@@ -54,7 +54,7 @@ def iommu_group(machine: Machine, card: str) -> Observation:
     return Observation(Status.FAIL, f"kernel drivers hold other functions of group {group}: {named}", "\n".join(steps))
 
 
-def access(machine: Machine, card: str) -> Observation:
+def access(machine: HostMachine, card: str) -> Observation:
     """Whether this user may open the card, through its group or by itself."""
     folder, dev = _folder(machine, card), machine.roots.dev
     if driver_of(folder) != VFIO_DRIVER:
@@ -72,7 +72,7 @@ def access(machine: Machine, card: str) -> Observation:
     return Observation(Status.FAIL, "; ".join(map(str, troubles)), JOIN_GROUP)
 
 
-def bars(machine: Machine, card: str) -> Observation:
+def bars(machine: HostMachine, card: str) -> Observation:
     """Whether the machine's firmware or the kernel gave the card the address ranges that the driver needs."""
     ranges = _ranges(_folder(machine, card) / "resource")
     if not ranges:
@@ -100,7 +100,7 @@ def bars(machine: Machine, card: str) -> Observation:
     return Observation(Status.FAIL, "; ".join(wrong), remedy)
 
 
-def link(machine: Machine, card: str) -> Observation:
+def link(machine: HostMachine, card: str) -> Observation:
     """Whether the link runs as wide and as fast as both its ends can."""
     folder = _folder(machine, card)
     now, own = _link(folder, "current"), _link(folder, "max")
@@ -119,7 +119,7 @@ def link(machine: Machine, card: str) -> Observation:
     return Observation(Status.OK, str(now))
 
 
-def power(machine: Machine, card: str) -> Observation:
+def power(machine: HostMachine, card: str) -> Observation:
     """The power state. An idle card may sleep; to open it wakes it."""
     folder = _folder(machine, card)
     state = text_of(folder / "power_state")
@@ -127,7 +127,7 @@ def power(machine: Machine, card: str) -> Observation:
     return Observation(Status.INFO, ", ".join(part for part in (state, runtime) if part) or "the kernel does not tell")
 
 
-def user(machine: Machine, card: str) -> Observation:
+def user(machine: HostMachine, card: str) -> Observation:
     """Which process uses the card."""
     nodes = nodes_of(_folder(machine, card), machine.roots.dev)
     users = find_users(card, nodes, machine.roots.proc)
@@ -155,11 +155,11 @@ class _Link(NamedTuple):
         return f"x{self.width} at {self.speed:g} GT/s"
 
 
-def _folder(machine: Machine, card: str) -> Path:
+def _folder(machine: HostMachine, card: str) -> Path:
     return machine.roots.functions / card
 
 
-def _trouble(machine: Machine, node: Path) -> str | None:
+def _trouble(machine: HostMachine, node: Path) -> str | None:
     if not node.exists():
         return f"{node} is not there"
     return None if machine.access(node, _READ_WRITE) else f"no permission for {node}"

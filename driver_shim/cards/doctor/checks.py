@@ -1,4 +1,4 @@
-"""What a check of the machine looks at, and what it answers."""
+"""The host machine that checks look at, and their answers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def writable(folder: Path) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Machine:
+class HostMachine:
     """What checks look at. Every part can be another's in tests."""
 
     roots: Roots

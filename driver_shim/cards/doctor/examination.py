@@ -1,4 +1,4 @@
-"""Finds out what keeps programs from their devices: a table of checks, none of which opens or resets a card."""
+"""Search for what keeps programs from their devices: a table of checks, none of which opens or resets a card."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 from driver_shim.cards.doctor import cards as doctor_cards
 from driver_shim.cards.doctor import machine as doctor_machine
-from driver_shim.cards.doctor.checks import Finding, Machine, Observation
+from driver_shim.cards.doctor.checks import Finding, HostMachine, Observation
 from driver_shim.cards.pci_sysfs import PCI_SCHEME
 
-MACHINE_CHECKS: dict[str, Callable[[Machine], Observation]] = {
+MACHINE_CHECKS: dict[str, Callable[[HostMachine], Observation]] = {
     "versions": doctor_machine.versions,
     "emulator": doctor_machine.emulator,
     "runtime-folder": doctor_machine.runtime_folder,
@@ -25,7 +25,7 @@ MACHINE_CHECKS: dict[str, Callable[[Machine], Observation]] = {
 }
 """Checks of the machine, in the order in which what they find is mended."""
 
-CARD_CHECKS: dict[str, Callable[[Machine, str], Observation]] = {
+CARD_CHECKS: dict[str, Callable[[HostMachine, str], Observation]] = {
     "iommu-group": doctor_cards.iommu_group,
     "driver": doctor_cards.driver,
     "access": doctor_cards.access,
@@ -37,7 +37,7 @@ CARD_CHECKS: dict[str, Callable[[Machine, str], Observation]] = {
 """Checks of each card."""
 
 
-def examine(machine: Machine, cards: Sequence[str] | None = None) -> Iterator[Finding]:
+def examine(machine: HostMachine, cards: Sequence[str] | None = None) -> Iterator[Finding]:
     """All checks of the machine, then those of each of `cards` (bus addresses; None: of all there are)."""
     for name, check in MACHINE_CHECKS.items():
         yield Finding(name, *check(machine), device=None)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from driver_shim.cards.discovery import find_cards, seen_cards, visible_entries
-from driver_shim.cards.doctor.checks import Machine, Observation, Status
+from driver_shim.cards.doctor.checks import HostMachine, Observation, Status
 from driver_shim.cards.pci_sysfs import NOIOMMU_NAME, VFIO_DRIVER, names_in, number_of, text_of
 from driver_shim.protocol.config_space import DEVICE_ID, VENDOR_ID
 from driver_shim.protocol.registers import CONTRACT_MAJOR, CONTRACT_MINOR
@@ -35,7 +35,7 @@ JOIN_GROUP = (
 """Steps to be let at the VFIO nodes and the runtime folder."""
 
 
-def versions(machine: Machine) -> Observation:
+def versions(machine: HostMachine) -> Observation:
     """What is installed, for a bug report; whether something needed is missing."""
     kernel = text_of(machine.roots.proc / "sys/kernel/osrelease") or "unknown"
     shown = {
@@ -53,7 +53,7 @@ def versions(machine: Machine) -> Observation:
     return Observation(Status.INFO, text)
 
 
-def emulator(machine: Machine) -> Observation:
+def emulator(machine: HostMachine) -> Observation:
     """Whether processes can use an emulated device here."""
     kind = platform.machine()
     if sys.platform != "linux" or kind not in _MACHINES:
@@ -73,7 +73,7 @@ def emulator(machine: Machine) -> Observation:
     return Observation(Status.OK, 'ready: sdk.Device("emulator"), npuctl emulate')
 
 
-def runtime_folder(machine: Machine) -> Observation:
+def runtime_folder(machine: HostMachine) -> Observation:
     """Whether running devices can be published where others look."""
     folder = folders.runtime_folder(machine.environment)
     there = folder
@@ -94,7 +94,7 @@ def runtime_folder(machine: Machine) -> Observation:
     return Observation(Status.OK, f"{shown}; this user's own, since there is no {shared}")
 
 
-def card(machine: Machine) -> Observation:
+def card(machine: HostMachine) -> Observation:
     """Whether a card of ours is on the bus."""
     if machine.cards:
         return Observation(Status.OK, f"{len(machine.cards)} on the bus: {', '.join(machine.cards)}")
@@ -111,7 +111,7 @@ def card(machine: Machine) -> Observation:
     return Observation(Status.INFO, "no card on the bus: programs use an emulator (what follows is for a card)")
 
 
-def iommu(machine: Machine) -> Observation:
+def iommu(machine: HostMachine) -> Observation:
     """Whether the kernel has an IOMMU in use, and if not, why."""
     sysfs = machine.roots.sys
     groups = sysfs / "kernel/iommu_groups"
@@ -137,7 +137,7 @@ def iommu(machine: Machine) -> Observation:
     return Observation(machine.hindrance, found, remedy)
 
 
-def visible_devices(machine: Machine) -> Observation:
+def visible_devices(machine: HostMachine) -> Observation:
     """Whether `NPU_VISIBLE_DEVICES`, if it is set, names cards that are there."""
     entries = visible_entries(machine.environment.get(_VISIBLE))
     if entries is None:
@@ -151,7 +151,7 @@ def visible_devices(machine: Machine) -> Observation:
     return Observation(Status.OK, ", ".join(card.bus_address for card in seen))
 
 
-def interrupts(machine: Machine) -> Observation:
+def interrupts(machine: HostMachine) -> Observation:
     """Whether interrupts are remapped: without that, VFIO opens a card only where it is told that this is accepted."""
     ways = [name for name in _WAYS if _has_module(machine, name)] or [_WAYS[0]]  # each has a parameter of its own
     asking = [
@@ -185,7 +185,7 @@ def interrupts(machine: Machine) -> Observation:
     )
 
 
-def vfio_modules(machine: Machine) -> Observation:
+def vfio_modules(machine: HostMachine) -> Observation:
     """Whether the kernel's VFIO is there, as modules or built in."""
     roots = machine.roots
     container = _has_module(machine, "vfio_iommu_type1") or (roots.dev / "vfio/vfio").exists()
@@ -204,7 +204,7 @@ def vfio_modules(machine: Machine) -> Observation:
     return Observation(Status.OK, f"{VFIO_DRIVER}, {', '.join(ways)}")
 
 
-def vfio_nodes(machine: Machine) -> Observation:
+def vfio_nodes(machine: HostMachine) -> Observation:
     """Whether the nodes that all cards share may be opened."""
     nodes = [node for node in (machine.roots.dev / "vfio/vfio", machine.roots.dev / "iommu") if node.exists()]
     if not nodes:
@@ -220,7 +220,7 @@ def vfio_nodes(machine: Machine) -> Observation:
     return Observation(Status.OK, ", ".join(allowed))
 
 
-def locked_memory(machine: Machine) -> Observation:
+def locked_memory(machine: HostMachine) -> Observation:
     """Whether this user may lock the memory that a card reaches."""
     process = machine.roots.proc / "self"
     if (_field(process / "status", "CapEff:", 16) or 0) >> _CAP_IPC_LOCK & 1:
@@ -239,7 +239,7 @@ def locked_memory(machine: Machine) -> Observation:
     )
 
 
-def huge_pages(machine: Machine) -> Observation:
+def huge_pages(machine: HostMachine) -> Observation:
     """Whether there are huge pages, which make large host buffers faster."""
     info = machine.roots.proc / "meminfo"
     total, free = (_field(info, f"HugePages_{name}:", 10) or 0 for name in ("Total", "Free"))
@@ -249,7 +249,7 @@ def huge_pages(machine: Machine) -> Observation:
     return Observation(Status.INFO, "none reserved; they are not needed", "for speed: sudo sysctl vm.nr_hugepages=64")
 
 
-def lockdown(machine: Machine) -> Observation:
+def lockdown(machine: HostMachine) -> Observation:
     """Whether the kernel's lockdown forbids access to BARs through sysfs."""
     text = text_of(machine.roots.sys / "kernel/security/lockdown") or "[none]"
     level = text.partition("[")[2].partition("]")[0]
@@ -258,7 +258,7 @@ def lockdown(machine: Machine) -> Observation:
     return Observation(Status.INFO, f"{level}: the kernel refuses sysfs: addresses, pci: ones work")
 
 
-def _has_module(machine: Machine, name: str) -> bool:
+def _has_module(machine: HostMachine, name: str) -> bool:
     return (machine.roots.sys / "module" / name).is_dir()
 
 

@@ -1,4 +1,4 @@
-"""What is known of the running boot, kept where the host sees it."""
+"""Facts of the running boot, kept where the host sees them."""
 
 from __future__ import annotations
 

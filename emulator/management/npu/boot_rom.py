@@ -29,10 +29,10 @@ from driver_shim.protocol.image import (
 )
 from driver_shim.protocol.management_registers import RAM_BASE
 from driver_shim.protocol.registers import REGISTERS, CoreReset, Post
+from driver_shim.shared.ed25519 import ed25519_verify
 from emulator.management.npu.boot_record import BootRecord
 from emulator.management.npu.flash import Flash, FlashError
 from emulator.management.npu.one_time import OneTimeValues
-from emulator.management.npu.signature import ed25519_verify
 
 _logger = logging.getLogger("npu.emulator.management")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from driver_shim.protocol.firmware_slots import FLASH_BYTES
 from driver_shim.protocol.management_registers import (
@@ -37,10 +37,8 @@ from emulator.management.npu.thermal import Thermal
 from emulator.management.riscv.board import Board, MemoryEntry, PeripheralEntry, default_board, load_board
 from emulator.management.riscv.machine import ACCESS_CYCLES, Machine
 from emulator.management.riscv.peripheral import Peripheral
+from emulator.management.riscv.program import Program, read_program
 from emulator.management.riscv.uart16550 import Uart16550
-
-if TYPE_CHECKING:
-    from emulator.management.riscv.elf import Program
 
 _FLASH_MEMORY = "flash"
 _Kind = TypeVar("_Kind", bound=Peripheral)
@@ -75,7 +73,7 @@ class ForeignFirmware:
         return load_board(self.board, MODEL_BYTES) if self.board else npu_board()
 
 
-class Chip:
+class Core:
     """One management core."""
 
     def __init__(
@@ -108,8 +106,6 @@ class Chip:
         self._program: Program | None = None
         try:
             if foreign is not None and foreign.elf is not None:
-                from emulator.management.riscv.elf import read_program  # slow, and most chips boot from flash
-
                 self._program = read_program(foreign.elf)
                 self.machine.symbolize = self._program.symbols.place
                 self._program.load(self.machine.memories, self.machine.load_memory)

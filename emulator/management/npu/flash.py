@@ -32,22 +32,6 @@ class FlashOperation(NamedTuple):
         """Whether it was a sector's erase."""
         return len(self.after) == SECTOR_BYTES
 
-    def torn(self) -> bytes:
-        """What is there when power fails half way: cells near their old value, some between, some at the new one.
-
-        The first half of the bytes has changed; in the next eighth every other bit has, since cells do not switch
-        together; the rest is as before.
-        """
-        size = len(self.after)
-        changed, between = size // 2, size // 8
-        mixed = bytes(
-            old & 0xAA | new & 0x55
-            for old, new in zip(
-                self.before[changed : changed + between], self.after[changed : changed + between], strict=True
-            )
-        )
-        return self.after[:changed] + mixed + self.before[changed + between :]
-
 
 class Flash:
     """The whole chip, over memory that outlives the process that uses it."""

@@ -1,4 +1,4 @@
-"""What the chip keeps without power: flash, its wear, and the one-time-programmed values, in one file.
+"""The chip's storage without power: flash, its wear, and the one-time-programmed values, in one file.
 
 The file outlives the core's process, and with a state folder the emulator's. It is written in place, as flash is: a
 kill in the middle of an operation leaves it half done.

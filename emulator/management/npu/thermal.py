@@ -1,4 +1,4 @@
-"""How warm the chip is: power from how busy the engines are, temperature from power, first order in time.
+"""Temperature of the chip: power from how busy the engines are, temperature from power, first order in time.
 
 The figures are assumptions, chosen round; a profile that states its power can replace them.
 """

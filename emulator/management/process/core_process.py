@@ -1,4 +1,4 @@
-"""The management core seen from the PCI function: a process of its own, and the registers that show it.
+"""The management core as the PCI function has it: a process of its own.
 
 The function never waits for it. What it wants of the bus it says in the shared memory and by an eventfd; when it dies,
 boot progress reads `LOST` and the next reset of the device starts it anew, with the flash as it was.
@@ -13,37 +13,24 @@ import select
 import signal
 import socket
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 
-from driver_shim.protocol.mailbox import MailboxState
-from driver_shim.protocol.registers import (
-    CONSOLE_WINDOW_BYTES,
-    NEVER_MEASURED,
-    REGISTERS,
-    Post,
-)
-from driver_shim.shared import fences
+from driver_shim.protocol.registers import CONSOLE_WINDOW_BYTES
+from driver_shim.shared.child_process import main_command, wait_or_kill
 from emulator import timeouts
 from emulator.host_memory.address_space import AddressSpace, DmaFault
-from emulator.management.link import INPUT_BYTES, NUMBER_MASK, Link, make_link_file
+from emulator.management.link import Link, make_link_file
 from emulator.management.port import ManagementPort
+from emulator.management.process.core_registers import CoreRegisters
 
 _logger = logging.getLogger("npu.emulator.management")
 
 _TICK_MASK = (1 << 64) - 1
-_NS_PER_MS = 1_000_000
 _STEPS_PER_LIFE_CHECK = 64
 """The end of the process is looked for this seldom; until then its accesses just stay without an answer."""
 EXIT_FAILED = 1
-NEEDED_MODULES = ("unicorn", "cryptography", "elftools")
+NEEDED_MODULES = ("unicorn", "cryptography")
 """What the extra `[firmware]` brings."""
-_BOOT = (
-    "import os, sys; sys.path[:] = sys.argv.pop(1).split(os.pathsep);"
-    " from emulator.management.process.serve import main; main(sys.argv[1:])"
-)
-"""The core imports what this process would, from where this process would."""
 
 
 def missing_modules() -> list[str]:
@@ -79,25 +66,20 @@ class CoreProcess(ManagementPort):
         self._busy_ticks = -1
         self._dma_done = 0
         self._power_offs = 0
-        self._idle = True
-        """Whether the mailbox is; else a request was rung for and not withdrawn."""
         self._process: subprocess.Popen[bytes] | None = None
         self._pidfd = -1
         self.recovery = None
+        self._registers = CoreRegisters(self._link, lambda: self._process is not None, self._kick)
         self._start()
-
-    # --- the process -------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             inherited = (self._storage_fd, self._link_fd, self._to_core, self._to_function, theirs.fileno())
             self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-c", _BOOT, os.pathsep.join(sys.path)),
-                    *(str(number) for number in (os.getpid(), *inherited)),
-                    *self._arguments,
-                ],
+                main_command(
+                    "emulator.management.process.serve", *map(str, (os.getpid(), *inherited)), *self._arguments
+                ),
                 pass_fds=inherited,
                 stdin=None if self._owns_terminal else subprocess.DEVNULL,
                 process_group=None if self._owns_terminal else 0,
@@ -185,8 +167,21 @@ class CoreProcess(ManagementPort):
         """See ManagementPort."""
         return [self._to_function] if self._process is None else [self._to_function, self._pidfd]
 
+    def read(self, register: str) -> int:
+        """See ManagementPort."""
+        return self._registers.readers[register]()
+
+    def write(self, register: str, value: int) -> bool:
+        """See ManagementPort."""
+        return self._registers.writers[register](value)
+
+    def window(self, offset: int, size: int) -> bytes:
+        """See ManagementPort."""
+        return bytes(self._link.console[offset : min(offset + size, CONSOLE_WINDOW_BYTES)])
+
     def device_reset(self) -> None:
         """See ManagementPort."""
+        self._registers.withdraw()
         if self._process is not None and select.select([self._pidfd], [], [], 0)[0]:
             self._lose()
         if self._process is None:
@@ -205,123 +200,9 @@ class CoreProcess(ManagementPort):
         self._forget_process()  # its end of the channel reads end-of-file
         if process is not None:
             process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(timeouts.CORE_STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            if not wait_or_kill(process, timeouts.CORE_STOP_S, timeouts.REAP_S):
+                _logger.warning("the management core's process %d was killed and does not end", process.pid)
         self._link.close()
         for fd in (self._link_fd, self._to_core, self._to_function, self._storage_fd):
             os.close(fd)
         self._link_fd = -1
-
-    # --- registers ---------------------------------------------------------------------------------------------
-
-    @property
-    def _answers(self) -> bool:
-        """Whether there is a core that executes, or will once it has booted."""
-        return self._process is not None and not self._link["hold"] and not self._link["stopped"]
-
-    def boot_progress(self) -> int:
-        """See ManagementPort."""
-        register = REGISTERS["boot_progress"]
-        if self._process is None:
-            return register.encode(post_code=Post.LOST)
-        if self._link["hold"]:
-            return register.encode(post_code=Post.HELD)
-        return self._link["boot_progress"] or register.encode(post_code=Post.BOOT_ROM)
-
-    def firmware_version(self) -> int:
-        """See ManagementPort."""
-        return self._link["version"] if self._answers else 0
-
-    def firmware_build_id(self) -> int:
-        """See ManagementPort."""
-        return self._link["build_id"] if self._answers else 0
-
-    def control(self, value: int) -> None:
-        """See ManagementPort."""
-        asked = REGISTERS["core_control"].decode(value)
-        self._link["hold"] = asked["hold"]
-        if asked["reset"] or asked["recovery"]:
-            self._link["reset_to_recovery"] = asked["recovery"]
-            self._link.count_up("reset_number")
-        self._kick()
-
-    def reading(self, name: str) -> int:
-        """See ManagementPort."""
-        if name != "age":
-            return self._link[name]
-        if not self._link.noticed("publications"):
-            return NEVER_MEASURED
-        age_ms = (time.monotonic_ns() - self._link["published_ns"]) // _NS_PER_MS
-        return min(max(age_ms, 0), NEVER_MEASURED - 1)
-
-    def console_written(self) -> int:
-        """See ManagementPort."""
-        return self._link.noticed("console_written")
-
-    def console_window(self, offset: int, size: int) -> bytes:
-        """See ManagementPort."""
-        return bytes(self._link.console[offset : min(offset + size, CONSOLE_WINDOW_BYTES)])
-
-    def console_input(self, byte: int) -> None:
-        """See ManagementPort."""
-        if not self.console_room():
-            return
-        self._link.input[self._link["input_written"] % INPUT_BYTES] = byte & 0xFF
-        self._link.count_up("input_written")
-        self._kick()
-
-    def console_room(self) -> int:
-        """See ManagementPort."""
-        if not self._answers:
-            return 0
-        return INPUT_BYTES - ((self._link["input_written"] - self._link.noticed("input_read")) & NUMBER_MASK)
-
-    # --- mailbox -----------------------------------------------------------------------------------------------
-
-    def _mailbox_state(self) -> MailboxState:
-        if self._idle:
-            return MailboxState.IDLE if self._answers else MailboxState.ABSENT
-        if self._link.noticed("answer_number") == self._link["ring_number"]:
-            return MailboxState.DONE
-        return MailboxState.BUSY if self._answers else MailboxState.ABSENT
-
-    def mailbox_ring(self) -> bool:
-        """See ManagementPort."""
-        state = self._mailbox_state()
-        if state is MailboxState.BUSY:
-            return False
-        if state is not MailboxState.ABSENT:
-            self._idle = False
-            self._link.count_up("ring_number")
-            self._kick()
-        return True
-
-    def mailbox_withdraw(self) -> None:
-        """See ManagementPort."""
-        self._idle = True
-        # before anything is written over the request: the core may be copying it
-        self._link["withdraw_number"] = (self._link["withdraw_number"] + 1) & NUMBER_MASK
-        fences.publish()
-
-    def mailbox_status(self) -> int:
-        """See ManagementPort."""
-        state = self._mailbox_state()
-        result = self._link["answer_result"] if state is MailboxState.DONE else 0
-        return REGISTERS["mailbox_status"].encode(state=state, result=result)
-
-    def mailbox_read(self, index: int) -> int:
-        """See ManagementPort."""
-        area = self._link.answer if self._mailbox_state() is MailboxState.DONE else self._link.request
-        return int.from_bytes(area[8 * index : 8 * index + 8], "little")
-
-    def mailbox_write(self, index: int, value: int) -> None:
-        """See ManagementPort."""
-        state = self._mailbox_state()
-        if state is MailboxState.BUSY:
-            return  # the window is the firmware's
-        if state is MailboxState.DONE:
-            self._idle = True  # the answer was taken, and the next request is being written
-        self._link.request[8 * index : 8 * index + 8] = value.to_bytes(8, "little")

@@ -1,4 +1,4 @@
-"""How a management core is started: what the command line says, and the image that a new chip is made with."""
+"""Options of a management core, its start, and the image that a new chip is made with."""
 
 from __future__ import annotations
 

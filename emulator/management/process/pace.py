@@ -1,4 +1,4 @@
-"""How fast the core's process goes: its time follows the wall's, and its work keeps to its share of one CPU."""
+"""Pace of the core's process: its time follows the wall's, and its work keeps to its share of one CPU."""
 
 from __future__ import annotations
 
@@ -45,8 +45,9 @@ class Pace:
         self._tick_then, self._wall_then = tick, self._wall_ns()
 
     def lag(self, tick: int, idle_ticks: int = 0) -> int:
-        """By how many ticks the core's time, `tick`, is behind; it was idle on purpose for so many of them. Where it is
-        ahead, it stays so.
+        """Ticks to add to the core's time, `tick`, so that it has caught up with the wall; 0 where it is ahead.
+
+        A core that fell behind by more than a wake-up takes loses the rest, but for the `idle_ticks` that it slept.
         """
         passed = (self._wall_ns() - self._wall_then) * MTIME_HERTZ // _NS_PER_S
         behind = passed - (tick - self._tick_then)

@@ -1,4 +1,4 @@
-"""The management core's process: runs the chip in slices, sleeps while it waits, ends with the emulator.
+"""The management core's process: runs the core in slices, sleeps while it waits, ends with the emulator.
 
 While the core works its time is that of its own instructions, the same at each run; while it waits it follows the wall
 (`pace.py`). A core that never waits gets its share of one CPU and no more.
@@ -7,7 +7,6 @@ While the core works its time is that of its own instructions, the same at each 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import logging
 import os
 import select
@@ -18,10 +17,12 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from driver_shim.protocol.elf import ElfError
 from driver_shim.protocol.management_registers import MTIME_HERTZ
 from driver_shim.protocol.registers import CoreReset
+from driver_shim.shared.child_process import die_with_parent
 from emulator.management.link import Link
-from emulator.management.npu.core import Chip, ForeignFirmware
+from emulator.management.npu.core import Core, ForeignFirmware
 from emulator.management.npu.one_time import OneTimeError
 from emulator.management.npu.storage import Storage
 from emulator.management.npu.thermal import Thermal, ThermalFigures
@@ -30,7 +31,6 @@ from emulator.management.process.pace import Pace
 from emulator.management.process.recovery_channel import answer_requests
 from emulator.management.process.uart_port import UartPort, UartPortError, open_uart_port
 from emulator.management.riscv.board import BoardError
-from emulator.management.riscv.elf_errors import ElfError
 from emulator.management.riscv.machine import Stop, StopReason
 from emulator.state_error import StateError
 
@@ -44,16 +44,14 @@ EXIT_CODE_MASK = 0xFF
 _MS_PER_S = 1000
 _LONGEST_SLEEP_TICKS = 3600 * MTIME_HERTZ
 """What `poll` can be told; a program's next deadline may be tens of thousands of years away."""
-_PR_SET_PDEATHSIG = 1
-"""prctl(2)."""
 
 
 class CoreLoop:
-    """Runs one chip until the emulator is gone."""
+    """Runs one core until the emulator is gone."""
 
     def __init__(
         self,
-        chip: Chip,
+        core: Core,
         link: Link,
         wire: ConsoleWire,
         wake_fd: int,
@@ -62,7 +60,7 @@ class CoreLoop:
         wake_function: Callable[[], None],
         uart: UartPort | None = None,
     ) -> None:
-        self._chip = chip
+        self._core = core
         self._link = link
         self._wire = wire
         self._wake_fd = wake_fd
@@ -89,7 +87,7 @@ class CoreLoop:
             if self._link["hold"] or not self._runs:
                 self._flush()
                 self._sleep(None)
-                self._pace.begin(self._chip.machine.tick)
+                self._pace.begin(self._core.machine.tick)
                 continue
             stop = self._work()
             if stop.reason is StopReason.RUNNING:
@@ -102,7 +100,7 @@ class CoreLoop:
 
     def _work(self) -> Stop:
         """Run one slice; between slices the core is told of what the function left for it."""
-        machine, pace = self._chip.machine, self._pace
+        machine, pace = self._core.machine, self._pace
         started_ns = time.monotonic_ns()
         stop = machine.run(pace.instructions)
         pace.worked(time.monotonic_ns() - started_ns, whole_slice=stop.reason is StopReason.RUNNING)
@@ -116,15 +114,15 @@ class CoreLoop:
             self._reset_number = number
             self._boot(CoreReset.RECOVERY if self._link["reset_to_recovery"] else CoreReset.HOST)
         if self._runs and not self._link["hold"]:
-            self._chip.look()
-            self._wire.feed(self._chip.receive)
+            self._core.look()
+            self._wire.feed(self._core.receive)
             if self._typed:
-                self._typed = self._typed[self._chip.receive(self._typed) :]
+                self._typed = self._typed[self._core.receive(self._typed) :]
                 self._watch_uart()
 
     def _wait(self, stop: Stop) -> None:
         """Sleep until the core's next deadline or until somebody wants something; the core's time goes on."""
-        machine, pace = self._chip.machine, self._pace
+        machine, pace = self._core.machine, self._pace
         idle = _LONGEST_SLEEP_TICKS
         if stop.until is not None:
             idle = min(max(0, stop.until - machine.tick - pace.lag(machine.tick)), idle)
@@ -149,15 +147,15 @@ class CoreLoop:
         else:
             _logger.error("the core stopped at an access to nothing")
             self._link["exit_code"] = EXIT_FAILED + 1
-        self._chip.power_off()
+        self._core.power_off()
         self._runs = False
         self._flush()
         self._link.count_up("power_offs")
         self._wake_function()
 
     def _boot(self, reason: CoreReset) -> None:
-        self._runs = self._chip.boot(reason)
-        self._pace.begin(self._chip.machine.tick)
+        self._runs = self._core.boot(reason)
+        self._pace.begin(self._core.machine.tick)
 
     def _flush(self) -> None:
         if self._uart is not None:
@@ -177,7 +175,7 @@ class CoreLoop:
                 if event & ~select.POLLOUT:
                     self._typed += self._uart.serve(fd)
                 self._flush()
-            elif not answer_requests(self._channel, None if self._runs else self._chip.recovery):
+            elif not answer_requests(self._channel, None if self._runs else self._core.recovery):
                 self._gone = True
 
     def _watch_uart(self) -> None:
@@ -215,9 +213,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> None:
     """Run until the emulator is gone."""
     chosen = parse_arguments(arguments)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != chosen.owner:
-        return  # it ended before we could ask to end with it
+    die_with_parent(chosen.owner)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal is the emulator's to handle
     os.nice(CORE_NICENESS)
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
@@ -250,7 +246,7 @@ def _serve(chosen: argparse.Namespace) -> None:
             chosen.engines,
         )
         foreign = ForeignFirmware(chosen.firmware, chosen.board) if chosen.firmware or chosen.board else None
-        chip = Chip(
+        core = Core(
             storage,
             link,
             thermal,
@@ -258,5 +254,5 @@ def _serve(chosen: argparse.Namespace) -> None:
             transmit=wire.transmit,
             wake_function=wake_function,
         )
-        cleanup.callback(chip.close)
-        CoreLoop(chip, link, wire, chosen.wake_fd, channel, chosen.share, wake_function, uart).run()
+        cleanup.callback(core.close)
+        CoreLoop(core, link, wire, chosen.wake_fd, channel, chosen.share, wake_function, uart).run()

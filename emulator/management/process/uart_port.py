@@ -1,4 +1,4 @@
-"""Where the UART goes besides the host's console: a pseudo-terminal, a TCP port of this machine, or our own terminal.
+"""Ports of the UART besides the host's console: a pseudo-terminal, a TCP port of this machine, our own terminal.
 
 Our own terminal is waited for, as in QEMU: what a program prints into a pipe arrives whole. The others may have nobody
 at their end: of output that is not read some is kept, and the rest is dropped.
@@ -12,6 +12,8 @@ import select
 import socket
 import tty
 from collections.abc import Callable
+
+from emulator import timeouts
 
 _CHUNK_BYTES = 256
 _BACKLOG_BYTES_MAX = 0x1_0000
@@ -114,8 +116,9 @@ class TerminalPort(UartPort):
         except BlockingIOError:
             if self._owned:
                 return 0
-            select.select([], [self._output], [])  # somebody has made our own terminal non-blocking
-            return self._write(data)
+            # Somebody has made our own terminal non-blocking; one that is held stays full.
+            room = select.select([], [self._output], [], timeouts.TERMINAL_ROOM_S)[1]
+            return self._write(data) if room else 0
         except OSError:
             return len(data)
 

@@ -51,7 +51,7 @@ class Unmapped(enum.Enum):
     """What happens at an access to nothing, after it was reported."""
 
     ZERO = "zero"
-    """Loads read noughts, stores go nowhere; there is still no instruction to fetch."""
+    """Loads read zeros, stores go nowhere; there is still no instruction to fetch."""
     FAULT = "fault"
     """An access fault exception."""
     STOP = "stop"

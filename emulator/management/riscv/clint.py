@@ -41,7 +41,7 @@ class Clint(Peripheral):
         return self._port.tick + self._offset & _MASK
 
     def reset(self) -> None:
-        """`mtime` runs as it did after power-on, no software interrupt. `mtimecmp` is nought, as on QEMU's board: the
+        """`mtime` runs as it did after power-on, no software interrupt. `mtimecmp` is zero, as on QEMU's board: the
         timer interrupt is pending until the program sets it.
         """
         self._software = False

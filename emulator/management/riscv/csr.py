@@ -130,7 +130,7 @@ class ControlRegisters:
         self.reset()
 
     def reset(self) -> None:
-        """Every register takes its first value; the counters start at nought."""
+        """Every register takes its first value; the counters start at zero."""
         self.values: dict[int, int] = {number: first for number, (first, _) in _STORED.items()}
         self._cycle_offset = -self._cycle()
         self._retired_offset = -self._retired()

@@ -32,7 +32,7 @@ class EngineRegisters:
         return self._value.value
 
     def write(self, number: int, value: int) -> None:
-        """x0 stays nought."""
+        """x0 stays zero."""
         if number:
             self._value.value = value
             self._write(self._handle, _X0 + number, self._reference)

@@ -208,7 +208,7 @@ class Hart:
         return self._registers.read(number)
 
     def write_register(self, number: int, value: int) -> None:
-        """x0 stays nought."""
+        """x0 stays zero."""
         self._registers.write(number, value & WORD_MASK)
 
     # --- time
@@ -217,6 +217,11 @@ class Hart:
     def cycle(self) -> int:
         """Cycles before the current instruction."""
         return self._cycle + self._counter.value() - 1 if self._running else self._cycle
+
+    @property
+    def current_pc(self) -> int:
+        """Address of the current instruction, also during its access to a device."""
+        return self._registers.read_pc() if self._running else self.pc
 
     @property
     def retired(self) -> int:
@@ -269,7 +274,7 @@ class Hart:
             self.end_slice()
 
     def skip_access(self) -> None:
-        """Finish the instruction that faulted as if it had read noughts and stored nowhere."""
+        """Finish the instruction that faulted as if it had read zeros and stored nowhere."""
         instruction = self._fetch(self.pc)
         access = instructions.decode_access(instruction)
         if access is not None and access.destination is not None:

@@ -1,4 +1,4 @@
-"""How many instructions a run of unicorn has begun, known at every moment of it.
+"""Count of the instructions that a run of unicorn has begun, known at every moment of it.
 
 Unicorn counts when it is asked to stop after a number of instructions, but tells nobody. `NativeCounter` finds that
 counter inside unicorn's own structure by running known numbers of instructions, once for each hart; where this does not

@@ -11,6 +11,7 @@ import enum
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from driver_shim.protocol.registers import CoreReset
@@ -40,7 +41,7 @@ _SLICE_CYCLES = 100_000
 """Of one run of unicorn: half a millisecond of the host's time."""
 
 _REPORTS_MAX = 64
-"""Places in the program whose accesses to nothing are reported, each once."""
+"""Places in the program whose accesses to nothing, or wrong ones to a peripheral, are reported, each once."""
 
 ModelFactory = Callable[["Machine", int], Peripheral]
 """Makes a peripheral for a machine and an interrupt source."""
@@ -121,6 +122,7 @@ class Machine:
         made = {entry.name: self._make_peripheral(entry, models) for entry in self.board.peripherals}
         self.board.check({entry.model: made[entry.name].size_bytes for entry in self.board.peripherals})
         for entry in self.board.peripherals:
+            made[entry.name].report = partial(self._report_misuse, entry.name)
             self._map(entry.base, made[entry.name])
         return made
 
@@ -135,6 +137,9 @@ class Machine:
             case "uart16550":
                 return Uart16550(self, entry.interrupt, self._transmit)
         return models[entry.model](self, entry.interrupt)
+
+    def _report_misuse(self, name: str, what: str) -> None:
+        self._report(self.hart.current_pc, f"access to {name}", what)
 
     def _map(self, base: int, peripheral: Peripheral) -> None:
         def read(offset: int, size: int) -> int:
@@ -289,7 +294,8 @@ class Machine:
 
     def _handle_fault(self, fault: BusFault) -> None:
         place = self.symbolize(fault.pc)
-        self._report(fault, place)
+        what = "cannot be written" if fault.read_only else "nothing is there"
+        self._report(fault.pc, f"{fault.access.value} at {fault.address:#010x}", what)
         self.hart.delay(_TIMEOUT_ACCESSES * self._access_cycles)
         if fault.read_only or self.board.unmapped is Unmapped.FAULT:
             self.hart.trap(fault.cause, fault.address)
@@ -300,16 +306,14 @@ class Machine:
         else:
             self.hart.skip_access()
 
-    def _report(self, fault: BusFault, place: str) -> None:
-        if fault.pc in self._reported or len(self._reported) > _REPORTS_MAX:
+    def _report(self, pc: int, access: str, what: str) -> None:
+        if pc in self._reported or len(self._reported) > _REPORTS_MAX:
             return
-        self._reported.add(fault.pc)
+        self._reported.add(pc)
         if len(self._reported) > _REPORTS_MAX:
-            log.warning("accesses to nothing at more than %d places: the rest is not reported", _REPORTS_MAX)
+            log.warning("wrong accesses at more than %d places: the rest is not reported", _REPORTS_MAX)
             return
-        what = "cannot be written" if fault.read_only else "nothing is there"
-        where = f"{fault.pc:#010x} {place}".rstrip()
-        log.warning("%s at %#010x by pc %s: %s", fault.access.value, fault.address, where, what)
+        log.warning("%s by pc %s: %s", access, f"{pc:#010x} {self.symbolize(pc)}".rstrip(), what)
 
 
 def _make_memory(entry: MemoryEntry, buffers: Mapping[str, memoryview], board: Board) -> Memory:
@@ -331,7 +335,7 @@ def _fill(buffer: memoryview, path: Path, key: str, board: Board) -> None:
     try:
         with path.open("rb") as file:
             data = file.read(buffer.nbytes + 1)
-    except (OSError, ValueError) as error:  # ValueError: a nought in the path
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise BoardError(board.source, f"{key}.file", f"{path} cannot be read: {error}", allowed) from error
     if len(data) > buffer.nbytes:
         raise BoardError(board.source, f"{key}.file", f"{path} is longer", allowed)

@@ -1,8 +1,9 @@
-"""What a peripheral of the management core is, and what the machine around it offers to it."""
+"""Interfaces between a peripheral of the management core and the machine around it."""
 
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from typing import Protocol
 
 from driver_shim.protocol.registers import CoreReset
@@ -35,6 +36,8 @@ class Peripheral(abc.ABC):
     """A device on the core's bus. Accesses come with offsets inside it, naturally aligned, 1, 2 or 4 bytes wide."""
 
     size_bytes = 0x1000
+    report: Callable[[str], None] | None = None
+    """Told of accesses that make no sense, during them; the machine puts it here."""
 
     @abc.abstractmethod
     def read(self, offset: int, size: int) -> int:

@@ -52,7 +52,7 @@ class Plic(Peripheral):
             self._drive()
 
     def read(self, offset: int, size: int) -> int:
-        """See `Peripheral`. Registers are 32 bits wide; anything else reads as nought, without effects."""
+        """See `Peripheral`. Registers are 32 bits wide; anything else reads as zero, without effects."""
         if size != 4:
             return 0
         if offset < _PRIORITY_END:

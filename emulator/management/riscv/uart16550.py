@@ -68,7 +68,7 @@ _MSR_CONNECTED = _MSR_CTS | _MSR_DSR | _MSR_DCD
 
 
 class Uart16550(Peripheral):
-    """Eight registers, a byte apart. A wider access is one of the register at its address: its upper bytes are nought
+    """Eight registers, a byte apart. A wider access is one of the register at its address: its upper bytes are zero
     in a load and ignored in a store, so drivers may take the registers for words.
     """
 

@@ -1,4 +1,4 @@
-"""What the tool says of firmware that was activated."""
+"""The report of firmware that was activated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the verbs of `npuctl fw` share: numbers, keys, passwords, and how a refused image ends them."""
+"""Options and endings that the verbs of `npuctl fw` share: numbers, keys, passwords, refused images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of an image, as a document's keys and as lines within 80 columns."""
+"""An image as a document's keys, and as lines within 80 columns."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from driver_shim.protocol.image import (
 )
 from driver_shim.protocol.image_layout import chunk_size
 from driver_shim.protocol.image_model import tlv_name
+from driver_shim.protocol.slugs import slug
 
 _LABEL_COLUMNS = 14
 _WIDTH = 80
@@ -94,7 +95,7 @@ def made_with_development_key(made: ImageSignature, algorithm: DigestAlgorithm) 
 
 def flag_name(flag: ImageFlag) -> str:
     """`ram-load` and the like."""
-    return str(flag.name).lower().replace("_", "-")
+    return slug(flag)
 
 
 _ADDRESSED = ImageFlag.RAM_LOAD | ImageFlag.ROM_FIXED

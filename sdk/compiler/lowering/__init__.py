@@ -1,4 +1,4 @@
-"""How each ONNX operator becomes commands: one function per operator or family, found by name in `LOWERINGS`."""
+"""Lowerings from ONNX operators to commands: one function per operator or family, found by name in `LOWERINGS`."""
 
 from __future__ import annotations
 

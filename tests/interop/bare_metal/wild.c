@@ -11,7 +11,7 @@ void handle_trap(void)
 int main(void)
 {
     JUMP("nothing", 0x0a000000);
-    JUMP("nought", 0x0);
+    JUMP("zero", 0x0);
     JUMP("behind RAM", 0x88000000);
     JUMP("the end of addresses", 0xfffffffe);
     JUMP("the CLINT", 0x0200bff8);
@@ -22,7 +22,7 @@ int main(void)
 
     PROBE("load across the end of RAM", "lw %0, 0(%2)", 1, 0x87fffffe);
     PROBE("load of the last address", "lbu %0, 0(%2)", 1, 0xffffffff);
-    PROBE("store to nought", "sb %0, 0(%2)", 1, 0);
+    PROBE("store to zero", "sb %0, 0(%2)", 1, 0);
     print_hex("misaligned", PROBE("misaligned load", "lw %0, 0(%2)", 1, 0x84000ffd));
     PROBE("misaligned store", "sw %0, 0(%2)", 0x11223344, 0x84000ffe);
     print_hex("read back", REG32(0x84001000));

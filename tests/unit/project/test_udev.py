@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from driver_shim.protocol import config_space, usb_ids
+from driver_shim.protocol import config_space, debug_port
 from driver_shim.shared.runtime_folder import SYSTEM_FOLDER
 from tests.support.fake_host import FakeHost
 from tests.support.paths import ROOT
@@ -28,7 +28,7 @@ INSTALLED = {
 
 
 def test_the_debug_port_has_the_vendor_of_the_card() -> None:
-    assert (usb_ids.VENDOR_ID, usb_ids.DEBUG_PORT_ID) == (config_space.VENDOR_ID, 0x4E51)
+    assert (debug_port.VENDOR_ID, debug_port.DEBUG_PORT_ID) == (config_space.VENDOR_ID, 0x4E51)
 
 
 def test_every_id_in_the_rules_is_ours() -> None:
@@ -36,14 +36,14 @@ def test_every_id_in_the_rules_is_ours() -> None:
     assert set(re.findall(r'ATTRS?\{vendor\}=="(\w+)"', text)) == {PCI_IDS[0]}
     assert set(re.findall(r'ATTRS?\{device\}=="(\w+)"', text)) == {PCI_IDS[1]}
     assert set(re.findall(r"pci:\w+", text)) == {MODALIAS}
-    assert set(re.findall(r'ATTR\{idVendor\}=="(\w+)"', text)) == {f"{usb_ids.VENDOR_ID:04x}"}
-    assert set(re.findall(r'ATTR\{idProduct\}=="(\w+)"', text)) == {f"{usb_ids.DEBUG_PORT_ID:04x}"}
+    assert set(re.findall(r'ATTR\{idVendor\}=="(\w+)"', text)) == {f"{debug_port.VENDOR_ID:04x}"}
+    assert set(re.findall(r'ATTR\{idProduct\}=="(\w+)"', text)) == {f"{debug_port.DEBUG_PORT_ID:04x}"}
 
 
 def test_what_is_given_to_the_group_is_limited_to_our_ids() -> None:
     for rule in RULES:
         ours = all(number in rule for number in PCI_IDS) or MODALIAS in rule
-        usb = f"{usb_ids.VENDOR_ID:04x}" in rule and f"{usb_ids.DEBUG_PORT_ID:04x}" in rule
+        usb = f"{debug_port.VENDOR_ID:04x}" in rule and f"{debug_port.DEBUG_PORT_ID:04x}" in rule
         assert ours or usb or rule.startswith(SHARED_NODES), rule
 
 

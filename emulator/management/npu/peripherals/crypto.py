@@ -6,8 +6,8 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from driver_shim.protocol.management_registers import CRYPTO, CryptoOperation
+from driver_shim.shared.ed25519 import ed25519_verify
 from emulator.management.npu.peripherals.register_block import RegisterPeripheral
-from emulator.management.npu.signature import ed25519_verify
 from emulator.management.riscv.peripheral import MachinePort
 
 if TYPE_CHECKING:

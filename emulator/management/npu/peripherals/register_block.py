@@ -1,4 +1,4 @@
-"""What all our peripherals share: 32-bit registers that store, and tables of those that do more."""
+"""Base of all our peripherals: 32-bit registers that store, and tables of those that do more."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WORD_BYTES = 4
 
 
 class RegisterPeripheral(Peripheral):
-    """A block of registers. Accesses of another width or to nothing read zero and store nothing."""
+    """A block of registers. Accesses of another width or to nothing read zero, store nothing and are reported."""
 
     def __init__(
         self, block: Block, reads: dict[str, Callable[[], int]], writes: dict[str, Callable[[int], None]]
@@ -28,20 +28,30 @@ class RegisterPeripheral(Peripheral):
 
     def read(self, offset: int, size: int) -> int:
         """See Peripheral."""
-        if size != WORD_BYTES:
+        if not self._is_register(offset, size):
             return 0
         read = self._reads.get(offset)
-        return read() if read else self._values.get(offset, 0)
+        return read() if read else self._values[offset]
 
     def write(self, offset: int, size: int, value: int) -> None:
         """See Peripheral."""
-        if size != WORD_BYTES or offset not in self._values:
+        if not self._is_register(offset, size):
             return
         mask = self._stored[offset]
         self._values[offset] = self._values[offset] & ~mask | value & mask
         write = self._writes.get(offset)
         if write:
             write(value)
+        elif not mask and self.report:
+            self.report(f"the register at {offset:#x} is read-only")
+
+    def _is_register(self, offset: int, size: int) -> bool:
+        if size == WORD_BYTES and offset in self._values:
+            return True
+        if self.report:
+            missing = f"no register is at {offset:#x}"
+            self.report(f"{size} bytes, registers have {WORD_BYTES}" if offset in self._values else missing)
+        return False
 
     def reset(self) -> None:
         """See Peripheral."""

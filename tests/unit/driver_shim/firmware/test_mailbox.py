@@ -21,6 +21,7 @@ from driver_shim.protocol import mailbox
 from driver_shim.protocol.firmware_slots import Slot
 from driver_shim.protocol.mailbox import MailboxCommand, MailboxResult, MailboxState, UpdateState
 from driver_shim.protocol.registers import MAILBOX_DATA_OFFSET, Post
+from driver_shim.protocol.slugs import slug
 from driver_shim.transport.in_process import InProcessTransport
 from tests.support.firmware_images import image
 from tests.support.scripted_core import ScriptedCore, scripted
@@ -65,7 +66,7 @@ def test_a_request_on_the_wire(box: Mailbox, core: ScriptedCore) -> None:
     core.override[MailboxCommand.LOG_READ] = lambda body: (0, body)
     box._sequence = 0x01020303
     assert box.request(MailboxCommand.LOG_READ, b"\xaa\xbb\xcc\xdd") == b"\xaa\xbb\xcc\xdd"
-    assert core.window[:12] == bytes.fromhex("0500 0400 04030201 aabbccdd")
+    assert core.mailbox_window[:12] == bytes.fromhex("0500 0400 04030201 aabbccdd")
 
 
 @pytest.mark.parametrize(("command", "length"), [(MailboxCommand.INFO, 1), (MailboxCommand.STAGE_WRITE, 4)])
@@ -102,7 +103,7 @@ def test_ctrl_c_withdraws_the_request(
 
 def test_another_programs_request_is_waited_for(box: Mailbox, core: ScriptedCore) -> None:
     core.silent = True
-    core.mailbox_ring()
+    core.ring()
     with pytest.raises(FirmwareError, match="another program's request") as caught:
         box.request(MailboxCommand.PING, limit_s=SHORT_S)
     assert caught.value.code == "mailbox-busy"
@@ -136,7 +137,7 @@ def test_a_reset_takes_the_request_back(
     box: Mailbox, core: ScriptedCore, transport: InProcessTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     core.silent = True
-    monkeypatch.setattr(transport, "progress", core.mailbox_withdraw)
+    monkeypatch.setattr(transport, "progress", core.withdraw)
     with pytest.raises(FirmwareError) as caught:
         box.request(MailboxCommand.PING)
     assert caught.value.code == "mailbox-withdrawn"
@@ -170,7 +171,7 @@ def test_every_result_has_words_and_a_code() -> None:
     for result in MailboxResult:
         if result is not MailboxResult.OK:
             error = refused("vfio-user:x", "update begin", result)
-            assert error.code == result.name.lower().replace("_", "-")
+            assert error.code == slug(result)
             assert error.result == result
     assert set(REFUSALS) == set(MailboxResult) - {MailboxResult.OK}
     assert refused("vfio-user:x", "ping", 99).code == "result-99"

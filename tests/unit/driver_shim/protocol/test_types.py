@@ -48,10 +48,6 @@ def test_other_numbers_are_refused(number: int) -> None:
         wire_type(number)
 
 
-def test_int64_and_bool_are_storage() -> None:
-    assert [kind.text for kind in WireType if not kind.is_compute] == ["int64", "bool"]
-
-
 @pytest.mark.parametrize("name", ["nonsense", "object", "complex64", "datetime64"])
 def test_foreign_dtypes_are_refused(name: str) -> None:
     with pytest.raises(UnsupportedType):

@@ -343,7 +343,6 @@ def test_coalesced_writes_are_read_in_order() -> None:
         "0000000000000000 00000000 08000000 0102030405060708"
     )
     writes = [vu.RegionWrite(4, 2, b"\x78\x56\x34\x12"), vu.RegionWrite(0, 0, bytes(range(1, 9)))]
-    assert vu.encode_writes(writes) == literal
     assert vu.decode_writes(literal) == writes
 
 

@@ -251,9 +251,9 @@ def test_garbage_in_the_retained_memory_is_no_log(seed: str) -> None:
         garbage = bytearray(noise(RETAINED_BYTES, seed))
         if seed == "magic kept":
             assert bench.boot_to_ready()
-            garbage[:32] = bench.chip.machine.read_memory(RETAINED_ADDRESS, 32)
+            garbage[:32] = bench.core.machine.read_memory(RETAINED_ADDRESS, 32)
             garbage[16:20] = (500).to_bytes(4, "little")
-        bench.chip.machine.write_memory(RETAINED_ADDRESS, bytes(garbage))
+        bench.core.machine.write_memory(RETAINED_ADDRESS, bytes(garbage))
         assert bench.boot_to_ready(CoreReset.HOST)
         assert [record.sequence for record in log(bench)] == [0]
 
@@ -265,7 +265,7 @@ def type_in(bench: CoreBench, text: str) -> bytes:
     """What comes back."""
     before, data = len(bench.printed), text.encode()
     while data:
-        data = data[bench.chip.receive(data) :]
+        data = data[bench.core.receive(data) :]
         bench.run_for(0.001)
     bench.run_for(_TALK_S)
     return bytes(bench.printed[before:])
@@ -337,7 +337,7 @@ def slot_info(bench: CoreBench, slot: Slot) -> Any:
 def install(bench: CoreBench, slot: Slot, image: bytes, state: BootState) -> None:
     """What a programmer of flash would do."""
     bench.storage.memory[slot.offset : slot.offset + len(image)] = image
-    bench.chip.rom.write_boot_state(state)
+    bench.core.rom.write_boot_state(state)
 
 
 def test_a_trial_is_confirmed_and_then_raises_the_security_counter() -> None:
@@ -349,7 +349,7 @@ def test_a_trial_is_confirmed_and_then_raises_the_security_counter() -> None:
         assert slot_info(bench, Slot.B).proven == 0
         assert bench.storage.one_time.security_counter == 0
         assert bench.ask(MailboxCommand.CONFIRM) == (MailboxResult.OK, b"")
-        assert bench.chip.rom.boot_state()[1:] == BootState(confirmed=Slot.B, proven=_BOTH)[1:]
+        assert bench.core.rom.boot_state()[1:] == BootState(confirmed=Slot.B, proven=_BOTH)[1:]
         assert slot_info(bench, Slot.B).proven == 1
         assert bench.storage.one_time.security_counter == 5
         assert info(bench).on_trial == 0
@@ -366,7 +366,7 @@ def test_a_raised_security_counter_shuts_out_an_image_that_was_looked_at_before(
         assert bench.ask(MailboxCommand.CONFIRM) == (MailboxResult.OK, b"")
         assert slot_info(bench, Slot.A).result == MailboxResult.ROLLED_BACK
         assert bench.ask(MailboxCommand.ROLLBACK) == (MailboxResult.ROLLED_BACK, b"")
-        assert bench.chip.rom.boot_state()[1:] == BootState(confirmed=Slot.B, proven=ProvenSlot.B)[1:]
+        assert bench.core.rom.boot_state()[1:] == BootState(confirmed=Slot.B, proven=ProvenSlot.B)[1:]
 
 
 @pytest.mark.parametrize("marks", [{}, {"failed": Slot.B}, {"failed": Slot.B, "proven": _BOTH}])
@@ -375,7 +375,7 @@ def test_no_rollback_to_an_image_that_was_never_confirmed(bench: CoreBench, mark
     state = BootState(confirmed=Slot.A, proven=ProvenSlot.A)._replace(**marks)
     install(bench, Slot.B, firmware_image("VARIANT_HANGS=1"), state)
     assert bench.ask(MailboxCommand.ROLLBACK) == (MailboxResult.UNTRIED, b"")
-    assert bench.chip.rom.boot_state()[1:] == state[1:]
+    assert bench.core.rom.boot_state()[1:] == state[1:]
 
 
 @pytest.mark.parametrize("lost", [False, True])
@@ -384,7 +384,7 @@ def test_a_rollback_before_the_trial_has_begun_withdraws_it(bench: CoreBench, lo
     install(bench, Slot.B, image, BootState(confirmed=Slot.A, trial=Slot.B, proven=ProvenSlot.A))
     assert bench.ask(MailboxCommand.ROLLBACK) == (MailboxResult.OK, b"")
     withdrawn = BootState(confirmed=Slot.A, proven=ProvenSlot.A)
-    assert bench.chip.rom.boot_state()[1:] == withdrawn[1:]
+    assert bench.core.rom.boot_state()[1:] == withdrawn[1:]
     again = MailboxResult.NO_OTHER_IMAGE if lost else MailboxResult.UNTRIED
     assert bench.ask(MailboxCommand.ROLLBACK) == (again, b""), "what was withdrawn is not rolled back to"
     bench.ask(MailboxCommand.RESET)

@@ -105,7 +105,7 @@ def assert_refused(bench: CoreBench, found: Any, result: MailboxResult) -> None:
     """It failed for this reason, and flash is as it was."""
     assert (found.state, MailboxResult(found.result)) == (UpdateState.FAILED, result)
     assert contents(bench, Slot.B, SLOT_BYTES) == bytes([0xFF]) * SLOT_BYTES
-    assert bench.chip.rom.boot_state()[1:] == BootState(confirmed=Slot.A, proven=ProvenSlot.A)[1:]
+    assert bench.core.rom.boot_state()[1:] == BootState(confirmed=Slot.A, proven=ProvenSlot.A)[1:]
 
 
 # --- what is taken ---------------------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def test_takes_every_kind_of_image(
     assert (found.state, found.result, found.slot) == (UpdateState.DONE, MailboxResult.OK, Slot.B)
     assert (found.done_bytes, found.total_bytes, found.kept_bytes) == (len(image), len(image), 0)
     assert contents(bench, Slot.B, len(image)) == image
-    assert bench.chip.rom.boot_state()[1:] == BootState(confirmed=Slot.A, trial=Slot.B, proven=ProvenSlot.A)[1:]
+    assert bench.core.rom.boot_state()[1:] == BootState(confirmed=Slot.A, trial=Slot.B, proven=ProvenSlot.A)[1:]
     result, body = bench.ask(MailboxCommand.SLOT_INFO, SLOT_QUERY.build(slot=Slot.B))
     slot = SLOT_INFO.parse(body)
     assert (result, slot.valid, slot.trial, slot.image_bytes) == (MailboxResult.OK, 1, 1, len(image))
@@ -164,7 +164,7 @@ def test_a_trial_that_hangs_falls_back(bench: CoreBench) -> None:
     assert bench.run_until(lambda: bool(bench.resets))
     assert bench.ready()
     assert (bench.progress()["slot"], bench.progress()["trial"]) == (Slot.A, 0)
-    assert bench.chip.rom.boot_state().failed is Slot.B
+    assert bench.core.rom.boot_state().failed is Slot.B
 
 
 def test_without_hardware_ids_it_takes_a_word(bench: CoreBench) -> None:
@@ -174,11 +174,11 @@ def test_without_hardware_ids_it_takes_a_word(bench: CoreBench) -> None:
 
 
 def test_from_outside_it_spares_the_confirmed_slot(bench: CoreBench) -> None:
-    state = bench.chip.rom.boot_state()
-    bench.chip.rom.write_boot_state(state._replace(confirmed=Slot.B))
-    bench.chip.record.slot = Slot.NONE
+    state = bench.core.rom.boot_state()
+    bench.core.rom.write_boot_state(state._replace(confirmed=Slot.B))
+    bench.core.record.slot = Slot.NONE
     assert update(bench, signed_image(noise(5000))).slot == Slot.A
-    assert bench.chip.rom.boot_state()[1:] == BootState(confirmed=Slot.B, trial=Slot.A)[1:]
+    assert bench.core.rom.boot_state()[1:] == BootState(confirmed=Slot.B, trial=Slot.A)[1:]
 
 
 # --- what is not -----------------------------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ def test_host_memory_that_changes_after_it_was_verified(bench: CoreBench, with_c
     found = finish(bench)
     if with_chunk_hashes:
         assert (found.state, found.result) == (UpdateState.FAILED, MailboxResult.CHANGED)
-        assert bench.chip.rom.boot_state().trial is Slot.NONE
+        assert bench.core.rom.boot_state().trial is Slot.NONE
     else:
         assert found.state == UpdateState.DONE
         assert contents(bench, Slot.B, len(image)) == image
@@ -305,7 +305,7 @@ def test_a_repeated_update_keeps_what_is_there(bench: CoreBench) -> None:
 
 
 def test_the_marks_of_a_slot_are_removed_in_one_write_before_its_first_erase(bench: CoreBench) -> None:
-    rom = bench.chip.rom
+    rom = bench.core.rom
     rom.write_boot_state(BootState(confirmed=Slot.A, failed=Slot.B, proven=ProvenSlot.A | ProvenSlot.B, trial=Slot.B))
     bench.storage.flash.journal = []
     assert update(bench, signed_image(noise(5000))).state == UpdateState.DONE
@@ -355,7 +355,7 @@ def test_an_aborted_update_can_be_repeated(bench: CoreBench, after_ms: int) -> N
     assert bench.ask(MailboxCommand.UPDATE_ABORT)[0] is MailboxResult.OK
     found = status(bench)
     assert (found.state, found.result) == (UpdateState.FAILED, MailboxResult.ABORTED)
-    assert bench.chip.rom.boot_state().trial is Slot.NONE
+    assert bench.core.rom.boot_state().trial is Slot.NONE
     bench.run_for(0.001)
     assert update(bench, image).state == UpdateState.DONE
     assert contents(bench, Slot.B, len(image)) == image
@@ -368,4 +368,4 @@ def test_a_worn_out_sector_ends_it(bench: CoreBench) -> None:
     found = update(bench, image)
     assert (found.state, found.result) == (UpdateState.FAILED, MailboxResult.FLASH_FAULT)
     assert found.detail == SECTOR_BYTES
-    assert bench.chip.rom.boot_state().trial is Slot.NONE
+    assert bench.core.rom.boot_state().trial is Slot.NONE

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from driver_shim.cards.discovery import PciCard
-from driver_shim.cards.doctor.checks import Finding, Machine, Status
+from driver_shim.cards.doctor.checks import Finding, HostMachine, Status
 from driver_shim.errors import DeviceNotFound
 from sdk.cli import doctor
 from sdk.cli.doctor import WIDTH, lines, report
@@ -79,7 +79,7 @@ def test_hidden_cards_are_examined_too(
 ) -> None:
     examined: list[str] = []
 
-    def examine(machine: Machine, named: Sequence[str]) -> list[Finding]:
+    def examine(machine: HostMachine, named: Sequence[str]) -> list[Finding]:
         examined.extend(named)
         return []
 

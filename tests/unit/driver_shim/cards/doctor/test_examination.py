@@ -14,7 +14,7 @@ import pytest
 from driver_shim.cards.doctor import cards as doctor_cards
 from driver_shim.cards.doctor import checks as findings
 from driver_shim.cards.doctor import machine as doctor_machine
-from driver_shim.cards.doctor.checks import Machine, Observation, Status
+from driver_shim.cards.doctor.checks import HostMachine, Observation, Status
 from driver_shim.cards.doctor.examination import CARD_CHECKS, MACHINE_CHECKS, examine
 from driver_shim.function import dma
 from driver_shim.protocol.config_space import VENDOR_ID
@@ -56,8 +56,10 @@ def limits(soft: str) -> str:
 
 
 @pytest.fixture
-def machine(host: FakeHost, tmp_path: Path) -> Machine:
-    return Machine(host.roots, (CARD,), {"NPU_RUNTIME_DIR": str(tmp_path)}, lambda path, mode: True, lambda name: "1.0")
+def machine(host: FakeHost, tmp_path: Path) -> HostMachine:
+    return HostMachine(
+        host.roots, (CARD,), {"NPU_RUNTIME_DIR": str(tmp_path)}, lambda path, mode: True, lambda name: "1.0"
+    )
 
 
 def refusing(*names: str) -> Callable[[Path, int], bool]:
@@ -65,20 +67,20 @@ def refusing(*names: str) -> Callable[[Path, int], bool]:
     return lambda path, mode: path.name not in names
 
 
-def test_nothing_is_wrong_with_a_machine_where_everything_is_right(machine: Machine) -> None:
+def test_nothing_is_wrong_with_a_machine_where_everything_is_right(machine: HostMachine) -> None:
     findings = list(examine(machine))
     assert [finding.name for finding in findings] == [*MACHINE_CHECKS, *CARD_CHECKS]
     assert {finding.status for finding in findings} == {Status.OK, Status.INFO}
     assert {finding.device for finding in findings} == {None, f"pci:{CARD}"}
 
 
-def test_the_cards_named_are_examined_and_no_others(host: FakeHost, machine: Machine) -> None:
+def test_the_cards_named_are_examined_and_no_others(host: FakeHost, machine: HostMachine) -> None:
     host.add(SECOND)
     both = replace(machine, cards=(CARD, SECOND))
     assert {finding.device for finding in examine(both, [SECOND])} == {None, f"pci:{SECOND}"}
 
 
-def test_a_failure_of_the_machine_is_only_news_where_there_is_no_card(host: FakeHost, machine: Machine) -> None:
+def test_a_failure_of_the_machine_is_only_news_where_there_is_no_card(host: FakeHost, machine: HostMachine) -> None:
     (host.roots.drivers / "vfio-pci").rmdir()
     assert doctor_machine.vfio_modules(machine).status is Status.FAIL
     assert doctor_machine.vfio_modules(replace(machine, cards=())).status is Status.INFO
@@ -87,7 +89,7 @@ def test_a_failure_of_the_machine_is_only_news_where_there_is_no_card(host: Fake
 # --- the machine -------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_package_is_named_with_pip(machine: Machine) -> None:
+def test_a_missing_package_is_named_with_pip(machine: HostMachine) -> None:
     lacking = replace(machine, package_version=lambda name: None if name == "onnx" else "1.0")
     found = doctor_machine.versions(lacking)
     assert found.status is Status.FAIL
@@ -95,7 +97,7 @@ def test_a_missing_package_is_named_with_pip(machine: Machine) -> None:
     assert "kernel 6.12.0" in found.found
 
 
-def test_no_card_is_no_failure(host: FakeHost, machine: Machine) -> None:
+def test_no_card_is_no_failure(host: FakeHost, machine: HostMachine) -> None:
     host.put(host.roots.functions / CARD / "vendor", "0x8086")
     found = doctor_machine.card(replace(machine, cards=()))
     assert found == Observation(
@@ -103,14 +105,14 @@ def test_no_card_is_no_failure(host: FakeHost, machine: Machine) -> None:
     )
 
 
-def test_a_board_with_our_vendor_but_another_device_id_is_seen(host: FakeHost, machine: Machine) -> None:
+def test_a_board_with_our_vendor_but_another_device_id_is_seen(host: FakeHost, machine: HostMachine) -> None:
     host.add(SECOND, ids=(VENDOR_ID, 0x4E52))
     (host.roots.functions / CARD / "vendor").write_text("0x1234")
     found = doctor_machine.card(replace(machine, cards=()))
     assert (found.status, f"{SECOND} (4e52)" in found.found) == (Status.WARN, True)
 
 
-def test_the_iommu_is_on_where_there_are_groups(machine: Machine) -> None:
+def test_the_iommu_is_on_where_there_are_groups(machine: HostMachine) -> None:
     assert doctor_machine.iommu(machine) == Observation(Status.OK, "on, 1 group (intel_iommu=on)")
 
 
@@ -124,7 +126,7 @@ def test_the_iommu_is_on_where_there_are_groups(machine: Machine) -> None:
     ],
 )
 def test_why_the_iommu_is_off(
-    host: FakeHost, machine: Machine, options: str, table: str, found: str, step: str
+    host: FakeHost, machine: HostMachine, options: str, table: str, found: str, step: str
 ) -> None:
     host.put(host.roots.sys / "kernel/iommu_groups/12/name", "vfio-noiommu")
     host.put(host.roots.sys / "module/vfio/parameters/enable_unsafe_noiommu_mode", "Y")
@@ -137,20 +139,20 @@ def test_why_the_iommu_is_off(
     assert step in str(answer.remedy)
 
 
-def test_a_built_in_vfio_needs_no_module(host: FakeHost, machine: Machine) -> None:
+def test_a_built_in_vfio_needs_no_module(host: FakeHost, machine: HostMachine) -> None:
     assert doctor_machine.vfio_modules(machine) == Observation(Status.OK, "vfio-pci, type1")
     host.node("iommu")
     assert doctor_machine.vfio_modules(machine) == Observation(Status.OK, "vfio-pci, type1, iommufd")
 
 
-def test_vfio_without_any_iommu_back_end(host: FakeHost, machine: Machine) -> None:
+def test_vfio_without_any_iommu_back_end(host: FakeHost, machine: HostMachine) -> None:
     (host.roots.dev / "vfio/vfio").unlink()
     assert doctor_machine.vfio_modules(machine).remedy == "sudo modprobe vfio_iommu_type1"
     (host.roots.sys / "module/iommufd").mkdir(parents=True)
     assert doctor_machine.vfio_modules(machine).found == "vfio-pci, iommufd"
 
 
-def test_one_shared_node_is_enough(host: FakeHost, machine: Machine) -> None:
+def test_one_shared_node_is_enough(host: FakeHost, machine: HostMachine) -> None:
     host.node("iommu")
     assert doctor_machine.vfio_nodes(replace(machine, access=refusing("iommu"))).status is Status.INFO
     refused = doctor_machine.vfio_nodes(replace(machine, access=refusing("iommu", "vfio")))
@@ -171,7 +173,7 @@ def test_one_shared_node_is_enough(host: FakeHost, machine: Machine) -> None:
     ],
 )
 def test_the_limit_of_locked_memory(
-    host: FakeHost, machine: Machine, soft: str, capabilities: int, status: Status
+    host: FakeHost, machine: HostMachine, soft: str, capabilities: int, status: Status
 ) -> None:
     host.put(host.roots.proc / "self/limits", limits(soft))
     host.put(host.roots.proc / "self/status", f"Name:\tpython\nCapEff:\t{capabilities:016x}")
@@ -184,19 +186,19 @@ def test_the_driver_locks_no_more_at_once_than_the_doctor_asks_for() -> None:
     assert doctor_machine.ENOUGH_LOCKED_BYTES >= dma.LARGEST_STEP_BYTES
 
 
-def test_huge_pages_are_worth_knowing(host: FakeHost, machine: Machine) -> None:
+def test_huge_pages_are_worth_knowing(host: FakeHost, machine: HostMachine) -> None:
     assert doctor_machine.huge_pages(machine).found == "32 of 64 free, 2048 KiB each"
     host.put(host.roots.proc / "meminfo", "HugePages_Total: 0")
     assert "sudo sysctl vm.nr_hugepages=" in str(doctor_machine.huge_pages(machine).remedy)
 
 
-def test_lockdown_is_named_by_its_level(host: FakeHost, machine: Machine) -> None:
+def test_lockdown_is_named_by_its_level(host: FakeHost, machine: HostMachine) -> None:
     assert doctor_machine.lockdown(machine).found == "off"
     host.put(host.roots.sys / "kernel/security/lockdown", "none [integrity] confidentiality")
     assert doctor_machine.lockdown(machine).found.startswith("integrity: ")
 
 
-def test_the_runtime_folder(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runtime_folder(machine: HostMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor_machine.runtime_folder(machine).status is Status.OK
     monkeypatch.setattr(runtime_folder, "SYSTEM_FOLDER", tmp_path / "shared")
     own = replace(machine, environment={"XDG_RUNTIME_DIR": str(tmp_path / "later")})
@@ -210,7 +212,7 @@ def test_the_runtime_folder(machine: Machine, tmp_path: Path, monkeypatch: pytes
     assert (refused.status, str(tmp_path) in refused.found) == (Status.FAIL, True)
 
 
-def test_a_folder_that_only_seems_writable_is_found_out(machine: Machine, tmp_path: Path) -> None:
+def test_a_folder_that_only_seems_writable_is_found_out(machine: HostMachine, tmp_path: Path) -> None:
     """Root has access to /proc, in which nobody can make a file."""
     for named in ("/proc", "/proc/nosuch"):
         found = doctor_machine.runtime_folder(replace(machine, environment={"NPU_RUNTIME_DIR": named}))
@@ -230,7 +232,7 @@ def test_a_folder_that_only_seems_writable_is_found_out(machine: Machine, tmp_pa
         ("1", Status.FAIL, "'1', which fits no card"),
     ],
 )
-def test_what_the_variable_shows(machine: Machine, variable: str | None, status: Status, found: str) -> None:
+def test_what_the_variable_shows(machine: HostMachine, variable: str | None, status: Status, found: str) -> None:
     there = {} if variable is None else {"NPU_VISIBLE_DEVICES": variable}
     answer = doctor_machine.visible_devices(replace(machine, environment=there))
     assert (answer.status, found in answer.found) == (status, True)
@@ -253,7 +255,7 @@ TYPE1 = "module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
     ],
 )
 def test_whether_interrupts_are_remapped(
-    host: FakeHost, machine: Machine, units: list[str], unsafe: str, option: str, status: Status, found: str
+    host: FakeHost, machine: HostMachine, units: list[str], unsafe: str, option: str, status: Status, found: str
 ) -> None:
     for number, capabilities in enumerate(units):
         host.put(host.roots.sys / f"class/iommu/dmar{number}/intel-iommu/ecap", capabilities)
@@ -265,7 +267,7 @@ def test_whether_interrupts_are_remapped(
         assert doctor_machine.interrupts(replace(machine, cards=())).status is Status.INFO
 
 
-def test_unsafe_interrupts_are_allowed_by_a_command(host: FakeHost, machine: Machine) -> None:
+def test_unsafe_interrupts_are_allowed_by_a_command(host: FakeHost, machine: HostMachine) -> None:
     host.put(host.roots.sys / "class/iommu/dmar0/intel-iommu/ecap", NO_IR)
     unloaded = str(doctor_machine.interrupts(machine).remedy).splitlines()[0]
     assert unloaded.endswith(": sudo modprobe vfio_iommu_type1 allow_unsafe_interrupts=1")
@@ -282,7 +284,7 @@ def test_unsafe_interrupts_are_allowed_by_a_command(host: FakeHost, machine: Mac
     ]
 
 
-def test_an_unfit_machine_is_told_by_a_command(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unfit_machine_is_told_by_a_command(machine: HostMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
     found = doctor_machine.emulator(machine)
     assert (found.status, str(found.remedy).endswith(": uname -sm")) == (Status.FAIL, True)
@@ -292,14 +294,14 @@ def test_an_unfit_machine_is_told_by_a_command(machine: Machine, monkeypatch: py
 
 
 @pytest.mark.parametrize("driver", [None, "xdma"])
-def test_a_card_without_vfio_is_to_be_bound(host: FakeHost, machine: Machine, driver: str | None) -> None:
+def test_a_card_without_vfio_is_to_be_bound(host: FakeHost, machine: HostMachine, driver: str | None) -> None:
     host.add(SECOND, driver=driver)
     found = doctor_cards.driver(machine, SECOND)
     assert (found.status, found.remedy) == (Status.FAIL, f"sudo npuctl bind -d pci:{SECOND}")
     assert str(driver or "no driver") in found.found
 
 
-def test_the_group_must_be_free_of_kernel_drivers(host: FakeHost, machine: Machine) -> None:
+def test_the_group_must_be_free_of_kernel_drivers(host: FakeHost, machine: HostMachine) -> None:
     assert doctor_cards.iommu_group(machine, CARD) == Observation(Status.OK, "12, alone in it")
     host.add("0000:00:1c.0", driver="pcieport", ids=(1, 1), pci_class=0x060400)
     assert doctor_cards.iommu_group(machine, CARD).status is Status.OK
@@ -311,7 +313,7 @@ def test_the_group_must_be_free_of_kernel_drivers(host: FakeHost, machine: Machi
     )
 
 
-def test_a_card_outside_any_group(host: FakeHost, machine: Machine) -> None:
+def test_a_card_outside_any_group(host: FakeHost, machine: HostMachine) -> None:
     host.add(SECOND, group=None)
     found = doctor_cards.iommu_group(machine, SECOND)
     assert (found.status, found.remedy) == (Status.FAIL, "see why: sudo dmesg | grep -i -e dmar -e iommu")
@@ -322,7 +324,7 @@ def test_a_card_outside_any_group(host: FakeHost, machine: Machine) -> None:
     assert str(found.remedy).endswith("sudo update-grub && sudo reboot")
 
 
-def test_either_way_to_the_card_is_enough(host: FakeHost, machine: Machine) -> None:
+def test_either_way_to_the_card_is_enough(host: FakeHost, machine: HostMachine) -> None:
     dev = host.roots.dev
     assert doctor_cards.access(machine, CARD).found == f"{dev}/vfio/vfio and {dev}/vfio/12"
     (host.roots.functions / CARD / "vfio-dev/vfio0").mkdir(parents=True)
@@ -336,17 +338,17 @@ def test_either_way_to_the_card_is_enough(host: FakeHost, machine: Machine) -> N
     assert doctor_cards.access(closed, CARD).found == f"{dev}/iommu and {dev}/vfio/devices/vfio0"
 
 
-def test_there_is_nothing_to_open_before_the_card_is_bound(host: FakeHost, machine: Machine) -> None:
+def test_there_is_nothing_to_open_before_the_card_is_bound(host: FakeHost, machine: HostMachine) -> None:
     host.add(SECOND)
     assert doctor_cards.access(machine, SECOND).status is Status.INFO
 
 
-def test_the_ranges_of_the_card(machine: Machine) -> None:
+def test_the_ranges_of_the_card(machine: HostMachine) -> None:
     found = doctor_cards.bars(machine, CARD)
     assert found == Observation(Status.OK, "BAR0 64 KiB, BAR2 128 KiB, BAR4 16 GiB")
 
 
-def test_a_range_without_an_address(host: FakeHost, machine: Machine) -> None:
+def test_a_range_without_an_address(host: FakeHost, machine: HostMachine) -> None:
     lines = BARS.splitlines()
     lines[4] = f"0x0000000000000000 0x{4 * GIB_4 - 1:016x} 0x000000000014220c"
     host.put(host.roots.functions / CARD / "resource", "\n".join(lines))
@@ -355,14 +357,14 @@ def test_a_range_without_an_address(host: FakeHost, machine: Machine) -> None:
     assert "sudo update-grub && sudo reboot" in str(found.remedy)
 
 
-def test_a_board_whose_ranges_are_too_small(host: FakeHost, machine: Machine) -> None:
+def test_a_board_whose_ranges_are_too_small(host: FakeHost, machine: HostMachine) -> None:
     host.put(host.roots.functions / CARD / "resource", "0x1000 0x1fff 0x40200")
     found = doctor_cards.bars(machine, CARD)
     assert (found.status, found.found) == (Status.FAIL, "BAR0 has 4 KiB of 64 KiB; BAR2 has 0 bytes of 8 KiB")
     assert str(found.remedy).endswith(f": sudo lspci -vv -s {CARD}")
 
 
-def test_a_link_below_what_it_can_is_a_warning(host: FakeHost, machine: Machine) -> None:
+def test_a_link_below_what_it_can_is_a_warning(host: FakeHost, machine: HostMachine) -> None:
     assert doctor_cards.link(machine, CARD) == Observation(Status.OK, "x16 at 16 GT/s")
     host.put(host.roots.functions / CARD / "current_link_width", "4")
     found = doctor_cards.link(machine, CARD)
@@ -370,7 +372,7 @@ def test_a_link_below_what_it_can_is_a_warning(host: FakeHost, machine: Machine)
     assert found.found.startswith("x4 at 16 GT/s, though x16 at 16 GT/s is possible")
 
 
-def test_a_slower_connector_is_no_fault_of_the_card(host: FakeHost, machine: Machine) -> None:
+def test_a_slower_connector_is_no_fault_of_the_card(host: FakeHost, machine: HostMachine) -> None:
     host.put(host.roots.functions / CARD / "current_link_speed", "8.0 GT/s PCIe")
     host.put(host.roots.functions / "max_link_speed", "8.0 GT/s PCIe")
     host.put(host.roots.functions / "max_link_width", "16")
@@ -378,12 +380,12 @@ def test_a_slower_connector_is_no_fault_of_the_card(host: FakeHost, machine: Mac
     assert (found.status, "all that its connector can" in found.found) == (Status.INFO, True)
 
 
-def test_a_link_of_which_nothing_is_told(host: FakeHost, machine: Machine) -> None:
+def test_a_link_of_which_nothing_is_told(host: FakeHost, machine: HostMachine) -> None:
     host.put(host.roots.functions / CARD / "max_link_speed", "Unknown")
     assert doctor_cards.link(machine, CARD).status is Status.INFO
 
 
-def test_who_uses_the_card(host: FakeHost, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_uses_the_card(host: FakeHost, machine: HostMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor_cards.user(machine, CARD).found == "nobody"
     held = host.process(41, "python train.py", str(host.roots.dev / "vfio/12"))
     assert doctor_cards.user(machine, CARD).found == "used by process 41 (python train.py)"
@@ -400,5 +402,5 @@ def test_who_uses_the_card(host: FakeHost, machine: Machine, monkeypatch: pytest
     assert found.remedy == f"sudo npuctl doctor -d pci:{CARD}"
 
 
-def test_the_power_state(machine: Machine) -> None:
+def test_the_power_state(machine: HostMachine) -> None:
     assert doctor_cards.power(machine, CARD) == Observation(Status.INFO, "D0")

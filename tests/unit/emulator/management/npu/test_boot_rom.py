@@ -323,7 +323,7 @@ def rom_takes(bench: CoreBench, image: bytes) -> ParsedImage | None:
     if len(image) > SLOT_BYTES:
         return None  # recovery takes no more, and a slot holds no more
     try:
-        return bench.chip.rom.verify(image)
+        return bench.core.rom.verify(image)
     except (ImageError, Unbootable):
         return None
 
@@ -331,7 +331,7 @@ def rom_takes(bench: CoreBench, image: bytes) -> ParsedImage | None:
 def rom_finds(bench: CoreBench) -> bytes:
     """The image that slot B begins with; empty when it begins with none."""
     try:
-        return bench.chip.rom.slot_image(Slot.B)
+        return bench.core.rom.slot_image(Slot.B)
     except ImageError:
         return b""
 
@@ -367,8 +367,8 @@ def assert_they_agree(bench: CoreBench, image: bytes) -> bool:
     result, _ = bench.update(image, UpdateFlag.ALLOW_NO_HARDWARE_ID)
     assert (result is MailboxResult.OK) == wanted, result
     if wanted:
-        assert bench.chip.rom.slot_image(Slot.B) == image
-        assert bench.chip.rom.boot_state().trial is Slot.B
+        assert bench.core.rom.slot_image(Slot.B) == image
+        assert bench.core.rom.boot_state().trial is Slot.B
     assert len(bench.resets) == boots, "the watchdog had to come"
     return wanted
 

@@ -12,7 +12,7 @@ TICKS_PER_MS = MTIME_HERTZ // 1000
 
 
 class Bench:
-    """A pace at half a CPU, both clocks at nought."""
+    """A pace at half a CPU, both clocks at zero."""
 
     def __init__(self, share: float = 0.5) -> None:
         self.wall_ns = self.cpu_ns = 0

@@ -287,7 +287,7 @@ def test_bits_that_a_register_holds(csr: int, written: int, read: int) -> None:
 
 
 @pytest.mark.parametrize("csr", [0xF11, 0xF12, 0xF13, 0xF14, 0xF15])
-def test_identity_is_nought(csr: int) -> None:
+def test_identity_is_zero(csr: int) -> None:
     with Rig(addi(6, 0, 1), csrr(6, csr)) as rig:
         rig.run(2)
         assert rig.x(6) == 0
@@ -330,7 +330,7 @@ def test_atomics_and_reservations() -> None:
         assert [rig.x(register) for register in range(8, 13)] == [40, 42, 0, 1, 40]
 
 
-def test_accesses_to_nothing_read_noughts_where_the_board_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_accesses_to_nothing_read_zeros_where_the_board_says_so(caplog: pytest.LogCaptureFixture) -> None:
     board = default_board()
     board = type(board)(board.memories, board.peripherals, board.reset_vector, Unmapped.ZERO)
     program = (*li(15, NOTHING), addi(6, 0, 1), lw(6, 15), sw(6, 15), pair(C_LW_X8_X15, C_NOP), addi(7, 0, 9))

@@ -23,7 +23,6 @@ import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from driver_shim import timeouts
 from driver_shim.shared.runtime_folder import (
@@ -48,20 +47,20 @@ _open_files: weakref.WeakSet[_Folder | io.FileIO] = weakref.WeakSet()
 """What a forked child must close."""
 
 
-class Ticket(NamedTuple):
-    """A live ticket."""
-
-    number: int
-    owner: Holder | None
-    """None when the file does not say."""
+Owners = dict[int, Holder | None]
+"""Number of each ticket → whose it is, in the line's order; None for one that does not say."""
 
 
-class Place:
+class _StaleTicket(Exception):
+    """Its process has ended, or it was no ticket."""
+
+
+class Ticket:
     """A ticket of this process. Counts until `release`, at the latest until the process ends."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._finalizer: weakref.finalize[..., Place] | None = None
+        self._finalizer: weakref.finalize[..., Ticket] | None = None
         self.number = 0
 
     def take(self, number: int, record: TicketRecord, name: str, mode: int) -> None:
@@ -94,47 +93,47 @@ class Line:
         self._name = name
         self._pattern = re.compile(rf"{re.escape(name)}\.(\d{{8,}}){re.escape(TICKET_SUFFIX)}")
 
-    def live(self) -> list[Ticket]:
-        """The tickets that count, in order; empty where there is no folder. Raises OSError."""
+    def live(self) -> Owners:
+        """The owners of the tickets that count, in order; none where there is no folder. Raises OSError."""
         check_runtime_folder(self._folder)
         try:
             return self._scan(remove_stale=False)[0]
         except FileNotFoundError:
-            return []
+            return {}
 
-    def join(self, address: str, *, only_if_empty: bool) -> tuple[Place | None, list[Ticket], bool]:
+    def join(self, address: str, *, only_if_empty: bool) -> tuple[Ticket | None, Owners, bool]:
         """Take the next ticket, unless `only_if_empty` and somebody is there.
 
-        Returns our place, the tickets ahead of it, and whether any of a dead process was found. Raises OSError (the
-        folder cannot be used, or is locked for too long).
+        Returns our ticket, the owners of those ahead of it, and whether any of a dead process was found. Raises OSError
+        (the folder cannot be used, or is locked for too long).
         """
         make_runtime_folder(self._folder)
-        place = Place(self._folder / f"{self._name}.new")
+        ticket = Ticket(self._folder / f"{self._name}.new")
         try:
             with _Folder(self._folder) as folder:
                 folder.lock()
                 ahead, any_stale = self._scan(remove_stale=True)
                 if ahead and only_if_empty:
                     return None, ahead, any_stale
-                number = ahead[-1].number + 1 if ahead else 1
+                number = max(ahead, default=0) + 1
                 # Whoever may look into the folder may see who is in line, however this process is used to make files.
                 mode = _OWNER_MODE | os.fstat(folder.fd).st_mode & _READERS_MODE
-                place.take(number, own_record(address), f"{self._name}.{number:08d}{TICKET_SUFFIX}", mode)
-                return place, ahead, any_stale
+                ticket.take(number, own_record(address), f"{self._name}.{number:08d}{TICKET_SUFFIX}", mode)
+                return ticket, ahead, any_stale
         except BaseException:
-            place.release()
+            ticket.release()
             raise
 
-    def _scan(self, *, remove_stale: bool) -> tuple[list[Ticket], bool]:
-        live, any_stale = [], False
+    def _scan(self, *, remove_stale: bool) -> tuple[Owners, bool]:
+        live: Owners = {}
+        any_stale = False
         for number, path in sorted(self._files()):
-            ticket = _inspect(number, path)
-            if ticket is not None:
-                live.append(ticket)
-                continue
-            any_stale = True
-            if remove_stale:
-                _remove(path)
+            try:
+                live[number] = _owner(path)
+            except _StaleTicket:
+                any_stale = True
+                if remove_stale:
+                    _remove(path)
         return live, any_stale
 
     def _files(self) -> Iterator[tuple[int, Path]]:
@@ -214,30 +213,31 @@ def _pid_namespace() -> str:
     return os.readlink("/proc/self/ns/pid")
 
 
-def _inspect(number: int, path: Path) -> Ticket | None:
-    """A ticket file as a ticket; None when it is stale."""
+def _owner(path: Path) -> Holder | None:
+    """Whose ticket a file is; None when it does not say. Raises _StaleTicket."""
     try:
         if not stat.S_ISREG(os.lstat(path).st_mode):  # nobody's ticket; a link is not followed, a pipe not waited for
-            return None
+            raise _StaleTicket
         file = io.FileIO(path)
     except FileNotFoundError:  # given back since the folder was listed
-        return None
+        raise _StaleTicket from None
     except OSError as error:  # not ours to read, so nobody can say that it is stale
         _log.debug("%s cannot be read: %s", path, error.strerror)
-        return Ticket(number, None)
+        return None
     with file:
         try:
             # Shared, so that two who look do not take each other for the owner.
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return None
         except BlockingIOError:
             record = _read(file, path)
+        else:
+            raise _StaleTicket
     if record is None:
-        return Ticket(number, None)
+        return None
     here = record["pid_namespace"] == _pid_namespace()
     if here and process_start_time(record["pid"]) != record["start_time"]:
-        return None
-    return Ticket(number, Holder(record["pid"], record["command"], record["since"], elsewhere=not here))
+        raise _StaleTicket
+    return Holder(record["pid"], record["command"], record["since"], elsewhere=not here)
 
 
 def _read(file: io.FileIO, path: Path) -> TicketRecord | None:

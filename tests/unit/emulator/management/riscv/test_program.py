@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emulator.management.riscv import elf
+from driver_shim.protocol.elf import BadSegment, ElfError, ElfTooLarge, NotAnElf, TruncatedElf, WrongTarget
+from emulator.management.riscv import program as programs
 from emulator.management.riscv.board import default_board
-from emulator.management.riscv.elf import Program, Segment, Symbols, parse_program
-from emulator.management.riscv.elf_errors import BadSegment, ElfError, ElfTooLarge, NotAnElf, TruncatedElf, WrongTarget
 from emulator.management.riscv.machine import StopReason
+from emulator.management.riscv.program import Program, Segment, Symbols, parse_program
 from tests.support.elf import ElfFile
 from tests.support.riscv import (
     NOTHING,
@@ -192,9 +192,9 @@ def test_huge_segment_costs_nothing_to_refuse() -> None:
 def test_file_that_is_too_long(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "long.elf"
     path.write_bytes(GOOD.build())
-    monkeypatch.setattr(elf, "ELF_BYTES_MAX", 100)
+    monkeypatch.setattr(programs, "ELF_BYTES_MAX", 100)
     with pytest.raises(ElfTooLarge, match=r"long\.elf: the file is longer than 100 bytes"):
-        elf.read_program(path)
+        programs.read_program(path)
 
 
 @settings(deadline=None, max_examples=300)
