@@ -45,6 +45,8 @@ def build(
         management = None if core is None or in_process else start_core(profile, state, core, on_power_off)
         if management:
             undo.callback(management.close)
-        function = PciFunction(Chip(profile, open_engines, folder, management))
+        chip = Chip(profile, open_engines, folder, management)
+        undo.callback(chip.close)
+        function = PciFunction(chip)
         undo.pop_all()
     return function

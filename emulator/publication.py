@@ -1,4 +1,4 @@
-"""Says in the runtime folder that a served emulator exists, so that `npuctl list` shows it."""
+"""The file in the runtime folder by which `npuctl list` finds a served emulator."""
 
 from __future__ import annotations
 

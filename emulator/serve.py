@@ -1,4 +1,4 @@
-"""Runs an emulated device as a process: builds the function, serves it, and leaves nothing behind."""
+"""The emulator as a process: it builds a function, serves it, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from driver_shim.shared import import_guard
 from driver_shim.shared.child_process import occupy_standard_descriptors
-from emulator.engines import import_guard
 from emulator.management.process.options import CoreOptions
+from emulator.model.choices import CORES, KERNELS
 from emulator.publication import PublishedEmulator
 from emulator.server.companion import Companion
 from emulator.server.function_port import FunctionPort
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("npu.emulator")
 
-KERNELS = ("auto", "numpy", "golden")
-CORES = ("auto", "none")
 EXIT_FINE = 0
 EXIT_FAILED = 1
 LOG_FORMAT = "%(asctime)s %(name)s %(levelname)s %(message)s"

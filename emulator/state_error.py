@@ -1,4 +1,4 @@
-"""What is raised for a state folder that cannot be used."""
+"""The error of a state folder that cannot be used; alone here, because whoever catches it may need nothing else."""
 
 from __future__ import annotations
 

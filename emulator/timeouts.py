@@ -34,6 +34,9 @@ NEGOTIATION_S = 5.0
 LISTEN_LOCK_S = 2.0
 """Another emulator's start in the same folder, which holds the lock for well below a millisecond."""
 
+LISTEN_LOCK_RETRY_S = 5e-3
+"""How often that lock is tried again."""
+
 STALE_CHECK_S = 1.0
 """Connecting to a socket file that is already there, to learn whether anyone serves behind it."""
 

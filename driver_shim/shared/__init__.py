@@ -1,4 +1,4 @@
-"""Tools of host and device alike: fences, MMIO accesses of exact width, runtime folder, whole files, children.
+"""Tools of host and device alike: fences, exact MMIO accesses, runtime folder, whole files, children, import guard.
 
 Unlike `protocol/` these touch memory and files. They import nothing of ours but the protocol.
 """

@@ -10,7 +10,8 @@ import errno
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from driver_shim.cards import libusb, timeouts
+from driver_shim import timeouts
+from driver_shim.cards import libusb
 from driver_shim.cards.discovery import find_served
 from driver_shim.errors import (
     ContractMismatch,

@@ -80,11 +80,6 @@ class DeviceMemory:
                 yield start, stop
             start = stop
 
-    @property
-    def resident_bytes(self) -> int:
-        """Bytes the system holds for it: what was touched since it was last zeroed."""
-        return os.fstat(self.fd).st_blocks * _STAT_BLOCK_BYTES
-
     def close(self) -> None:
         """Let go of file and mapping; idempotent. Pages go when the last view or mapping of them does."""
         if self._closed:
@@ -94,7 +89,3 @@ class DeviceMemory:
         with contextlib.suppress(BufferError):  # somebody still holds a slice: it keeps the mapping alive
             self.view.release()
             self._mapping.close()
-
-
-_STAT_BLOCK_BYTES = 512
-"""Unit of `st_blocks` (POSIX stat)."""

@@ -1,4 +1,4 @@
-"""The device's memory of what went wrong: a bounded log, a fault word and a counter, all surviving resets."""
+"""The error log: a bounded list of records, a fault word and a counter, all surviving resets."""
 
 from __future__ import annotations
 

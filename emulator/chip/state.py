@@ -1,4 +1,4 @@
-"""What a device keeps in a folder across processes: serial number, event log, counters, black box.
+"""The state folder: serial number, error log, counters and black box, kept across processes.
 
 Without a folder nothing is kept. Files are replaced whole (written beside, then renamed): a kill leaves the old ones.
 """
@@ -17,6 +17,7 @@ from typing import Any
 from driver_shim.protocol.commands import IDENTIFY_DATA
 from driver_shim.shared.whole_file import replace_whole
 from emulator.chip.black_box import check_page
+from emulator.chip.counters import LAST_COUNT
 from emulator.chip.error_log import decode_page
 from emulator.state_error import StateError
 
@@ -25,12 +26,11 @@ _SUMMARY = "device.json"
 _ERRORS = "errors.bin"
 _BLACK_BOX = "black_box.bin"
 _LOCK = "lock"
-_LARGEST_COUNTER = (1 << 64) - 1
 
 
 @dataclasses.dataclass
 class KeptState:
-    """What was found, or the state of a new device."""
+    """The state that was found, or that of a new device."""
 
     serial: str
     counters: dict[str, int]
@@ -43,7 +43,7 @@ def _check_summary(serial: str, counters: dict[str, int]) -> None:
     if not 0 < len(serial.encode()) <= IDENTIFY_DATA.fields["serial"].size or not serial.isprintable():
         raise ValueError(f"serial number {serial!r}")
     for name, value in counters.items():
-        if not 0 <= value <= _LARGEST_COUNTER:
+        if not 0 <= value <= LAST_COUNT:
             raise ValueError(f"counter {name} is {value}")
 
 
@@ -70,7 +70,7 @@ class StateFolder:
             raise StateError(f"state folder {path} is in use by another emulator; stop it or name another") from error
 
     def load(self) -> KeptState:
-        """What an earlier process saved, or a new device. Raises StateError when the files are not ours."""
+        """The state that an earlier process saved, or that of a new device. Raises StateError for files not ours."""
         summary = self.path / _SUMMARY
         if not summary.exists():
             fresh = KeptState(new_serial(), {})

@@ -1,4 +1,4 @@
-"""Runs a verified program's commands one after the other.
+"""The execution of a verified program: its commands, one after the other.
 
 Constants and inputs are read from device memory where the host can see and alter them; intermediates and outputs go
 to scratch. Everything is bounded by what `verify` has checked.

@@ -62,7 +62,7 @@ class InlineEngines:
         self._results.append(result)
 
     def poll(self) -> list[JobResult]:
-        """What `start` finished since the last call."""
+        """The jobs that `start` finished since the last call."""
         results, self._results = self._results, []
         return results
 

@@ -1,4 +1,4 @@
-"""What the controller asks of engines and gets back, whoever runs it."""
+"""The interface of engines, whoever runs them: programs, jobs, results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GOLDEN_PREFIX = "golden."
 
 
 class KernelRun(NamedTuple):
-    """How one command of a program was carried out."""
+    """The report of one command of a program: who ran it, and for how long."""
 
     kernel: str
     """Name of the kernel that ran it: "golden.softmax", "fast.conv"."""
@@ -89,7 +89,7 @@ class EngineJob:
 
 
 class Outcome(enum.Enum):
-    """How a job ended."""
+    """The way in which a job ended."""
 
     OK = "ok"
     FAULT = "fault"
@@ -119,10 +119,10 @@ class JobResult:
 
 
 class Engines(Protocol):
-    """What runs programs for one function. Owned by one thread; no call blocks."""
+    """The engines of a chip. Owned by one thread; no call blocks."""
 
     kernels: str
-    """Which kernels run: "auto", "numpy" or "golden"."""
+    """The choice of kernels, one of `emulator.model.choices.KERNELS`."""
 
     def load(self, handle: int, image: ProgramImage) -> None:
         """Make a verified program known under `handle`. Raises ValueError when the handle is taken."""

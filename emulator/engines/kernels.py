@@ -1,4 +1,4 @@
-"""Which kernel runs each kind of command: golden ones, or faster ones where they exist.
+"""The kernel of each kind of command: a golden one, or a faster one where there is one.
 
 Fast kernels live in `emulator.engines.fast`; each has a golden kernel's signature and runs one command. They enter
 `FAST` by `register`; kinds without one fall back to golden, and reports name the kernel that ran.
@@ -7,15 +7,14 @@ Fast kernels live in `emulator.engines.fast`; each has a golden kernel's signatu
 from __future__ import annotations
 
 import functools
-import importlib.util
+import importlib
 from typing import NamedTuple
 
 from driver_shim.protocol.program_commands import CommandKind
 from emulator.engines.job import GOLDEN_PREFIX
+from emulator.model.choices import KERNELS
 from emulator.model.golden import GOLDEN, Kernel
 
-CHOICES = ("auto", "numpy", "golden")
-"""What can be asked for. `numpy`: fast kernels of numpy alone; `auto`: the fastest there are."""
 FAST_PACKAGE = "emulator.engines.fast"
 
 
@@ -39,12 +38,11 @@ def register(kind: CommandKind, run: Kernel) -> None:
 
 @functools.cache
 def table(kernels: str) -> dict[CommandKind, NamedKernel]:
-    """The kernel of every kind for one of `CHOICES`. Raises ValueError for another."""
-    if kernels not in CHOICES:
-        raise ValueError(f"kernels {kernels!r}; must be one of {', '.join(CHOICES)}")
+    """The kernel of every kind for one of `KERNELS`. Raises ValueError for another."""
+    if kernels not in KERNELS:
+        raise ValueError(f"kernels {kernels!r}; must be one of {', '.join(KERNELS)}")
     golden = {kind: NamedKernel(f"{GOLDEN_PREFIX}{kind.name.lower()}", run) for kind, run in GOLDEN.items()}
     if kernels == "golden":
         return golden
-    if importlib.util.find_spec(FAST_PACKAGE) is not None:
-        importlib.import_module(FAST_PACKAGE)
+    importlib.import_module(FAST_PACKAGE)  # its modules register their kernels
     return {**golden, **FAST}

@@ -1,4 +1,4 @@
-"""What the controller and an engine worker say to each other: one datagram a message on a SOCK_SEQPACKET pair.
+"""The messages between the pool and an engine worker: one datagram each on a SOCK_SEQPACKET pair.
 
 The worker is ours and runs what it is told, so nothing is negotiated. LOAD carries the program as a sealed file.
 """
@@ -14,7 +14,7 @@ from driver_shim.protocol.layout import Layout, raw, reserved, u8, u32, u64
 
 
 class Request(enum.IntEnum):
-    """Controller to worker."""
+    """Pool to worker."""
 
     LOAD = 1
     """Take the program in the file that comes with the message. No reply."""

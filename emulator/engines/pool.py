@@ -162,10 +162,6 @@ class EnginePool:
         """
         return [self._lost_event, *(engine.process.fd for engine in self._engines if engine.job is not None)]
 
-    def worker_pids(self) -> list[int]:
-        """Process ids of the workers that live."""
-        return [engine.process.pid for engine in self._engines]
-
     def cancel(self, job_id: int) -> None:
         """Drop one job: taken from the line, or its worker is killed and replaced when next needed."""
         self._forget_waiting(lambda job: job.id == job_id)

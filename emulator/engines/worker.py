@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from driver_shim.protocol.commands import Status
+from driver_shim.shared import import_guard
 from driver_shim.shared.child_process import die_with_parent
-from emulator.engines import import_guard
 from emulator.engines.job import Executor, KernelRun, ProgramFault
 from emulator.engines.messages import (
     KERNEL_NAME_BYTES,

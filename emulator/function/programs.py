@@ -30,7 +30,6 @@ class PlacedProgram(NamedTuple):
     handle: int
     constants: int
     """Device address of its constants."""
-    constants_bytes: int
     workspace_bytes: int
     inputs: tuple[int, ...]
     """Byte size of each input."""
@@ -80,7 +79,6 @@ class Programs:
         self._loaded[handle] = PlacedProgram(
             handle,
             constants,
-            program.constants_bytes,
             program.workspace_bytes,
             program.input_sizes,
             program.output_sizes,

@@ -35,7 +35,7 @@ _INDEX_MASK = ring.INDEX_MASK
 
 
 class QueueState(enum.IntEnum):
-    """Whether a queue still fetches."""
+    """The states of a queue."""
 
     RUNNING = 0
     HALTED = 1

@@ -319,7 +319,7 @@ def _whole_file(entry: _Range, iova: int, size: int) -> memoryview:
 
 
 def _pieces(ranges: Sequence[_Range], first: int, end: int) -> list[Piece]:
-    """What lies behind the bus addresses from `first` to `end`; what is consecutive in a file is one piece."""
+    """The pieces of files behind bus addresses `first` to `end`; what is consecutive in a file is one piece."""
     pieces: list[Piece] = []
     for entry in ranges:
         if entry.file is None:

@@ -23,7 +23,7 @@ class FileFault(Exception):
 
 
 class FileIdentity(NamedTuple):
-    """What tells one file from another, whatever descriptor names it."""
+    """The identity of a file, whatever descriptor names it."""
 
     device: int
     inode: int
@@ -112,7 +112,7 @@ class HostFile:
 
 
 def identify(fd: int, end: int, *, writable: bool) -> FileIdentity:
-    """Which file `fd` is, if its first `end` bytes can back a mapping; raises OSError if not."""
+    """The identity of the file behind `fd`, if its first `end` bytes can back a mapping; raises OSError if not."""
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode) or fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND:
         raise os_error(errno.EINVAL, "only regular files that are not open for appending can be mapped")

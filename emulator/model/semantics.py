@@ -1,4 +1,4 @@
-"""Which operand types and shapes each command accepts, and what its output must be.
+"""The operand types and shapes that each command accepts, and the output that it gives.
 
 `check` is what the compiler asks before it emits a command and the device before it accepts one, so a checked
 command's kernel never meets shapes it does not expect. Data-dependent trouble is the kernels' business.

@@ -1,4 +1,4 @@
-"""How long work takes on a chip, in whole ticks: max(MACs / peak, bytes / bandwidth) plus a fixed cost.
+"""The time that work takes on a chip, in whole ticks: max(MACs / peak, bytes / bandwidth) plus a fixed cost.
 
 Pure functions of a `Profile`, computed from the architecture and never fitted to a measurement. Fractions round up:
 a started tick is spent. Contention between engines for memory is not modelled.
@@ -17,7 +17,7 @@ THROTTLE_STEPS = 8
 
 
 class Precision(enum.Enum):
-    """Which of an engine's multiply-accumulate rates a command runs at."""
+    """The multiply-accumulate rates of an engine; a command runs at one of them."""
 
     INT8 = "int8"
     FP16 = "fp16"
@@ -26,7 +26,7 @@ class Precision(enum.Enum):
 
 
 class Work(NamedTuple):
-    """What one program command asks of the hardware."""
+    """The demand of one program command on the hardware."""
 
     macs: int
     """Multiply-accumulates; 0 for commands that only move or transform elements."""

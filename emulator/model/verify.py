@@ -33,7 +33,7 @@ UNARY_EFFORT = 16
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DeviceLimits:
-    """What a device refuses to be asked for."""
+    """The most that a device takes on with one program."""
 
     container_bytes: int = MAX_CONTAINER_BYTES
     memory_bytes: int = 1 << 32
@@ -61,7 +61,7 @@ class VerifiedProgram:
 
     @property
     def constants(self) -> memoryview | bytes:
-        """What the device places at the constants' address."""
+        """The bytes that the device places at the constants' address."""
         return self.image.constants
 
     @property

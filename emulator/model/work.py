@@ -1,4 +1,4 @@
-"""What each command of a program asks of the hardware: multiply-accumulates and bytes, from its operands alone."""
+"""The work of each command of a program: multiply-accumulates and bytes, from its operands alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the event loop serves beside the PCI function."""
+"""The interface of a companion, which the event loop serves beside the PCI function."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each message of a negotiated client does to the function.
+"""The handlers of a negotiated client's messages: each does to the function as its message asks.
 
 A handler returns the reply's payload and descriptors, or raises OSError, whose errno becomes an error reply. A message
 that cannot be carried out whole changes nothing.

@@ -1,4 +1,4 @@
-"""What the server needs of a PCI function; `emulator/function/function.py` has it."""
+"""The PCI function as the server knows it; `emulator/function/function.py` has all of this."""
 
 from __future__ import annotations
 

@@ -19,7 +19,6 @@ BACKLOG = 16
 _HIDDEN_SUFFIX = "~"
 MAX_PATH_BYTES = 107 - len(_HIDDEN_SUFFIX)
 """sockaddr_un has room for 107 bytes and a NUL; a socket is bound under a longer name than it is shown by."""
-_LOCK_RETRY_S = 0.005
 
 
 class ListenError(Exception):
@@ -85,7 +84,7 @@ def _locked(folder: Path) -> Iterator[None]:
                     raise ListenError(
                         f"{folder}: another process keeps it locked; try again or choose another"
                     ) from None
-                time.sleep(_LOCK_RETRY_S)
+                time.sleep(timeouts.LISTEN_LOCK_RETRY_S)
         yield
     finally:
         os.close(fd)

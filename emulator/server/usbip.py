@@ -308,7 +308,7 @@ def _device_list(export: bytes, interfaces: bytes) -> bytes:
 
 
 def _returned(transfer: Submit, answer: Answer) -> bytes:
-    """How a transfer ended."""
+    """The reply that says how a transfer ended."""
     if not isinstance(answer, bytes):
         return usbip.encode_return_submit(transfer.seqnum, _STALL, 0)
     if transfer.direction == usbip.Direction.OUT:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from driver_shim.shared import import_guard
 from sdk.cli import timeouts
 from sdk.cli.demo_files import expand, own_files, shown
 from sdk.cli.device_selection import device_option, open_for_work
@@ -66,7 +67,7 @@ def command(frame: Frame, paths: tuple[Path, ...], everything: bool, wanted: tup
     """
     from sdk.validate import peer_process
 
-    barred.bar()
+    import_guard.install()
     files = expand(paths) if paths else own_files()
     peer_process.require("magika", extra="demo")
     frame.note(f"onnxruntime classifies {len(files)} files first, to compare with")

@@ -11,10 +11,10 @@ import click
 from driver_shim.protocol.usbip import DEFAULT_PORT as USBIP_PORT
 from driver_shim.shared.child_process import module_command
 from driver_shim.shared.runtime_folder import make_runtime_folder, runtime_folder
+from emulator.model.choices import CORES, KERNELS
 from emulator.model.profile import profile_names
 from sdk import environment
 from sdk.cli.bounded_number import bounded
-from sdk.opening.addresses import CORES, KERNELS
 
 _CELSIUS = bounded(float, "degrees Celsius, e.g. 35", least=-273.15, most=sys.float_info.max)
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)

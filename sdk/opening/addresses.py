@@ -27,6 +27,7 @@ from driver_shim.transport.sysfs import SysfsTransport
 from driver_shim.transport.usb_ports import PREFIX
 from driver_shim.transport.vfio import VfioTransport, wrong_driver
 from driver_shim.transport.vfio_user import VfioUserTransport
+from emulator.model.choices import CORES, KERNELS
 from emulator.model.profile import profile_names
 from sdk import environment
 from sdk.errors import EmulatorFallbackWarning
@@ -34,8 +35,6 @@ from sdk.errors import EmulatorFallbackWarning
 if TYPE_CHECKING:
     from sdk.opening.private_emulator import PrivateEmulator
 
-KERNELS = ("auto", "numpy", "golden")
-CORES = ("auto", "none")
 _warned = False
 """Whether this process was told that it uses an emulator for want of a card."""
 _MACHINES = ("x86_64", "aarch64")

@@ -19,7 +19,7 @@ from emulator.chip.device_memory import DeviceMemory
 from emulator.engines.job import EngineJob, Outcome, ProgramImage
 from emulator.engines.pool import EnginePool
 from tests.support.children import child_commands, has_ended
-from tests.support.engine_jobs import PATIENCE_S, collect, image, job
+from tests.support.engine_jobs import PATIENCE_S, collect, image, job, worker_pids
 from tests.support.pipes import read_line
 from tests.support.waiting import wait_until
 
@@ -71,12 +71,12 @@ def test_an_idle_worker_that_is_killed_is_replaced(pool: EnginePool) -> None:
     pool.load(1, image("nothing"))
     pool.start(job(1))
     pool.release(collect(pool)[0])
-    (first,) = pool.worker_pids()
+    (first,) = worker_pids(pool)
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: has_ended(first), "the worker has ended", PATIENCE_S)
     pool.start(job(2))
     assert collect(pool)[0].outcome is Outcome.OK
-    assert pool.worker_pids() != [first]
+    assert worker_pids(pool) != [first]
     assert not exists(first)
 
 
@@ -85,9 +85,9 @@ def test_a_reset_does_not_wait_for_a_worker_that_never_ends(pool: EnginePool) ->
     pool.load(2, image("nothing"))
     pool.start(job(1))
     pool.start(job(2, 2))
-    (worker,) = pool.worker_pids()
+    (worker,) = worker_pids(pool)
     pool.cancel_all()
-    assert pool.worker_pids() == []
+    assert worker_pids(pool) == []
     pool.start(job(3, 2))
     assert [result.job.id for result in collect(pool)] == [3]
     wait_until(functools.partial(is_reaped, pool, worker), "the killed worker is reaped", PATIENCE_S)
@@ -98,7 +98,7 @@ def test_a_stopped_worker_is_replaced_by_a_reset_and_ended_by_close(pool: Engine
     for number in (1, 2):
         pool.start(job(number))
         pool.release(collect(pool)[0])
-        (worker,) = pool.worker_pids()
+        (worker,) = worker_pids(pool)
         os.kill(worker, signal.SIGSTOP)
         pool.start(job(number + 10))
         assert pool.poll() == []
@@ -108,8 +108,8 @@ def test_a_stopped_worker_is_replaced_by_a_reset_and_ended_by_close(pool: Engine
         assert result.job.id == number + 20
         pool.release(result)
         wait_until(functools.partial(is_reaped, pool, worker), "the stopped worker is reaped", PATIENCE_S)
-    os.kill(pool.worker_pids()[0], signal.SIGSTOP)
-    (worker,) = pool.worker_pids()
+    os.kill(worker_pids(pool)[0], signal.SIGSTOP)
+    (worker,) = worker_pids(pool)
     pool.close()
     assert not exists(worker)
 
@@ -121,9 +121,9 @@ def test_a_reset_gives_back_the_memory_of_large_programs(pool: EnginePool, monke
     for program, kept in ((1, True), (2, False)):
         pool.start(job(program, program))
         pool.release(collect(pool)[0])
-        workers = pool.worker_pids()
+        workers = worker_pids(pool)
         pool.cancel_all()
-        assert (pool.worker_pids() == workers) is kept
+        assert (worker_pids(pool) == workers) is kept
     pool.start(job(3))
     assert collect(pool)[0].outcome is Outcome.OK
 
@@ -143,7 +143,7 @@ def test_a_result_that_was_not_released_keeps_its_outputs(pool: EnginePool) -> N
     pool.start(job(1))
     (held,) = collect(pool)
     pool.start(job(2))
-    os.kill(pool.worker_pids()[0], signal.SIGKILL)
+    os.kill(worker_pids(pool)[0], signal.SIGKILL)
     wait_until(
         lambda: [result.job.id for result in pool.poll()] == [2], "the waiting job runs on a new worker", PATIENCE_S
     )
@@ -162,7 +162,7 @@ def test_workers_killed_at_random_points_lose_at_most_the_job_they_ran() -> None
             pool.start(job(number))
             if random_points.random() < 0.3:
                 time.sleep(random_points.random() * 0.02)
-                for pid in pool.worker_pids():
+                for pid in worker_pids(pool):
                     os.kill(pid, signal.SIGKILL)
             (result,) = collect(pool)
             assert result.job.id == number
@@ -234,14 +234,14 @@ def test_workers_end_when_their_emulator_is_killed(command: str) -> None:
         "import sys, time\n"
         "from emulator.chip.device_memory import DeviceMemory\n"
         "from emulator.engines.pool import EnginePool\n"
-        "from tests.support.engine_jobs import collect, image, job\n"
+        "from tests.support.engine_jobs import collect, image, job, worker_pids\n"
         f"pool = EnginePool(DeviceMemory(1 << 16).fd, 1, executor={EXECUTOR!r})\n"
         "pool.load(2, image('nothing'))\n"
         "pool.start(job(1, 2))\n"
         "pool.release(collect(pool)[0])\n"
         f"pool.load(1, image({command!r}))\n"
         "pool.start(job(2))\n"
-        "print(pool.worker_pids()[0], flush=True)\n"
+        "print(worker_pids(pool)[0], flush=True)\n"
         "time.sleep(600)\n"
     )
     owner = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)

@@ -24,7 +24,7 @@ from tests.fresh import namespace
 from tests.fresh.namespace import Bind, Job
 from tests.fresh.pip_sources import pip_sources
 from tests.support import debian
-from tests.support.debian import bootstrap, cached, locked, recipe_key, require_tools, run
+from tests.support.debian import STEP_S, bootstrap, cached, locked, recipe_key, require_tools, run
 
 PACKAGES = ("python3", "python3-venv", "make", "git", "ca-certificates")
 """All that is installed, with what it depends on."""
@@ -130,7 +130,7 @@ def _clone(tree: Path) -> None:
         environment = {**os.environ, "GIT_CONFIG_GLOBAL": configuration.name}
         target = str(tree / PROJECT.lstrip("/"))
         command = ["git", "clone", "--quiet", "--depth=1", f"file://{ROOT}", target]
-        subprocess.run(command, check=True, env=environment, stdin=subprocess.DEVNULL)
+        subprocess.run(command, check=True, env=environment, stdin=subprocess.DEVNULL, timeout=STEP_S)
 
 
 def _tell_changes(status: str) -> None:

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.support.debian import STEP_S
+
 OPTIONS = (
     "cert",
     "client-cert",
@@ -42,7 +44,9 @@ class Sources(NamedTuple):
 def pip_sources() -> Sources:
     """Those of the pip that belongs to this Python. Raises CalledProcessError."""
     command = [sys.executable, "-m", "pip", "config", "list", "--disable-pip-version-check"]
-    listed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
+    listed = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL, timeout=STEP_S
+    )
     return sources(listed.stdout)
 
 

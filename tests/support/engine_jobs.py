@@ -8,6 +8,7 @@ import time
 import pytest
 
 from emulator.engines.job import EngineJob, Engines, JobResult, ProgramImage
+from emulator.engines.pool import EnginePool
 
 PATIENCE_S = 120.0
 """A worker yields to all else on the machine, from its start on."""
@@ -21,6 +22,11 @@ def image(text: str, outputs: tuple[tuple[int, int], ...] = (), scratch_bytes: i
 def job(number: int, program: int = 1, *, constants: int = 0, inputs: tuple[int, ...] = (0,)) -> EngineJob:
     """One execution; its generation is 7."""
     return EngineJob(number, 7, program, constants, inputs)
+
+
+def worker_pids(pool: EnginePool) -> list[int]:
+    """Process ids of the workers that the pool has not given up."""
+    return [engine.process.pid for engine in pool._engines]
 
 
 def collect(engines: Engines, count: int = 1) -> list[JobResult]:

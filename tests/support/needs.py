@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.waiting import PATIENCE_S
+
 PACKAGES = {
     "gcc": "gcc libc6-dev",
     "g++": "g++",
@@ -74,10 +76,10 @@ def _can_unshare() -> bool:
     """Containers of root's often may not."""
     if os.geteuid() or shutil.which("unshare") is None:
         return False
-    return (
-        subprocess.run(["unshare", "--mount", "--pid", "--fork", "true"], capture_output=True, check=False).returncode
-        == 0
+    tried = subprocess.run(
+        ["unshare", "--mount", "--pid", "--fork", "true"], capture_output=True, check=False, timeout=PATIENCE_S
     )
+    return tried.returncode == 0
 
 
 needs_namespaces = pytest.mark.skipif(

@@ -50,7 +50,7 @@ def _centred(inputs: Sequence[Array | None], values: int, zero_point: int, axis:
 
 
 def _chunk(inputs: Sequence[Array | None]) -> int:
-    """How many products float32 can add exactly, whatever the values are."""
+    """The number of products that float32 adds exactly, whatever the values are."""
     return EXACT_LIMIT // math.prod(
         _largest(required(inputs, values), required(inputs, zero)) for values, zero in ((0, 3), (1, 5))
     )

@@ -82,10 +82,6 @@ class Interrupts:
         for vector in range(self.count if self._pending else 0):
             self._deliver_if_pending(vector)
 
-    def pending(self, vector: int) -> bool:
-        """Whether `vector` waits for being delivered."""
-        return bool(self._pending >> vector & 1)
-
     def table_read(self, offset: int, size: int) -> bytes:
         """Bytes of the MSI-X table; zeros beyond it."""
         return bytes(self._table[offset : offset + size]).ljust(size, b"\0")

@@ -17,7 +17,7 @@ HALF_BYTES = 4
 
 
 class Behaviour(NamedTuple):
-    """What a register does beyond storing. Plain storage has neither."""
+    """The effects of reading and writing a register, beyond storing. Plain storage has neither."""
 
     read: Callable[[], int] | None = None
     """Gives the whole register's current value."""

@@ -1,6 +1,6 @@
 """Reference semantics of every program command: plain numpy, to be read beside the ONNX operator specification.
 
-What silicon and the fast kernels must equal. A kernel is a function of (attributes, inputs, outputs): `attributes`
+Silicon and the fast kernels must equal it. A kernel is a function of (attributes, inputs, outputs): `attributes`
 as parsed from the container, `inputs` read-only arrays (None for an absent optional operand), `outputs` arrays to
 fill. Kernels trust that `semantics.check` accepted their command. Data-dependent trouble raises KernelFault.
 

@@ -1,4 +1,4 @@
-"""What all golden kernels share: their type, their error, widening, activations, sliding windows."""
+"""The common parts of golden kernels: their type, their error, widening, activations, sliding windows."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from tests.fresh.__main__ import ROOT, commands
 from tests.fresh.namespace import Bind, Job
 from tests.fresh.pip_sources import sources
 from tests.support.needs import needs_namespaces
+from tests.support.pipes import read_line
 from tests.support.time_scale import patience
 from tests.support.waiting import wait_until
 
@@ -150,8 +151,7 @@ def test_all_ends_when_what_started_it_is_killed(tree: Path, tmp_path: Path, num
     try:
         running = start(tree, "exec 3> /held; echo up; sleep 1000", Bind(str(pipe), "/held", writable=True))
         with running:
-            assert running.stdout is not None
-            assert running.stdout.readline() == "up\n"
+            assert read_line(running.stdout) == "up\n"
             running.send_signal(number)
         wait_until(lambda: _ended(held), "the command is gone", PATIENCE_S)
     finally:

@@ -13,10 +13,11 @@ import pytest
 from driver_shim.function import spinning
 from driver_shim.function.spinning import CROWDED_TURN_S, FIRST_LOOK_S, LONGEST_LOOK_S, MISSES, Spinner, part_from
 from driver_shim.transport.base import Transport
+from tests.support.needs import needs_processors
 from tests.support.waiting import wait_until
 
 CPUS = sorted(os.sched_getaffinity(0))
-several_cpus = pytest.mark.skipif(len(CPUS) < 2, reason="this process may use one CPU only")
+several_cpus = needs_processors(2)
 
 
 class Clock:

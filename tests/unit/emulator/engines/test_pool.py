@@ -16,7 +16,7 @@ from emulator.engines.inline import InlineEngines
 from emulator.engines.job import Engines, KernelRun, Outcome
 from emulator.engines.pool import EnginePool, worker_limits
 from tests.support import toy_executor
-from tests.support.engine_jobs import PATIENCE_S, collect, image, job
+from tests.support.engine_jobs import PATIENCE_S, collect, image, job, worker_pids
 
 MEMORY_BYTES = 1 << 20
 
@@ -161,10 +161,10 @@ def test_engine_threads_leave_one_core_to_the_bus(engines: int, cores: int, limi
 def test_nothing_runs_before_the_first_program(memory: DeviceMemory) -> None:
     pool = EnginePool(memory.fd, 2, executor="tests.support.toy_executor")
     try:
-        assert pool.worker_pids() == []
+        assert worker_pids(pool) == []
         assert pool.poll() == []
         pool.load(1, image("nothing"))
-        assert len(pool.worker_pids()) == 1
+        assert len(worker_pids(pool)) == 1
     finally:
         pool.close()
 
@@ -181,7 +181,7 @@ def test_descriptors_are_readable_only_while_there_is_something_to_collect(memor
             (result,) = pool.poll()
             assert result.outcome is outcome
             pool.release(result)
-        (worker,) = pool.worker_pids()
+        (worker,) = worker_pids(pool)
         os.kill(worker, signal.SIGKILL)
         assert select.select(pool.fds(), [], [], 0)[0] == []
     finally:
@@ -222,7 +222,7 @@ def test_a_worker_inherits_only_its_own_files(memory: DeviceMemory, tmp_path: Pa
         pool.load(1, image("nothing"))
         pool.start(job(1))
         collect(pool)
-        worker = pool.worker_pids()[0]
+        worker = worker_pids(pool)[0]
         opened = {os.readlink(f"/proc/{worker}/fd/{fd}") for fd in os.listdir(f"/proc/{worker}/fd")}
         assert str(tmp_path) not in opened
     finally:

@@ -10,7 +10,8 @@ from driver_shim.protocol.program import Command, Storage, Tensor, TensorType, m
 from driver_shim.protocol.program_commands import CommandKind
 from driver_shim.protocol.program_parsing import parse
 from driver_shim.protocol.types import WireType
-from emulator.engines.kernels import CHOICES, register, table
+from emulator.engines.kernels import register, table
+from emulator.model.choices import KERNELS
 from emulator.model.golden import GOLDEN
 from emulator.model.timing import Precision, Work
 from emulator.model.work import program_work, work_of
@@ -69,7 +70,7 @@ def test_golden_kernels_are_golden() -> None:
     assert all(entry.name == f"golden.{kind.name.lower()}" for kind, entry in table("golden").items())
 
 
-@pytest.mark.parametrize("kernels", CHOICES)
+@pytest.mark.parametrize("kernels", KERNELS)
 def test_every_kind_has_a_kernel_whatever_is_chosen(kernels: str) -> None:
     assert set(table(kernels)) == set(CommandKind)
 

@@ -50,6 +50,11 @@ def signals(reader: int) -> int:
         return 0
 
 
+def pending(interrupts: Interrupts, vector: int) -> bool:
+    """Whether the vector waits for being delivered, as the host reads it."""
+    return bool(interrupts.pba_read(0, VECTORS // 8)[vector // 8] >> vector % 8 & 1)
+
+
 def is_open(fd: int) -> bool:
     try:
         os.fstat(fd)
@@ -80,7 +85,7 @@ def test_masked_vector_fires_once_when_unmasked(setup: Setup) -> None:
     setup.interrupts.trigger(9)
     setup.interrupts.trigger(9)
     assert signals(reader) == 0
-    assert setup.interrupts.pending(9)
+    assert pending(setup.interrupts, 9)
     assert setup.interrupts.pba_read(0, 8) == bytes.fromhex("0002000000000000")
     setup.interrupts.unmask(9)
     assert signals(reader) == 1
@@ -91,7 +96,7 @@ def test_masked_vector_fires_once_when_unmasked(setup: Setup) -> None:
 
 def test_unconnected_vector_fires_when_connected(setup: Setup) -> None:
     setup.interrupts.trigger(3)
-    assert setup.interrupts.pending(3)
+    assert pending(setup.interrupts, 3)
     assert signals(setup.connect(3)) == 1
 
 
@@ -248,7 +253,7 @@ def test_nothing_is_signalled_while_held_back_and_nothing_is_lost(steps: list[tu
                     waiting[each] = False
                     expected[each] += 1
             assert [signals(reader) for reader in readers] == expected
-            assert [setup.interrupts.pending(each) for each in range(2)] == waiting
+            assert [pending(setup.interrupts, each) for each in range(2)] == waiting
     finally:
         setup.interrupts.close()
         for reader in setup.readers:

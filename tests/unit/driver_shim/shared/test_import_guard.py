@@ -16,7 +16,7 @@ def run(program: str) -> str:
 
 def test_the_guard_bars_the_package_and_its_parts_and_nothing_else() -> None:
     output = run(
-        "from emulator.engines import import_guard\n"
+        "from driver_shim.shared import import_guard\n"
         "assert not import_guard.installed()\n"
         "import_guard.install(); import_guard.install()\n"
         "assert import_guard.installed()\n"
@@ -27,14 +27,14 @@ def test_the_guard_bars_the_package_and_its_parts_and_nothing_else() -> None:
         "    except ImportError as error:\n"
         "        print(error)\n"
     )
-    assert output.count("onnxruntime is barred from the emulator") == 2
+    assert output.count("onnxruntime is barred from this process") == 2
 
 
 def test_it_refuses_to_come_too_late() -> None:
     output = run(
         "import sys, types\n"
         "sys.modules['onnxruntime'] = types.ModuleType('onnxruntime')\n"
-        "from emulator.engines import import_guard\n"
+        "from driver_shim.shared import import_guard\n"
         "try:\n"
         "    import_guard.install()\n"
         "except RuntimeError as error:\n"

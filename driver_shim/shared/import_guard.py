@@ -1,4 +1,4 @@
-"""Bars onnxruntime from a process, so that an answer that agrees with it was computed here.
+"""The import guard: it bars onnxruntime from a process, so that an answer that agrees with it was computed here.
 
 The device's results are compared with onnxruntime's; the comparison means something only where it cannot be imported.
 """
@@ -22,8 +22,8 @@ class _Guard:
         package = fullname.partition(".")[0]
         if package in BARRED:
             raise ImportError(
-                f"{package} is barred from the emulator and its engines: what the device answers is compared with it,"
-                " so it must not take part in the answer",
+                f"{package} is barred from this process: what the device answers is compared with it, so it must not"
+                " take part in the answer",
                 name=fullname,
             )
         return None
@@ -36,7 +36,7 @@ def install() -> None:
     """
     loaded = [name for name in BARRED if name in sys.modules]
     if loaded:
-        raise RuntimeError(f"{loaded[0]} is already imported; install the guard before anything else")
+        raise RuntimeError(f"{loaded[0]} is already imported here; install the guard before anything else")
     if not installed():
         sys.meta_path.insert(0, _Guard())
 
