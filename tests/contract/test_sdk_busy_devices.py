@@ -19,7 +19,7 @@ import sdk
 from driver_shim import timeouts
 from driver_shim.cards.holder import device_line, holder_of
 from driver_shim.function.controller import Controller
-from tests.support.children import exit_status
+from tests.support.forks import FORKS_WITH_THREADS, exit_status
 from tests.support.npuctl import Npuctl, environment
 from tests.support.pipes import read_line
 
@@ -177,6 +177,7 @@ def test_the_next_in_line_gets_it_on_close(address: str) -> None:
         assert line_of(process) == "held"
 
 
+@FORKS_WITH_THREADS
 def test_a_forked_child_does_not_keep_the_device(address: str) -> None:
     with sdk.Device(address) as device:
         child = os.fork()

@@ -17,7 +17,7 @@ import pytest
 
 import sdk
 from tests.support.busy_queues import occupied
-from tests.support.children import exit_status
+from tests.support.forks import FORKS_WITH_THREADS, exit_status
 from tests.support.rigs import in_process_rig
 
 BIG = 256 << 20
@@ -352,6 +352,7 @@ def _in_child(device: sdk.Device, queue: sdk.Queue, host: sdk.HostBuffer, pendin
     device.close()
 
 
+@FORKS_WITH_THREADS
 @pytest.mark.parametrize("way", ["exit", "_exit"])
 def test_a_forked_child_gets_closed_and_harms_nothing(victim: sdk.Device, way: str) -> None:
     queue = victim.queue(depth=64)
@@ -397,6 +398,7 @@ def test_a_forked_child_gets_closed_and_harms_nothing(victim: sdk.Device, way: s
     working(victim)
 
 
+@FORKS_WITH_THREADS
 def test_a_child_can_open_a_device_of_its_own(victim: sdk.Device) -> None:
     child = multiprocessing.get_context("fork").Process(target=_open_and_work)
     child.start()

@@ -82,16 +82,17 @@ def emulator(folder: Path, *arguments: object, before: str = "") -> Iterator[sub
     """`npuctl emulate` in a session of its own, of which nothing is left in the end."""
     command = [sys.executable, "-m", "npuctl", "emulate", "--socket", folder / "own.sock", *arguments]
     shell = f"{before}exec " + " ".join(f"'{part}'" for part in command)
-    process = subprocess.Popen(
-        ["sh", "-c", shell],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=(folder / "log").open("wb"),
-        env=environment(),
-        bufsize=0,
-        start_new_session=True,
-        cwd=ROOT,
-    )
+    with (folder / "log").open("wb") as messages:
+        process = subprocess.Popen(
+            ["sh", "-c", shell],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=messages,
+            env=environment(),
+            bufsize=0,
+            start_new_session=True,
+            cwd=ROOT,
+        )
     try:
         yield process
         process.wait(END_S)

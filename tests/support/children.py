@@ -84,14 +84,6 @@ def ends(pid: int) -> bool:
     return comes_true(lambda: has_ended(pid))
 
 
-def exit_status(child: int) -> int:
-    """How a forked child ends: its exit status, or minus the signal that ended it. One that goes on is killed."""
-    if not ends(child):
-        os.kill(child, signal.SIGKILL)
-    assert ends(child)
-    return os.waitstatus_to_exitcode(os.waitpid(child, os.WNOHANG)[1])
-
-
 def child_commands(pid: int) -> dict[int, bytes]:
     """The command lines of the processes that a process started, but of those that end while we look."""
     found = {}

@@ -24,7 +24,7 @@ from driver_shim.function import dma
 from driver_shim.function.dma import FIRST_ARENA_BYTES, HostMemory
 from driver_shim.transport import mapping
 from driver_shim.transport.base import RegionInfo, Transport
-from tests.support.children import exit_status
+from tests.support.forks import FORKS_WITH_THREADS, exit_status
 
 MIB = 1 << 20
 CHILD_PASSED = 0
@@ -419,6 +419,7 @@ def test_close_with_a_lost_device_is_quiet(transport: RecordingTransport, monkey
     memory.close()
 
 
+@FORKS_WITH_THREADS
 def test_forked_child_is_refused_and_harms_nothing(memory: HostMemory, transport: RecordingTransport) -> None:
     block = memory.allocate(64)
     block.view[:] = b"\x5a" * 64

@@ -1,13 +1,14 @@
-"""npuctl before its verb begins: Ctrl-C ends it without a word."""
+"""npuctl before its verb begins: Ctrl-C ends it without a word, and it has no threads."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.support.npuctl import PATIENCE_S
+from tests.support.npuctl import PATIENCE_S, environment
 from tests.support.paths import ROOT
 
 INTERRUPTED_WHILE_IMPORTING = """
@@ -51,3 +52,52 @@ def test_where_ctrl_c_is_ignored_it_stays_so() -> None:
     done = interrupted("click", "ignored")
     assert done.returncode == 0
     assert b"Usage: npuctl fw keygen" in done.stdout
+
+
+THREADS_AT_THE_FORK = """
+import os, sys
+
+def fork():
+    os.write(1, b"%d threads, %s BLAS threads" % (
+        len(os.listdir("/proc/self/task")), os.environ.get("OPENBLAS_NUM_THREADS", "any").encode()
+    ))
+    os._exit(0)
+
+os.fork = fork
+from npuctl import main
+sys.argv[0] = "npuctl"
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["list"], ["info"], ["bench"], ["run", "model.onnx"], ["doctor"]],
+    ids=str,
+)
+@pytest.mark.parametrize("chosen", ["any", "3"])
+def test_the_tool_forks_with_a_single_thread(arguments: list[str], chosen: str, tmp_path: Path) -> None:
+    """What its work starts has as many as its environment says."""
+    (tmp_path / "model.onnx").touch()
+    variables = environment(tmp_path, {} if chosen == "any" else {"OPENBLAS_NUM_THREADS": chosen})
+    command = [sys.executable, "-c", THREADS_AT_THE_FORK, *arguments]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"1 threads, {chosen} BLAS threads", "")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="earlier Pythons do not warn of a fork with threads")
+@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["bench"], ["doctor"]], ids=str)
+def test_the_tool_is_not_warned_of_its_fork(arguments: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "always::DeprecationWarning", "-c", "from npuctl import main; main()", *arguments]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert "multi-threaded" not in done.stderr

@@ -12,11 +12,12 @@ import pytest
 
 from sdk.cli import timeouts
 from sdk.cli.supervise import Abandoned, supervise
+from tests.support.forks import FORKS_WITH_THREADS
 from tests.support.pipes import read_line, read_rest
 
 PATIENCE_S = 120.0
 SHORT_S = 0.2
-pytestmark = pytest.mark.usefixtures("leaves_nothing")
+pytestmark = [pytest.mark.usefixtures("leaves_nothing"), FORKS_WITH_THREADS]
 
 
 def sleep_for_ever() -> int:
