@@ -43,11 +43,12 @@ _TREE = "root.tar"
 
 def main() -> int:
     """Make the machine and run the commands there; the exit status of the first that fails."""
-    signal.signal(signal.SIGTERM, _interrupted)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, _interrupted)
     clock = Clock()
     try:
         require_tools("mmdebstrap", "tar", "git", "unshare", purpose="make a fresh machine")
-        _tell_changes(_git("status", "--porcelain"))
+        _tell_changes(_changes())
         statuses = {}
         with machine(clock) as tree:
             for command in commands((tree / PROJECT.lstrip("/") / "README.md").read_text("utf-8")):
@@ -116,10 +117,13 @@ def run_inside(tree: Path, command: str) -> int:
 
 
 def commands(readme: str) -> list[str]:
-    """What the README has its readers type first: the commands of its first console block."""
+    """What the README has its readers type first, in its first console block. Raises RuntimeError if that is nothing."""
     block = re.search(r"^```console\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
     lines = block[1].splitlines() if block else []
-    return [line[2:].partition("#")[0].strip() for line in lines if line.startswith("$ ")]
+    found = [line[2:].partition("#")[0].strip() for line in lines if line.startswith("$ ")]
+    if not found:
+        raise RuntimeError("the README shows no command to try")
+    return found
 
 
 def _clone(tree: Path) -> None:
@@ -141,12 +145,15 @@ def _tell_changes(status: str) -> None:
         _say(f"HEAD is tried WITHOUT the uncommitted changes of {', '.join(changed[:SHOWN_CHANGES])}{more}")
 
 
-def _git(*arguments: str) -> str:
-    return run("git", "-c", f"safe.directory={ROOT}", "-C", ROOT, *arguments)
+def _changes() -> str:
+    try:
+        return run("git", "-c", f"safe.directory={ROOT}", "-C", ROOT, "status", "--porcelain")
+    except subprocess.CalledProcessError as error:
+        raise RuntimeError(f"what is tried is a clone of HEAD, and {ROOT} is no git checkout") from error
 
 
-def _interrupted(*_: object) -> None:
-    sys.exit(128 + signal.SIGTERM)
+def _interrupted(number: int, _: object) -> None:
+    sys.exit(128 + number)
 
 
 def _say(text: str) -> None:

@@ -34,6 +34,11 @@ def test_comments_output_and_later_blocks_are_not_typed() -> None:
     assert commands("text\n```console\n$ a b   # why\nshown\n$ c\n```\n```console\n$ d\n```\n") == ["a b", "c"]
 
 
+def test_a_readme_without_commands_is_no_success() -> None:
+    with pytest.raises(RuntimeError, match="no command to try"):
+        commands("```python\nprint()\n```\n")
+
+
 def test_pips_environment_goes_before_its_files_and_matters_of_taste_stay_behind(tmp_path: Path) -> None:
     certificates = tmp_path / "certificates.pem"
     certificates.touch()
