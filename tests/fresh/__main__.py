@@ -117,7 +117,7 @@ def run_inside(tree: Path, command: str) -> int:
 
 
 def commands(readme: str) -> list[str]:
-    """What the README has its readers type first, in its first console block. Raises RuntimeError if that is nothing."""
+    """What the README has its readers type first, in its first console block. Raises RuntimeError for nothing."""
     block = re.search(r"^```console\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
     lines = block[1].splitlines() if block else []
     found = [line[2:].partition("#")[0].strip() for line in lines if line.startswith("$ ")]
