@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.needs import needs_python
 from tests.support.npuctl import PATIENCE_S, environment
 from tests.support.paths import ROOT
 
@@ -87,7 +88,7 @@ def test_the_tool_forks_with_a_single_thread(arguments: list[str], chosen: str, 
     assert (done.returncode, done.stdout, done.stderr) == (0, f"1 threads, {chosen} BLAS threads", "")
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="earlier Pythons do not warn of a fork with threads")
+@needs_python(3, 12)  # earlier ones do not warn of a fork with threads
 @pytest.mark.parametrize("arguments", [["--help"], ["list"], ["bench"], ["doctor"]], ids=str)
 def test_the_tool_is_not_warned_of_its_fork(arguments: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-W", "always::DeprecationWarning", "-c", "from npuctl import main; main()", *arguments]

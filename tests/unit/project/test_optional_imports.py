@@ -6,11 +6,11 @@ import ast
 import re
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.paths import ROOT
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 OURS = ("npuctl", "sdk", "driver_shim", "emulator", "firmware_tools")
 ALWAYS = {
@@ -25,7 +25,6 @@ ALWAYS = {
 """Module → distribution, of what every installation has."""
 EXTRAS = {
     "cryptography": ("cryptography", "firmware"),
-    "elftools": ("pyelftools", "firmware"),
     "libusb_package": ("libusb-package", "usb"),
     "magika": ("magika", "demo"),
     "onnxruntime": ("onnxruntime", "models"),
