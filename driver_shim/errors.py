@@ -10,6 +10,26 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 from driver_shim.shared.runtime_folder import Holder
 
+__all__ = [
+    "BufferInUse",
+    "Closed",
+    "CommandFailed",
+    "ContractMismatch",
+    "DeviceBusy",
+    "DeviceLost",
+    "DeviceNotFound",
+    "FirmwareError",
+    "HostMemoryLimit",
+    "ModelProblem",
+    "NpuError",
+    "OutOfDeviceMemory",
+    "PermissionDenied",
+    "QueueFull",
+    "Timeout",
+    "UnsupportedModel",
+    "UnsupportedPlatform",
+]
+
 _Kind = TypeVar("_Kind", bound="NpuError")
 
 

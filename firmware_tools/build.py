@@ -18,7 +18,7 @@ MAX_PROGRAM_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
-class Program:
+class FlatProgram:
     """The bytes of a program, from its lowest load address to its highest."""
 
     payload: bytes
@@ -35,7 +35,7 @@ class _Segment(NamedTuple):
         return self.address + len(self.data)
 
 
-def read_program(path: Path) -> Program:
+def read_program(path: Path) -> FlatProgram:
     """Read an ELF file or, when it is none, a flat binary. Raises BuildError, OSError."""
     data = read_bounded(path, MAX_FIRMWARE_BYTES)
     if not data:
@@ -46,10 +46,10 @@ def read_program(path: Path) -> Program:
         raise BuildError(f"{path} is a firmware image already", remedy="sign it with `npuctl fw sign`")
     if path.suffix.lower() in (".hex", ".ihex"):
         raise BuildError(f"{path} is Intel HEX", remedy="give the ELF file, or a flat binary of objcopy -O binary")
-    return Program(data, None)
+    return FlatProgram(data, None)
 
 
-def place(program: Program, header_size: int, load_address: int | None, path: Path) -> int:
+def place(program: FlatProgram, header_size: int, load_address: int | None, path: Path) -> int:
     """Where the image is loaded, so that the program behind its header lies where it was linked to be.
 
     Raises BuildError when the address that was asked for, or the room below the program, does not allow that.
@@ -72,7 +72,7 @@ def place(program: Program, header_size: int, load_address: int | None, path: Pa
     return found
 
 
-def _read_elf(path: Path, data: bytes) -> Program:
+def _read_elf(path: Path, data: bytes) -> FlatProgram:
     try:
         file = parse_elf(data)
     except ElfError as error:
@@ -99,7 +99,7 @@ def _header_bytes(file: ElfFile) -> int:
     return min(allocated, default=0)
 
 
-def _flatten(path: Path, segments: list[_Segment], entry: int) -> Program:
+def _flatten(path: Path, segments: list[_Segment], entry: int) -> FlatProgram:
     base = segments[0].address
     if segments[-1].end - base > MAX_PROGRAM_BYTES:
         raise BuildError(
@@ -117,4 +117,4 @@ def _flatten(path: Path, segments: list[_Segment], entry: int) -> Program:
             f"the header, which is at {base:#x}",
             remedy="put the entry point first in the linker script",
         )
-    return Program(bytes(payload), base)
+    return FlatProgram(bytes(payload), base)

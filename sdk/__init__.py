@@ -4,28 +4,12 @@ events.py.
 What is on the bus is in `driver_shim`; the device in software is a process of its own (`emulator`).
 """
 
+from driver_shim import errors
+from driver_shim.errors import *  # noqa: F403 - exactly the names of its __all__
 from driver_shim.protocol.commands import DESCRIPTOR
 from driver_shim.shared.runtime_folder import Holder
 from sdk.device import Device
-from sdk.errors import (
-    BufferInUse,
-    Closed,
-    CommandFailed,
-    ContractMismatch,
-    DeviceBusy,
-    DeviceLost,
-    DeviceNotFound,
-    EmulatorFallbackWarning,
-    FirmwareError,
-    HostMemoryLimit,
-    NpuError,
-    OutOfDeviceMemory,
-    PermissionDenied,
-    QueueFull,
-    Timeout,
-    UnsupportedModel,
-    UnsupportedPlatform,
-)
+from sdk.errors import EmulatorFallbackWarning
 from sdk.memory.buffers import DeviceBuffer, HostBuffer
 from sdk.opening.listing import DeviceInfo, list_devices
 from sdk.queue.batch import Batch
@@ -35,29 +19,14 @@ from sdk.queue.queue import Queue
 __all__ = [
     "DESCRIPTOR",
     "Batch",
-    "BufferInUse",
-    "Closed",
-    "CommandFailed",
-    "ContractMismatch",
     "Device",
     "DeviceBuffer",
-    "DeviceBusy",
     "DeviceInfo",
-    "DeviceLost",
-    "DeviceNotFound",
     "EmulatorFallbackWarning",
     "Event",
-    "FirmwareError",
     "Holder",
     "HostBuffer",
-    "HostMemoryLimit",
-    "NpuError",
-    "OutOfDeviceMemory",
-    "PermissionDenied",
     "Queue",
-    "QueueFull",
-    "Timeout",
-    "UnsupportedModel",
-    "UnsupportedPlatform",
     "list_devices",
 ]
+__all__ += errors.__all__

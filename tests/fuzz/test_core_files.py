@@ -38,9 +38,9 @@ from emulator.management.npu.storage import (
     open_storage,
 )
 from emulator.management.riscv.board import BoardError, parse_board
+from emulator.management.riscv.executable import parse_executable
 from emulator.management.riscv.machine import Machine
 from emulator.management.riscv.memory import Memories, Memory
-from emulator.management.riscv.program import parse_program
 from emulator.state_error import StateError
 from tests.fuzz.device import fuzzed
 from tests.support.core_bench import REFERENCE_IMAGE, core_bench
@@ -213,7 +213,7 @@ def test_elf_files_are_taken_or_refused(changes: list[tuple[int, bytes]], cut: i
 
     for text in (bytes(data), bytes(data[:cut])):
         try:
-            parse_program(text).load(Memories([memory]), store)
+            parse_executable(text).load(Memories([memory]), store)
         except ElfError as error:
             assert str(error)
 
@@ -223,7 +223,7 @@ def test_segments_that_are_not_loaded_are_not_looked_into(kind: int) -> None:
     """A dynamic segment, an interpreter, notes: what they say of themselves may be anything."""
     data = bytearray(elf32([Segment(RAM, b"code"), Segment(RAM + 0x1000, b"\xff\xff\xff\x7f")], RAM))
     data[HEADER_BYTES + 32 : HEADER_BYTES + 36] = kind.to_bytes(4, "little")
-    assert [segment.address for segment in parse_program(bytes(data)).segments] == [RAM]
+    assert [segment.address for segment in parse_executable(bytes(data)).segments] == [RAM]
 
 
 KEYS = st.sampled_from(

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from driver_shim.protocol.registers import CoreReset
 from emulator.management.riscv.board import Board, default_board
+from emulator.management.riscv.executable import Executable, read_executable
 from emulator.management.riscv.machine import ACCESS_CYCLES, Machine, Stop, StopReason
-from emulator.management.riscv.program import Program, read_program
 from emulator.management.riscv.uart16550 import Uart16550
 
 _HART_ID = 0
@@ -23,7 +23,7 @@ _STEP_INSTRUCTIONS = 100_000
 class StandaloneRun:
     """One program on one machine. Close it, or use it as a context manager."""
 
-    def __init__(self, program: Program, board: Board, transmit: Callable[[bytes], None]) -> None:
+    def __init__(self, program: Executable, board: Board, transmit: Callable[[bytes], None]) -> None:
         """`transmit` takes what the program sends. Raises BoardError or ElfError."""
         self._program = program
         self._unsent = bytearray()
@@ -84,7 +84,7 @@ class StandaloneRun:
 
 def load_elf(path: Path, transmit: Callable[[bytes], None], board: Board | None = None) -> StandaloneRun:
     """A run of an ELF file on a board, by default QEMU's. Raises BoardError, ElfError or OSError."""
-    return StandaloneRun(read_program(path), board or default_board(), transmit)
+    return StandaloneRun(read_executable(path), board or default_board(), transmit)
 
 
 def run_elf(

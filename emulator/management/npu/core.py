@@ -35,9 +35,9 @@ from emulator.management.npu.recovery import Recovery
 from emulator.management.npu.storage import Storage
 from emulator.management.npu.thermal import Thermal
 from emulator.management.riscv.board import Board, MemoryEntry, PeripheralEntry, default_board, load_board
+from emulator.management.riscv.executable import Executable, read_executable
 from emulator.management.riscv.machine import ACCESS_CYCLES, Machine
 from emulator.management.riscv.peripheral import Peripheral
-from emulator.management.riscv.program import Program, read_program
 from emulator.management.riscv.uart16550 import Uart16550
 
 _FLASH_MEMORY = "flash"
@@ -103,10 +103,10 @@ class Core:
         has_flash = any(memory.name == _FLASH_MEMORY for memory in board.memories)
         buffers = {_FLASH_MEMORY: storage.memory} if has_flash and (not foreign or not foreign.board) else {}
         self.machine = Machine(board, models=models, buffers=buffers, transmit=transmit, access_cycles=ACCESS_CYCLES)
-        self._program: Program | None = None
+        self._program: Executable | None = None
         try:
             if foreign is not None and foreign.elf is not None:
-                self._program = read_program(foreign.elf)
+                self._program = read_executable(foreign.elf)
                 self.machine.symbolize = self._program.symbols.place
                 self._program.load(self.machine.memories, self.machine.load_memory)
         except BaseException:

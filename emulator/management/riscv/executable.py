@@ -63,7 +63,7 @@ class Symbols:
 
 
 @dataclass(frozen=True)
-class Program:
+class Executable:
     """An executable."""
 
     entry: int
@@ -92,24 +92,24 @@ class Program:
         raise BadSegment(f"segment {segment.address:#x}..{end:#x} lies in no memory; memories: {places}")
 
 
-def read_program(path: Path) -> Program:
+def read_executable(path: Path) -> Executable:
     """An executable from a file. Raises ElfError that names it, or OSError when the file cannot be read."""
     with path.open("rb") as file:
         data = file.read(ELF_BYTES_MAX + 1)
     try:
-        return parse_program(data)
+        return parse_executable(data)
     except ElfError as error:
         raise type(error)(f"{path}: {error}") from error
 
 
-def parse_program(data: bytes) -> Program:
+def parse_executable(data: bytes) -> Executable:
     """An executable from its bytes. Raises ElfError."""
     if len(data) > ELF_BYTES_MAX:
         raise ElfTooLarge(f"the file is longer than {ELF_BYTES_MAX} bytes")
     file = parse_elf(data)
     if file.entry % 2:
         raise WrongTarget(f"the entry {file.entry:#x} is odd; instructions begin at even addresses")
-    return Program(file.entry, _read_segments(file), _read_symbols(file))
+    return Executable(file.entry, _read_segments(file), _read_symbols(file))
 
 
 def _read_segments(file: ElfFile) -> tuple[Segment, ...]:

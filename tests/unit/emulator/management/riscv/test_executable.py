@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from driver_shim.protocol.elf import BadSegment, ElfError, ElfTooLarge, NotAnElf, TruncatedElf, WrongTarget
-from emulator.management.riscv import program as programs
+from emulator.management.riscv import executable as programs
 from emulator.management.riscv.board import default_board
+from emulator.management.riscv.executable import Executable, Segment, Symbols, parse_executable
 from emulator.management.riscv.machine import StopReason
-from emulator.management.riscv.program import Program, Segment, Symbols, parse_program
 from tests.support.elf import ElfFile
 from tests.support.riscv import (
     NOTHING,
@@ -46,7 +46,7 @@ def test_program_runs_to_its_power_off(tmp_path: Path) -> None:
 
 
 def test_segments_are_loaded_and_their_rest_is_zeroed() -> None:
-    program = parse_program(ElfFile(((RAM, HELLO, len(HELLO)), (RAM + 0x2000, b"data", 12))).build())
+    program = parse_executable(ElfFile(((RAM, HELLO, len(HELLO)), (RAM + 0x2000, b"data", 12))).build())
     with StandaloneRun(program, default_board(), lambda _data: None) as run:
         run.machine.load_memory(RAM + 0x2000, b"x" * 16)
         program.load(run.machine.memories, run.machine.load_memory)
@@ -58,13 +58,13 @@ def test_segments_are_loaded_and_their_rest_is_zeroed() -> None:
     ("pc", "place"), [(RAM, "main"), (RAM + 4, "main+0x4"), (RAM + 20, "exit+0x4"), (RAM - 1, ""), (0, "")]
 )
 def test_symbols_name_places(pc: int, place: str) -> None:
-    assert parse_program(GOOD.build()).symbols.place(pc) == place
+    assert parse_executable(GOOD.build()).symbols.place(pc) == place
 
 
 def test_fault_is_reported_with_its_symbol(caplog: pytest.LogCaptureFixture) -> None:
     program = code(*li(5, NOTHING), lw(6, 5), WFI)
     data = ElfFile(((RAM, program, len(program)),), symbols=(("probe", RAM),)).build()
-    with StandaloneRun(parse_program(data), default_board(), lambda _data: None) as run:
+    with StandaloneRun(parse_executable(data), default_board(), lambda _data: None) as run:
         run.step(3)
     assert "by pc 0x80000008 probe+0x8: nothing is there" in caplog.text
 
@@ -81,7 +81,7 @@ def test_serial_input_waits_for_room() -> None:
     )
     sent = bytearray()
     data = ElfFile(((RAM, program, len(program)),)).build()
-    with StandaloneRun(parse_program(data), default_board(), sent.extend) as run:
+    with StandaloneRun(parse_executable(data), default_board(), sent.extend) as run:
         run.send(b"abc")
         assert run.unsent == 3
         for _ in range(5):
@@ -162,13 +162,13 @@ SECTIONS = struct.unpack_from("<I", GOOD.build(), SECTION_TABLE)[0]
 )
 def test_defect_is_named(data: bytes, kind: type[ElfError], message: str) -> None:
     with pytest.raises(kind, match=message) as caught:
-        parse_program(data)
+        parse_executable(data)
     assert isinstance(caught.value, ValueError)
 
 
 @pytest.mark.parametrize("address", [0x1000, RAM - 2, RAM + 0x800_0000 - 2])
 def test_segment_outside_the_memories_stores_nothing(address: int) -> None:
-    program = parse_program(ElfFile(((RAM + 0x100, b"abcd", 4), (address, b"abcd", 4))).build())
+    program = parse_executable(ElfFile(((RAM + 0x100, b"abcd", 4), (address, b"abcd", 4))).build())
     with (
         pytest.raises(BadSegment, match=r"lies in no memory; memories: ram 0x80000000\.\.0x88000000"),
         StandaloneRun(program, default_board(), lambda _data: None),
@@ -178,13 +178,13 @@ def test_segment_outside_the_memories_stores_nothing(address: int) -> None:
 
 def test_headers_below_a_memory_are_left_out() -> None:
     headers = Segment(RAM - 0x1000, bytes(0x1000) + b"code", 0x1008, holds_headers=True)
-    program = Program(RAM, (headers,), Symbols())
+    program = Executable(RAM, (headers,), Symbols())
     with StandaloneRun(program, default_board(), lambda _data: None) as run:
         assert run.machine.read_memory(RAM, 8) == b"code\0\0\0\0"
 
 
 def test_huge_segment_costs_nothing_to_refuse() -> None:
-    program = parse_program(ElfFile(((0x1000, b"", 0xF000_0000),)).build())
+    program = parse_executable(ElfFile(((0x1000, b"", 0xF000_0000),)).build())
     with pytest.raises(BadSegment), StandaloneRun(program, default_board(), lambda _data: None):
         pass
 
@@ -194,7 +194,7 @@ def test_file_that_is_too_long(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     path.write_bytes(GOOD.build())
     monkeypatch.setattr(programs, "ELF_BYTES_MAX", 100)
     with pytest.raises(ElfTooLarge, match=r"long\.elf: the file is longer than 100 bytes"):
-        programs.read_program(path)
+        programs.read_executable(path)
 
 
 @settings(deadline=None, max_examples=300)
@@ -211,7 +211,7 @@ def test_mutated_files_are_read_or_refused(data: st.DataObject) -> None:
     cut = data.draw(st.integers(0, len(mutated)))
     for candidate in (bytes(mutated), bytes(mutated[:cut])):
         try:
-            program = parse_program(candidate)
+            program = parse_executable(candidate)
         except ElfError:
             continue
         assert program.segments
@@ -223,13 +223,13 @@ def test_mutated_files_are_read_or_refused(data: st.DataObject) -> None:
 def test_any_bytes_are_read_or_refused(tail: bytes) -> None:
     for data in (tail, b"\x7fELF\x01\x01\x01" + tail, GOOD.build()[:52] + tail):
         try:
-            parse_program(data)
+            parse_executable(data)
         except ElfError:
             pass
 
 
 def test_csr_of_the_hart_id_is_what_a0_says() -> None:
     data = ElfFile(((RAM, code(csrr(5, 0xF14), WFI), 8),)).build()
-    with StandaloneRun(parse_program(data), default_board(), lambda _data: None) as run:
+    with StandaloneRun(parse_executable(data), default_board(), lambda _data: None) as run:
         run.step()
         assert run.machine.hart.read_register(5) == run.machine.hart.read_register(10) == 0
