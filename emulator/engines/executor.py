@@ -6,6 +6,7 @@ to scratch. Everything is bounded by what `verify` has checked.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,8 @@ from emulator.engines.job import KernelRun, ProgramFault
 from emulator.engines.kernels import table
 from emulator.model.golden import KernelFault
 from emulator.model.verify import VerifiedProgram, load_verified
+
+_logger = logging.getLogger("npu.emulator.engines")
 
 Array = NDArray[Any]
 
@@ -58,8 +61,10 @@ def execute(
                 _check_storage(results)
             except KernelFault as fault:
                 raise ProgramFault(fault.status, index, f"{_where(index, command)}: {fault.message}") from fault
-            except (ValueError, IndexError, ArithmeticError, MemoryError) as error:
-                raise ProgramFault(Status.EXECUTION_FAULT, index, f"{_where(index, command)}: {error}") from error
+            except Exception as error:
+                _logger.exception("%s: its kernel %s raised", _where(index, command), kernel.name)
+                what = f"{type(error).__name__}: {error}"
+                raise ProgramFault(Status.EXECUTION_FAULT, index, f"{_where(index, command)}: {what}") from error
             reports.append(KernelRun(kernel.name, time.perf_counter_ns() - began))
     return reports
 

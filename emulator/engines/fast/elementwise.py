@@ -25,7 +25,7 @@ def _clip(x: Array, y: Array, low: float, high: float) -> None:
 def _erf(x: Array, y: Array) -> None:
     """erf(x) = x · h(|x|), h interpolated linearly: its curvature is below 2, so the error is below 2 · step² / 8."""
     values, slopes = _erf_table()
-    position = np.abs(x)
+    position = np.abs(x, out=np.empty_like(x))  # named, since of a scalar numpy would make no array
     np.fmin(position, np.float32(_ERF_END), out=position)  # also takes NaN to the end; x brings it back
     position *= np.float32(_ERF_STEPS / _ERF_END)
     index = position.astype(np.int32)

@@ -17,6 +17,7 @@ from emulator.chip.device_memory import DeviceMemory
 from emulator.engines import executor
 from emulator.engines.inline import InlineEngines
 from emulator.engines.job import EngineJob, Engines, JobResult, Outcome, ProgramImage
+from emulator.engines.kernels import NamedKernel, table
 from emulator.engines.pool import EnginePool
 from emulator.model.verify import verify
 from tests.support.engine_jobs import collect
@@ -134,3 +135,22 @@ def test_data_that_a_command_cannot_work_on_has_a_status(
         assert int.from_bytes(bytes(result.outputs[0]), "little", signed=True) == -3  # rounded towards zero
     else:
         assert result.outcome is Outcome.FAULT and result.command_index == 0 and "BINARY" in result.message
+
+
+def test_a_kernel_that_raises_costs_its_command_and_the_engine_lives(
+    memory: DeviceMemory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engines = InlineEngines(memory.view, executor, "golden")
+    engines.load(1, as_image(dense_program(np.zeros((DEPTH, WIDTH), np.float32))))
+
+    def broken(attributes: Any, inputs: Any, outputs: Any) -> None:
+        raise TypeError("return arrays must be of ArrayType")
+
+    kernels = {**table("golden"), CommandKind.UNARY: NamedKernel("golden.unary", broken)}
+    with monkeypatch.context() as patch:
+        patch.setattr(executor, "table", lambda chosen: kernels)
+        result = run(engines, 1, (0,))
+    assert (result.outcome, result.status, result.command_index) == (Outcome.FAULT, Status.EXECUTION_FAULT, 1)
+    assert result.message == "command 1 (UNARY): TypeError: return arrays must be of ArrayType"
+    assert "golden.unary raised" in caplog.text  # a kernel's mistake is ours: with its traceback in the log
+    assert run(engines, 2, (0,)).outcome is Outcome.OK

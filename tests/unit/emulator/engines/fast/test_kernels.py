@@ -318,6 +318,17 @@ def test_unary(function: UnaryFunction, seed: int, type_name: str) -> None:
             assert close(fast, golden)
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (2, 0)], ids=str)
+@pytest.mark.parametrize("type_name", sorted(FLOATS))
+@pytest.mark.parametrize("function", [function for function in UnaryFunction if function is not UnaryFunction.NOT])
+def test_unary_of_a_scalar_of_one_element_and_of_none(
+    function: UnaryFunction, type_name: str, shape: tuple[int, ...]
+) -> None:
+    given_ = attributes(CommandKind.UNARY, function=function, alpha=0.25, beta=0.75)
+    fast, golden = both(CommandKind.UNARY, given_, [np.full(shape, 0.5, FLOATS[type_name])], shape, FLOATS[type_name])
+    assert fast.shape == shape and close(fast, golden)
+
+
 def test_erf_is_accurate_near_zero_and_at_its_end() -> None:
     exponents = np.linspace(-30, 1, 4001)
     x = np.concatenate([10.0**exponents, -(10.0**exponents)]).astype(np.float32)
