@@ -118,6 +118,14 @@ class Span(HereOnly):
             return Span(self._root, self._offset + index * row_bytes, self.shape[1:])
         raise TypeError(f"buffers take an int or a slice along the first dimension, got {key!r}")
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        array = self._root._array_at(self._offset, self.shape)
+        if dtype is not None and np.dtype(dtype) != array.dtype:
+            if copy is False:
+                raise ValueError(f"a {dtype} array of a {array.dtype} buffer needs a copy")
+            return array.astype(dtype)
+        return array.copy() if copy else array
+
     def __repr__(self) -> str:
         return f"<{type(self._root).__name__}{'' if self is self._root else ' slice'} {self.shape} {self.dtype}>"
 
@@ -151,6 +159,13 @@ class Buffer(Span):
                 code="closed",
             )
         return self._address
+
+    def _array_at(self, offset: int, shape: tuple[int, ...]) -> NDArray[Any]:
+        """The memory itself as an array. Raises TypeError for device memory, Closed once freed."""
+        raise TypeError(
+            f"{self!r} is device memory, which numpy cannot reach; copy it into a host buffer:"
+            f" h = dev.host_buffer({self.shape}, {self.dtype.name!r}); q.copy(h, buffer).wait(); h.array"
+        )
 
     @property
     def closed(self) -> bool:
@@ -195,8 +210,11 @@ class HostBuffer(Buffer):
     @property
     def array(self) -> NDArray[Any]:
         """The memory itself as a numpy array of this shape and dtype. Raises Closed once freed."""
+        return self._array_at(0, self.shape)
+
+    def _array_at(self, offset: int, shape: tuple[int, ...]) -> NDArray[Any]:
         self._base_address()
-        return np.frombuffer(self._block.view, self.dtype, math.prod(self.shape)).reshape(self.shape)
+        return np.frombuffer(self._block.view, self.dtype, math.prod(shape), offset).reshape(shape)
 
     def free(self) -> None:
         """Give the memory back now. Raises BufferInUse while a command or a view of `array` uses it. Idempotent."""
@@ -214,14 +232,6 @@ class HostBuffer(Buffer):
                 remedy="delete what came from .array, numpy or DLPack, then free it",
             ) from error
         self._finalizer.detach()
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        array = self.array
-        if dtype is not None and np.dtype(dtype) != array.dtype:
-            if copy is False:
-                raise ValueError(f"a {dtype} array of a {array.dtype} buffer needs a copy")
-            return array.astype(dtype)
-        return array.copy() if copy else array
 
     def __dlpack__(self, **options: Any) -> Any:
         """DLPack capsule of the memory (CPU)."""

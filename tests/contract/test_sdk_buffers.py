@@ -45,6 +45,16 @@ def test_array_is_the_memory_itself(device: sdk.Device) -> None:
     assert np.asarray(buffer, dtype="float64").dtype == np.float64
 
 
+def test_numpy_gets_slices_of_host_memory_and_is_told_what_to_do_for_device_memory(device: sdk.Device) -> None:
+    host, there = device.host_buffer((4, 3), "int16"), device.buffer((4, 3), "int16")
+    host.array[:] = np.arange(12).reshape(4, 3)
+    piece = np.asarray(host[1:3])
+    assert piece.tolist() == [[3, 4, 5], [6, 7, 8]] and np.shares_memory(piece, host.array)
+    for thing in (there, there[1:3]):
+        with pytest.raises(TypeError, match=r"copy it into a host buffer: h = dev\.host_buffer\(.*'int16'\)"):
+            np.asarray(thing)
+
+
 def test_addresses_are_aligned_and_slices_follow_them(device: sdk.Device) -> None:
     for buffer in (device.host_buffer((8, 3), "int16"), device.buffer((8, 3), "int16")):
         assert buffer.address % 64 == 0
