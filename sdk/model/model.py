@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from driver_shim.errors import Closed, NpuError
+from driver_shim.errors import Closed, NpuError, QueueFull
 from driver_shim.protocol.commands import MAX_BINDINGS
 from sdk.compiler import TensorInfo, compile_model, model_signature, read_model
 from sdk.here_only import HereOnly
@@ -96,15 +96,36 @@ class Model(HereOnly):
 
     def submit(self, *arrays: Any, **named: Any) -> Event[Outputs]:
         """Start a run. The input arrays may be reused when this returns."""
-        values = self._by_name(arrays, named)
-        checked = [_checked(info, values[info.name]) for info in self.inputs]
-        _agree_on_symbols(self.inputs, checked)
-        program = self._program(tuple(array.shape for array in checked))
-        return program.start(self._open_queue(), checked)
+        return self._start(self._in_order(arrays, named))
 
     async def run_async(self, *arrays: Any, **named: Any) -> Outputs:
-        """Run without blocking the event loop."""
-        return await self.submit(*arrays, **named)
+        """Run without holding up the event loop: what waits, for a compilation or for room, does so in a thread.
+
+        The input arrays may be reused when this returns.
+        """
+        inputs = self._in_order(arrays, named)
+        event = self._start_at_once(inputs)
+        if event is None:
+            import asyncio  # whoever awaits has it; nobody else should pay for it
+
+            event = await asyncio.to_thread(self._start, inputs)
+        return await event
+
+    def _start(self, inputs: list[NDArray[Any]]) -> Event[Outputs]:
+        """Start a run, when its program is compiled and the queue has room."""
+        program = self._program(tuple(array.shape for array in inputs))
+        return program.start(self._open_queue(), inputs)
+
+    def _start_at_once(self, inputs: list[NDArray[Any]]) -> Event[Outputs] | None:
+        """Start a run if that takes no waiting."""
+        parts = self._parts
+        program, queue = parts.loaded.get(tuple(array.shape for array in inputs)), parts.queue
+        if program is None or queue is None:
+            return None
+        try:
+            return program.start(queue, inputs, may_wait=False)
+        except QueueFull:
+            return None
 
     def close(self) -> None:
         """Take the model off the device; runs in flight end with CommandFailed. Idempotent."""
@@ -120,6 +141,13 @@ class Model(HereOnly):
         return f"<Model {', '.join(map(str, self.inputs))} -> {', '.join(map(str, self.outputs))}>"
 
     # --- inputs ------------------------------------------------------------------------------------------------
+
+    def _in_order(self, arrays: tuple[Any, ...], named: dict[str, Any]) -> list[NDArray[Any]]:
+        """The arrays of one run, checked, in the order of the model's inputs. Raises TypeError, ValueError."""
+        values = self._by_name(arrays, named)
+        checked = [_checked(info, values[info.name]) for info in self.inputs]
+        _agree_on_symbols(self.inputs, checked)
+        return checked
 
     def _by_name(self, arrays: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
         names = [info.name for info in self.inputs]

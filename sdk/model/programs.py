@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from driver_shim.errors import QueueFull
 from driver_shim.protocol.commands import BINDING
 from sdk.compiler import CompiledProgram
 from sdk.memory.buffers import HostBuffer
 from sdk.model.port import ModelOwner
+from sdk.queue.batch import Batch
 from sdk.queue.events import Event
 from sdk.queue.queue import Queue
 
@@ -71,15 +73,26 @@ class LoadedProgram:
         self._idle: list[Staging] = []
         self.handle = owner.load_program(program.image, self.constants)
 
-    def start(self, queue: Queue, arrays: list[NDArray[Any]]) -> Event[Outputs]:
-        """Submit one run: inputs in, exec, outputs back. The arrays were checked and may be reused on return."""
+    def start(self, queue: Queue, arrays: list[NDArray[Any]], *, may_wait: bool = True) -> Event[Outputs]:
+        """Submit one run: inputs in, exec, outputs back. The arrays were checked and may be reused on return.
+
+        Raises QueueFull where `may_wait` is False and the queue has no room for the run.
+        """
         with self._lock:
             staging = self._idle.pop() if self._idle else None
         if staging is None:
             staging = Staging(self._owner, self.program)
         for host, array in zip(staging.inputs, arrays, strict=True):
             np.copyto(host.array, array)
-        with queue.batch() as batch:
+        try:
+            return self._submit(queue.batch() if may_wait else queue._batch_that_never_waits(), queue, staging)
+        except QueueFull:  # nothing of it was submitted
+            with self._lock:
+                self._idle.append(staging)
+            raise
+
+    def _submit(self, recording: Batch, queue: Queue, staging: Staging) -> Event[Outputs]:
+        with recording as batch:
             for operand, host in zip(self._inputs, staging.inputs, strict=True):
                 batch.copy(operand, host)
             batch._exec(self.handle, self._bindings, self._workspace, self._operands)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -113,12 +114,16 @@ class Queue(Commands):
         """Record many calls for one doorbell: `with q.batch() as b: b.copy(...); b.nop()`."""
         return Batch(self._completions, self._submit_recorded)
 
-    def _submit_recorded(self, recorded: deque[Recorded]) -> None:
+    def _batch_that_never_waits(self) -> Batch:
+        """As `batch`; where there is no room for all of it at once, leaving its block raises QueueFull."""
+        return Batch(self._completions, partial(self._submit_recorded, may_wait=False))
+
+    def _submit_recorded(self, recorded: deque[Recorded], may_wait: bool = True) -> None:
         """Make a batch's commands visible; empties `recorded`.
 
         A batch that fits the queue's depth goes in whole, with one doorbell and nobody's command in between.
         """
-        if self.when_full == "raise":
+        if self.when_full == "raise" or not may_wait:
             with self._completions.lock:
                 self._require_room(len(recorded))
         while recorded:

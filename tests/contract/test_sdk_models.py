@@ -19,6 +19,8 @@ import onnx
 import pytest
 
 import sdk
+from sdk.compiler import compile_model
+from sdk.queue.completions import Completions
 from tests.support.children import children_that_run, ends
 from tests.support.models import model, node, storage_net
 from tests.support.rigs import in_process_rig, process_rig
@@ -420,3 +422,32 @@ def test_weights_live_in_device_memory(device: sdk.Device) -> None:
         queue.copy(program.constants, weights).wait()
     after = loaded(x_of(1), B)["y"]
     np.testing.assert_array_equal(after - before, [[100, 0, 0]])
+
+
+def test_run_async_holds_no_loop_up_while_a_program_is_compiled_or_the_queue_is_full(
+    emulated: sdk.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever would wait runs in another thread than the loop's."""
+    loop_thread = threading.get_ident()
+    waited: list[int] = []
+    wait_there = Completions.wait_until
+
+    def compiling(*arguments: Any) -> Any:
+        waited.append(threading.get_ident())
+        return compile_model(*arguments)
+
+    def waiting(self: Completions, condition: Any, timeout: float | None, what: str) -> None:
+        waited.append(threading.get_ident())
+        wait_there(self, condition, timeout, what)
+
+    monkeypatch.setattr("sdk.model.model.compile_model", compiling)
+    monkeypatch.setattr(Completions, "wait_until", waiting)
+    net = emulated.load(product())
+
+    async def main() -> list[Any]:
+        return await asyncio.gather(*[net.run_async(x_of(1, value), B) for value in range(300)])
+
+    for value, result in enumerate(asyncio.run(main())):
+        np.testing.assert_allclose(result["y"], x_of(1, value) @ WEIGHTS + B, rtol=1e-5)
+    assert len(waited) > 1 and loop_thread not in waited
+    net.close()
