@@ -109,7 +109,7 @@ def test_good_after():
 """
 
 DIES = """
-import os, signal, time
+import os, signal, time, warnings
 
 def test_good_before():
     pass
@@ -127,6 +127,7 @@ def test_stops_its_process():
     os.kill(os.getpid(), signal.SIGSTOP)
 
 def test_is_killed_and_leaves_a_child_with_its_pipe():
+    warnings.simplefilter("ignore")
     if os.fork() == 0:
         time.sleep(1000)
         os._exit(0)
@@ -139,11 +140,13 @@ def test_good_after():
 LEAVES = """
 import subprocess, sys, threading, time
 
+left = []
+
 def test_good_but_leaves_a_thread():
     threading.Thread(target=time.sleep, args=(1000,)).start()
 
 def test_good_but_leaves_a_child_with_the_output():
-    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)  # left behind"], stdout=2)
+    left.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)  # left behind"], stdout=2))
 """
 
 GOOD = """

@@ -60,10 +60,15 @@ class FileScheduling(LoadFileScheduling):  # type: ignore[misc]
         return deadly
 
     def _reschedule(self, node: WorkerController) -> None:
-        """A worker begins a test when it knows the next: it holds at least two while there are more."""
-        while not node.shutting_down and self.workqueue and self._pending_of(self.assigned_work[node]) <= 2:
+        """A worker begins a test when it knows the next: it holds at least two while there are more.
+
+        One that takes another's place is asked for too, before it knows its tests.
+        """
+        if node.shutting_down or node not in self.registered_collections:
+            return
+        while self.workqueue and self._pending_of(self.assigned_work[node]) <= 2:
             self._assign_work_unit(node)
-        if not node.shutting_down and not self.workqueue:
+        if not self.workqueue:
             node.shutdown()
 
     def _assign_work_unit(self, node: WorkerController) -> None:

@@ -44,12 +44,21 @@ class Rig:
 
     def start(self, name: str) -> Worker:
         """A worker comes and has collected."""
+        worker = self.begin(name)
+        self.collect(worker)
+        return worker
+
+    def begin(self, name: str) -> Worker:
+        """A worker comes."""
         worker = Worker(name, self.tests)
         self.scheduling.add_node(worker)
+        return worker
+
+    def collect(self, worker: Worker) -> None:
+        """A worker knows the tests."""
         self.scheduling.add_node_collection(worker, list(self.tests))
         if self.scheduling.collection_is_completed:
             self.scheduling.schedule()
-        return worker
 
     def complete(self, worker: Worker, *tests: str) -> None:
         """A worker has run these."""
@@ -105,3 +114,17 @@ def test_what_a_worker_was_given_after_its_death_goes_to_others() -> None:
     rig.scheduling.remove_node(first)
     assert rig.scheduling.remove_node(second) == "b::1"
     assert sorted(rig.start("gw2").given) == ["a::1", "a::2", "b::2"]
+
+
+def test_a_worker_that_does_not_know_its_tests_yet_is_given_none() -> None:
+    """Two die at once, and one of those that take their place is ready before the other."""
+    rig = Rig(2, *(f"{file}::{number}" for file in "abc" for number in range(3)))
+    first, second = rig.workers
+    early, late = rig.begin("gw2"), rig.begin("gw3")
+    assert rig.scheduling.remove_node(first) == "a::0"
+    assert rig.scheduling.remove_node(second) == "b::0"
+    rig.collect(early)
+    assert late.given == []
+    assert not late.shutting_down
+    rig.collect(late)
+    assert sorted(early.given + late.given) == ["a::1", "a::2", "b::1", "b::2", "c::0", "c::1", "c::2"]
