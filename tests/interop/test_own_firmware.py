@@ -227,11 +227,13 @@ def test_over_a_pseudo_terminal_it_answers_whoever_opens_it(folder: Path) -> Non
         name = announced(folder, process, r"the UART is at (/dev/pts/\d+)")
         terminal = os.open(name, os.O_RDWR | os.O_NOCTTY)
         try:
-            os.write(terminal, b"typed.")
-            got = read_until(terminal, lambda got: got.endswith(b"typed."), END_S)
+            os.write(terminal, b"typed")
+            got = read_until(terminal, lambda got: got.endswith(b"typed"), END_S)
+            os.write(terminal, b".")  # the end: what is unread when the other side closes a terminal is lost
+            process.wait(END_S)
         finally:
             os.close(terminal)
-    assert (got, process.returncode) == (b"?\ntyped.", 0)
+    assert (got, process.returncode) == (b"?\ntyped", 0)
 
 
 def test_a_pseudo_terminal_that_nobody_opens_stops_nothing(folder: Path) -> None:
