@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from sdk.compiler.context import Lowering
-from sdk.compiler.lowering import elementwise, movement, products, quantised, reductions, shapes
+from sdk.compiler.lowering import activations, elementwise, movement, normalise, products, quantised, reductions, shapes
 
 LOWERINGS: dict[str, Lowering] = {
+    **activations.LOWERINGS,
     **elementwise.LOWERINGS,
     **movement.LOWERINGS,
+    **normalise.LOWERINGS,
     **products.LOWERINGS,
     **quantised.LOWERINGS,
     **reductions.LOWERINGS,

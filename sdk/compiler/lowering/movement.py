@@ -43,8 +43,7 @@ def _transpose(node: NodeContext) -> Sequence[Value]:
         raise Refused(f"perm {permutation} is no permutation of rank {rank}")
     if permutation == list(range(rank)):
         return [x]
-    shape = [x.shape[i] for i in permutation]
-    return [node.builder.emit(CommandKind.TRANSPOSE, [x], x.dtype, shape, permutation=filled(permutation))]
+    return [transposed(node.builder, x, permutation)]
 
 
 def _slice(node: NodeContext) -> Sequence[Value]:
@@ -152,6 +151,69 @@ def _expand(node: NodeContext) -> Sequence[Value]:
     return [x if shape == x.shape else node.builder.emit(CommandKind.EXPAND, [x], x.dtype, shape)]
 
 
+def _tile(node: NodeContext) -> Sequence[Value]:
+    """Tile: each dimension repeated; [a, b] becomes [1, a, 1, b], broadcast along the ones, and [ra * a, rb * b]."""
+    x, builder = node.value(0), node.builder
+    repeats = node.constant_ints(1, "repeats") or []
+    if len(repeats) != len(x.shape) or min(repeats, default=1) < 1:
+        raise Refused(f"repeats {repeats} for {x.type}; one for each dimension, at least 1")
+    repeated = [axis for axis, count in enumerate(repeats) if count > 1]
+    apart: list[int] = []
+    spread: list[int] = []
+    for axis, extent in enumerate(x.shape):
+        if axis in repeated:
+            apart, spread = [*apart, 1], [*spread, repeats[axis]]
+        apart, spread = [*apart, extent], [*spread, extent]
+    shape = checked_shape([extent * count for extent, count in zip(x.shape, repeats, strict=True)])
+    if not repeated:
+        return [x]
+    wide = builder.emit(CommandKind.EXPAND, [builder.reshape(x, apart)], x.dtype, checked_shape(spread))
+    return [builder.reshape(wide, shape)]
+
+
+def transposed(builder: Builder, x: Value, permutation: Sequence[int]) -> Value:
+    """x with its dimensions in another order."""
+    shape = [x.shape[axis] for axis in permutation]
+    return builder.emit(CommandKind.TRANSPOSE, [x], x.dtype, shape, permutation=filled(permutation))
+
+
+def _depth_to_space(node: NodeContext) -> Sequence[Value]:
+    """DepthToSpace: channels become squares of pixels; mode DCR takes the square's place from the outer channels."""
+    x, builder, block = node.value(0), node.builder, node.attribute("blocksize")
+    if len(x.shape) != 4 or block < 1 or x.shape[1] % (block * block):
+        raise Refused(f"blocksize {block} for {x.type}")
+    batch, channels, rows, columns = x.shape
+    depth = channels // (block * block)
+    if node.attribute("mode", "DCR") == "DCR":
+        apart, order = (batch, block, block, depth, rows, columns), (0, 3, 4, 1, 5, 2)
+    else:
+        apart, order = (batch, depth, block, block, rows, columns), (0, 1, 4, 2, 5, 3)
+    moved = transposed(builder, builder.reshape(x, apart), order)
+    return [builder.reshape(moved, (batch, depth, rows * block, columns * block))]
+
+
+def _space_to_depth(node: NodeContext) -> Sequence[Value]:
+    """SpaceToDepth: squares of pixels become channels, the square's place the outer ones."""
+    x, builder, block = node.value(0), node.builder, node.attribute("blocksize")
+    if len(x.shape) != 4 or block < 1 or x.shape[2] % block or x.shape[3] % block:
+        raise Refused(f"blocksize {block} for {x.type}")
+    batch, channels, rows, columns = x.shape
+    apart = (batch, channels, rows // block, block, columns // block, block)
+    moved = transposed(builder, builder.reshape(x, apart), (0, 3, 5, 1, 2, 4))
+    return [builder.reshape(moved, (batch, channels * block * block, rows // block, columns // block))]
+
+
+def _trilu(node: NodeContext) -> Sequence[Value]:
+    """Trilu: one triangle of each matrix, zeros elsewhere."""
+    x, builder = node.value(0), node.builder
+    if len(x.shape) < 2:
+        raise Refused(f"{x.type} is no matrix")
+    offset = (node.constant_ints(1, "k") or [0])[0]
+    ones = np.ones(x.shape[-2:], bool)
+    kept = builder.constant(np.triu(ones, offset) if node.attribute("upper", 1) else np.tril(ones, offset))
+    return [builder.emit(CommandKind.WHERE, [kept, x, builder.scalar(0, x.dtype)], x.dtype, x.shape)]
+
+
 def _constant_of_shape(node: NodeContext) -> Sequence[Value]:
     shape = checked_shape(node.constant_ints(0, "shape") or [])
     value = node.attribute("value", np.zeros(1, np.float32))
@@ -180,6 +242,10 @@ LOWERINGS: dict[str, Lowering] = {
     "Gather": _gather,
     "Pad": _pad,
     "Expand": _expand,
+    "Tile": _tile,
+    "DepthToSpace": _depth_to_space,
+    "SpaceToDepth": _space_to_depth,
+    "Trilu": _trilu,
     "ConstantOfShape": _constant_of_shape,
     "Range": _range,
 }

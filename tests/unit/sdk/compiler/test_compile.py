@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
 
 from driver_shim.protocol.program import ALIGNMENT, Storage
 from driver_shim.protocol.program_commands import Activation, CommandKind
@@ -87,6 +88,44 @@ def test_product_bias_and_activation_are_one_command(bias_first: bool, op: str, 
     sums = np.array([[-1, 3, 4]], F32)
     expected = {"Relu": np.maximum(sums, 0), "Sigmoid": 1 / (1 + np.exp(-sums)), "Tanh": np.tanh(sums)}[op]
     np.testing.assert_allclose(run(compiled, {"x": np.array([[1, 2]], F32)})["y"], expected, rtol=1e-6)
+
+
+def normalised_convolution(*, biased: bool, reused: bool = False) -> Any:
+    """Conv, BatchNormalization and Relu, as image networks have them; `reused` takes the product elsewhere, too."""
+    random = np.random.default_rng(8)
+    weights = {
+        "w": random.normal(size=(4, 3, 3, 3)).astype(F32),
+        "b": random.normal(size=4).astype(F32),
+        **{name: random.normal(size=4).astype(F32) for name in ("scale", "shift", "mean")},
+        "variance": random.uniform(0.1, 2, 4).astype(F32),
+    }
+    nodes = [
+        node("Conv", ["x", "w", "b"] if biased else ["x", "w"], ["c"], pads=[1, 1, 1, 1]),
+        node("BatchNormalization", ["c", "scale", "shift", "mean", "variance"], ["n"], epsilon=1e-3),
+        node("Relu", ["n"], ["r"]),
+        *([node("Add", ["r", "c"], ["y"])] if reused else [node("Identity", ["r"], ["y"])]),
+    ]
+    return model(nodes, {"x": (F32, (2, 3, 5, 4))}, {"y": F32}, weights, opset=15)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_batch_normalisation_goes_into_the_convolution_before_it(biased: bool) -> None:
+    net = normalised_convolution(biased=biased)
+    compiled = compile_model(net)
+    (command,) = [command for command in parse(compiled.image).commands if command.kind is not CommandKind.COPY]
+    assert (command.kind, command.attributes.activation) == (CommandKind.CONV, Activation.RELU)
+    x = np.random.default_rng(9).normal(size=(2, 3, 5, 4)).astype(F32)
+    (expected,) = ReferenceEvaluator(net).run(None, {"x": x})
+    np.testing.assert_allclose(run(compiled, {"x": x})["y"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_convolution_that_is_used_elsewhere_too_keeps_its_weights() -> None:
+    net = normalised_convolution(biased=True, reused=True)
+    compiled = compile_model(net)
+    assert kinds(compiled.image).count(CommandKind.CONV) == 1 and CommandKind.BINARY in kinds(compiled.image)
+    x = np.random.default_rng(9).normal(size=(2, 3, 5, 4)).astype(F32)
+    (expected,) = ReferenceEvaluator(net).run(None, {"x": x})
+    np.testing.assert_allclose(run(compiled, {"x": x})["y"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_product_that_is_used_twice_is_not_fused_away() -> None:

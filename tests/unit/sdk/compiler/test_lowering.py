@@ -43,6 +43,11 @@ BEFORE_18 = (11, 13)
 SINCE_18 = (18, NEWEST)
 ALL = (11, 13, 18, NEWEST)
 X = real(2, 3, 4)
+IMAGE = real(2, 3, 4, 5)
+STATISTICS = (real(3, seed=1), real(3, seed=2), real(3, seed=3), np.abs(real(3, seed=4)) + 0.1)
+"""Scale, bias, mean and variance of three channels."""
+SINCE_15, SINCE_17 = (15, 18, NEWEST), (17, 18, NEWEST)
+"""The first for BatchNormalization: at opset 9 to 14 the reference trains."""
 BOOLS = np.array([[True, False], [False, True]])
 
 CASES = [
@@ -131,6 +136,44 @@ CASES = [
     Case("Pad", {"x": X, "c:p": ints(1, 1), "c:v": np.array(7, F32), "c:a": ints(-1)}, {}, SINCE_18),
     Case("Expand", {"x": real(3, 1), "c:s": ints(2, 1, 4)}),
     Case("Expand", {"x": real(3, 1), "c:s": ints(1)}),
+    *(
+        Case(
+            "BatchNormalization",
+            {"x": real(2, 3, *size), **{f"{held}{i}": STATISTICS[i] for i in range(4)}},
+            more,
+            SINCE_15,
+        )
+        for size in ((), (4,), (4, 5))
+        for held in ("c:", "s")
+        for more in ({}, {"epsilon": 0.1})
+    ),
+    Case("InstanceNormalization", {"x": IMAGE, "c:s": real(3, seed=1), "c:b": real(3, seed=2)}),
+    Case("InstanceNormalization", {"x": X, "s": real(3, seed=1), "b": real(3, seed=2)}, {"epsilon": 0.5}),
+    Case("LayerNormalization", {"x": X, "c:s": real(4, seed=1), "c:b": real(4, seed=2)}, {}, SINCE_17),
+    Case("LayerNormalization", {"x": X, "c:s": real(3, 4, seed=1)}, {"axis": 1, "epsilon": 0.1}, SINCE_17, 3),
+    Case("GroupNormalization", {"x": real(2, 6, 4), "c:s": real(6), "c:b": real(6)}, {"num_groups": 3}, (21, NEWEST)),
+    Case("RMSNormalization", {"x": X, "c:s": real(4, seed=1)}, {}, (23, NEWEST)),
+    Case("RMSNormalization", {"x": X, "c:s": real(3, 4, seed=1)}, {"axis": -2, "epsilon": 0.1}, (23, NEWEST)),
+    *(Case("LRN", {"x": real(7, 7, 3, 2)}, {"size": size, "alpha": 0.5, "bias": 2.0}) for size in (1, 3, 4)),
+    Case("LRN", {"x": real(5, 5, 3, 2)}, {"size": 5, "beta": 0.5}),  # the reference takes the batch for the channels
+    Case("HardSwish", {"x": X * 4}, {}, (14, NEWEST)),
+    Case("Gelu", {"x": X}, {}, (20, NEWEST)),
+    Case("Gelu", {"x": X}, {"approximate": "tanh"}, (20, NEWEST)),
+    Case("Mish", {"x": X}, {}, SINCE_18),
+    Case("Swish", {"x": X}, {"alpha": 1.5}, (24, NEWEST)),
+    Case("Selu", {"x": X}),
+    Case("Selu", {"x": X}, {"alpha": 2.0, "gamma": 3.0}),
+    Case("Celu", {"x": X}, {}, (12, *NEW)),
+    Case("Celu", {"x": X}, {"alpha": 2.5}, (12, *NEW)),
+    Case("PRelu", {"x": X, "c:s": real(3, 1)}),
+    Case("ThresholdedRelu", {"x": X}, {"alpha": 0.5}),
+    Case("Softsign", {"x": X}),
+    Case("Tile", {"x": X, "c:r": ints(2, 1, 3)}),
+    Case("Tile", {"x": X, "c:r": ints(1, 1, 1)}),
+    *(Case("DepthToSpace", {"x": real(2, 12, 2, 3)}, {"blocksize": 2, "mode": mode}) for mode in ("DCR", "CRD")),
+    Case("SpaceToDepth", {"x": real(2, 3, 4, 6)}, {"blocksize": 2}),
+    *(Case("Trilu", {"x": X}, {"upper": upper}, (14, NEWEST)) for upper in (0, 1)),
+    *(Case("Trilu", {"x": X, "c:k": np.array(k, np.int64)}, {}, (14, NEWEST)) for k in (-1, 2)),
     Case("QuantizeLinear", {"x": X * 50, "c:s": np.array(0.7, F32), "c:z": np.array(3, np.int8)}),
     Case(
         "QuantizeLinear",
