@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from driver_shim.errors import ModelProblem, UnsupportedModel
 from driver_shim.protocol.types import UnsupportedType, WireType, wire_type
 
-MIN_OPSET = 11
+MIN_OPSET = 7
 DEFAULT_DOMAINS = ("", "ai.onnx")
 MAX_REPORTED = 20
 """Problems listed in one message."""

@@ -65,6 +65,7 @@ _FUSED = {
     UnaryFunction.SIGMOID: Activation.SIGMOID,
     UnaryFunction.TANH: Activation.TANH,
 }
+_CLIP_LIMITS_ARE_INPUTS_SINCE = 11
 _PRODUCTS = (CommandKind.MATMUL, CommandKind.CONV)
 
 
@@ -166,8 +167,11 @@ def _simple_unary(op: str) -> Lowering:
 
 
 def _clip(node: NodeContext) -> Sequence[Value]:
-    """Clip: with constant limits on floats one command, else Max and Min."""
+    """Clip: with constant limits on floats one command, else Max and Min; before opset 11 limits are attributes."""
     x, low, high = node.value(0), node.optional(1), node.optional(2)
+    if node.since < _CLIP_LIMITS_ARE_INPUTS_SINCE:
+        limits = (node.attribute("min", -math.inf), node.attribute("max", math.inf))
+        return [unary(node.builder, UnaryFunction.CLIP, x, *limits)]
     if x.dtype.is_float and all(limit is None or limit.constant is not None for limit in (low, high)):
         least = node.constant_float(1, "lower limit")
         most = node.constant_float(2, "upper limit")

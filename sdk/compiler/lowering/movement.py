@@ -11,6 +11,8 @@ from emulator.model.shapes import SemanticError, broadcast
 from sdk.compiler.context import Lowering, NodeContext, checked_shape
 from sdk.compiler.ir import Builder, Refused, Value
 
+_SLICE_BOUNDS_ARE_INPUTS_SINCE = 10
+_PADS_ARE_INPUT_SINCE = 11
 _SPLIT_SIZES_ARE_INPUT_SINCE = 13
 RANGE_LIMIT = 1 << 20
 """Elements of a Range, which is always folded."""
@@ -50,10 +52,13 @@ def _slice(node: NodeContext) -> Sequence[Value]:
     """Slice (opset 13): negative starts and ends count from the end, both are clamped to the data."""
     x = node.value(0)
     rank = len(x.shape)
-    starts, ends = node.constant_ints(1, "starts"), node.constant_ints(2, "ends")
+    if node.since < _SLICE_BOUNDS_ARE_INPUTS_SINCE:
+        starts, ends, given = (node.attribute(name) for name in ("starts", "ends", "axes"))
+    else:
+        starts, ends, given = (node.constant_ints(i, what) for i, what in enumerate(("starts", "ends", "axes"), 1))
     if starts is None or ends is None:
         raise Refused("its starts or ends are missing")
-    axes = node.constant_ints(3, "axes") or list(range(len(starts)))
+    axes = given or list(range(len(starts)))
     steps = node.constant_ints(4, "steps") or [1] * len(starts)
     if not len(starts) == len(ends) == len(axes) == len(steps):
         raise Refused("its starts, ends, axes and steps differ in length")
@@ -120,7 +125,10 @@ def _pad(node: NodeContext) -> Sequence[Value]:
     mode = node.attribute("mode", "constant").upper()
     if mode not in PadMode.__members__:
         raise Refused(f"mode {mode.lower()!r} is not supported")
-    pads = node.constant_ints(1, "pads")
+    if node.since < _PADS_ARE_INPUT_SINCE:
+        pads, value = node.attribute("pads"), node.builder.scalar(node.attribute("value", 0.0), x.dtype)
+    else:
+        pads = node.constant_ints(1, "pads")
     given = node.constant_ints(3, "axes")
     axes = [node.axis(a, rank) for a in given] if given is not None else list(range(rank))
     if pads is None or len(pads) != 2 * len(axes) or len(set(axes)) != len(axes):
