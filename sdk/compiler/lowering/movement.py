@@ -201,13 +201,14 @@ def _depth_to_space(node: NodeContext) -> Sequence[Value]:
 
 
 def _space_to_depth(node: NodeContext) -> Sequence[Value]:
-    """SpaceToDepth: squares of pixels become channels, the square's place the outer ones."""
+    """SpaceToDepth: squares of pixels become channels; mode CRD (opset 28) has the square's place as the inner ones."""
     x, builder, block = node.value(0), node.builder, node.attribute("blocksize")
     if len(x.shape) != 4 or block < 1 or x.shape[2] % block or x.shape[3] % block:
         raise Refused(f"blocksize {block} for {x.type}")
     batch, channels, rows, columns = x.shape
     apart = (batch, channels, rows // block, block, columns // block, block)
-    moved = transposed(builder, builder.reshape(x, apart), (0, 3, 5, 1, 2, 4))
+    order = (0, 3, 5, 1, 2, 4) if node.attribute("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
+    moved = transposed(builder, builder.reshape(x, apart), order)
     return [builder.reshape(moved, (batch, channels * block * block, rows // block, columns // block))]
 
 

@@ -178,6 +178,7 @@ CASES = [
     Case("Tile", {"x": X, "c:r": ints(1, 1, 1)}),
     *(Case("DepthToSpace", {"x": real(2, 12, 2, 3)}, {"blocksize": 2, "mode": mode}) for mode in ("DCR", "CRD")),
     Case("SpaceToDepth", {"x": real(2, 3, 4, 6)}, {"blocksize": 2}),
+    Case("SpaceToDepth", {"x": real(2, 3, 4, 6)}, {"blocksize": 2, "mode": "CRD"}, (NEWEST,)),
     *(Case("Trilu", {"x": X}, {"upper": upper}, (14, NEWEST)) for upper in (0, 1)),
     *(Case("Trilu", {"x": X, "c:k": np.array(k, np.int64)}, {}, (14, NEWEST)) for k in (-1, 2)),
     Case("QuantizeLinear", {"x": X * 50, "c:s": np.array(0.7, F32), "c:z": np.array(3, np.int8)}),
