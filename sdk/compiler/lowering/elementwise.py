@@ -199,6 +199,12 @@ def _cast(node: NodeContext) -> Sequence[Value]:
     return [node.builder.emit(CommandKind.CAST, [x], target, x.shape)]
 
 
+def _cast_like(node: NodeContext) -> Sequence[Value]:
+    """CastLike: to the type of its second operand, whose values do not matter."""
+    x, like = node.value(0), node.value(1)
+    return [x if x.dtype is like.dtype else node.builder.emit(CommandKind.CAST, [x], like.dtype, x.shape)]
+
+
 def _where(node: NodeContext) -> Sequence[Value]:
     condition, x, y = _bypass_expand([node.value(i) for i in range(3)])
     shape = _broadcast(condition, x, y)
@@ -232,6 +238,7 @@ LOWERINGS: dict[str, Lowering] = {
     "Pow": _pow,
     "Clip": _clip,
     "Cast": _cast,
+    "CastLike": _cast_like,
     "Where": _where,
     "Identity": _identity,
     "Dropout": _dropout,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from driver_shim.protocol.program_commands import ArgumentFunction, CommandKind, ReduceFunction
+from driver_shim.protocol.program_commands import ArgumentFunction, CommandKind, ReduceFunction, UnaryFunction
 from driver_shim.protocol.types import WireType
 from emulator.model.shapes import reduced_shape
 from sdk.compiler.context import Lowering, NodeContext
 from sdk.compiler.ir import Value
+from sdk.compiler.lowering.elementwise import unary
 
 _AXES_ARE_INPUT_SINCE = {"ReduceSum": 13}
 _OTHERS_SINCE = 18
@@ -25,6 +26,12 @@ _REDUCE = {
     "ReduceL2": ReduceFunction.L2,
     "ReduceLogSumExp": ReduceFunction.LOG_SUM_EXP,
 }
+
+
+def _reduce_log_sum(node: NodeContext) -> Sequence[Value]:
+    """ReduceLogSum: the logarithm of the sum."""
+    (total,) = _reduce(ReduceFunction.SUM)(node)
+    return [unary(node.builder, UnaryFunction.LOG, total)]
 
 
 def _reduce(function: ReduceFunction) -> Lowering:
@@ -79,6 +86,7 @@ def _softmax(*, logarithm: bool) -> Lowering:
 
 LOWERINGS: dict[str, Lowering] = {
     **{name: _reduce(function) for name, function in _REDUCE.items()},
+    "ReduceLogSum": _reduce_log_sum,
     "ArgMax": _argument(ArgumentFunction.MAX),
     "ArgMin": _argument(ArgumentFunction.MIN),
     "Softmax": _softmax(logarithm=False),
