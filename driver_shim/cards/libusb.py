@@ -1,4 +1,4 @@
-"""Which libusb reaches debug ports on USB: the system's where there is one, else the one that the extra `[usb]` brings.
+"""The libusb that reaches debug ports on USB: the system's where there is one, else that of the extra `[usb]`.
 
 Finding it opens nothing and starts nothing; `backend` does. pyusb and the package are imported when they are needed.
 """
