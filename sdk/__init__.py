@@ -1,5 +1,4 @@
-"""The SDK: open a device, move arrays, run models. Start with `Device` (device.py), then queues.py, completions.py and
-events.py.
+"""The SDK: open a device, move arrays, run models. Start with `Device` (device.py), then `memory/`, `queue/`, `model/`.
 
 What is on the bus is in `driver_shim`; the device in software is a process of its own (`emulator`).
 """

@@ -8,6 +8,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import NoReturn, SupportsIndex
 
 from driver_shim.errors import DeviceLost
 
@@ -46,7 +47,7 @@ class Transport(abc.ABC):
     resets_on_open: bool = True
     """Whether opening the function reset it."""
     peer_pid: int | None = None
-    """The process that is the device, where it is one of this machine."""
+    """The process that is the device, where this one started it: nobody else's is moved between CPUs."""
     serial: str | None = None
     """The device's serial number, where the way to it tells."""
     emulated: bool | None = None
@@ -110,6 +111,12 @@ class Transport(abc.ABC):
     @abc.abstractmethod
     def progress(self) -> None:
         """Called on each turn of a spinning wait: yields the CPU (in process: steps the device)."""
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__} cannot be pickled or copied, it is this process's own way to {self.address}, and so"
+            " is what goes through it, registers for one: send the address, or what was read"
+        )
 
     def abandon_in_child(self) -> None:  # noqa: B027 - most transports have nothing to let go of
         """In a forked child: let go of this process's copies and tell the device nothing; it is the parent's."""

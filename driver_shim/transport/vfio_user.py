@@ -9,7 +9,6 @@ import mmap
 import os
 import select
 import socket
-import struct
 from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
@@ -121,9 +120,7 @@ class VfioUserTransport(Transport):
         except BaseException:
             sock.close()
             raise
-        transport = cls(Channel(sock, address), timeout)
-        transport.peer_pid = _peer_pid(sock)
-        return transport
+        return cls(Channel(sock, address), timeout)
 
     @classmethod
     def from_socket(
@@ -135,7 +132,7 @@ class VfioUserTransport(Transport):
     ) -> VfioUserTransport:
         """Talk over a connected socket, which is taken over; its server may take `timeout` seconds to start.
 
-        `peer_pid` is the server's process, where it is one of this machine.
+        `peer_pid` is the server's process, where that is the caller's own.
 
         Raises DeviceBusy, Timeout (it does not answer), DeviceLost, ContractMismatch.
         """
@@ -415,12 +412,6 @@ class VfioUserTransport(Transport):
 def _close(fd: int | None) -> None:
     if fd is not None:
         os.close(fd)
-
-
-def _peer_pid(sock: socket.socket) -> int | None:
-    """The process that listens on the other side; None where it is in another PID namespace."""
-    pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-    return pid or None
 
 
 def _connect_error(error: OSError, address: str) -> Exception:

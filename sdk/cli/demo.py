@@ -153,11 +153,16 @@ def _score(answer: Answer) -> float:
 
 
 def next_step() -> str:
-    """What a newcomer may type now, with the tool as it can be called here."""
+    """What a newcomer may type now."""
+    return f"Next, a model of your own: {tool_here()} run MODEL.onnx --verify"
+
+
+def tool_here() -> str:
+    """The tool as it can be called here."""
     tool = "npuctl"
-    if shutil.which(tool) is None:
-        tool = shown(sys.argv[0]) if Path(sys.argv[0]).name == tool else "python -m npuctl"
-    return f"Next, a model of your own: {tool} run MODEL.onnx --verify"
+    if shutil.which(tool) is not None:
+        return tool
+    return shown(sys.argv[0]) if Path(sys.argv[0]).name == tool else "python -m npuctl"
 
 
 def _show(frame: Frame, answers: Sequence[Answer], skipped: Mapping[str, str], everything: bool) -> None:
@@ -167,7 +172,8 @@ def _show(frame: Frame, answers: Sequence[Answer], skipped: Mapping[str, str], e
         _show_skipped(frame, skipped)
         return
     if len(listed) < len(answers):
-        frame.say(f"{len(listed)} of {len(answers)} files, of each type those with the lowest scores; --all shows all")
+        frame.say(f"{len(listed)} of {len(answers)} files, of each type those with the lowest scores")
+        frame.say(f"all of them: {tool_here()} demo --all")
     if skipped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(skipped.values()).items())
         frame.say(f"skipped: {reasons}")

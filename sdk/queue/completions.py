@@ -170,8 +170,9 @@ class Completions:
     def wait_for(self, event: Event[Any], timeout: float | None) -> None:
         """Wait until the event has ended, reaping. Raises Timeout, DeviceLost, or the error the queue ended with."""
         limit = None if timeout is None else _checked_timeout(timeout)
-        if self._spins_quietly:
-            until = time.monotonic() + (timeouts.QUIET_SPIN_S if limit is None else min(limit, timeouts.QUIET_SPIN_S))
+        if self._spins_quietly and self.closed is None:  # else the rings may be gone, as in a forked child
+            patient = limit is None or limit >= timeouts.QUIET_SPIN_S
+            until = time.monotonic() + (timeouts.QUIET_SPIN_S if patient else limit or 0.0)
             while self.pair.spin(until):
                 with self.lock:
                     self.reap_locked()
@@ -180,18 +181,23 @@ class Completions:
                 if self.closed is not None:
                     break
             else:
-                self._spinner.missed(until)
-        self.wait_until(lambda: event._done, limit, event._what)
+                if patient:
+                    self._spinner.missed(until)
+        self.wait_until(lambda: event._done, limit, event._what, quietly_first=False)
 
-    def wait_until(self, condition: Callable[[], bool], timeout: float | None, what: str) -> None:
+    def wait_until(
+        self, condition: Callable[[], bool], timeout: float | None, what: str, *, quietly_first: bool = True
+    ) -> None:
         """Wait until `condition` holds, reaping. Raises Timeout, DeviceLost, or the error the queue ended with.
 
-        Spins with `Transport.progress` for at most SPIN_S (not at all on one CPU), then sleeps on the interrupt.
+        Spins for QUIET_SPIN_S without letting go of the CPU, then with `Transport.progress`, for SPIN_S in all (not at
+        all on one CPU), then sleeps on the interrupt.
         """
         limit = self.owner.timeout if timeout is None else _checked_timeout(timeout)
         now = time.monotonic()
         deadline = now + limit
         spin_until = now + (timeouts.SPIN_S if self.owner.may_spin else 0.0)
+        quiet_until = now + timeouts.QUIET_SPIN_S if quietly_first and self._spins_quietly else now
         yields, ready = self._spinner.yields, self.pair.ready
         while True:
             if self.closed is None and ready():
@@ -204,7 +210,9 @@ class Completions:
             now = time.monotonic()
             if now >= deadline:
                 raise self._timed_out(what, limit)
-            if now >= spin_until or not yields():
+            if now < quiet_until:
+                self.pair.spin(min(quiet_until, deadline))
+            elif now >= spin_until or not yields():
                 self._sleep(condition, deadline - now)
 
     def _sleep(self, condition: Callable[[], bool], patience_s: float) -> None:
@@ -244,7 +252,7 @@ class Completions:
             if transport.hang_up_fd is not None:
                 poller.register(transport.hang_up_fd, 0)
             if not poller.poll(interval * _MS_PER_S) or not transport.alive():
-                self.owner.check_alive()
+                self._look_alive()
         self._threads.nudge.drain()
         with self.lock:
             if self.closed is None:  # else the vector may already be another queue's
@@ -308,14 +316,18 @@ class Completions:
             self._watches.end(watch)
             return
         watch.timer = watch.loop.call_later(timeouts.LIVENESS_S, self._look_after, watch)
+        self._look_alive()
+        if self.closed is None:
+            self._reap_and_arm()
+
+    def _look_alive(self) -> None:
+        """See whether the device lives. If it does not, every queue is told, this one too: waiters find out there."""
         try:
             self.owner.check_alive()
         except (DeviceLost, Closed):
             pass  # every queue has been told
         except NpuError as error:
             self.owner.lost(error)
-        if self.closed is None:
-            self._reap_and_arm()
 
     # --- the end -----------------------------------------------------------------------------------------------
 

@@ -95,8 +95,9 @@ class LoopWatches:
         """Have the loop call `on_interrupt`; None if it does already. Called in the loop."""
         if loop in self._watches:
             return None
-        for closed in [other for other in self._watches if other.is_closed()]:
-            del self._watches[closed]
+        for other in list(self._watches):  # a copy made in one step, since loops of other threads come and go
+            if other.is_closed():
+                self._watches.pop(other, None)
         watch = self._watches[loop] = LoopWatch(loop)
         loop.add_reader(self._interrupt.number, on_interrupt, watch)
         return watch

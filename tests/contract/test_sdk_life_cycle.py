@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
 import multiprocessing
 import os
 import random
@@ -17,8 +19,10 @@ import pytest
 
 import sdk
 from tests.support.busy_queues import occupied
+from tests.support.children import stopped
 from tests.support.forks import FORKS_WITH_THREADS, exit_status
-from tests.support.rigs import in_process_rig
+from tests.support.rigs import in_process_rig, process_rig
+from tests.support.waiting import wait_until
 
 BIG = 256 << 20
 PATIENCE_S = 60.0
@@ -316,6 +320,26 @@ def test_closing_wakes_whoever_waits(victim: sdk.Device) -> None:
     assert len(codes) == 4 and set(codes) <= {"device-closed", "closed"}
 
 
+def test_a_loss_that_a_waiting_thread_was_told_of_is_not_logged_as_unseen(
+    npu_log: pytest.LogCaptureFixture,
+) -> None:
+    def lose() -> None:
+        with process_rig() as rig, rig.device() as device, device.queue() as queue:
+            assert rig.pid is not None
+            os.kill(rig.pid, signal.SIGSTOP)
+            event = queue.nop()
+            killer = threading.Timer(0.3, os.kill, (rig.pid, signal.SIGKILL))  # while it sleeps
+            killer.start()
+            with pytest.raises(sdk.DeviceLost):
+                event.wait(PATIENCE_S)
+            killer.join(PATIENCE_S)
+
+    with npu_log.at_level(logging.ERROR, logger="npu"):
+        lose()
+        gc.collect()  # the loss, which the device kept, held on to where it was raised, and that to the event
+        assert not [record for record in npu_log.records if "nobody waited" in record.getMessage()]
+
+
 # --- fork -----------------------------------------------------------------------------------------------------------
 
 
@@ -396,6 +420,43 @@ def test_a_forked_child_gets_closed_and_harms_nothing(victim: sdk.Device, way: s
     queue.fill(host, 9).wait()
     assert (host.array == 9).all()
     working(victim)
+
+
+@FORKS_WITH_THREADS
+def test_a_forked_child_gets_closed_for_a_command_that_waits_for_room() -> None:
+    """It is in no slot of the ring yet, and the ring's pages are not inherited."""
+    with process_rig() as rig, rig.device() as device:
+        assert rig.pid is not None
+        queue = device.queue(depth=2)
+        recorded: list[sdk.Event[None]] = []
+
+        def submit() -> None:
+            with queue.batch() as batch:
+                recorded.extend((batch.nop(), batch.nop()))
+                full.wait(PATIENCE_S)
+                leaving.set()
+
+        full, leaving = threading.Event(), threading.Event()
+        with stopped(rig.pid):
+            queue.nop()
+            queue.nop()
+            thread = threading.Thread(target=submit)
+            thread.start()
+            full.set()
+            assert leaving.wait(PATIENCE_S)
+            wait_until(lambda: not recorded[0]._recording._is_open, "the block has ended")  # type: ignore[union-attr]
+            pid = os.fork()
+            if pid == 0:
+                status = 1
+                try:
+                    recorded[0].wait(PATIENCE_S)
+                except sdk.Closed:
+                    status = 0
+                finally:
+                    os._exit(status)
+            assert exit_status(pid) == 0
+        thread.join(PATIENCE_S)
+        recorded[1].wait()
 
 
 @FORKS_WITH_THREADS

@@ -54,7 +54,7 @@ def main() -> int:
             for command in commands((tree / PROJECT.lstrip("/") / "README.md").read_text("utf-8")):
                 with clock.phase(command):
                     statuses[command] = run_inside(tree, command)
-    except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
         _say(str(error))
         return 1
     _say(clock.report())
@@ -99,7 +99,9 @@ def machine(clock: Clock) -> Iterator[Path]:
                 tree.chmod(0o755)
                 run("tar", "-C", tree, "-xf", packed, "--exclude=./dev/*")
                 _clone(tree)
-                (tree / "etc/pip.conf").write_text(pip_sources().configuration)
+                settings = tree / "etc/pip.conf"  # an index's address may hold a password
+                settings.touch(mode=0o600)
+                settings.write_text(pip_sources().configuration)
             yield tree
         finally:
             shutil.rmtree(tree)

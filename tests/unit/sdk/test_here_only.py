@@ -24,6 +24,7 @@ from sdk.compiler import TensorInfo
 from sdk.compiler.compiled import CompiledProgram, Plan, Signature
 from sdk.log_pages import Activity, ErrorLogEntry
 from sdk.opening.listing import DeviceInfo
+from tests.support.rigs import in_process_rig
 
 HOLDER = Holder(41, "train.py", 12.5)
 TENSOR = TensorInfo("x", ("batch", 3), "float32")
@@ -133,3 +134,8 @@ def test_what_belongs_to_a_device_says_what_to_send_instead(kind: type[Any], ins
     message = str(caught.value)
     assert message.startswith(f"{kind.__name__} cannot be pickled or copied")
     assert instead in message
+
+
+def test_registers_say_so_too() -> None:
+    with in_process_rig() as rig, rig.device() as device, pytest.raises(TypeError, match="send the address, or what"):
+        pickle.dumps(device.registers)

@@ -76,11 +76,12 @@ def test_a_screenful_says_of_how_many_it_is_and_how_to_see_the_rest(capsys: pyte
     lines = printed(capsys, everything=False)
     assert len([line for line in lines if "agrees" in line]) == SCREENFUL - 2
     assert len([line for line in lines if "DIFFERS" in line]) == 2
-    assert lines[-2:] == [
-        f"{SCREENFUL} of {len(MANY)} files, of each type those with the lowest scores; --all shows all",
+    assert lines[-3:] == [
+        f"{SCREENFUL} of {len(MANY)} files, of each type those with the lowest scores",
+        f"all of them: {demo.tool_here()} demo --all",
         "skipped: 2 empty, 1 too little content (txt)",
     ]
-    assert len(lines) <= SCREENFUL + 4
+    assert len(lines) <= SCREENFUL + 5
     assert max(map(len, lines)) <= 80
 
 
