@@ -211,10 +211,12 @@ def run(folder: Path, files: Mapping[str, str]) -> Run:
     for name, text in files.items():
         (folder / name).write_text(text)
     arguments = ["-p", "tests.conftest", "-c", "pyproject.toml", "--rootdir", ".", "-rA", f"--timeout={LIMIT_S}"]
+    # This may be a worker itself; the run that it starts is none.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(
         [*suite_command(), *arguments, str(folder)],
         cwd=ROOT,
-        env={**os.environ, "COLUMNS": "200"},
+        env={**environment, "COLUMNS": "200"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

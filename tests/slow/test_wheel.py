@@ -175,7 +175,6 @@ def test_what_needs_no_extra_runs(installed: Installed, exported: str) -> None:
         (["emulate", "--socket", "../other.sock", "--firmware", str(ELF)], "firmware"),
         (["emulate", "--socket", "../other.sock", "--uart", "stdio"], "firmware"),
         (["fw", "keygen", "../key.pem"], "firmware"),
-        (["fw", "build", str(ELF), "-o", "../image.img", "--version", "1.2.3"], "firmware"),
         (["fw", "sign", str(FACTORY_IMAGE), "--key", str(DEVELOPMENT_KEY), "-o", "../image.img"], "firmware"),
         (["fw", "verify", str(FACTORY_IMAGE), "--key", str(DEVELOPMENT_KEY)], "firmware"),
         (["fw", "export", "--format", "html", "-o", "../html"], "firmware"),
