@@ -126,6 +126,9 @@ class Queue(Commands):
         if self.when_full == "raise" or not may_wait:
             with self._completions.lock:
                 self._require_room(len(recorded))
+                if recorded:
+                    self._put_recorded(recorded, len(recorded))  # at once, before another thread has the room
+            return
         while recorded:
             wanted = min(self.depth, len(recorded))
             with self._completions.lock:
