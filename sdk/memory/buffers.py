@@ -79,11 +79,6 @@ class Span(HereOnly):
         return self._root._base_address() + self._offset
 
     @property
-    def _space(self) -> Space:
-        """Which memory the address means."""
-        return self._root._space
-
-    @property
     def ndim(self) -> int:
         """Number of dimensions."""
         return len(self.shape)
@@ -133,7 +128,8 @@ class Span(HereOnly):
 class Buffer(Span):
     """What host and device buffers share: shape, dtype, address, freeing."""
 
-    _space_kind: Space
+    _space: Space
+    """Which memory its addresses mean."""
 
     def __init__(self, owner: MemoryOwner, shape: tuple[int, ...], dtype: np.dtype[Any], address: int) -> None:
         self._owner = owner
@@ -144,11 +140,6 @@ class Buffer(Span):
     def _root(self) -> Buffer:
         """Itself. Not an attribute: a buffer that referred to itself would not go when it is let go."""
         return self
-
-    @property
-    def _space(self) -> Space:
-        """Which memory the address means."""
-        return self._space_kind
 
     def _base_address(self) -> int:
         """Address of the first byte. Raises Closed once freed, or when the device was reset or closed."""
@@ -199,7 +190,7 @@ class Buffer(Span):
 class HostBuffer(Buffer):
     """DMA-able host memory; `array` is a zero-copy numpy view. Starts zeroed."""
 
-    _space_kind = Space.HOST
+    _space = Space.HOST
 
     def __init__(self, owner: MemoryOwner, shape: tuple[int, ...], dtype: np.dtype[Any], block: HostBlock) -> None:
         super().__init__(owner, shape, dtype, block.iova)
@@ -252,7 +243,7 @@ class HostBuffer(Buffer):
 class DeviceBuffer(Buffer):
     """Device memory. Its contents are unspecified until written."""
 
-    _space_kind = Space.DEVICE
+    _space = Space.DEVICE
 
     def __init__(self, owner: MemoryOwner, shape: tuple[int, ...], dtype: np.dtype[Any], address: int) -> None:
         super().__init__(owner, shape, dtype, address)

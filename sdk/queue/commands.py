@@ -55,8 +55,8 @@ class Commands(HereOnly, abc.ABC):
             there._base_address() + destination._offset,
             here._base_address() + source._offset,
             source.nbytes,
-            there._space_kind,
-            here._space_kind,
+            there._space,
+            here._space,
         )
         event: Event[None] = Event(self._completions, "copy", (there, here))
         return self._issue(event, COPY.codec, _COPY, values)
@@ -71,7 +71,7 @@ class Commands(HereOnly, abc.ABC):
         values = (
             destination.address,
             destination.nbytes,
-            destination._space,
+            destination._root._space,
             len(pattern),
             int.from_bytes(pattern, "little"),
         )

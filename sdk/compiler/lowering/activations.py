@@ -31,9 +31,7 @@ def _where(builder: Builder, condition: Value, x: Value, y: Value, shape: Sequen
 def _hard_swish(node: NodeContext) -> Sequence[Value]:
     """HardSwish: x * max(0, min(1, x / 6 + 0.5))."""
     x = node.value(0)
-    gate = node.builder.emit(
-        CommandKind.UNARY, [x], x.dtype, x.shape, function=UnaryFunction.HARD_SIGMOID, alpha=1 / 6, beta=0.5
-    )
+    gate = unary(node.builder, UnaryFunction.HARD_SIGMOID, x, 1 / 6, 0.5)
     return [binary(node.builder, BinaryFunction.MUL, x, gate)]
 
 

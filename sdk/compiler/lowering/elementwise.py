@@ -85,6 +85,11 @@ def unary(builder: Builder, function: UnaryFunction, x: Value, alpha: float = 0,
     return builder.emit(CommandKind.UNARY, [x], x.dtype, x.shape, function=function, alpha=alpha, beta=beta)
 
 
+def cast(builder: Builder, x: Value, dtype: WireType) -> Value:
+    """x in another type; x itself where it has that already."""
+    return x if x.dtype is dtype else builder.emit(CommandKind.CAST, [x], dtype, x.shape)
+
+
 def _plain_product(made: Operation) -> bool:
     """Whether an operation is a MATMUL or CONV without activation."""
     return made.kind in _PRODUCTS and made.attributes.activation == Activation.NONE
@@ -153,9 +158,7 @@ def _variadic(function: BinaryFunction) -> Lowering:
 def _pow(node: NodeContext) -> Sequence[Value]:
     """Pow: the exponent may have another type than the base."""
     base, exponent = node.value(0), node.value(1)
-    if exponent.dtype is not base.dtype:
-        exponent = node.builder.emit(CommandKind.CAST, [exponent], base.dtype, exponent.shape)
-    return [binary(node.builder, BinaryFunction.POW, base, exponent)]
+    return [binary(node.builder, BinaryFunction.POW, base, cast(node.builder, exponent, base.dtype))]
 
 
 def _simple_unary(op: str) -> Lowering:
@@ -192,17 +195,12 @@ def _clip(node: NodeContext) -> Sequence[Value]:
 
 
 def _cast(node: NodeContext) -> Sequence[Value]:
-    x = node.value(0)
-    target = node.wire_type(node.attribute("to"))
-    if target is x.dtype:
-        return [x]
-    return [node.builder.emit(CommandKind.CAST, [x], target, x.shape)]
+    return [cast(node.builder, node.value(0), node.wire_type(node.attribute("to")))]
 
 
 def _cast_like(node: NodeContext) -> Sequence[Value]:
     """CastLike: to the type of its second operand, whose values do not matter."""
-    x, like = node.value(0), node.value(1)
-    return [x if x.dtype is like.dtype else node.builder.emit(CommandKind.CAST, [x], like.dtype, x.shape)]
+    return [cast(node.builder, node.value(0), node.value(1).dtype)]
 
 
 def _where(node: NodeContext) -> Sequence[Value]:

@@ -17,8 +17,9 @@ from driver_shim.protocol.program_commands import (
 from driver_shim.protocol.types import WireType
 from sdk.compiler.context import Lowering, NodeContext
 from sdk.compiler.ir import Builder, Refused, Value, fields_of
-from sdk.compiler.lowering.elementwise import binary, unary
+from sdk.compiler.lowering.elementwise import binary, cast, unary
 from sdk.compiler.lowering.products import spatial
+from sdk.compiler.lowering.reductions import reduced
 
 _EPSILON = 1e-5
 """The default of every normalisation that has one."""
@@ -36,17 +37,6 @@ class _Moments(NamedTuple):
     inverse_deviation: Value
 
 
-def _reduce(builder: Builder, function: ReduceFunction, x: Value, axes: Sequence[int]) -> Value:
-    """A reduction that keeps the dimensions it reduces."""
-    shape = [1 if axis in axes else extent for axis, extent in enumerate(x.shape)]
-    mask = sum(1 << axis for axis in axes)
-    return builder.emit(CommandKind.REDUCE, [x], x.dtype, shape, function=function, axes=mask)
-
-
-def _cast(builder: Builder, x: Value, dtype: WireType) -> Value:
-    return x if x.dtype is dtype else builder.emit(CommandKind.CAST, [x], dtype, x.shape)
-
-
 def _inverse_root(builder: Builder, variance: Value, epsilon: float) -> Value:
     """1 / sqrt(variance + epsilon)."""
     raised = binary(builder, BinaryFunction.ADD, variance, builder.scalar(epsilon, variance.dtype))
@@ -55,18 +45,18 @@ def _inverse_root(builder: Builder, variance: Value, epsilon: float) -> Value:
 
 def _normalise(builder: Builder, x: Value, axes: Sequence[int], epsilon: float) -> _Moments:
     """(x - mean) / sqrt(variance + epsilon) over the axes, in float32, with the variance of a population."""
-    wide = _cast(builder, x, WireType.FLOAT32)
-    mean = _reduce(builder, ReduceFunction.MEAN, wide, axes)
+    wide = cast(builder, x, WireType.FLOAT32)
+    mean = reduced(builder, ReduceFunction.MEAN, wide, axes)
     centred = binary(builder, BinaryFunction.SUB, wide, mean)
     square = binary(builder, BinaryFunction.MUL, centred, centred)
-    inverse = _inverse_root(builder, _reduce(builder, ReduceFunction.MEAN, square, axes), epsilon)
+    inverse = _inverse_root(builder, reduced(builder, ReduceFunction.MEAN, square, axes), epsilon)
     return _Moments(binary(builder, BinaryFunction.MUL, centred, inverse), mean, inverse)
 
 
 def _scaled(builder: Builder, x: Value, scale: Value, bias: Value | None, dtype: WireType) -> Value:
     """x * scale + bias, where x is float32 and the result of the model's own type."""
-    result = binary(builder, BinaryFunction.MUL, _cast(builder, x, dtype), _cast(builder, scale, dtype))
-    return result if bias is None else binary(builder, BinaryFunction.ADD, result, _cast(builder, bias, dtype))
+    result = binary(builder, BinaryFunction.MUL, cast(builder, x, dtype), cast(builder, scale, dtype))
+    return result if bias is None else binary(builder, BinaryFunction.ADD, result, cast(builder, bias, dtype))
 
 
 def _by_channel(builder: Builder, vector: Value, rank: int) -> Value:
@@ -85,7 +75,7 @@ def _batch_normalization(node: NodeContext) -> Sequence[Value]:
     x, builder = node.value(0), node.builder
     if len(x.shape) < 2:
         raise Refused(f"{x.type} has no channels")
-    scale, bias, mean, variance = (_cast(builder, node.value(i), WireType.FLOAT32) for i in range(1, 5))
+    scale, bias, mean, variance = (cast(builder, node.value(i), WireType.FLOAT32) for i in range(1, 5))
     inverse = _inverse_root(builder, variance, node.attribute("epsilon", _EPSILON))
     factor = binary(builder, BinaryFunction.MUL, scale, inverse)
     offset = binary(builder, BinaryFunction.SUB, bias, binary(builder, BinaryFunction.MUL, mean, factor))
@@ -106,13 +96,13 @@ def _into_convolution(builder: Builder, x: Value, factor: Value, offset: Value) 
     known = [value for value in (weights, bias, factor, offset) if value is not None]
     if weights is None or made.attributes.activation != Activation.NONE or any(v.constant is None for v in known):
         return None
-    wide = _cast(builder, weights, WireType.FLOAT32)
+    wide = cast(builder, weights, WireType.FLOAT32)
     by_output = builder.reshape(factor, (factor.shape[0], *[1] * (len(weights.shape) - 1)))
-    scaled = _cast(builder, binary(builder, BinaryFunction.MUL, wide, by_output), weights.dtype)
+    scaled = cast(builder, binary(builder, BinaryFunction.MUL, wide, by_output), weights.dtype)
     if bias is not None:
-        moved = binary(builder, BinaryFunction.MUL, _cast(builder, bias, WireType.FLOAT32), factor)
+        moved = binary(builder, BinaryFunction.MUL, cast(builder, bias, WireType.FLOAT32), factor)
         offset = binary(builder, BinaryFunction.ADD, moved, offset)
-    shift = _cast(builder, offset, x.dtype)
+    shift = cast(builder, offset, x.dtype)
     if scaled.constant is None or shift.constant is None:  # too large to be computed here
         return None
     return builder.emit(CommandKind.CONV, [data, scaled, shift], x.dtype, x.shape, **fields_of(made))
@@ -159,8 +149,8 @@ def _rms_normalization(node: NodeContext) -> Sequence[Value]:
     """RMSNormalization: divided by the root of the mean square over the dimensions from `axis` on."""
     x, builder = node.value(0), node.builder
     axes = range(node.axis(node.attribute("axis", -1), len(x.shape)), len(x.shape))
-    wide = _cast(builder, x, WireType.FLOAT32)
-    square = _reduce(builder, ReduceFunction.MEAN, binary(builder, BinaryFunction.MUL, wide, wide), axes)
+    wide = cast(builder, x, WireType.FLOAT32)
+    square = reduced(builder, ReduceFunction.MEAN, binary(builder, BinaryFunction.MUL, wide, wide), axes)
     inverse = _inverse_root(builder, square, node.attribute("epsilon", _EPSILON))
     normalised = binary(builder, BinaryFunction.MUL, wide, inverse)
     return [_scaled(builder, normalised, node.value(1), None, x.dtype)]

@@ -10,6 +10,7 @@ from driver_shim.protocol.program_commands import MAX_SPATIAL, CommandKind, Pool
 from emulator.model.shapes import SemanticError, matmul_shape, window_extent
 from sdk.compiler.context import Lowering, NodeContext
 from sdk.compiler.ir import Refused, Value
+from sdk.compiler.lowering.reductions import reduced
 
 
 class Window(NamedTuple):
@@ -162,10 +163,7 @@ def _global_pool(function: ReduceFunction) -> Lowering:
         x = node.value(0)
         if len(x.shape) < 3:
             raise Refused(f"{x.type} has no spatial dimensions")
-        spatial_axes = range(2, len(x.shape))
-        shape = (*x.shape[:2], *[1] * len(spatial_axes))
-        mask = sum(1 << axis for axis in spatial_axes)
-        return [node.builder.emit(CommandKind.REDUCE, [x], x.dtype, shape, function=function, axes=mask)]
+        return [reduced(node.builder, function, x, range(2, len(x.shape)))]
 
     return lower
 

@@ -9,7 +9,7 @@ from driver_shim.protocol.program_commands import ArgumentFunction, CommandKind,
 from driver_shim.protocol.types import WireType
 from emulator.model.shapes import reduced_shape
 from sdk.compiler.context import Lowering, NodeContext
-from sdk.compiler.ir import Value
+from sdk.compiler.ir import Builder, Value
 from sdk.compiler.lowering.elementwise import unary
 
 _AXES_ARE_INPUT_SINCE = {"ReduceSum": 13}
@@ -26,6 +26,13 @@ _REDUCE = {
     "ReduceL2": ReduceFunction.L2,
     "ReduceLogSumExp": ReduceFunction.LOG_SUM_EXP,
 }
+
+
+def reduced(builder: Builder, function: ReduceFunction, x: Value, axes: Sequence[int], *, keep: bool = True) -> Value:
+    """A reduction over axes that are counted from 0; `keep` keeps them, as ones."""
+    shape = reduced_shape(x.shape, axes, keep=keep)
+    mask = sum(1 << axis for axis in axes)
+    return builder.emit(CommandKind.REDUCE, [x], x.dtype, shape, function=function, axes=mask)
 
 
 def _reduce_log_sum(node: NodeContext) -> Sequence[Value]:
@@ -45,9 +52,7 @@ def _reduce(function: ReduceFunction) -> Lowering:
         if not axes:
             axes = [] if node.attribute("noop_with_empty_axes", 0) else list(range(rank))
         axes = node.axes(axes, rank)
-        shape = reduced_shape(x.shape, axes, keep=bool(node.attribute("keepdims", 1)))
-        mask = sum(1 << axis for axis in axes)
-        return [node.builder.emit(CommandKind.REDUCE, [x], x.dtype, shape, function=function, axes=mask)]
+        return [reduced(node.builder, function, x, axes, keep=bool(node.attribute("keepdims", 1)))]
 
     return lower
 
