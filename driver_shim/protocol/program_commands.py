@@ -253,3 +253,12 @@ OPERANDS: dict[CommandKind, Operands] = {
     CommandKind.PAD: Operands(("x",), ("value",)),
     CommandKind.EXPAND: Operands(("x",)),
 }
+
+
+def output_counts(kind: CommandKind) -> range:
+    """How many outputs a command of this kind may have."""
+    return range(1, 2)
+
+
+UPDATED_INPUT: dict[CommandKind, int] = {}
+"""Kinds that update in place: which of their inputs their first output may be."""

@@ -1,7 +1,7 @@
 """The execution of a verified program: its commands, one after the other.
 
-Constants and inputs are read from device memory where the host can see and alter them; intermediates and outputs go
-to scratch. Everything is bounded by what `verify` has checked.
+Constants and inputs are read from device memory where the host can see and alter them, states are read and updated
+there; intermediates and outputs go to scratch. Everything is bounded by what `verify` has checked.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,38 +20,50 @@ from driver_shim.protocol.types import INT64_STORAGE_MAX, INT64_STORAGE_MIN, Wir
 from emulator.engines.job import KernelRun, ProgramFault
 from emulator.engines.kernels import table
 from emulator.model.golden import KernelFault
-from emulator.model.verify import VerifiedProgram, load_verified
+from emulator.model.verify import VerifiedEntry, VerifiedProgram, load_verified
 
 _logger = logging.getLogger("npu.emulator.engines")
 
 Array = NDArray[Any]
 
 
-def load(image: memoryview) -> VerifiedProgram:
+class LoadedProgram(NamedTuple):
+    """A program that can be executed any number of times."""
+
+    program: VerifiedProgram
+    constants: dict[int, int]
+    """Device address of every constant, by tensor."""
+
+
+def load(image: memoryview, constants: Sequence[int]) -> LoadedProgram:
     """Prepare a container that `verify` has accepted. `image` must stay valid as long as the result."""
-    return load_verified(image)
+    program = load_verified(image)
+    return LoadedProgram(program, dict(zip(program.image.constants, constants, strict=True)))
 
 
 def execute(
-    program: VerifiedProgram,
+    loaded: LoadedProgram,
+    entry: int,
     *,
     memory: memoryview,
-    constants_address: int,
     inputs: Sequence[int],
+    states: Sequence[memoryview],
     scratch: memoryview,
     kernels: str,
 ) -> Sequence[KernelRun]:
-    """Run every command; one report each. Raises ProgramFault, ValueError for an unknown choice of kernels.
+    """Run every command of an entry point; one report each.
 
-    `memory` is device memory, never written; constants begin at `constants_address`, input i at `inputs[i]`.
-    `scratch` (at least `scratch_bytes`) receives the workspace and, at `output_places`, the outputs.
+    `memory` is device memory, never written; input i begins at `inputs[i]`. `states` is the writable memory of each
+    state. `scratch` (at least `scratch_bytes`) receives the workspace and, at `output_places`, the outputs.
+    Raises ProgramFault, ValueError for an unknown choice of kernels.
     """
     chosen = table(kernels)
-    tensors = _Tensors(program, memory, constants_address, inputs, scratch)
+    verified = loaded.program.entries[entry]
+    tensors = _Tensors(loaded, verified, memory, inputs, states, scratch)
     reports = []
     # Overflow, division by zero and NaN follow IEEE 754; numpy's warnings about them are noise here.
     with np.errstate(all="ignore"):
-        for index, command in enumerate(program.image.commands):
+        for index, command in enumerate(verified.point.commands):
             kernel = chosen[command.kind]
             began = time.perf_counter_ns()
             try:
@@ -78,26 +90,32 @@ class _Tensors:
 
     def __init__(
         self,
-        program: VerifiedProgram,
+        loaded: LoadedProgram,
+        entry: VerifiedEntry,
         memory: memoryview,
-        constants_address: int,
         inputs: Sequence[int],
+        states: Sequence[memoryview],
         scratch: memoryview,
     ) -> None:
-        self._tensors = program.image.tensors
+        self._tensors = loaded.program.image.tensors
         self._memory = memory
-        self._constants = constants_address
+        self._constants = loaded.constants
         self._scratch = scratch
         self._arrays: dict[int, Array] = {}
-        self._input_places = {b.tensor: at for b, at in zip(program.image.inputs, inputs, strict=True)}
-        self._output_places = {
-            b.tensor: at for b, (at, _) in zip(program.image.outputs, program.output_places, strict=True)
-        }
+        point = entry.point
+        self._input_places = {b.tensor: at for b, at in zip(point.inputs, inputs, strict=True)}
+        self._output_places = {b.tensor: at for b, (at, _) in zip(point.outputs, entry.output_places, strict=True)}
+        self._states = {b.tensor: memory for b, memory in zip(point.states, states, strict=True)}
 
     def read(self, tensor: int) -> Array:
         """An operand, read-only."""
-        if tensor not in self._arrays:
-            self._arrays[tensor] = self._external(tensor)
+        if tensor in self._states:
+            self._arrays[tensor] = self._external(tensor, self._states[tensor], 0)
+        elif tensor not in self._arrays:
+            place = self._constants.get(tensor)
+            self._arrays[tensor] = self._external(
+                tensor, self._memory, self._input_places[tensor] if place is None else place
+            )
         array = self._arrays[tensor].view()
         array.flags.writeable = False
         return array
@@ -105,32 +123,37 @@ class _Tensors:
     def write(self, tensor: int) -> Array:
         """An output, to be filled."""
         entry = self._tensors[tensor]
+        if entry.storage is Storage.STATE:
+            return _array(self._states[tensor], 0, entry.type)
         offset = entry.offset if entry.storage is Storage.WORKSPACE else self._output_places[tensor]
         self._arrays[tensor] = _array(self._scratch, offset, entry.type)
         return self._arrays[tensor]
 
-    def _external(self, tensor: int) -> Array:
-        """An input or a constant; int64 and bool are checked and normalised once, in a private copy."""
-        entry = self._tensors[tensor]
-        constant = entry.storage is Storage.CONSTANT
-        offset = self._constants + entry.offset if constant else self._input_places[tensor]
-        if entry.type.dtype is WireType.BOOL:
+    def _external(self, tensor: int, memory: memoryview, offset: int) -> Array:
+        """What the host may have written; int64 and bool are checked and normalised, in a private copy."""
+        kind = self._tensors[tensor].type
+        if kind.dtype is WireType.BOOL:
             # A bool array with other bytes than 0 and 1 behaves unpredictably in numpy.
-            raw = _array(self._memory, offset, TensorType(WireType.UINT8, entry.type.shape))
-            return np.asarray(np.not_equal(raw, 0))
-        array = _array(self._memory, offset, entry.type)
-        if entry.type.dtype is WireType.INT64:
+            return np.asarray(np.not_equal(_array(memory, offset, TensorType(WireType.UINT8, kind.shape)), 0))
+        array = _array(memory, offset, kind)
+        if kind.dtype is WireType.INT64:
             array = array.copy()
             _check_storage([array])
         return array
 
 
 def _array(memory: memoryview, offset: int, tensor: TensorType) -> Array:
+    if not tensor.elements:
+        return np.empty(tensor.shape, tensor.dtype.dtype)
     return np.frombuffer(memory, tensor.dtype.dtype, tensor.elements, offset).reshape(tensor.shape)
 
 
 def _check_storage(arrays: Sequence[Array]) -> None:
     """int64 is storage of int32 values: refuse others rather than wrap them."""
     for array in arrays:
-        if array.dtype == np.int64 and not (array.min() >= INT64_STORAGE_MIN and array.max() <= INT64_STORAGE_MAX):
+        if (
+            array.dtype == np.int64
+            and array.size
+            and not (array.min() >= INT64_STORAGE_MIN and array.max() <= INT64_STORAGE_MAX)
+        ):
             raise KernelFault(Status.VALUE_OUT_OF_RANGE, "an int64 value does not fit 32 bits")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from sdk.compiler.compiled import CompiledProgram, Plan, Signature, TensorInfo
+from sdk.compiler.compiled import CompiledProgram, Constant, Plan, Signature, TensorInfo
 
 if TYPE_CHECKING:
     import onnx
@@ -38,4 +38,13 @@ def compile_model(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | 
     return compilation.compile_model(model, shapes)
 
 
-__all__ = ["CompiledProgram", "Plan", "Signature", "TensorInfo", "compile_model", "model_signature", "read_model"]
+__all__ = [
+    "CompiledProgram",
+    "Constant",
+    "Plan",
+    "Signature",
+    "TensorInfo",
+    "compile_model",
+    "model_signature",
+    "read_model",
+]

@@ -62,7 +62,7 @@ class _Compiler:
         for node in self._graph.nodes:
             self._lower(node)
         outputs = self._outputs()
-        return encode(self._builder.operations, inputs, outputs)
+        return encode(self._builder.operations, inputs, outputs, self._graph.initializers)
 
     def _check_bindings(self) -> None:
         entries = [*self._graph.inputs, *self._graph.outputs]
