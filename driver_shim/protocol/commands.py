@@ -174,8 +174,9 @@ LOAD_PROGRAM = _submission(
     "load_program", "source" / u64, "size" / u64, "constants" / u64, "constant_count" / u32, reserved(28)
 )
 """`source`: bus address of the container. `constants`: bus address of `constant_count` BINDING entries: where in device
-memory each constant of its tensor table lies, in order. They are read by every exec. Both lie in shareable mappings.
-The result is the program's handle."""
+memory each constant of its tensor table lies, in order. They are there before the first exec and do not change while
+the program is loaded, since an engine may keep them in a form of its own. Both lie in shareable mappings. The result is
+the program's handle."""
 UNLOAD_PROGRAM = _submission("unload_program", reserved(24), "program" / u32, reserved(28))
 
 IO_COMMANDS: dict[IoOpcode, Layout] = {

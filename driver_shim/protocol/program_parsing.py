@@ -44,7 +44,7 @@ from driver_shim.protocol.program import (
     TensorType,
     align_up,
 )
-from driver_shim.protocol.program_commands import ATTRIBUTES, MAX_RANK, OPERANDS, CommandKind, output_counts
+from driver_shim.protocol.program_commands import ATTRIBUTES, MAX_RANK, OPERANDS, CommandKind
 from driver_shim.protocol.registers import CONTRACT_MAJOR, CONTRACT_MINOR
 from driver_shim.protocol.types import WireType
 
@@ -190,7 +190,8 @@ def _parse_command(data: memoryview, offset: int, tensor_count: int, where: str)
     ids = padded[:ids_bytes].cast("I").tolist() if ids_bytes else []
     operands = OPERANDS[kind]
     most = MAX_OPERANDS if operands.repeats else len(operands.required) + len(operands.optional)
-    if not len(operands.required) <= head.input_count <= most or head.output_count not in output_counts(kind):
+    inputs_fit = len(operands.required) <= head.input_count <= most
+    if not inputs_fit or not 0 < head.output_count <= operands.outputs:
         raise ProgramError(f"{where}: {kind.name} with {head.input_count} inputs and {head.output_count} outputs")
     inputs: list[int | None] = []
     for position, tensor in enumerate(ids[: head.input_count]):

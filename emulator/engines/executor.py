@@ -1,7 +1,8 @@
 """The execution of a verified program: its commands, one after the other.
 
 Constants and inputs are read from device memory where the host can see and alter them, states are read and updated
-there; intermediates and outputs go to scratch. Everything is bounded by what `verify` has checked.
+there; intermediates and outputs go to scratch. Everything is bounded by what `verify` has checked. The first run
+prepares the commands' kernels.
 """
 
 from __future__ import annotations
@@ -18,27 +19,43 @@ from driver_shim.protocol.commands import Status
 from driver_shim.protocol.program import Command, Storage, TensorType
 from driver_shim.protocol.types import INT64_STORAGE_MAX, INT64_STORAGE_MIN, WireType
 from emulator.engines.job import KernelRun, ProgramFault
-from emulator.engines.kernels import table
-from emulator.model.golden import KernelFault
+from emulator.engines.kernels.choice import prepare
+from emulator.engines.kernels.provider import KernelRequest, NamedKernel
+from emulator.model.operators import KernelFault
 from emulator.model.verify import VerifiedEntry, VerifiedProgram, load_verified
+from emulator.model.work import types_of
 
 _logger = logging.getLogger("npu.emulator.engines")
 
 Array = NDArray[Any]
 
 
-class LoadedProgram(NamedTuple):
-    """A program that can be executed any number of times."""
+class LoadedProgram:
+    """A program and what its first runs have prepared."""
 
-    program: VerifiedProgram
-    constants: dict[int, int]
-    """Device address of every constant, by tensor."""
+    def __init__(self, program: VerifiedProgram, constants: Sequence[int]) -> None:
+        self.program = program
+        self.places = dict(zip(program.image.constants, constants, strict=True))
+        """Device address of every constant, by tensor."""
+        self.constants: dict[int, Array] = {}
+        """Those that are prepared for reading."""
+        self.steps: dict[tuple[int, str], list[_Step]] = {}
+        """By entry point and choice of kernels."""
+
+
+class _Step(NamedTuple):
+    """One command, ready to run."""
+
+    command: Command
+    kernel: NamedKernel
+    gives_nothing: bool
+    """All its outputs are empty."""
+    gives_int64: bool
 
 
 def load(image: memoryview, constants: Sequence[int]) -> LoadedProgram:
     """Prepare a container that `verify` has accepted. `image` must stay valid as long as the result."""
-    program = load_verified(image)
-    return LoadedProgram(program, dict(zip(program.image.constants, constants, strict=True)))
+    return LoadedProgram(load_verified(image), constants)
 
 
 def execute(
@@ -57,28 +74,53 @@ def execute(
     state. `scratch` (at least `scratch_bytes`) receives the workspace and, at `output_places`, the outputs.
     Raises ProgramFault, ValueError for an unknown choice of kernels.
     """
-    chosen = table(kernels)
-    verified = loaded.program.entries[entry]
-    tensors = _Tensors(loaded, verified, memory, inputs, states, scratch)
+    tensors = _Tensors(loaded, loaded.program.entries[entry], memory, inputs, states, scratch)
     reports = []
     # Overflow, division by zero and NaN follow IEEE 754; numpy's warnings about them are noise here.
     with np.errstate(all="ignore"):
-        for index, command in enumerate(verified.point.commands):
-            kernel = chosen[command.kind]
+        for index, step in enumerate(_prepared(loaded, entry, tensors, kernels)):
             began = time.perf_counter_ns()
+            command = step.command
             try:
                 operands = [tensors.read(tensor) if tensor is not None else None for tensor in command.inputs]
                 results = [tensors.write(tensor) for tensor in command.outputs]
-                kernel.run(command.attributes, operands, results)
-                _check_storage(results)
+                if not step.gives_nothing:
+                    step.kernel.run(operands, results)
+                if step.gives_int64:
+                    _check_storage(results)
             except KernelFault as fault:
                 raise ProgramFault(fault.status, index, f"{_where(index, command)}: {fault.message}") from fault
             except Exception as error:
-                _logger.exception("%s: its kernel %s raised", _where(index, command), kernel.name)
+                _logger.exception("%s: its kernel %s raised", _where(index, command), step.kernel.name)
                 what = f"{type(error).__name__}: {error}"
                 raise ProgramFault(Status.EXECUTION_FAULT, index, f"{_where(index, command)}: {what}") from error
-            reports.append(KernelRun(kernel.name, time.perf_counter_ns() - began))
+            reports.append(KernelRun(step.kernel.name, time.perf_counter_ns() - began))
     return reports
+
+
+def _prepared(loaded: LoadedProgram, entry: int, tensors: _Tensors, kernels: str) -> list[_Step]:
+    """The steps of an entry point, made when it runs for the first time with its constants there."""
+    steps = loaded.steps.get((entry, kernels))
+    if steps is None:
+        commands = loaded.program.entries[entry].point.commands
+        steps = [_step(index, command, tensors, kernels) for index, command in enumerate(commands)]
+        loaded.steps[entry, kernels] = steps
+    return steps
+
+
+def _step(index: int, command: Command, tensors: _Tensors, kernels: str) -> _Step:
+    inputs, outputs = types_of(command, tensors.entries)
+    try:
+        constants = tuple(tensors.constant(tensor) for tensor in command.inputs)
+    except KernelFault as fault:
+        raise ProgramFault(fault.status, index, f"{_where(index, command)}: {fault.message}") from fault
+    request = KernelRequest(command.kind, command.attributes, tuple(inputs), tuple(outputs), constants)
+    return _Step(
+        command,
+        prepare(kernels, request),
+        not any(output.elements for output in outputs),
+        any(output.dtype is WireType.INT64 for output in outputs),
+    )
 
 
 def _where(index: int, command: Command) -> str:
@@ -97,9 +139,9 @@ class _Tensors:
         states: Sequence[memoryview],
         scratch: memoryview,
     ) -> None:
-        self._tensors = loaded.program.image.tensors
+        self.entries = loaded.program.image.tensors
         self._memory = memory
-        self._constants = loaded.constants
+        self._loaded = loaded
         self._scratch = scratch
         self._arrays: dict[int, Array] = {}
         point = entry.point
@@ -107,22 +149,31 @@ class _Tensors:
         self._output_places = {b.tensor: at for b, (at, _) in zip(point.outputs, entry.output_places, strict=True)}
         self._states = {b.tensor: memory for b, memory in zip(point.states, states, strict=True)}
 
+    def constant(self, tensor: int | None) -> Array | None:
+        """The values of a constant operand, kept for all runs; None for any other."""
+        place = None if tensor is None else self._loaded.places.get(tensor)
+        if tensor is None or place is None:
+            return None
+        constants = self._loaded.constants
+        if tensor not in constants:
+            constants[tensor] = _read_only(self._external(tensor, self._memory, place))
+        return constants[tensor]
+
     def read(self, tensor: int) -> Array:
         """An operand, read-only."""
-        if tensor in self._states:
-            self._arrays[tensor] = self._external(tensor, self._states[tensor], 0)
-        elif tensor not in self._arrays:
-            place = self._constants.get(tensor)
-            self._arrays[tensor] = self._external(
-                tensor, self._memory, self._input_places[tensor] if place is None else place
-            )
-        array = self._arrays[tensor].view()
-        array.flags.writeable = False
-        return array
+        array = self._loaded.constants.get(tensor)
+        if array is not None:
+            return array
+        array = self._arrays.get(tensor)
+        if array is None:
+            if tensor in self._states:  # read anew each time: commands update it
+                return _read_only(self._external(tensor, self._states[tensor], 0))
+            array = self._arrays[tensor] = self._external(tensor, self._memory, self._input_places[tensor])
+        return _read_only(array)
 
     def write(self, tensor: int) -> Array:
         """An output, to be filled."""
-        entry = self._tensors[tensor]
+        entry = self.entries[tensor]
         if entry.storage is Storage.STATE:
             return _array(self._states[tensor], 0, entry.type)
         offset = entry.offset if entry.storage is Storage.WORKSPACE else self._output_places[tensor]
@@ -131,7 +182,7 @@ class _Tensors:
 
     def _external(self, tensor: int, memory: memoryview, offset: int) -> Array:
         """What the host may have written; int64 and bool are checked and normalised, in a private copy."""
-        kind = self._tensors[tensor].type
+        kind = self.entries[tensor].type
         if kind.dtype is WireType.BOOL:
             # A bool array with other bytes than 0 and 1 behaves unpredictably in numpy.
             return np.asarray(np.not_equal(_array(memory, offset, TensorType(WireType.UINT8, kind.shape)), 0))
@@ -140,6 +191,13 @@ class _Tensors:
             array = array.copy()
             _check_storage([array])
         return array
+
+
+def _read_only(array: Array) -> Array:
+    if array.flags.writeable:
+        array = array.view()
+        array.flags.writeable = False
+    return array
 
 
 def _array(memory: memoryview, offset: int, tensor: TensorType) -> Array:
@@ -151,9 +209,7 @@ def _array(memory: memoryview, offset: int, tensor: TensorType) -> Array:
 def _check_storage(arrays: Sequence[Array]) -> None:
     """int64 is storage of int32 values: refuse others rather than wrap them."""
     for array in arrays:
-        if (
-            array.dtype == np.int64
-            and array.size
-            and not (array.min() >= INT64_STORAGE_MIN and array.max() <= INT64_STORAGE_MAX)
-        ):
+        if array.dtype != np.int64 or not array.size:
+            continue
+        if not (array.min() >= INT64_STORAGE_MIN and array.max() <= INT64_STORAGE_MAX):
             raise KernelFault(Status.VALUE_OUT_OF_RANGE, "an int64 value does not fit 32 bits")

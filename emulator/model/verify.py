@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import math
 from collections.abc import Sequence
 
 from driver_shim.protocol.program import (
@@ -22,16 +21,10 @@ from driver_shim.protocol.program import (
     Tensor,
     align_up,
 )
-from driver_shim.protocol.program_commands import UPDATED_INPUT, CommandKind
+from driver_shim.protocol.program_commands import UPDATED_INPUT
 from driver_shim.protocol.program_parsing import parse
-from emulator.model.semantics import check
-from emulator.model.shapes import SemanticError
-from emulator.model.work import work_of
-
-TAP_EFFORT = 1 << 15
-"""What one step of a window costs beside its multiplications."""
-UNARY_EFFORT = 16
-"""Of the dearest function of one operand, for each byte."""
+from emulator.model.operators import OPERATORS, SemanticError
+from emulator.model.work import types_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -119,32 +112,19 @@ def _check_commands(tensors: Sequence[Tensor], entry: EntryPoint, limits: Device
     """Raise ProgramRejected unless every command matches its operator's rules and all together cost little enough."""
     effort = 0
     for index, command in enumerate(entry.commands):
-        inputs = [tensors[tensor].type if tensor is not None else None for tensor in command.inputs]
+        operator = OPERATORS[command.kind]
+        types = types_of(command, tensors)
         try:
-            check(command.kind, command.attributes, inputs, tensors[command.outputs[0]].type)
+            operator.check(command.attributes, *types)
         except SemanticError as error:
             raise ProgramRejected(f"{_where(index, command)}: {error}") from error
-        effort += _effort(tensors, command)
+        effort += operator.effort(command.attributes, *types)
     if effort > limits.effort:
         raise ProgramRejected(f"its commands cost {effort}; at most {limits.effort}")
 
 
 def _where(index: int, command: Command) -> str:
     return f"command {index} ({command.kind.name})"
-
-
-def _effort(tensors: Sequence[Tensor], command: Command) -> int:
-    work = work_of(command, tensors)
-    taps = 1
-    output = tensors[command.outputs[0]].type
-    if command.kind is CommandKind.POOL:
-        taps = math.prod(command.attributes.kernel)
-        return work.bytes + taps * (output.size_bytes + TAP_EFFORT)
-    if command.kind in (CommandKind.CONV, CommandKind.QCONV) and command.inputs[1] is not None:
-        taps = math.prod(tensors[command.inputs[1]].type.shape[2:])
-    if command.kind is CommandKind.UNARY:
-        return UNARY_EFFORT * work.bytes + TAP_EFFORT
-    return work.macs + work.bytes + taps * TAP_EFFORT
 
 
 def _placed(program: Program, limits: DeviceLimits) -> VerifiedProgram:

@@ -27,7 +27,7 @@ from driver_shim.protocol.program import (
 from driver_shim.protocol.program_commands import ATTRIBUTES, OPERANDS, BinaryFunction, CommandKind
 from driver_shim.protocol.program_parsing import parse
 from emulator.engines.job import ProgramFault
-from emulator.model.golden import GOLDEN
+from emulator.model.operators import OPERATORS
 from emulator.model.verify import DeviceLimits, ProgramRejected, verify
 from tests.support.programs import ADDED, add_twice, execute, f32, one_entry
 
@@ -74,8 +74,8 @@ def test_parse_gives_back_what_was_built() -> None:
     assert build(parsed) == IMAGE
 
 
-def test_every_kind_has_attributes_operands_and_a_golden_kernel() -> None:
-    assert set(ATTRIBUTES) == set(OPERANDS) == set(GOLDEN) == set(CommandKind)
+def test_every_kind_has_attributes_operands_and_an_operator() -> None:
+    assert set(ATTRIBUTES) == set(OPERANDS) == set(OPERATORS) == set(CommandKind)
     assert all(layout.size % 8 == 0 for layout in ATTRIBUTES.values())
 
 
@@ -249,8 +249,7 @@ def test_tensors_may_be_empty() -> None:
         Tensor(f32(0, 3), Storage.WORKSPACE),
         Tensor(f32(0, 3), Storage.OUTPUT),
     )
-    copy = make_attributes(CommandKind.COPY)
-    commands = (Command(CommandKind.COPY, copy, (0,), (1,)), Command(CommandKind.COPY, copy, (1,), (2,)))
+    commands = (Command(CommandKind.BINARY, ADD, (0, 0), (1,)), Command(CommandKind.BINARY, ADD, (1, 1), (2,)))
     image = build(one_entry(tensors, commands, (Binding("x", 0),), (Binding("y", 2),)))
     (y,), _ = execute(image, [np.empty((0, 3), np.float32)])
     assert y.shape == (0, 3)
