@@ -189,7 +189,7 @@ def test_descriptors_are_readable_only_while_there_is_something_to_collect(memor
 
 
 def test_a_worker_bars_onnxruntime_and_keeps_blas_to_its_threads(memory: DeviceMemory) -> None:
-    pool = EnginePool(memory.fd, 1, executor="tests.support.toy_executor")
+    pool = EnginePool(memory.fd, 1, "numpy", executor="tests.support.toy_executor")
     try:
         pool.load(1, image("environment OPENBLAS_NUM_THREADS", ((0, 2),)))
         pool.start(job(1))
