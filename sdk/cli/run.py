@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sdk.cli import timeouts
 from sdk.cli.bounded_number import bounded
-from sdk.cli.device_selection import device_option, open_for_work
+from sdk.cli.device_selection import device_option, open_for_comparison, open_for_work
 from sdk.cli.exit_codes import ExitCode, Failure
 from sdk.cli.frame import Frame
 from sdk.cli.verb import verb
@@ -48,7 +48,8 @@ def command(
 
     model = read_model(model_path)  # what is wrong with it or its inputs is told before a device is opened
     inputs = _inputs(frame, model, given)
-    with open_for_work(wanted, frame) as device:
+    choose = open_for_comparison if verify else open_for_work
+    with choose(wanted, frame) as device:
         ran, outputs = _run(frame, device, model, inputs, repeat)
         entry = {"address": device.address, "model": model_path, "seeded_inputs": not given, **ran}
     frame.add(entry)

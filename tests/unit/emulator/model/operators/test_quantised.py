@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from driver_shim.protocol.program_commands import CommandKind
-from emulator.model.shapes import SemanticError
+from emulator.model.operators.shapes import SemanticError
 from tests.support.programs import golden, window
 
 F32 = np.float32

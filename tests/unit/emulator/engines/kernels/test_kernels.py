@@ -7,7 +7,7 @@ The bound is 1e-5 * sqrt(K) for float32 sums of K products (K = 1 for element-wi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ml_dtypes
@@ -17,23 +17,45 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from driver_shim.protocol.program import TensorType
 from driver_shim.protocol.program_commands import (
     ATTRIBUTES,
     Activation,
     BinaryFunction,
     CommandKind,
+    PoolFunction,
+    ReduceFunction,
     UnaryFunction,
 )
-from emulator.engines.fast import columns, quantised
-from emulator.engines.kernels import table
-from emulator.model.golden import GOLDEN
-from emulator.model.shapes import window_extent
+from driver_shim.protocol.types import wire_type_of
+from emulator.engines.kernels import numpy as numpy_kernels
+from emulator.engines.kernels import onnxruntime
+from emulator.engines.kernels.choice import prepare
+from emulator.engines.kernels.numpy import columns, quantised
+from emulator.engines.kernels.provider import KernelRequest
+from emulator.model.operators import OPERATORS
+from emulator.model.operators.shapes import reduced_shape, window_extent
+from tests.support.needs import module_of_extra
 
 Array = NDArray[Any]
 FLOATS = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 NARROW_BOUNDS = {"float16": 2**-9, "bfloat16": 2**-6}
 seeds = st.integers(0, 2**32 - 1)
 float_names = st.sampled_from(sorted(FLOATS))
+
+
+_FAST: list[str] = []
+"""The choice of kernels that is compared with golden."""
+
+
+@pytest.fixture(scope="module", autouse=True, params=["numpy", "auto"])
+def fast_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test here runs with numpy's kernels, and with onnxruntime's where that is installed."""
+    if request.param == "auto":
+        module_of_extra("onnxruntime", "models")
+    _FAST.append(request.param)
+    yield
+    _FAST.clear()
 
 
 def attributes(kind: CommandKind, **values: Any) -> Any:
@@ -46,15 +68,22 @@ def both(
 ) -> tuple[Array, Array]:
     """(fast, golden) outputs of one command, on read-only operands as engines hand them out."""
     results = []
-    for kernels in ("numpy", "golden"):
+    for kernels in (_FAST[0], "golden"):
         for array in inputs:
             if array is not None:
                 array.flags.writeable = False
         output = np.full(shape, 77, dtype)
         with np.errstate(all="ignore"):
-            table(kernels)[kind].run(given_, inputs, [output])
+            prepare(kernels, request(kind, given_, inputs, output)).run(inputs, [output])
         results.append(output)
     return results[0], results[1]
+
+
+def request(kind: CommandKind, given_: Any, inputs: list[Array | None], output: Array) -> KernelRequest:
+    """The preparation of a kernel for these very operands, weights and scales being constants."""
+    types = tuple(None if a is None else TensorType(wire_type_of(a.dtype), a.shape) for a in inputs)
+    outputs = (TensorType(wire_type_of(output.dtype), output.shape),)
+    return KernelRequest(kind, given_, types, outputs, (None, *inputs[1:]))
 
 
 def close(fast: Array, golden: Array, depth: int = 1) -> bool:
@@ -334,7 +363,8 @@ def test_erf_is_accurate_near_zero_and_at_its_end() -> None:
     exponents = np.linspace(-30, 1, 4001)
     x = np.concatenate([10.0**exponents, -(10.0**exponents)]).astype(np.float32)
     output = np.empty_like(x)
-    table("numpy")[CommandKind.UNARY].run(attributes(CommandKind.UNARY, function=UnaryFunction.ERF), [x], [output])
+    given_ = attributes(CommandKind.UNARY, function=UnaryFunction.ERF)
+    prepare(_FAST[0], request(CommandKind.UNARY, given_, [x], output)).run([x], [output])
     exact = np.array([math.erf(float(value)) for value in x])
     assert np.max(np.abs(output - exact) / np.abs(exact)) < 3e-7
 
@@ -438,11 +468,61 @@ def test_one_flipped_weight_bit_is_noticed_in_integers(kind: CommandKind, bit: i
         assert not np.array_equal(run(flipped(w, int(index), bit))[0], golden)
 
 
-def test_reports_tell_fast_from_golden_and_golden_asks_for_nothing_else() -> None:
-    fast = {kind for kind, kernel in table("numpy").items() if kernel.name.startswith("fast.")}
-    assert {CommandKind.MATMUL, CommandKind.CONV, CommandKind.QMATMUL, CommandKind.QCONV} <= fast
-    assert all(kernel.name == f"golden.{kind.name.lower()}" for kind, kernel in table("golden").items())
-    assert all(kernel.run is GOLDEN[kind] for kind, kernel in table("golden").items())
+@pytest.mark.parametrize("type_name", ["float32", "float16"])
+@pytest.mark.parametrize("logarithm", [0, 1])
+@pytest.mark.parametrize(("shape", "axis"), [((2, 3, 5), 1), ((4, 7), 1), ((3,), 0), ((0, 4), 1)])
+def test_softmax(shape: tuple[int, ...], axis: int, logarithm: int, type_name: str) -> None:
+    x = numbers(np.random.default_rng(1), shape, FLOATS[type_name])
+    given_ = attributes(CommandKind.SOFTMAX, axis=axis, logarithm=logarithm)
+    fast, golden = both(CommandKind.SOFTMAX, given_, [x], shape, x.dtype)
+    assert close(fast, golden)
+
+
+@pytest.mark.parametrize("permutation", [(0, 2, 3, 1), (3, 2, 1, 0), (0, 1, 2, 3), (1, 0, 2, 3)])
+def test_transpose(permutation: tuple[int, ...]) -> None:
+    x = numbers(np.random.default_rng(1), (4, 8, 16, 48), FLOATS["float32"])
+    shape = tuple(x.shape[axis] for axis in permutation)
+    given_ = attributes(CommandKind.TRANSPOSE, permutation=[*permutation, *[0] * 4])
+    fast, golden = both(CommandKind.TRANSPOSE, given_, [x], shape, x.dtype)
+    assert np.array_equal(fast, golden)
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+@pytest.mark.parametrize("axes", [0b0001, 0b0110, 0b1100, 0b1111, 0b0000])
+@pytest.mark.parametrize("function", list(ReduceFunction))
+def test_reduce(function: ReduceFunction, axes: int, keep: int) -> None:
+    x = numbers(np.random.default_rng(1), (2, 3, 4, 5), FLOATS["float32"])
+    shape = reduced_shape(x.shape, [axis for axis in range(4) if axes >> axis & 1], keep=bool(keep))
+    given_ = attributes(CommandKind.REDUCE, function=function, axes=axes, keep=keep)
+    fast, golden = both(CommandKind.REDUCE, given_, [x], shape, x.dtype)
+    assert close(fast, golden, x.size // max(1, math.prod(shape)))
+
+
+@pytest.mark.parametrize("type_name", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("function", list(PoolFunction))
+@pytest.mark.parametrize("count", [0, 1])
+@pytest.mark.parametrize(("kernel", "stride", "pads", "ceil"), [(3, 2, 1, 0), (2, 2, 0, 0), (3, 2, 0, 1), (3, 1, 2, 1)])
+def test_pool(
+    kernel: int, stride: int, pads: int, ceil: int, count: int, function: PoolFunction, type_name: str
+) -> None:
+    dtype = FLOATS.get(type_name, np.dtype(np.int8))
+    if function is PoolFunction.AVERAGE and dtype.kind == "i":
+        return
+    x = numbers(np.random.default_rng(1), (2, 3, 9, 8), dtype)
+    given_ = attributes(
+        CommandKind.POOL,
+        function=function,
+        count_include_pad=count,
+        ceil_mode=ceil,
+        kernel=[kernel, kernel, 1],
+        strides=[stride, stride, 1],
+        dilations=[1] * 3,
+        pads_begin=[pads, pads, 0],
+        pads_end=[pads, pads, 0],
+    )
+    (y,) = OPERATORS[CommandKind.POOL].infer(given_, [TensorType(wire_type_of(dtype), x.shape)])
+    fast, golden = both(CommandKind.POOL, given_, [x], y.shape, dtype)
+    assert close(fast, golden)
 
 
 def test_every_fast_kernel_has_a_comparison_here() -> None:
@@ -454,5 +534,9 @@ def test_every_fast_kernel_has_a_comparison_here() -> None:
         CommandKind.UNARY: test_unary,
         CommandKind.BINARY: test_binary,
         CommandKind.CAST: test_cast,
+        CommandKind.POOL: test_pool,
+        CommandKind.SOFTMAX: test_softmax,
+        CommandKind.TRANSPOSE: test_transpose,
+        CommandKind.REDUCE: test_reduce,
     }
-    assert {kind for kind, kernel in table("numpy").items() if kernel.name.startswith("fast.")} == compared.keys()
+    assert compared.keys() == numpy_kernels.KINDS | onnxruntime.KINDS

@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 
 from driver_shim.protocol.program_commands import Activation, CommandKind, PoolFunction
 from driver_shim.protocol.types import WireType
-from emulator.model.shapes import SemanticError, window_extent
+from emulator.model.operators.shapes import SemanticError, window_extent
 from tests.support.programs import golden, window
 
 F32 = np.float32

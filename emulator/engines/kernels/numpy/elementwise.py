@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from driver_shim.protocol.program_commands import BinaryFunction, UnaryFunction
-from emulator.model.golden import elementwise as golden
-from emulator.model.golden.common import Array, is_float, required
+from driver_shim.protocol.program_commands import BinaryFunction, CommandKind, UnaryFunction
+from emulator.model.operators import OPERATORS
+from emulator.model.operators.arrays import Array, is_float, required
 
 _ERF_END = 4.0
 """Beyond it erf rounds to ±1 in float32."""
@@ -83,7 +83,7 @@ def unary(attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Arr
     x, y = required(inputs, 0), outputs[0]
     function = _UNARY.get(attributes.function)
     if function is None or x.dtype != np.float32:
-        golden.unary(attributes, inputs, outputs)
+        OPERATORS[CommandKind.UNARY].run(attributes, inputs, outputs)
     else:
         function(x, y, attributes)
 
@@ -96,13 +96,13 @@ def binary(attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Ar
     elif attributes.function in _COMPARISON and (a.dtype == np.float32 or not is_float(a)):
         _COMPARISON[attributes.function](a, b, out=outputs[0])
     else:
-        golden.binary(attributes, inputs, outputs)
+        OPERATORS[CommandKind.BINARY].run(attributes, inputs, outputs)
 
 
 def cast(attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
     """CAST as golden's; bool and integers to numbers without a temporary."""
     x, y = required(inputs, 0), outputs[0]
     if is_float(x) or y.dtype == np.bool_:
-        golden.cast(attributes, inputs, outputs)
+        OPERATORS[CommandKind.CAST].run(attributes, inputs, outputs)
     else:
         np.copyto(y, x, casting="unsafe")

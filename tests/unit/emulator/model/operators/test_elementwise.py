@@ -19,8 +19,8 @@ from driver_shim.protocol.program_commands import (
     UnaryFunction,
 )
 from driver_shim.protocol.types import WireType
-from emulator.model.golden import KernelFault
-from emulator.model.shapes import SemanticError
+from emulator.model.operators import KernelFault
+from emulator.model.operators.shapes import SemanticError
 from tests.support.programs import golden
 
 F32 = np.float32
@@ -252,7 +252,7 @@ def test_a_gather_index_out_of_range_is_a_fault(index: int) -> None:
 
 def test_pad() -> None:
     x = np.array([1, 2, 3], np.int8)
-    fields = {"begins": [2, *[0] * 7]}
+    fields = {"begins": [2, *[0] * 7], "ends": [1, *[0] * 7]}
     assert golden(CommandKind.PAD, [x], (6,), np.int8, **fields).tolist() == [0, 0, 1, 2, 3, 0]
     value = np.array(9, np.int8)
     assert golden(CommandKind.PAD, [x, value], (6,), np.int8, **fields).tolist() == [9, 9, 1, 2, 3, 9]
@@ -261,4 +261,4 @@ def test_pad() -> None:
     edge = golden(CommandKind.PAD, [x], (6,), np.int8, mode=PadMode.EDGE, **fields)
     assert edge.tolist() == [1, 1, 1, 2, 3, 3]
     with pytest.raises(SemanticError):
-        golden(CommandKind.PAD, [x], (9,), np.int8, mode=PadMode.REFLECT, begins=[3, *[0] * 7])
+        golden(CommandKind.PAD, [x], (9,), np.int8, mode=PadMode.REFLECT, begins=[3, *[0] * 7], ends=[3, *[0] * 7])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from driver_shim.protocol.program import TensorType
-from driver_shim.protocol.program_commands import MAX_SPATIAL
+from driver_shim.protocol.program_commands import MAX_RANK, MAX_SPATIAL
 
 MAX_WINDOW_TAPS = 1 << 14
 """Elements under one window of a convolution or pooling."""
@@ -79,8 +79,26 @@ def window_shape(x: TensorType, kernel: Sequence[int], attributes: Any, *, ceil:
     return tuple(extents)
 
 
+def conv_shape(x: TensorType, w: TensorType, attributes: Any) -> tuple[int, ...]:
+    """The shape of a convolution's output. Raises SemanticError."""
+    need(len(w.shape) == len(x.shape) >= 3, f"weights {w} for data {x}")
+    group, outputs = attributes.group, w.shape[0]
+    need(
+        group > 0 and x.shape[1] == w.shape[1] * group and outputs % group == 0,
+        f"weights {w} in {group} groups for data {x}",
+    )
+    return (x.shape[0], outputs, *window_shape(x, w.shape[2:], attributes))
+
+
 def reduced_shape(shape: Sequence[int], axes: Sequence[int], *, keep: bool) -> tuple[int, ...]:
     """`shape` after a reduction of `axes`."""
     if keep:
         return tuple(1 if i in axes else extent for i, extent in enumerate(shape))
     return tuple(extent for i, extent in enumerate(shape) if i not in axes)
+
+
+def shape_of(attributes: Any) -> tuple[int, ...]:
+    """The target shape among a command's attributes. Raises SemanticError."""
+    rank = attributes.rank
+    need(rank <= MAX_RANK and not any(attributes.shape[rank:]), f"shape {list(attributes.shape)} at rank {rank}")
+    return tuple(attributes.shape[:rank])

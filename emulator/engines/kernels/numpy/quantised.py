@@ -12,32 +12,54 @@ from typing import Any
 
 import numpy as np
 
-from emulator.engines.fast.columns import convolve, convolve_depthwise, is_depthwise
-from emulator.model.golden.common import Array, along, operand, required
+from emulator.engines.kernels.numpy.columns import convolve, convolve_depthwise, is_depthwise
+from emulator.engines.kernels.provider import Kernel, KernelRequest
+from emulator.model.operators.arrays import Array, along, operand, required
 
 EXACT_LIMIT = 1 << 24
 """float32 has 24 bits of significand."""
 
 
-def qmatmul(attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
+def prepare_matmul(request: KernelRequest) -> Kernel:
     """QMATMUL as golden's."""
-    sums = np.empty(outputs[0].shape, np.int32)
-    x, w = _centred(inputs, 0, 3, -1, np.float32), _centred(inputs, 1, 5, -1, np.float32)
-    _exact_product(x, w, sums, _chunk(inputs))
-    _requantise(attributes, sums, inputs, outputs[0], sums.ndim - 1)
+    packed = _packed(request, -1, np.float32)
+
+    def run(inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
+        sums = np.empty(outputs[0].shape, np.int32)
+        x = _centred(inputs, 0, 3, -1, np.float32)
+        w = _centred(inputs, 1, 5, -1, np.float32) if packed is None else packed
+        _exact_product(x, w, sums, _chunk(inputs))
+        _requantise(request.attributes, sums, inputs, outputs[0], sums.ndim - 1)
+
+    return run
 
 
-def qconv(attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
+def prepare_conv(request: KernelRequest) -> Kernel:
     """QCONV as golden's: padding stands for real zero, which is zero once the zero point is subtracted."""
-    sums = np.empty(outputs[0].shape, np.int32)
-    if is_depthwise(required(inputs, 1), attributes.group):
-        x, w = _centred(inputs, 0, 3, 1, np.int32), _centred(inputs, 1, 5, 0, np.int32)
-        convolve_depthwise(x, w, sums, attributes)
-    else:
-        chunk = _chunk(inputs)
-        x, w = _centred(inputs, 0, 3, 1, np.float32), _centred(inputs, 1, 5, 0, np.float32)
-        convolve(x, w, sums, attributes, lambda a, b, out: _exact_product(a, b, out, chunk))
-    _requantise(attributes, sums, inputs, outputs[0], 1)
+    attributes, weights = request.attributes, request.inputs[1]
+    depthwise = weights is not None and is_depthwise(weights.shape, attributes.group)
+    dtype = np.int32 if depthwise else np.float32
+    packed = _packed(request, 0, dtype)
+
+    def run(inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
+        sums = np.empty(outputs[0].shape, np.int32)
+        x = _centred(inputs, 0, 3, 1, dtype)
+        w = _centred(inputs, 1, 5, 0, dtype) if packed is None else packed
+        if depthwise:
+            convolve_depthwise(x, w, sums, attributes)
+        else:
+            chunk = _chunk(inputs)
+            convolve(x, w, sums, attributes, lambda a, b, out: _exact_product(a, b, out, chunk))
+        _requantise(attributes, sums, inputs, outputs[0], 1)
+
+    return run
+
+
+def _packed(request: KernelRequest, axis: int, dtype: type[Any]) -> Array | None:
+    """The weights without their zero point, once for all runs; None when they are no constants."""
+    if request.constant(1) is None or request.constant(5) is None:
+        return None
+    return _centred(request.constants, 1, 5, axis, dtype)
 
 
 def _centred(inputs: Sequence[Array | None], values: int, zero_point: int, axis: int, dtype: type[Any]) -> Array:

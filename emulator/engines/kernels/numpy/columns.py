@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from emulator.model.golden.common import Array
+from emulator.model.operators.arrays import Array
 
 COLUMN_BYTES = 8 << 20
 """Size of one block of columns: large enough to keep BLAS busy, small enough for the last-level cache."""
@@ -87,9 +87,9 @@ def convolve_depthwise(x: Array, w: Array, sums: Array, attributes: Any) -> None
         per_channel += product
 
 
-def is_depthwise(w: Array, group: int) -> bool:
-    """Whether `convolve_depthwise` applies."""
-    return group > 1 and w.shape[1] == 1
+def is_depthwise(weights: Sequence[int], group: int) -> bool:
+    """Whether `convolve_depthwise` applies to weights of this shape."""
+    return group > 1 and weights[1] == 1
 
 
 def _padded(x: Array, kernel: Sequence[int], output: Sequence[int], attributes: Any) -> Array:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from driver_shim.protocol.program_commands import Activation
-from emulator.engines.fast.columns import convolve, convolve_depthwise, is_depthwise
-from emulator.model.golden.common import Array, activate, along, operand, required, widen
+from emulator.engines.kernels.numpy.columns import convolve, convolve_depthwise, is_depthwise
+from emulator.model.operators.arrays import Array, activate, along, operand, required, widen
 
 
 def matmul(attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
@@ -39,7 +39,7 @@ def conv(attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Arra
     x, w, y = widen(required(inputs, 0)), widen(required(inputs, 1)), outputs[0]
     bias = operand(inputs, 2)
     sums = _sums_of(y)
-    if is_depthwise(w, attributes.group):
+    if is_depthwise(w.shape, attributes.group):
         convolve_depthwise(x, w, sums, attributes)
     else:
         convolve(x, w, sums, attributes, _multiply)
