@@ -347,6 +347,7 @@ class OpenFunction:
             self.controller.shut_down()
         except NpuError:
             pass  # it is gone already, or never came up: what is left to do is local
+        self.controller.let_go()
         self.host_memory.close()
         _let_go(self.opened, self._interrupts, os.getpid())
 
