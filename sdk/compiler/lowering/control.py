@@ -141,7 +141,7 @@ def _stacked(
 
 
 def _outputs(operation: Operation) -> Sequence[Value]:
-    return (operation.output,)
+    return operation.outputs
 
 
 LOWERINGS: dict[str, Lowering] = {"If": _if, "Loop": _loop, "Scan": _scan}
