@@ -1,7 +1,7 @@
 """The compiler: ONNX models to programs for the device.
 
 `loading.py` opens models and `reader.py` makes a `Graph` of one, once for all shapes; `lowering/` turns operators into
-commands, `ir.py` folds and fuses, `plan.py` places tensors and encodes. The onnx package is imported when one of these
+commands, `passes/` fold and fuse those, `plan.py` places tensors and encodes. The onnx package is imported when one of these
 functions is first called.
 """
 
