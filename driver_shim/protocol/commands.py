@@ -170,7 +170,8 @@ GET_LOG_PAGE = _submission(
 )
 LOAD_PROGRAM = _submission("load_program", "source" / u64, "size" / u64, "constants" / u64, reserved(32))
 """`source`: bus address of the container (in a shareable mapping). `constants`: device address where its constants
-are placed. The result is the program's handle."""
+are placed; they must not change while the program is loaded, since an engine may keep them in a form of its own. The
+result is the program's handle."""
 UNLOAD_PROGRAM = _submission("unload_program", reserved(24), "program" / u32, reserved(28))
 
 IO_COMMANDS: dict[IoOpcode, Layout] = {

@@ -1,7 +1,7 @@
 """The commands a program is made of: kinds, function codes, attribute layouts, operands.
 
 Facts only. Each kind states the operators of the ONNX specification that it carries out; its exact meaning is the
-golden kernel of the same name. Shapes live in the tensor table, so attributes hold only what shapes do not say.
+golden kernel of the same name. Attributes hold all that the outputs' types depend on beside the operands.
 """
 
 from __future__ import annotations
@@ -169,6 +169,9 @@ _WINDOW = (
 )
 """How a window moves: unused spatial dimensions hold stride and dilation 1, padding 0."""
 
+_SHAPE = ("rank" / u8, reserved(7), "shape" / array(MAX_RANK, u32))
+"""A target shape: unused dimensions hold 0."""
+
 _NONE = Layout("no_attributes", 8, reserved(8))
 
 ATTRIBUTES: dict[CommandKind, Layout] = {
@@ -204,28 +207,39 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
     CommandKind.UNARY: Layout("unary", 16, "function" / u16, reserved(6), "alpha" / f32, "beta" / f32),
     CommandKind.BINARY: Layout("binary", 8, "function" / u16, reserved(6)),
     CommandKind.WHERE: _NONE,
-    CommandKind.CAST: _NONE,
-    CommandKind.REDUCE: Layout("reduce", 8, "function" / u16, reserved(2), "axes" / u32),
-    CommandKind.ARGUMENT: Layout("argument", 8, "function" / u16, "select_last" / u8, reserved(1), "axis" / u32),
+    CommandKind.CAST: Layout("cast", 8, "dtype" / u16, reserved(6)),
+    CommandKind.REDUCE: Layout("reduce", 8, "function" / u16, "keep" / u8, reserved(1), "axes" / u32),
+    CommandKind.ARGUMENT: Layout("argument", 8, "function" / u16, "select_last" / u8, "keep" / u8, "axis" / u32),
     CommandKind.SOFTMAX: Layout("softmax", 8, "axis" / u32, "logarithm" / u8, reserved(3)),
-    CommandKind.COPY: _NONE,
+    CommandKind.COPY: Layout("copy", 40, *_SHAPE),
     CommandKind.TRANSPOSE: Layout("transpose", 8, "permutation" / array(MAX_RANK, u8)),
-    CommandKind.SLICE: Layout("slice", 64, "starts" / array(MAX_RANK, i32), "steps" / array(MAX_RANK, i32)),
+    CommandKind.SLICE: Layout(
+        "slice",
+        96,
+        "starts" / array(MAX_RANK, i32),
+        "steps" / array(MAX_RANK, i32),
+        "extents" / array(MAX_RANK, u32),
+    ),
     CommandKind.CONCAT: Layout("concat", 8, "axis" / u32, reserved(4)),
     CommandKind.GATHER: Layout("gather", 8, "axis" / u32, reserved(4)),
-    CommandKind.PAD: Layout("pad", 40, "mode" / u8, reserved(7), "begins" / array(MAX_RANK, u32)),
-    CommandKind.EXPAND: _NONE,
+    CommandKind.PAD: Layout(
+        "pad", 72, "mode" / u8, reserved(7), "begins" / array(MAX_RANK, u32), "ends" / array(MAX_RANK, u32)
+    ),
+    CommandKind.EXPAND: Layout("expand", 40, *_SHAPE),
 }
-"""`axes` of REDUCE is a mask: bit i stands for dimension i. Axes count from 0, never from the end."""
+"""`axes` of REDUCE is a mask: bit i stands for dimension i; `keep` leaves reduced dimensions in, as ones. Axes count
+from 0, never from the end. `dtype` of CAST is a `WireType`."""
 
 
 class Operands(NamedTuple):
-    """Input operands of one kind of command, in order; every kind has one output."""
+    """Operands of one kind of command, in order."""
 
     required: tuple[str, ...]
     optional: tuple[str, ...] = ()
     repeats: bool = False
     """True when the last required operand may occur several times."""
+    outputs: int = 1
+    """The most outputs that a command of the kind may have; it has the first of them, at least one."""
 
 
 _QUANTISED_LEFT = ("x", "w", "x_scale", "x_zero_point", "w_scale", "w_zero_point", "y_scale", "y_zero_point")

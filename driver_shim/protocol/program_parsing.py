@@ -137,7 +137,7 @@ def _parse_tensors(data: memoryview, count: int, constants_bytes: int, workspace
         if entry.rank > MAX_RANK:
             raise ProgramError(f"{where}: rank {entry.rank} exceeds {MAX_RANK}")
         shape = tuple(entry.shape[: entry.rank])
-        if not all(0 < extent <= MAX_DIMENSION for extent in shape) or any(entry.shape[entry.rank :]):
+        if not all(extent <= MAX_DIMENSION for extent in shape) or any(entry.shape[entry.rank :]):
             raise ProgramError(f"{where}: shape {tuple(entry.shape)} at rank {entry.rank}")
         tensor_type = TensorType(_member(WireType, entry.dtype, where), shape)
         if tensor_type.size_bytes != entry.size or entry.size > MAX_TENSOR_BYTES:
@@ -190,7 +190,8 @@ def _parse_command(data: memoryview, offset: int, tensor_count: int, where: str)
     ids = padded[:ids_bytes].cast("I").tolist() if ids_bytes else []
     operands = OPERANDS[kind]
     most = MAX_OPERANDS if operands.repeats else len(operands.required) + len(operands.optional)
-    if not len(operands.required) <= head.input_count <= most or head.output_count != 1:
+    inputs_fit = len(operands.required) <= head.input_count <= most
+    if not inputs_fit or not 0 < head.output_count <= operands.outputs:
         raise ProgramError(f"{where}: {kind.name} with {head.input_count} inputs and {head.output_count} outputs")
     inputs: list[int | None] = []
     for position, tensor in enumerate(ids[: head.input_count]):

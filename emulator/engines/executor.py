@@ -1,7 +1,7 @@
 """The execution of a verified program: its commands, one after the other.
 
 Constants and inputs are read from device memory where the host can see and alter them; intermediates and outputs go
-to scratch. Everything is bounded by what `verify` has checked.
+to scratch. Everything is bounded by what `verify` has checked. The first run prepares the commands' kernels.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,22 +18,44 @@ from driver_shim.protocol.commands import Status
 from driver_shim.protocol.program import Command, Storage, TensorType
 from driver_shim.protocol.types import INT64_STORAGE_MAX, INT64_STORAGE_MIN, WireType
 from emulator.engines.job import KernelRun, ProgramFault
-from emulator.engines.kernels import table
-from emulator.model.golden import KernelFault
+from emulator.engines.kernels.choice import prepare
+from emulator.engines.kernels.provider import KernelRequest, NamedKernel
+from emulator.model.operators import KernelFault
 from emulator.model.verify import VerifiedProgram, load_verified
+from emulator.model.work import types_of
 
 _logger = logging.getLogger("npu.emulator.engines")
 
 Array = NDArray[Any]
 
 
-def load(image: memoryview) -> VerifiedProgram:
+class LoadedProgram:
+    """A program and what its first run has prepared."""
+
+    def __init__(self, program: VerifiedProgram) -> None:
+        self.program = program
+        self.steps: list[_Step] = []
+        self.prepared_for: tuple[int, str] | None = None
+        """(constants' address, choice of kernels) that `steps` go with."""
+
+
+class _Step(NamedTuple):
+    """One command, ready to run."""
+
+    command: Command
+    kernel: NamedKernel
+    gives_nothing: bool
+    """All its outputs are empty."""
+    gives_int64: bool
+
+
+def load(image: memoryview) -> LoadedProgram:
     """Prepare a container that `verify` has accepted. `image` must stay valid as long as the result."""
-    return load_verified(image)
+    return LoadedProgram(load_verified(image))
 
 
 def execute(
-    program: VerifiedProgram,
+    loaded: LoadedProgram,
     *,
     memory: memoryview,
     constants_address: int,
@@ -46,27 +68,53 @@ def execute(
     `memory` is device memory, never written; constants begin at `constants_address`, input i at `inputs[i]`.
     `scratch` (at least `scratch_bytes`) receives the workspace and, at `output_places`, the outputs.
     """
-    chosen = table(kernels)
-    tensors = _Tensors(program, memory, constants_address, inputs, scratch)
+    tensors = _Tensors(loaded.program, memory, constants_address, inputs, scratch)
     reports = []
     # Overflow, division by zero and NaN follow IEEE 754; numpy's warnings about them are noise here.
     with np.errstate(all="ignore"):
-        for index, command in enumerate(program.image.commands):
-            kernel = chosen[command.kind]
+        for index, step in enumerate(_prepared(loaded, tensors, constants_address, kernels)):
             began = time.perf_counter_ns()
+            command = step.command
             try:
                 operands = [tensors.read(tensor) if tensor is not None else None for tensor in command.inputs]
                 results = [tensors.write(tensor) for tensor in command.outputs]
-                kernel.run(command.attributes, operands, results)
-                _check_storage(results)
+                if not step.gives_nothing:
+                    step.kernel.run(operands, results)
+                if step.gives_int64:
+                    _check_storage(results)
             except KernelFault as fault:
                 raise ProgramFault(fault.status, index, f"{_where(index, command)}: {fault.message}") from fault
             except Exception as error:
-                _logger.exception("%s: its kernel %s raised", _where(index, command), kernel.name)
+                _logger.exception("%s: its kernel %s raised", _where(index, command), step.kernel.name)
                 what = f"{type(error).__name__}: {error}"
                 raise ProgramFault(Status.EXECUTION_FAULT, index, f"{_where(index, command)}: {what}") from error
-            reports.append(KernelRun(kernel.name, time.perf_counter_ns() - began))
+            reports.append(KernelRun(step.kernel.name, time.perf_counter_ns() - began))
     return reports
+
+
+def _prepared(loaded: LoadedProgram, tensors: _Tensors, constants_address: int, kernels: str) -> list[_Step]:
+    """The program's steps, made when it runs for the first time with its constants there."""
+    wanted = (constants_address, kernels)
+    if loaded.prepared_for != wanted:
+        program = loaded.program.image
+        loaded.steps = [_step(index, command, tensors, kernels) for index, command in enumerate(program.commands)]
+        loaded.prepared_for = wanted
+    return loaded.steps
+
+
+def _step(index: int, command: Command, tensors: _Tensors, kernels: str) -> _Step:
+    inputs, outputs = types_of(command, tensors.entries)
+    try:
+        constants = tuple(tensors.constant(tensor) for tensor in command.inputs)
+    except KernelFault as fault:
+        raise ProgramFault(fault.status, index, f"{_where(index, command)}: {fault.message}") from fault
+    request = KernelRequest(command.kind, command.attributes, tuple(inputs), tuple(outputs), constants)
+    return _Step(
+        command,
+        prepare(kernels, request),
+        not any(output.elements for output in outputs),
+        any(output.dtype is WireType.INT64 for output in outputs),
+    )
 
 
 def _where(index: int, command: Command) -> str:
@@ -84,7 +132,7 @@ class _Tensors:
         inputs: Sequence[int],
         scratch: memoryview,
     ) -> None:
-        self._tensors = program.image.tensors
+        self.entries = program.image.tensors
         self._memory = memory
         self._constants = constants_address
         self._scratch = scratch
@@ -94,24 +142,32 @@ class _Tensors:
             b.tensor: at for b, (at, _) in zip(program.image.outputs, program.output_places, strict=True)
         }
 
+    def constant(self, tensor: int | None) -> Array | None:
+        """The values of a constant operand; None for any other."""
+        if tensor is None or self.entries[tensor].storage is not Storage.CONSTANT:
+            return None
+        return self.read(tensor)
+
     def read(self, tensor: int) -> Array:
         """An operand, read-only."""
-        if tensor not in self._arrays:
-            self._arrays[tensor] = self._external(tensor)
-        array = self._arrays[tensor].view()
-        array.flags.writeable = False
+        array = self._arrays.get(tensor)
+        if array is None:
+            array = self._arrays[tensor] = self._external(tensor)
+        if array.flags.writeable:
+            array = array.view()
+            array.flags.writeable = False
         return array
 
     def write(self, tensor: int) -> Array:
         """An output, to be filled."""
-        entry = self._tensors[tensor]
+        entry = self.entries[tensor]
         offset = entry.offset if entry.storage is Storage.WORKSPACE else self._output_places[tensor]
         self._arrays[tensor] = _array(self._scratch, offset, entry.type)
         return self._arrays[tensor]
 
     def _external(self, tensor: int) -> Array:
         """An input or a constant; int64 and bool are checked and normalised once, in a private copy."""
-        entry = self._tensors[tensor]
+        entry = self.entries[tensor]
         constant = entry.storage is Storage.CONSTANT
         offset = self._constants + entry.offset if constant else self._input_places[tensor]
         if entry.type.dtype is WireType.BOOL:
@@ -132,5 +188,7 @@ def _array(memory: memoryview, offset: int, tensor: TensorType) -> Array:
 def _check_storage(arrays: Sequence[Array]) -> None:
     """int64 is storage of int32 values: refuse others rather than wrap them."""
     for array in arrays:
-        if array.dtype == np.int64 and not (array.min() >= INT64_STORAGE_MIN and array.max() <= INT64_STORAGE_MAX):
+        if array.dtype != np.int64 or not array.size:
+            continue
+        if not (array.min() >= INT64_STORAGE_MIN and array.max() <= INT64_STORAGE_MAX):
             raise KernelFault(Status.VALUE_OUT_OF_RANGE, "an int64 value does not fit 32 bits")

@@ -17,7 +17,7 @@ class KernelRun(NamedTuple):
     """The report of one command of a program: who ran it, and for how long."""
 
     kernel: str
-    """Name of the kernel that ran it: "golden.softmax", "fast.conv"."""
+    """Name of the kernel that ran it: "golden.softmax", "numpy.conv"."""
     wall_ns: int
 
 

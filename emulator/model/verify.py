@@ -8,27 +8,17 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import math
 
 from driver_shim.protocol.program import (
     MAX_CONTAINER_BYTES,
-    Command,
     Program,
     ProgramError,
     Storage,
-    TensorType,
     align_up,
 )
-from driver_shim.protocol.program_commands import CommandKind
 from driver_shim.protocol.program_parsing import parse
-from emulator.model.semantics import check
-from emulator.model.shapes import SemanticError
-from emulator.model.work import work_of
-
-TAP_EFFORT = 1 << 15
-"""What one step of a window costs beside its multiplications."""
-UNARY_EFFORT = 16
-"""Of the dearest function of one operand, for each byte."""
+from emulator.model.operators import OPERATORS, SemanticError
+from emulator.model.work import types_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -100,14 +90,13 @@ def verify(image: bytes | memoryview, *, device_limits: DeviceLimits = DEFAULT_L
         raise ProgramRejected(str(error)) from error
     effort = 0
     for index, command in enumerate(program.commands):
-        inputs: list[TensorType | None] = []
-        for tensor in command.inputs:
-            inputs.append(program.tensors[tensor].type if tensor is not None else None)
+        operator = OPERATORS[command.kind]
+        types = types_of(command, program.tensors)
         try:
-            check(command.kind, command.attributes, inputs, program.tensors[command.outputs[0]].type)
+            operator.check(command.attributes, *types)
         except SemanticError as error:
             raise ProgramRejected(f"command {index} ({command.kind.name}): {error}") from error
-        effort += _effort(program, command)
+        effort += operator.effort(command.attributes, *types)
     if effort > device_limits.effort:
         raise ProgramRejected(f"its commands cost {effort}; at most {device_limits.effort}")
     _check_dataflow(program)
@@ -117,20 +106,6 @@ def verify(image: bytes | memoryview, *, device_limits: DeviceLimits = DEFAULT_L
 def load_verified(image: bytes | memoryview) -> VerifiedProgram:
     """A container that `verify` has accepted before, without checking what it means again."""
     return _placed(parse(image), DEFAULT_LIMITS)
-
-
-def _effort(program: Program, command: Command) -> int:
-    work = work_of(command, program.tensors)
-    taps = 1
-    output = program.tensors[command.outputs[0]].type
-    if command.kind is CommandKind.POOL:
-        taps = math.prod(command.attributes.kernel)
-        return work.bytes + taps * (output.size_bytes + TAP_EFFORT)
-    if command.kind in (CommandKind.CONV, CommandKind.QCONV) and command.inputs[1] is not None:
-        taps = math.prod(program.tensors[command.inputs[1]].type.shape[2:])
-    if command.kind is CommandKind.UNARY:
-        return UNARY_EFFORT * work.bytes + TAP_EFFORT
-    return work.macs + work.bytes + taps * TAP_EFFORT
 
 
 def _placed(program: Program, limits: DeviceLimits) -> VerifiedProgram:
@@ -161,18 +136,19 @@ def _check_dataflow(program: Program) -> None:
                 raise ProgramRejected(
                     f"command {index} ({command.kind.name}) reads tensor {tensor} before it is written"
                 )
-        output = command.outputs[0]
-        entry = program.tensors[output]
-        if entry.storage in (Storage.CONSTANT, Storage.INPUT):
-            raise ProgramRejected(f"command {index} ({command.kind.name}) writes tensor {output}, which is read-only")
-        if output in written:
-            raise ProgramRejected(f"command {index} ({command.kind.name}) writes tensor {output} a second time")
-        written.add(output)
-        if entry.storage is Storage.WORKSPACE:
-            other = live.add(entry.offset, entry.type.size_bytes, output)
-            if other is not None:
-                raise ProgramRejected(f"command {index} ({command.kind.name}) overwrites tensor {other}, still needed")
-        for tensor in {*command.inputs, output} - {None}:
+        for output in command.outputs:
+            entry = program.tensors[output]
+            where = f"command {index} ({command.kind.name})"
+            if entry.storage in (Storage.CONSTANT, Storage.INPUT):
+                raise ProgramRejected(f"{where} writes tensor {output}, which is read-only")
+            if output in written:
+                raise ProgramRejected(f"{where} writes tensor {output} a second time")
+            written.add(output)
+            if entry.storage is Storage.WORKSPACE:
+                other = live.add(entry.offset, entry.type.size_bytes, output)
+                if other is not None:
+                    raise ProgramRejected(f"{where} overwrites tensor {other}, still needed")
+        for tensor in {*command.inputs, *command.outputs} - {None}:
             if tensor is not None and last_read.get(tensor, index) <= index:
                 live.remove(tensor)
     for binding in program.outputs:
@@ -200,7 +176,9 @@ class _LiveRanges:
         self._start_of: dict[int, int] = {}
 
     def add(self, start: int, size: int, tensor: int) -> int | None:
-        """Take a range; returns a live tensor that it overlaps instead, if any."""
+        """Take a range; returns a live tensor that it overlaps instead, if any. Nothing overlaps an empty one."""
+        if not size:
+            return None
         at = bisect.bisect_right(self._starts, start)
         if at > 0 and self._ends[at - 1] > start:
             return self._tensors[at - 1]

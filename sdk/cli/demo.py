@@ -19,7 +19,7 @@ from rich.table import Table
 from driver_shim.shared import import_guard
 from sdk.cli import timeouts
 from sdk.cli.demo_files import expand, own_files, shown
-from sdk.cli.device_selection import device_option, open_for_work
+from sdk.cli.device_selection import device_option, open_for_comparison
 from sdk.cli.exit_codes import ExitCode, Failure
 from sdk.cli.frame import Frame
 from sdk.cli.magika_peer import FEATURES, INPUT, OUTPUT, REFERENCE
@@ -75,7 +75,7 @@ def command(frame: Frame, paths: tuple[Path, ...], everything: bool, wanted: tup
     if not peer.facts["classified"]:
         _show_skipped(frame, peer.facts["skipped"])
         raise Failure("none of the files has enough content for the model")
-    with open_for_work(wanted, frame) as device:
+    with open_for_comparison(wanted, frame) as device:
         before, began = device.activity(), time.perf_counter()
         scores = classify(device, peer.facts["model"], peer.arrays[FEATURES])
         wall = time.perf_counter() - began

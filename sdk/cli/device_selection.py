@@ -156,6 +156,24 @@ def open_for_work(wanted: Sequence[str], frame: Frame) -> Device:
     return device
 
 
+def open_for_comparison(wanted: Sequence[str], frame: Frame) -> Device:
+    """As `open_for_work`, for results that are compared with onnxruntime's: a private emulator computes without it.
+
+    A device that was named is taken as it is; where its kernels may be onnxruntime's, that is said.
+    """
+    import sdk
+
+    device = open_for_work(wanted, frame)
+    info = device.info
+    if info.kernels != "auto":
+        return device
+    if wanted or info.pid is None:
+        frame.note("its kernels are “auto”: onnxruntime's may be among them, and agree with themselves")
+        return device
+    device.close()
+    return sdk.Device(f"emulator:{info.profile}?kernels=numpy")
+
+
 def all_or_named(
     wanted: Sequence[str], everything: Callable[[], list[DeviceInfo]], named: Callable[[str], DeviceInfo]
 ) -> list[DeviceInfo]:

@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 
 from sdk.cli import timeouts
 from sdk.cli.bounded_number import bounded
-from sdk.cli.device_selection import device_option, open_for_work
+from sdk.cli.device_selection import device_option, open_for_comparison, open_for_work
 from sdk.cli.exit_codes import ExitCode, Failure
 from sdk.cli.frame import Frame
 from sdk.cli.verb import verb
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
-
+    from sdk.compiler.graph import Graph
     from sdk.device import Device
 
 _TIMES = bounded(int, "a whole number from 1 on", least=1)
@@ -49,7 +48,8 @@ def command(
 
     model = read_model(model_path)  # what is wrong with it or its inputs is told before a device is opened
     inputs = _inputs(frame, model, given)
-    with open_for_work(wanted, frame) as device:
+    choose = open_for_comparison if verify else open_for_work
+    with choose(wanted, frame) as device:
         ran, outputs = _run(frame, device, model, inputs, repeat)
         entry = {"address": device.address, "model": model_path, "seeded_inputs": not given, **ran}
     frame.add(entry)
@@ -62,7 +62,7 @@ def command(
         _verify(frame, entry, model_path, inputs, outputs)
 
 
-def _inputs(frame: Frame, model: ModelProto, given: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+def _inputs(frame: Frame, model: Graph, given: tuple[str, ...]) -> dict[str, NDArray[Any]]:
     """What `-i` names, else seeded arrays."""
     from sdk.cli import model_files
     from sdk.compiler import model_signature
@@ -76,11 +76,11 @@ def _inputs(frame: Frame, model: ModelProto, given: tuple[str, ...]) -> dict[str
 
 
 def _run(
-    frame: Frame, device: Device, proto: ModelProto, inputs: dict[str, NDArray[Any]], repeat: int
+    frame: Frame, device: Device, graph: Graph, inputs: dict[str, NDArray[Any]], repeat: int
 ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """(what the report says of the runs, outputs of the last)."""
     began = time.perf_counter()
-    model = device.load(proto, shapes={name: [array.shape] for name, array in inputs.items()})
+    model = device.load(graph, shapes={name: [array.shape] for name, array in inputs.items()})
     load_seconds = time.perf_counter() - began
     walls, ticks = [], []
     for _ in range(repeat):

@@ -17,9 +17,7 @@ from driver_shim.protocol.layout import FieldError
 from driver_shim.protocol.program import MAX_TENSOR_BYTES, TensorType, make_attributes
 from driver_shim.protocol.program_commands import ATTRIBUTES, MAX_RANK, CommandKind
 from driver_shim.protocol.types import UnsupportedType, WireType, wire_type_of
-from emulator.model.golden import GOLDEN, KernelFault
-from emulator.model.semantics import check
-from emulator.model.shapes import SemanticError
+from emulator.model.operators import OPERATORS, KernelFault, SemanticError
 
 Array = NDArray[Any]
 
@@ -71,9 +69,9 @@ class Operation:
     kind: CommandKind
     attributes: Any
     inputs: tuple[Value | None, ...]
-    output: Value
     node: str
     """Name of the model's node that it came from."""
+    outputs: tuple[Value, ...] = ()
 
 
 def fields_of(operation: Operation) -> dict[str, Any]:
@@ -100,32 +98,39 @@ class Builder:
         """A constant of rank 0."""
         return self.constant(np.array(value, dtype.dtype))
 
-    def emit(
-        self,
-        kind: CommandKind,
-        inputs: Sequence[Value | None],
-        dtype: WireType,
-        shape: Sequence[int],
-        **attributes: Any,
-    ) -> Value:
-        """Append a command and return its output, or the folded constant. Raises Refused."""
-        output = TensorType(dtype, tuple(shape))
-        for value_type in [*(v.type for v in inputs if v is not None), output]:
-            check_tensor(value_type)
+    def emit(self, kind: CommandKind, inputs: Sequence[Value | None], **attributes: Any) -> Value:
+        """Append a command with one output and return that, or the folded constant. Raises Refused."""
+        return self.emit_all(kind, inputs, 1, **attributes)[0]
+
+    def emit_all(
+        self, kind: CommandKind, inputs: Sequence[Value | None], count: int, **attributes: Any
+    ) -> tuple[Value, ...]:
+        """Append a command and return the first `count` of its outputs, or the folded constants. Raises Refused."""
+        operator = OPERATORS[kind]
+        for value in inputs:
+            if value is not None:
+                check_tensor(value.type)
         try:
             fields = make_attributes(kind, **attributes)
-            check(kind, fields, [v.type if v is not None else None for v in inputs], output)
+            outputs = operator.infer(fields, [value.type if value is not None else None for value in inputs])[:count]
         except (SemanticError, FieldError) as error:
             raise Refused(str(error)) from None
-        folded = self._fold(kind, fields, inputs, output)
-        if folded is not None:
-            return folded
-        result = Value(output)
-        result.producer = Operation(kind, fields, tuple(inputs), result, self.node)
-        self.operations.append(result.producer)
-        return result
+        for output in outputs:
+            check_tensor(output)
+        folded = self._fold(kind, fields, inputs, outputs)
+        return folded or self._append(kind, fields, inputs, outputs)
 
-    def _fold(self, kind: CommandKind, fields: Any, inputs: Sequence[Value | None], output: TensorType) -> Value | None:
+    def _append(
+        self, kind: CommandKind, fields: Any, inputs: Sequence[Value | None], outputs: Sequence[TensorType]
+    ) -> tuple[Value, ...]:
+        operation = Operation(kind, fields, tuple(inputs), self.node)
+        operation.outputs = tuple(Value(output, producer=operation) for output in outputs)
+        self.operations.append(operation)
+        return operation.outputs
+
+    def _fold(
+        self, kind: CommandKind, fields: Any, inputs: Sequence[Value | None], outputs: Sequence[TensorType]
+    ) -> tuple[Value, ...] | None:
         arrays: list[Array | None] = []
         size = 0
         for value in inputs:
@@ -133,15 +138,16 @@ class Builder:
                 return None
             arrays.append(value.constant if value is not None else None)
             size += value.type.size_bytes if value is not None else 0
-        if output.size_bytes > max(FOLD_BYTES, FOLD_GROWTH * size):
+        if sum(output.size_bytes for output in outputs) > max(FOLD_BYTES, FOLD_GROWTH * size):
             return None
-        result = np.empty(output.shape, output.dtype.dtype)
-        try:
-            with np.errstate(all="ignore"):
-                GOLDEN[kind](fields, arrays, [result])
-        except KernelFault as fault:
-            raise Refused(f"its constant operands cannot be computed with: {fault.message}") from None
-        return Value(output, constant=result)
+        results = [np.empty(output.shape, output.dtype.dtype) for output in outputs]
+        if any(result.size for result in results):
+            try:
+                with np.errstate(all="ignore"):
+                    OPERATORS[kind].run(fields, arrays, results)
+            except KernelFault as fault:
+                raise Refused(f"its constant operands cannot be computed with: {fault.message}") from None
+        return tuple(Value(output, constant=result) for output, result in zip(outputs, results, strict=True))
 
     def reshape(self, value: Value, shape: Sequence[int]) -> Value:
         """The same elements in another shape; costs nothing when the shape is the same."""
@@ -149,23 +155,31 @@ class Builder:
             return value
         if value.constant is not None:
             return self.constant(value.constant.reshape(shape))
-        return self.emit(CommandKind.COPY, [value], value.dtype, shape)
+        return self.emit(CommandKind.COPY, [value], **shape_fields(shape))
 
     def copy(self, value: Value) -> Value:
         """A value of its own with the same contents, never folded."""
-        result = Value(value.type)
         check_tensor(value.type)
-        fields = make_attributes(CommandKind.COPY)
-        result.producer = Operation(CommandKind.COPY, fields, (value,), result, self.node)
-        self.operations.append(result.producer)
-        return result
+        fields = make_attributes(CommandKind.COPY, **shape_fields(value.shape))
+        return self._append(CommandKind.COPY, fields, [value], [value.type])[0]
+
+    def expand(self, value: Value, shape: Sequence[int]) -> Value:
+        """The value broadcast to a shape; costs nothing when it has that already."""
+        if tuple(shape) == value.shape:
+            return value
+        return self.emit(CommandKind.EXPAND, [value], **shape_fields(shape))
+
+
+def shape_fields(shape: Sequence[int]) -> dict[str, Any]:
+    """The attributes of COPY and EXPAND for a target shape. Raises Refused for a rank that no program can hold."""
+    if len(shape) > MAX_RANK:
+        raise Refused(f"{list(shape)} has rank {len(shape)}; at most {MAX_RANK} is possible")
+    return {"rank": len(shape), "shape": [*shape, *[0] * (MAX_RANK - len(shape))]}
 
 
 def check_tensor(tensor: TensorType) -> None:
     """Raise Refused for a tensor that no program can hold."""
     if len(tensor.shape) > MAX_RANK:
         raise Refused(f"{tensor} has rank {len(tensor.shape)}; at most {MAX_RANK} is possible")
-    if min(tensor.shape, default=1) < 1:
-        raise Refused(f"{tensor} is empty; every dimension must be at least 1")
     if tensor.size_bytes > MAX_TENSOR_BYTES:
         raise Refused(f"{tensor} has {tensor.size_bytes} bytes; at most {MAX_TENSOR_BYTES} are possible")

@@ -72,9 +72,9 @@ def encode(
     commands = []
     for index, operation in enumerate(live):
         operands = tuple(table.operand(value, operation) if value is not None else None for value in operation.inputs)
-        result = table.result(operation.output, workspace)
-        commands.append(Command(operation.kind, operation.attributes, operands, (result,)))
-        for value in dict.fromkeys([*operation.inputs, operation.output]):
+        results = tuple(table.result(value, workspace) for value in operation.outputs)
+        commands.append(Command(operation.kind, operation.attributes, operands, results))
+        for value in dict.fromkeys([*operation.inputs, *operation.outputs]):
             if value is not None and last.get(id(value), index) <= index:
                 table.release(value, workspace)
     program = Program(
@@ -121,7 +121,7 @@ def _needed(operations: Sequence[Operation], outputs: Sequence[NamedValue]) -> l
     wanted = {id(value) for _, value in outputs}
     kept = []
     for operation in reversed(operations):
-        if id(operation.output) in wanted:
+        if any(id(value) in wanted for value in operation.outputs):
             kept.append(operation)
             wanted.update(id(value) for value in operation.inputs if value is not None)
     return kept[::-1]
@@ -183,4 +183,6 @@ class _Table:
 
 def _fits(value: Value) -> bool:
     array = value.constant
-    return array is not None and bool(array.min() >= INT64_STORAGE_MIN and array.max() <= INT64_STORAGE_MAX)
+    return array is not None and bool(
+        not array.size or (array.min() >= INT64_STORAGE_MIN and array.max() <= INT64_STORAGE_MAX)
+    )

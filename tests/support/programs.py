@@ -19,12 +19,11 @@ from driver_shim.protocol.program import (
     build,
     make_attributes,
 )
-from driver_shim.protocol.program_commands import BinaryFunction, CommandKind
+from driver_shim.protocol.program_commands import MAX_RANK, BinaryFunction, CommandKind
 from driver_shim.protocol.types import WireType, wire_type_of
 from emulator.engines import executor
 from emulator.engines.job import KernelRun
-from emulator.model.golden import GOLDEN
-from emulator.model.semantics import check
+from emulator.model.operators import OPERATORS
 from emulator.model.verify import verify
 
 if TYPE_CHECKING:
@@ -92,14 +91,29 @@ def run(compiled: CompiledProgram, inputs: Mapping[str, Array], kernels: str = "
 def golden(
     kind: CommandKind, inputs: Sequence[Array | None], shape: Sequence[int], dtype: Any, **attributes: Any
 ) -> Array:
-    """The checked result of one command's golden kernel."""
-    fields = make_attributes(kind, **attributes)
+    """The checked result of one command's golden kernel, which must be of this shape and type."""
+    rank = len(inputs[0].shape) if inputs[0] is not None else 0
+    fields = make_attributes(kind, **_implied(kind, rank, tuple(shape), np.dtype(dtype)), **attributes)
     types = [TensorType(wire_type_of(a.dtype), a.shape) if a is not None else None for a in inputs]
     output = np.empty(tuple(shape), dtype)
-    check(kind, fields, types, TensorType(wire_type_of(output.dtype), output.shape))
+    OPERATORS[kind].check(fields, types, [TensorType(wire_type_of(output.dtype), output.shape)])
     with np.errstate(all="ignore"):
-        GOLDEN[kind](fields, inputs, [output])
+        OPERATORS[kind].run(fields, inputs, [output])
     return output
+
+
+def _implied(kind: CommandKind, rank: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Any]:
+    """The attributes that say what the output looks like."""
+    filled = [*shape, *[0] * (MAX_RANK - len(shape))]
+    if kind in (CommandKind.COPY, CommandKind.EXPAND):
+        return {"rank": len(shape), "shape": filled}
+    if kind is CommandKind.CAST:
+        return {"dtype": wire_type_of(dtype)}
+    if kind is CommandKind.SLICE:
+        return {"extents": filled}
+    if kind in (CommandKind.REDUCE, CommandKind.ARGUMENT):
+        return {"keep": int(len(shape) == rank)}
+    return {}
 
 
 def window(**changes: Sequence[int]) -> dict[str, list[int]]:

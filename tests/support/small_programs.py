@@ -44,4 +44,4 @@ def divide() -> bytes:
 
 def narrow() -> bytes:
     """output = a as int32: four int64 whose values must fit 32 bits."""
-    return _one_command(CommandKind.CAST, (_vector(WireType.INT64),), _vector(WireType.INT32))
+    return _one_command(CommandKind.CAST, (_vector(WireType.INT64),), _vector(WireType.INT32), dtype=WireType.INT32)

@@ -24,8 +24,8 @@ def _times(builder: Builder, x: Value, factor: float) -> Value:
     return x if factor == 1 else binary(builder, BinaryFunction.MUL, x, _scalar(builder, factor, x))
 
 
-def _where(builder: Builder, condition: Value, x: Value, y: Value, shape: Sequence[int]) -> Value:
-    return builder.emit(CommandKind.WHERE, [condition, x, y], x.dtype, shape)
+def _where(builder: Builder, condition: Value, x: Value, y: Value) -> Value:
+    return builder.emit(CommandKind.WHERE, [condition, x, y])
 
 
 def _hard_swish(node: NodeContext) -> Sequence[Value]:
@@ -89,14 +89,14 @@ def _prelu(node: NodeContext) -> Sequence[Value]:
     if scaled.shape != x.shape:
         raise Refused(f"the slope {slope.type} does not broadcast to {x.type}")
     below = binary(builder, BinaryFunction.LESS, x, _scalar(builder, 0, x))
-    return [_where(builder, below, scaled, x, x.shape)]
+    return [_where(builder, below, scaled, x)]
 
 
 def _thresholded_relu(node: NodeContext) -> Sequence[Value]:
     """ThresholdedRelu: x above alpha, else 0."""
     x, builder = node.value(0), node.builder
     above = binary(builder, BinaryFunction.GREATER, x, _scalar(builder, node.attribute("alpha", 1.0), x))
-    return [_where(builder, above, x, _scalar(builder, 0, x), x.shape)]
+    return [_where(builder, above, x, _scalar(builder, 0, x))]
 
 
 def _softsign(node: NodeContext) -> Sequence[Value]:

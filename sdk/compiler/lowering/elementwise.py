@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from driver_shim.protocol.program_commands import Activation, BinaryFunction, CommandKind, UnaryFunction
 from driver_shim.protocol.types import WireType
-from emulator.model.shapes import SemanticError, broadcast
+from emulator.model.operators.shapes import SemanticError, broadcast
 from sdk.compiler.context import Lowering, NodeContext
 from sdk.compiler.ir import Builder, Operation, Refused, Value, fields_of
 
@@ -72,8 +72,7 @@ _PRODUCTS = (CommandKind.MATMUL, CommandKind.CONV)
 def binary(builder: Builder, function: BinaryFunction, a: Value, b: Value) -> Value:
     """A BINARY command; an Expand whose effect broadcasting has anyway is bypassed."""
     a, b = _bypass_expand([a, b])
-    dtype = WireType.BOOL if function in _COMPARISONS.values() else a.dtype
-    return builder.emit(CommandKind.BINARY, [a, b], dtype, _broadcast(a, b), function=function)
+    return builder.emit(CommandKind.BINARY, [a, b], function=function)
 
 
 def unary(builder: Builder, function: UnaryFunction, x: Value, alpha: float = 0, beta: float = 0) -> Value:
@@ -81,13 +80,13 @@ def unary(builder: Builder, function: UnaryFunction, x: Value, alpha: float = 0,
     product = x.producer
     if function in _FUSED and product is not None and x.uses <= 1 and _plain_product(product):
         fields = {**fields_of(product), "activation": _FUSED[function], "low": alpha, "high": beta}
-        return builder.emit(product.kind, product.inputs, x.dtype, x.shape, **fields)
-    return builder.emit(CommandKind.UNARY, [x], x.dtype, x.shape, function=function, alpha=alpha, beta=beta)
+        return builder.emit(product.kind, product.inputs, **fields)
+    return builder.emit(CommandKind.UNARY, [x], function=function, alpha=alpha, beta=beta)
 
 
 def cast(builder: Builder, x: Value, dtype: WireType) -> Value:
     """x in another type; x itself where it has that already."""
-    return x if x.dtype is dtype else builder.emit(CommandKind.CAST, [x], dtype, x.shape)
+    return x if x.dtype is dtype else builder.emit(CommandKind.CAST, [x], dtype=dtype)
 
 
 def _plain_product(made: Operation) -> bool:
@@ -139,7 +138,7 @@ def _bias(builder: Builder, a: Value, b: Value) -> Value | None:
         fields = fields_of(made)
         if made.kind is CommandKind.MATMUL:
             fields["beta"] = 1.0
-        return builder.emit(made.kind, [*made.inputs, vector], product.dtype, product.shape, **fields)
+        return builder.emit(made.kind, [*made.inputs, vector], **fields)
     return None
 
 
@@ -205,8 +204,7 @@ def _cast_like(node: NodeContext) -> Sequence[Value]:
 
 def _where(node: NodeContext) -> Sequence[Value]:
     condition, x, y = _bypass_expand([node.value(i) for i in range(3)])
-    shape = _broadcast(condition, x, y)
-    return [node.builder.emit(CommandKind.WHERE, [condition, x, y], x.dtype, shape)]
+    return [node.builder.emit(CommandKind.WHERE, [condition, x, y])]
 
 
 def _identity(node: NodeContext) -> Sequence[Value]:
@@ -222,7 +220,7 @@ def _dropout(node: NodeContext) -> Sequence[Value]:
     if node.output_count == 1:
         return [x]
     kept = node.builder.scalar(True, WireType.BOOL)
-    return [x, node.builder.emit(CommandKind.EXPAND, [kept], WireType.BOOL, x.shape)]
+    return [x, node.builder.expand(kept, x.shape)]
 
 
 def _table(names: dict[str, BinaryFunction], make: Callable[[BinaryFunction], Lowering]) -> dict[str, Lowering]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from driver_shim.protocol.program_commands import MAX_RANK, CommandKind, PadMode
-from emulator.model.shapes import SemanticError, broadcast
+from emulator.model.operators.shapes import SemanticError, broadcast
 from sdk.compiler.context import Lowering, NodeContext, checked_shape
 from sdk.compiler.ir import Builder, Refused, Value
 
@@ -34,7 +34,7 @@ def cut(builder: Builder, x: Value, starts: Sequence[int], steps: Sequence[int],
         return builder.constant(array)
     if tuple(shape) == x.shape and all(step == 1 for step in steps):
         return x
-    return builder.emit(CommandKind.SLICE, [x], x.dtype, shape, starts=filled(starts), steps=filled(steps))
+    return builder.emit(CommandKind.SLICE, [x], starts=filled(starts), steps=filled(steps), extents=filled(shape))
 
 
 def _transpose(node: NodeContext) -> Sequence[Value]:
@@ -104,18 +104,13 @@ def _concat(node: NodeContext) -> Sequence[Value]:
     if any(len(value.shape) != rank for value in values):
         raise Refused("its inputs have different ranks")
     parts = [value for value in values if value.shape[axis] != 0] or values[:1]
-    if len(parts) == 1:
-        return parts
-    shape = list(parts[0].shape)
-    shape[axis] = sum(part.shape[axis] for part in parts)
-    return [node.builder.emit(CommandKind.CONCAT, parts, parts[0].dtype, shape, axis=axis)]
+    return parts if len(parts) == 1 else [node.builder.emit(CommandKind.CONCAT, parts, axis=axis)]
 
 
 def _gather(node: NodeContext) -> Sequence[Value]:
     data, indices = node.value(0), node.value(1)
     axis = node.axis(node.attribute("axis", 0), len(data.shape))
-    shape = (*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :])
-    return [node.builder.emit(CommandKind.GATHER, [data, indices], data.dtype, shape, axis=axis)]
+    return [node.builder.emit(CommandKind.GATHER, [data, indices], axis=axis)]
 
 
 def _pad(node: NodeContext) -> Sequence[Value]:
@@ -141,11 +136,11 @@ def _pad(node: NodeContext) -> Sequence[Value]:
         inner = [e - s - max(0, -end) for e, s, end in zip(x.shape, starts, ends, strict=True)]
         x = cut(node.builder, x, starts, [1] * rank, checked_shape(inner))
         begins, ends = [max(0, begin) for begin in begins], [max(0, end) for end in ends]
-    shape = checked_shape([b + extent + e for b, extent, e in zip(begins, x.shape, ends, strict=True)])
-    if shape == x.shape:
+    if not any((*begins, *ends)):
         return [x]
     operands = [x] if value is None or mode != "CONSTANT" else [x, value]
-    return [node.builder.emit(CommandKind.PAD, operands, x.dtype, shape, mode=PadMode[mode], begins=filled(begins))]
+    fields = {"mode": PadMode[mode], "begins": filled(begins), "ends": filled(ends)}
+    return [node.builder.emit(CommandKind.PAD, operands, **fields)]
 
 
 def _expand(node: NodeContext) -> Sequence[Value]:
@@ -156,7 +151,7 @@ def _expand(node: NodeContext) -> Sequence[Value]:
         shape = broadcast(x.shape, target)
     except SemanticError as error:
         raise Refused(str(error)) from None
-    return [x if shape == x.shape else node.builder.emit(CommandKind.EXPAND, [x], x.dtype, shape)]
+    return [node.builder.expand(x, shape)]
 
 
 def _tile(node: NodeContext) -> Sequence[Value]:
@@ -175,14 +170,13 @@ def _tile(node: NodeContext) -> Sequence[Value]:
     shape = checked_shape([extent * count for extent, count in zip(x.shape, repeats, strict=True)])
     if not repeated:
         return [x]
-    wide = builder.emit(CommandKind.EXPAND, [builder.reshape(x, apart)], x.dtype, checked_shape(spread))
+    wide = builder.expand(builder.reshape(x, apart), checked_shape(spread))
     return [builder.reshape(wide, shape)]
 
 
 def transposed(builder: Builder, x: Value, permutation: Sequence[int]) -> Value:
     """x with its dimensions in another order."""
-    shape = [x.shape[axis] for axis in permutation]
-    return builder.emit(CommandKind.TRANSPOSE, [x], x.dtype, shape, permutation=filled(permutation))
+    return builder.emit(CommandKind.TRANSPOSE, [x], permutation=filled(permutation))
 
 
 def _depth_to_space(node: NodeContext) -> Sequence[Value]:
@@ -220,7 +214,7 @@ def _trilu(node: NodeContext) -> Sequence[Value]:
     offset = (node.constant_ints(1, "k") or [0])[0]
     ones = np.ones(x.shape[-2:], bool)
     kept = builder.constant(np.triu(ones, offset) if node.attribute("upper", 1) else np.tril(ones, offset))
-    return [builder.emit(CommandKind.WHERE, [kept, x, builder.scalar(0, x.dtype)], x.dtype, x.shape)]
+    return [builder.emit(CommandKind.WHERE, [kept, x, builder.scalar(0, x.dtype)])]
 
 
 def _constant_of_shape(node: NodeContext) -> Sequence[Value]:
@@ -229,9 +223,7 @@ def _constant_of_shape(node: NodeContext) -> Sequence[Value]:
     if value.size != 1:
         raise Refused(f"its value has {value.size} elements, not one")
     scalar = node.builder.constant(value.reshape(()))
-    if 0 in shape:
-        return [node.builder.constant(np.zeros(shape, value.dtype))]
-    return [scalar if not shape else node.builder.emit(CommandKind.EXPAND, [scalar], scalar.dtype, shape)]
+    return [node.builder.expand(scalar, shape)]
 
 
 def _range(node: NodeContext) -> Sequence[Value]:

@@ -105,7 +105,7 @@ def _into_convolution(builder: Builder, x: Value, factor: Value, offset: Value) 
     shift = cast(builder, offset, x.dtype)
     if scaled.constant is None or shift.constant is None:  # too large to be computed here
         return None
-    return builder.emit(CommandKind.CONV, [data, scaled, shift], x.dtype, x.shape, **fields_of(made))
+    return builder.emit(CommandKind.CONV, [data, scaled, shift], **fields_of(made))
 
 
 def _instance_normalization(node: NodeContext) -> Sequence[Value]:
@@ -168,8 +168,6 @@ def _local_response_normalization(node: NodeContext) -> Sequence[Value]:
     mean = builder.emit(
         CommandKind.POOL,
         [square],
-        x.dtype,
-        square.shape,
         function=PoolFunction.AVERAGE,
         count_include_pad=1,
         ceil_mode=0,

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from driver_shim.protocol.program import TensorType
 from driver_shim.protocol.program_commands import MAX_SPATIAL, CommandKind, PoolFunction, ReduceFunction
-from emulator.model.shapes import SemanticError, matmul_shape, window_extent
 from sdk.compiler.context import Lowering, NodeContext
 from sdk.compiler.ir import Refused, Value
 from sdk.compiler.lowering.reductions import reduced
 
 
-class Window(NamedTuple):
-    """A window's movement, padded to `MAX_SPATIAL` dimensions, and the positions it takes."""
+def window(node: NodeContext, x: TensorType, kernel: Sequence[int]) -> dict[str, list[int]]:
+    """A window's movement, as attributes: strides, dilations, pads and auto_pad of Conv and pooling nodes.
 
-    fields: dict[str, list[int]]
-    shape: tuple[int, ...]
-
-
-def window(node: NodeContext, x: TensorType, kernel: Sequence[int], *, ceil: bool = False) -> Window:
-    """strides, dilations, pads and auto_pad of Conv and pooling nodes (ONNX Conv, opset 11). Raises Refused."""
+    ONNX Conv, opset 11. Raises Refused.
+    """
     rank = len(x.shape) - 2
     if not 1 <= rank <= MAX_SPATIAL or len(kernel) != rank:
         raise Refused(f"{x} with a kernel of rank {len(kernel)}; 1 to {MAX_SPATIAL} spatial dimensions are possible")
@@ -43,20 +38,12 @@ def window(node: NodeContext, x: TensorType, kernel: Sequence[int], *, ceil: boo
         begins, ends = [0] * rank, [0] * rank
     elif auto != "NOTSET":
         raise Refused(f"auto_pad is {auto!r}")
-    try:
-        shape = tuple(
-            window_extent(x.shape[2 + i], kernel[i], strides[i], dilations[i], (begins[i], ends[i]), ceil=ceil)
-            for i in range(rank)
-        )
-    except SemanticError as error:
-        raise Refused(str(error)) from None
-    fields = {
+    return {
         "strides": spatial(strides, 1),
         "dilations": spatial(dilations, 1),
         "pads_begin": spatial(begins, 0),
         "pads_end": spatial(ends, 0),
     }
-    return Window(fields, shape)
 
 
 def _list(node: NodeContext, name: str, length: int, default: int) -> list[int]:
@@ -78,13 +65,9 @@ def _matmul(node: NodeContext) -> Sequence[Value]:
         raise Refused(f"operands {a.type} and {b.type}; rank 1 at least")
     left = node.builder.reshape(a, (1, *a.shape)) if len(a.shape) == 1 else a
     right = node.builder.reshape(b, (*b.shape, 1)) if len(b.shape) == 1 else b
-    try:
-        shape = matmul_shape(left.shape, right.shape)
-    except SemanticError as error:
-        raise Refused(str(error)) from None
-    result = node.builder.emit(CommandKind.MATMUL, [left, right], a.dtype, shape, alpha=1.0, beta=0.0)
+    result = node.builder.emit(CommandKind.MATMUL, [left, right], alpha=1.0, beta=0.0)
     if left is not a or right is not b:
-        wanted = list(shape)
+        wanted = list(result.shape)
         if left is not a:
             del wanted[-2]
         if right is not b:
@@ -97,39 +80,32 @@ def _gemm(node: NodeContext) -> Sequence[Value]:
     a, b, c = node.value(0), node.value(1), node.optional(2)
     if len(a.shape) != 2 or len(b.shape) != 2:
         raise Refused(f"operands {a.type} and {b.type}; both must have rank 2")
-    transposed = (bool(node.attribute("transA", 0)), bool(node.attribute("transB", 0)))
-    rows, columns = a.shape[1 if transposed[0] else 0], b.shape[0 if transposed[1] else 1]
-    beta = node.attribute("beta", 1.0)
     return [
         node.builder.emit(
             CommandKind.MATMUL,
             [a, b] if c is None else [a, b, c],
-            a.dtype,
-            (rows, columns),
-            transpose_a=int(transposed[0]),
-            transpose_b=int(transposed[1]),
+            transpose_a=int(bool(node.attribute("transA", 0))),
+            transpose_b=int(bool(node.attribute("transB", 0))),
             alpha=node.attribute("alpha", 1.0),
-            beta=0.0 if c is None else beta,
+            beta=0.0 if c is None else node.attribute("beta", 1.0),
         )
     ]
 
 
-def conv_fields(node: NodeContext, x: Value, w: Value) -> tuple[dict[str, Any], tuple[int, ...]]:
-    """Attributes and output shape of Conv and QLinearConv. Raises Refused."""
+def conv_fields(node: NodeContext, x: Value, w: Value) -> dict[str, Any]:
+    """Attributes of Conv and QLinearConv. Raises Refused."""
     if len(w.shape) != len(x.shape) or len(w.shape) < 3:
         raise Refused(f"weights {w.type} for data {x.type}")
     kernel = list(node.attribute("kernel_shape", w.shape[2:]))
     if kernel != list(w.shape[2:]):
         raise Refused(f"kernel_shape {kernel} for weights {w.type}")
-    moved = window(node, x.type, kernel)
-    return {"group": node.attribute("group", 1), **moved.fields}, (x.shape[0], w.shape[0], *moved.shape)
+    return {"group": node.attribute("group", 1), **window(node, x.type, kernel)}
 
 
 def _conv(node: NodeContext) -> Sequence[Value]:
     x, w, bias = node.value(0), node.value(1), node.optional(2)
-    fields, shape = conv_fields(node, x, w)
     operands = [x, w] if bias is None else [x, w, bias]
-    return [node.builder.emit(CommandKind.CONV, operands, x.dtype, shape, **fields)]
+    return [node.builder.emit(CommandKind.CONV, operands, **conv_fields(node, x, w))]
 
 
 def _pool(function: PoolFunction) -> Lowering:
@@ -140,18 +116,14 @@ def _pool(function: PoolFunction) -> Lowering:
             raise Refused("column-major storage_order is not supported")
         x = node.value(0)
         kernel = list(node.attribute("kernel_shape"))
-        ceil = bool(node.attribute("ceil_mode", 0))
-        moved = window(node, x.type, kernel, ceil=ceil)
         result = node.builder.emit(
             CommandKind.POOL,
             [x],
-            x.dtype,
-            (*x.shape[:2], *moved.shape),
             function=function,
             count_include_pad=int(bool(node.attribute("count_include_pad", 0))),
-            ceil_mode=int(ceil),
+            ceil_mode=int(bool(node.attribute("ceil_mode", 0))),
             kernel=spatial(kernel, 1),
-            **moved.fields,
+            **window(node, x.type, kernel),
         )
         return [result]
 

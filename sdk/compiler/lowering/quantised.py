@@ -12,7 +12,6 @@ import numpy as np
 
 from driver_shim.protocol.program_commands import Activation, CommandKind, UnaryFunction
 from driver_shim.protocol.types import WireType
-from emulator.model.shapes import SemanticError, matmul_shape
 from sdk.compiler.context import Lowering, NodeContext
 from sdk.compiler.ir import Array, Builder, Operation, Quantised, Refused, Value
 from sdk.compiler.lowering.products import conv_fields
@@ -38,22 +37,17 @@ def _scalars(node: NodeContext, positions: Sequence[int]) -> list[Value]:
 def _qlinear_conv(node: NodeContext) -> Sequence[Value]:
     x, w = node.value(0), node.value(3)
     x_scale, x_zero, w_scale, w_zero, y_scale, y_zero = _scalars(node, (1, 2, 4, 5, 6, 7))
-    fields, shape = conv_fields(node, x, w)
     operands = [x, w, x_scale, x_zero, w_scale, w_zero, y_scale, y_zero]
     bias = node.optional(8)
     operands += [] if bias is None else [bias]
-    return [node.builder.emit(CommandKind.QCONV, operands, y_zero.dtype, shape, **fields)]
+    return [node.builder.emit(CommandKind.QCONV, operands, **conv_fields(node, x, w))]
 
 
 def _qlinear_matmul(node: NodeContext) -> Sequence[Value]:
     a, b = node.value(0), node.value(3)
     a_scale, a_zero, b_scale, b_zero, y_scale, y_zero = _scalars(node, (1, 2, 4, 5, 6, 7))
-    try:
-        shape = matmul_shape(a.shape, b.shape)
-    except SemanticError as error:
-        raise Refused(str(error)) from None
     operands = [a, b, a_scale, a_zero, b_scale, b_zero, y_scale, y_zero]
-    return [node.builder.emit(CommandKind.QMATMUL, operands, y_zero.dtype, shape)]
+    return [node.builder.emit(CommandKind.QMATMUL, operands)]
 
 
 def _axis(node: NodeContext, x: Value, scale: Value) -> int:
@@ -85,7 +79,7 @@ def _dequantize(node: NodeContext) -> Sequence[Value]:
     (scale,) = _scalars(node, (1,))
     zero = _zero_point(node, scale, x.dtype)
     axis = _axis(node, x, scale)
-    result = node.builder.emit(CommandKind.DEQUANTIZE, [x, scale, zero], WireType.FLOAT32, x.shape, axis=axis)
+    result = node.builder.emit(CommandKind.DEQUANTIZE, [x, scale, zero], axis=axis)
     result.quantised = Quantised(x, scale, zero, axis)
     return [result]
 
@@ -98,7 +92,7 @@ def _quantize(node: NodeContext) -> Sequence[Value]:
     if fused is not None:
         return [fused]
     operands = [x, scale, zero]
-    return [node.builder.emit(CommandKind.QUANTIZE, operands, zero.dtype, x.shape, axis=_axis(node, x, scale))]
+    return [node.builder.emit(CommandKind.QUANTIZE, operands, axis=_axis(node, x, scale))]
 
 
 def _fuse(builder: Builder, x: Value, y_scale: Value, y_zero: Value) -> Value | None:
@@ -131,7 +125,7 @@ def _fuse(builder: Builder, x: Value, y_scale: Value, y_zero: Value) -> Value | 
         return None
     fields = {name: product.attributes[name] for name in _WINDOW_FIELDS} if conv else {}
     kind = CommandKind.QCONV if conv else CommandKind.QMATMUL
-    return builder.emit(kind, operands, y_zero.dtype, x.shape, relu=int(relu), **fields)
+    return builder.emit(kind, operands, relu=int(relu), **fields)
 
 
 def _product(x: Value) -> tuple[Operation | None, bool]:

@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 
 from driver_shim.protocol.program_commands import ArgumentFunction, CommandKind, ReduceFunction, UnaryFunction
-from driver_shim.protocol.types import WireType
-from emulator.model.shapes import reduced_shape
 from sdk.compiler.context import Lowering, NodeContext
 from sdk.compiler.ir import Builder, Value
 from sdk.compiler.lowering.elementwise import unary
@@ -30,9 +28,8 @@ _REDUCE = {
 
 def reduced(builder: Builder, function: ReduceFunction, x: Value, axes: Sequence[int], *, keep: bool = True) -> Value:
     """A reduction over axes that are counted from 0; `keep` keeps them, as ones."""
-    shape = reduced_shape(x.shape, axes, keep=keep)
     mask = sum(1 << axis for axis in axes)
-    return builder.emit(CommandKind.REDUCE, [x], x.dtype, shape, function=function, axes=mask)
+    return builder.emit(CommandKind.REDUCE, [x], function=function, axes=mask, keep=int(keep))
 
 
 def _reduce_log_sum(node: NodeContext) -> Sequence[Value]:
@@ -61,12 +58,11 @@ def _argument(function: ArgumentFunction) -> Lowering:
     def lower(node: NodeContext) -> Sequence[Value]:
         x = node.value(0)
         axis = node.axis(node.attribute("axis", 0), len(x.shape))
-        shape = reduced_shape(x.shape, [axis], keep=bool(node.attribute("keepdims", 1)))
-        last = int(bool(node.attribute("select_last_index", 0)))
-        result = node.builder.emit(
-            CommandKind.ARGUMENT, [x], WireType.INT64, shape, function=function, axis=axis, select_last=last
-        )
-        return [result]
+        flags = {
+            "keep": int(bool(node.attribute("keepdims", 1))),
+            "select_last": int(bool(node.attribute("select_last_index", 0))),
+        }
+        return [node.builder.emit(CommandKind.ARGUMENT, [x], function=function, axis=axis, **flags)]
 
     return lower
 
@@ -79,11 +75,11 @@ def _softmax(*, logarithm: bool) -> Lowering:
         if node.since >= _SOFTMAX_ALONG_AXIS_SINCE:
             axis = node.axis(node.attribute("axis", -1), rank)
             flags = {"axis": axis, "logarithm": int(logarithm)}
-            return [builder.emit(CommandKind.SOFTMAX, [x], x.dtype, x.shape, **flags)]
+            return [builder.emit(CommandKind.SOFTMAX, [x], **flags)]
         # Softmax before opset 13 works on a matrix: all dimensions from `axis` on are one.
         axis = node.axis(node.attribute("axis", 1), rank)
         matrix = builder.reshape(x, (math.prod(x.shape[:axis]), math.prod(x.shape[axis:])))
-        result = builder.emit(CommandKind.SOFTMAX, [matrix], x.dtype, matrix.shape, axis=1, logarithm=int(logarithm))
+        result = builder.emit(CommandKind.SOFTMAX, [matrix], axis=1, logarithm=int(logarithm))
         return [builder.reshape(result, x.shape)]
 
     return lower

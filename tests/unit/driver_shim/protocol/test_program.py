@@ -26,7 +26,7 @@ from driver_shim.protocol.program import (
 from driver_shim.protocol.program_commands import ATTRIBUTES, OPERANDS, BinaryFunction, CommandKind
 from driver_shim.protocol.program_parsing import parse
 from emulator.engines.job import ProgramFault
-from emulator.model.golden import GOLDEN
+from emulator.model.operators import OPERATORS
 from emulator.model.verify import DeviceLimits, ProgramRejected, verify
 from tests.support.programs import add_twice, execute, f32
 
@@ -74,8 +74,8 @@ def test_parse_gives_back_what_was_built() -> None:
     assert build(dataclasses.replace(parsed, constants=bytes(parsed.constants))) == IMAGE
 
 
-def test_every_kind_has_attributes_operands_and_a_golden_kernel() -> None:
-    assert set(ATTRIBUTES) == set(OPERANDS) == set(GOLDEN) == set(CommandKind)
+def test_every_kind_has_attributes_operands_and_an_operator() -> None:
+    assert set(ATTRIBUTES) == set(OPERANDS) == set(OPERATORS) == set(CommandKind)
     assert all(layout.size % 8 == 0 for layout in ATTRIBUTES.values())
 
 

@@ -17,7 +17,8 @@ from emulator.chip.device_memory import DeviceMemory
 from emulator.engines import executor
 from emulator.engines.inline import InlineEngines
 from emulator.engines.job import EngineJob, Engines, JobResult, Outcome, ProgramImage
-from emulator.engines.kernels import NamedKernel, table
+from emulator.engines.kernels.choice import prepare
+from emulator.engines.kernels.provider import KernelRequest, NamedKernel
 from emulator.engines.pool import EnginePool
 from emulator.model.verify import verify
 from tests.support.engine_jobs import collect
@@ -110,8 +111,7 @@ def test_a_program_reads_the_weights_that_lie_in_device_memory_now(engines: Engi
 def test_reports_name_the_kernel_of_each_command(engines: Engines) -> None:
     engines.load(1, as_image(dense_program(np.zeros((DEPTH, WIDTH), np.float32))))
     result = run(engines, 1, (0,))
-    prefix = "golden" if engines.kernels == "golden" else "fast"
-    assert [report.kernel for report in result.report] == [f"{prefix}.matmul", f"{prefix}.unary"]
+    assert [report.kernel for report in result.report] == [f"{engines.kernels}.matmul", f"{engines.kernels}.unary"]
 
 
 @pytest.mark.parametrize(
@@ -143,12 +143,17 @@ def test_a_kernel_that_raises_costs_its_command_and_the_engine_lives(
     engines = InlineEngines(memory.view, executor, "golden")
     engines.load(1, as_image(dense_program(np.zeros((DEPTH, WIDTH), np.float32))))
 
-    def broken(attributes: Any, inputs: Any, outputs: Any) -> None:
-        raise TypeError("return arrays must be of ArrayType")
+    trouble = [TypeError("return arrays must be of ArrayType")]
 
-    kernels = {**table("golden"), CommandKind.UNARY: NamedKernel("golden.unary", broken)}
+    def broken(inputs: Any, outputs: Any) -> None:
+        if trouble:
+            raise trouble.pop()
+
+    def chosen(kernels: str, request: KernelRequest) -> NamedKernel:
+        return NamedKernel("golden.unary", broken) if request.kind is CommandKind.UNARY else prepare(kernels, request)
+
     with monkeypatch.context() as patch:
-        patch.setattr(executor, "table", lambda chosen: kernels)
+        patch.setattr(executor, "prepare", chosen)
         result = run(engines, 1, (0,))
     assert (result.outcome, result.status, result.command_index) == (Outcome.FAULT, Status.EXECUTION_FAULT, 1)
     assert result.message == "command 1 (UNARY): TypeError: return arrays must be of ArrayType"

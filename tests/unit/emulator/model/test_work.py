@@ -10,9 +10,6 @@ from driver_shim.protocol.program import Command, Storage, Tensor, TensorType, m
 from driver_shim.protocol.program_commands import CommandKind
 from driver_shim.protocol.program_parsing import parse
 from driver_shim.protocol.types import WireType
-from emulator.engines.kernels import register, table
-from emulator.model.choices import KERNELS
-from emulator.model.golden import GOLDEN
 from emulator.model.timing import Precision, Work
 from emulator.model.work import program_work, work_of
 from sdk.compiler import compile_model
@@ -63,24 +60,3 @@ def test_work_of_a_program_is_that_of_its_commands() -> None:
     work = program_work(parse(compiled.image))
     assert len(work) == compiled.plan.commands
     assert sum(item.bytes for item in work) == compiled.plan.moved_bytes
-
-
-def test_golden_kernels_are_golden() -> None:
-    assert {kind: entry.run for kind, entry in table("golden").items()} == GOLDEN
-    assert all(entry.name == f"golden.{kind.name.lower()}" for kind, entry in table("golden").items())
-
-
-@pytest.mark.parametrize("kernels", KERNELS)
-def test_every_kind_has_a_kernel_whatever_is_chosen(kernels: str) -> None:
-    assert set(table(kernels)) == set(CommandKind)
-
-
-def test_an_unknown_choice_is_refused() -> None:
-    with pytest.raises(ValueError, match="must be one of auto, numpy, golden"):
-        table("quick")
-
-
-def test_a_second_fast_kernel_for_a_kind_is_refused() -> None:
-    assert table("numpy")[CommandKind.MATMUL].name == "fast.matmul"
-    with pytest.raises(ValueError, match="already"):
-        register(CommandKind.MATMUL, GOLDEN[CommandKind.MATMUL])

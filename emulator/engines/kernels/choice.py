@@ -1,0 +1,45 @@
+"""The choice of a command's kernel: providers are asked in turn, the golden one last, which has them all."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from collections.abc import Sequence
+
+from driver_shim.shared import import_guard
+from emulator.engines.kernels.provider import KernelRequest, NamedKernel, Provider
+from emulator.model.choices import KERNELS
+
+_PROVIDERS: dict[str, tuple[str, ...]] = {
+    "auto": ("onnxruntime", "numpy", "golden"),
+    "numpy": ("numpy", "golden"),
+    "golden": ("golden",),
+}
+"""Who is asked, for each of `KERNELS`. onnxruntime is left out where it is not installed, or barred."""
+
+
+def prepare(kernels: str, request: KernelRequest) -> NamedKernel:
+    """The kernel of one command. Raises ValueError for a choice that is none of `KERNELS`."""
+    for name, provider in _providers(kernels):
+        run = provider.prepare(request)
+        if run is not None:
+            return NamedKernel(f"{name}.{request.kind.name.lower()}", run)
+    raise RuntimeError(f"{request.kind.name} has no kernel, not even a golden one")
+
+
+@functools.cache
+def _providers(kernels: str) -> Sequence[tuple[str, Provider]]:
+    if kernels not in KERNELS:
+        raise ValueError(f"kernels {kernels!r}; must be one of {', '.join(KERNELS)}")
+    return [(name, _provider(name)) for name in _PROVIDERS[kernels] if _is_there(name)]
+
+
+def _is_there(name: str) -> bool:
+    if name != "onnxruntime":
+        return True
+    return not import_guard.installed() and importlib.util.find_spec(name) is not None
+
+
+def _provider(name: str) -> Provider:
+    return importlib.import_module(f"emulator.engines.kernels.{name}")

@@ -1,0 +1,37 @@
+"""Kernels of numpy: matrix products from BLAS, no temporaries, weights packed once.
+
+What a kernel does not speed up (a rare function or type) it computes the way golden does. Read `columns.py` first.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from driver_shim.protocol.program_commands import CommandKind
+from emulator.engines.kernels.numpy import elementwise, products, quantised
+from emulator.engines.kernels.provider import Kernel, KernelRequest
+
+_RUN = {
+    CommandKind.MATMUL: products.matmul,
+    CommandKind.CONV: products.conv,
+    CommandKind.UNARY: elementwise.unary,
+    CommandKind.BINARY: elementwise.binary,
+    CommandKind.CAST: elementwise.cast,
+}
+"""Kernels that have nothing to prepare."""
+_PREPARE: dict[CommandKind, Callable[[KernelRequest], Kernel]] = {
+    CommandKind.QMATMUL: quantised.prepare_matmul,
+    CommandKind.QCONV: quantised.prepare_conv,
+}
+KINDS = _RUN.keys() | _PREPARE.keys()
+"""Kinds of command that have a kernel here."""
+
+
+def prepare(request: KernelRequest) -> Kernel | None:
+    """A kernel of numpy, where there is one that is faster than golden."""
+    run = _RUN.get(request.kind)
+    if run is not None:
+        return functools.partial(run, request.attributes)
+    packed = _PREPARE.get(request.kind)
+    return packed(request) if packed is not None else None

@@ -1,0 +1,115 @@
+"""8-bit sums of products, exact through float32 BLAS.
+
+float32 holds every whole number up to 2²⁴, so a sum of K products is exact there as long as K times the largest
+product does not exceed that. Longer sums are cut into chunks, added as int32, which wraps as the accumulator does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from emulator.engines.kernels.numpy.columns import convolve, convolve_depthwise, is_depthwise
+from emulator.engines.kernels.provider import Kernel, KernelRequest
+from emulator.model.operators.arrays import Array, along, operand, required
+
+EXACT_LIMIT = 1 << 24
+"""float32 has 24 bits of significand."""
+
+
+def prepare_matmul(request: KernelRequest) -> Kernel:
+    """QMATMUL as golden's."""
+    packed = _packed(request, -1, np.float32)
+
+    def run(inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
+        sums = np.empty(outputs[0].shape, np.int32)
+        x = _centred(inputs, 0, 3, -1, np.float32)
+        w = _centred(inputs, 1, 5, -1, np.float32) if packed is None else packed
+        _exact_product(x, w, sums, _chunk(inputs))
+        _requantise(request.attributes, sums, inputs, outputs[0], sums.ndim - 1)
+
+    return run
+
+
+def prepare_conv(request: KernelRequest) -> Kernel:
+    """QCONV as golden's: padding stands for real zero, which is zero once the zero point is subtracted."""
+    attributes, weights = request.attributes, request.inputs[1]
+    depthwise = weights is not None and is_depthwise(weights.shape, attributes.group)
+    dtype = np.int32 if depthwise else np.float32
+    packed = _packed(request, 0, dtype)
+
+    def run(inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
+        sums = np.empty(outputs[0].shape, np.int32)
+        x = _centred(inputs, 0, 3, 1, dtype)
+        w = _centred(inputs, 1, 5, 0, dtype) if packed is None else packed
+        if depthwise:
+            convolve_depthwise(x, w, sums, attributes)
+        else:
+            chunk = _chunk(inputs)
+            convolve(x, w, sums, attributes, lambda a, b, out: _exact_product(a, b, out, chunk))
+        _requantise(attributes, sums, inputs, outputs[0], 1)
+
+    return run
+
+
+def _packed(request: KernelRequest, axis: int, dtype: type[Any]) -> Array | None:
+    """The weights without their zero point, once for all runs; None when they are no constants."""
+    if request.constant(1) is None or request.constant(5) is None:
+        return None
+    return _centred(request.constants, 1, 5, axis, dtype)
+
+
+def _centred(inputs: Sequence[Array | None], values: int, zero_point: int, axis: int, dtype: type[Any]) -> Array:
+    """integer − zero_point in `dtype`, which holds it exactly; zero points of channels lie along `axis`."""
+    centred = required(inputs, values).astype(dtype)
+    zero = required(inputs, zero_point)
+    if zero.any():
+        centred -= along(zero, axis % centred.ndim, centred.ndim).astype(dtype)
+    return centred
+
+
+def _chunk(inputs: Sequence[Array | None]) -> int:
+    """The number of products that float32 adds exactly, whatever the values are."""
+    return EXACT_LIMIT // math.prod(
+        _largest(required(inputs, values), required(inputs, zero)) for values, zero in ((0, 3), (1, 5))
+    )
+
+
+def _largest(values: Array, zero_point: Array) -> int:
+    """Largest magnitude of integer − zero_point (there are no zero points where there are no channels)."""
+    limits = np.iinfo(values.dtype)
+    if not zero_point.size:
+        return 1
+    return max(limits.max - int(zero_point.min()), int(zero_point.max()) - limits.min)
+
+
+def _exact_product(a: Array, b: Array, sums: Array, chunk: int) -> None:
+    """sums = a @ b for whole numbers in float32, `chunk` products at a time; `sums` is int32."""
+    depth = a.shape[-1]
+    np.copyto(sums, np.matmul(a[..., :chunk], b[..., :chunk, :]), casting="unsafe")
+    for start in range(chunk, depth, chunk):
+        part = np.matmul(a[..., start : start + chunk], b[..., start : start + chunk, :])
+        sums += part.astype(np.int32)
+
+
+def _requantise(attributes: Any, sums: Array, inputs: Sequence[Array | None], y: Array, axis: int) -> None:
+    """The same float32 operations in the same order as golden's, in place."""
+    x_scale, w_scale, y_scale = (required(inputs, position) for position in (2, 4, 6))
+    bias = operand(inputs, 8)
+    if bias is not None:
+        sums += along(bias, axis, y.ndim)
+    multiplier = (x_scale.reshape(()) * along(w_scale, axis, y.ndim)) / y_scale.reshape(())
+    zero_point = int(required(inputs, 7).reshape(()))
+    limits = np.iinfo(y.dtype)
+    low = zero_point if attributes.relu else limits.min
+    scaled = sums.astype(np.float32)
+    scaled *= multiplier
+    if not np.isfinite(multiplier).all():
+        np.nan_to_num(scaled, copy=False, nan=0.0)
+    np.clip(scaled, low - zero_point, limits.max - zero_point, out=scaled)
+    np.rint(scaled, out=scaled)
+    scaled += np.float32(zero_point)
+    np.copyto(y, scaled, casting="unsafe")

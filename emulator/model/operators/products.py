@@ -1,0 +1,164 @@
+"""Sums of products in floating point: MatMul, Gemm, Conv; and pooling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from driver_shim.protocol.program import TensorType
+from driver_shim.protocol.program_commands import Activation, CommandKind, PoolFunction
+from driver_shim.protocol.types import FLOATS, QUANTISED
+from emulator.model.operators.arrays import (
+    Array,
+    activate,
+    along,
+    grouped_sums,
+    is_float,
+    operand,
+    required,
+    widen,
+    windows,
+)
+from emulator.model.operators.operator import STEP_EFFORT, Operator, Types, function, given, one_type, optional
+from emulator.model.operators.shapes import broadcast, conv_shape, matmul_shape, need, window_shape
+
+
+def need_bias(bias: TensorType | None, channels: int) -> None:
+    """Raise SemanticError unless the bias, if any, has one value for each channel."""
+    need(bias is None or bias.shape == (channels,), f"bias {bias} for {channels} channels")
+
+
+class MatMul(Operator):
+    """MATMUL."""
+
+    kind = CommandKind.MATMUL
+    flags = ("transpose_a", "transpose_b")
+
+    def infer(self, attributes: Any, inputs: Types) -> Sequence[TensorType]:
+        dtype = one_type(inputs, FLOATS)
+        function(Activation, attributes.activation)
+        a, b, bias = list(given(inputs, 0).shape), list(given(inputs, 1).shape), optional(inputs, 2)
+        if attributes.transpose_a:
+            a[-2:] = reversed(a[-2:])
+        if attributes.transpose_b:
+            b[-2:] = reversed(b[-2:])
+        shape = matmul_shape(a, b)
+        need(bias is None or broadcast(bias.shape, shape) == shape, f"bias {bias} does not broadcast to {list(shape)}")
+        return [TensorType(dtype, shape)]
+
+    def macs(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
+        return outputs[0].elements * given(inputs, 0).shape[-2 if attributes.transpose_a else -1]
+
+    def run(self, attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
+        """MatMul (opset 13), Gemm (opset 13): activation(alpha · A' B' + beta · bias).
+
+        A' and B' are transposed in their last two dimensions on request; leading dimensions broadcast.
+        """
+        a, b = widen(required(inputs, 0)), widen(required(inputs, 1))
+        bias = operand(inputs, 2)
+        if attributes.transpose_a:
+            a = a.swapaxes(-1, -2)
+        if attributes.transpose_b:
+            b = b.swapaxes(-1, -2)
+        sums = a @ b
+        if attributes.alpha != 1:
+            sums *= np.float32(attributes.alpha)
+        if bias is not None:
+            sums += np.float32(attributes.beta) * widen(bias)
+        outputs[0][...] = activate(sums, attributes)
+
+
+class Conv(Operator):
+    """CONV."""
+
+    kind = CommandKind.CONV
+
+    def infer(self, attributes: Any, inputs: Types) -> Sequence[TensorType]:
+        dtype = one_type(inputs, FLOATS)
+        function(Activation, attributes.activation)
+        shape = conv_shape(given(inputs, 0), given(inputs, 1), attributes)
+        need_bias(optional(inputs, 2), shape[1])
+        return [TensorType(dtype, shape)]
+
+    def macs(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
+        return outputs[0].elements * math.prod(given(inputs, 1).shape[1:])
+
+    def passes(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
+        return math.prod(given(inputs, 1).shape[2:])
+
+    def run(self, attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
+        """Conv (opset 11): activation(conv(X, W) + B), zero padding, grouped, strided, dilated."""
+        x, w = widen(required(inputs, 0)), widen(required(inputs, 1))
+        bias = operand(inputs, 2)
+        sums = grouped_sums(x, w, outputs[0].shape[2:], attributes)
+        if bias is not None:
+            sums += along(widen(bias), 1, sums.ndim)
+        outputs[0][...] = activate(sums, attributes)
+
+
+class Pool(Operator):
+    """POOL."""
+
+    kind = CommandKind.POOL
+    flags = ("count_include_pad", "ceil_mode")
+
+    def infer(self, attributes: Any, inputs: Types) -> Sequence[TensorType]:
+        x = given(inputs, 0)
+        maximum = function(PoolFunction, attributes.function) is PoolFunction.MAX
+        one_type(inputs, FLOATS | QUANTISED if maximum else FLOATS)
+        rank = len(x.shape) - 2
+        kernel = tuple(attributes.kernel[:rank]) if rank > 0 else ()
+        shape = window_shape(x, kernel, attributes, ceil=bool(attributes.ceil_mode))
+        need(all(k == 1 for k in attributes.kernel[rank:]), "unused spatial dimensions must have kernel 1")
+        for i in range(rank):
+            reach = (kernel[i] - 1) * attributes.dilations[i] + 1
+            pads = max(attributes.pads_begin[i], attributes.pads_end[i])
+            need(pads < reach, f"padding {pads} with a window of {reach}: a window would see only padding")
+        return [TensorType(x.dtype, (*x.shape[:2], *shape))]
+
+    def effort(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
+        taps: int = math.prod(attributes.kernel)
+        return self.work(attributes, inputs, outputs).bytes + taps * (outputs[0].size_bytes + STEP_EFFORT)
+
+    def run(self, attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
+        """MaxPool (opset 12), AveragePool (opset 19). Padding never wins a maximum.
+
+        An average divides by the number of elements under the window; padding that the attributes name counts when
+        `count_include_pad` is set, what ceil mode adds beyond it never does.
+        """
+        x = widen(required(inputs, 0))
+        output = outputs[0].shape[2:]
+        kernel = attributes.kernel[: len(output)]
+        if attributes.function == PoolFunction.MAX:
+            lowest = -np.inf if is_float(x) else np.iinfo(x.dtype).min
+            best = np.full(outputs[0].shape, lowest, x.dtype)
+            for _, x_tap in windows(x, kernel, output, attributes, lowest):
+                np.maximum(best, x_tap, out=best)
+            outputs[0][...] = best
+            return
+        sums = np.zeros(outputs[0].shape, np.float32)
+        counts = np.zeros((1, 1, *output), np.float32)
+        for _, x_tap in windows(x, kernel, output, attributes, 0):
+            sums += x_tap
+        for _, counted in windows(_counted(x, attributes), kernel, output, _inside(attributes), 0):
+            counts += counted
+        outputs[0][...] = sums / counts
+
+
+def _counted(x: Array, attributes: Any) -> Array:
+    """Ones where a position counts: [1, 1, *spatial], the named padding included."""
+    rank = x.ndim - 2
+    inside = np.ones((1, 1, *x.shape[2:]), np.float32)
+    margins = [(0, 0), (0, 0), *zip(attributes.pads_begin[:rank], attributes.pads_end[:rank], strict=True)]
+    return np.pad(inside, margins, constant_values=1 if attributes.count_include_pad else 0)
+
+
+def _inside(attributes: Any) -> Any:
+    """The same window over an array that holds its padding already."""
+    return type(attributes)({**attributes, "pads_begin": [0] * len(attributes.pads_begin)})
+
+
+OPERATORS: tuple[Operator, ...] = (MatMul(), Conv(), Pool())

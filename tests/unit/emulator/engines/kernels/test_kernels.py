@@ -1,0 +1,542 @@
+"""Every fast kernel equals golden: integers to the bit, floats within max|err| <= bound * max|reference|.
+
+The bound is 1e-5 * sqrt(K) for float32 sums of K products (K = 1 for element-wise commands), 2**-9 for float16 and
+2**-6 for bfloat16. A kernel with one weight bit flipped must not pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from driver_shim.protocol.program import TensorType
+from driver_shim.protocol.program_commands import (
+    ATTRIBUTES,
+    Activation,
+    BinaryFunction,
+    CommandKind,
+    PoolFunction,
+    ReduceFunction,
+    UnaryFunction,
+)
+from driver_shim.protocol.types import wire_type_of
+from emulator.engines.kernels import numpy as numpy_kernels
+from emulator.engines.kernels import onnxruntime
+from emulator.engines.kernels.choice import prepare
+from emulator.engines.kernels.numpy import columns, quantised
+from emulator.engines.kernels.provider import KernelRequest
+from emulator.model.operators import OPERATORS
+from emulator.model.operators.shapes import reduced_shape, window_extent
+from tests.support.needs import module_of_extra
+
+Array = NDArray[Any]
+FLOATS = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+NARROW_BOUNDS = {"float16": 2**-9, "bfloat16": 2**-6}
+seeds = st.integers(0, 2**32 - 1)
+float_names = st.sampled_from(sorted(FLOATS))
+
+
+_FAST: list[str] = []
+"""The choice of kernels that is compared with golden."""
+
+
+@pytest.fixture(scope="module", autouse=True, params=["numpy", "auto"])
+def fast_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test here runs with numpy's kernels, and with onnxruntime's where that is installed."""
+    if request.param == "auto":
+        module_of_extra("onnxruntime", "models")
+    _FAST.append(request.param)
+    yield
+    _FAST.clear()
+
+
+def attributes(kind: CommandKind, **values: Any) -> Any:
+    layout = ATTRIBUTES[kind]
+    return layout.parse(layout.build(**values))
+
+
+def both(
+    kind: CommandKind, given_: Any, inputs: list[Array | None], shape: tuple[int, ...], dtype: Any
+) -> tuple[Array, Array]:
+    """(fast, golden) outputs of one command, on read-only operands as engines hand them out."""
+    results = []
+    for kernels in (_FAST[0], "golden"):
+        for array in inputs:
+            if array is not None:
+                array.flags.writeable = False
+        output = np.full(shape, 77, dtype)
+        with np.errstate(all="ignore"):
+            prepare(kernels, request(kind, given_, inputs, output)).run(inputs, [output])
+        results.append(output)
+    return results[0], results[1]
+
+
+def request(kind: CommandKind, given_: Any, inputs: list[Array | None], output: Array) -> KernelRequest:
+    """The preparation of a kernel for these very operands, weights and scales being constants."""
+    types = tuple(None if a is None else TensorType(wire_type_of(a.dtype), a.shape) for a in inputs)
+    outputs = (TensorType(wire_type_of(output.dtype), output.shape),)
+    return KernelRequest(kind, given_, types, outputs, (None, *inputs[1:]))
+
+
+def close(fast: Array, golden: Array, depth: int = 1) -> bool:
+    """Whether a float result is within the tolerance; NaN and infinities must match exactly."""
+    if fast.dtype.kind in "iub":
+        return bool(np.array_equal(fast, golden))
+    wide, reference = fast.astype(np.float64), golden.astype(np.float64)
+    finite = np.isfinite(reference)
+    if not np.array_equal(wide[~finite], reference[~finite], equal_nan=True):
+        return False
+    if not finite.any():
+        return True
+    bound = NARROW_BOUNDS.get(fast.dtype.name, 1e-5 * math.sqrt(max(depth, 1)))
+    near, wanted = wide[finite], reference[finite]
+    return bool(np.max(np.abs(near - wanted)) <= bound * np.max(np.abs(wanted)))
+
+
+def numbers(random: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Normally distributed floats, or integers over the whole range."""
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        return random.integers(limits.min, limits.max, shape, dtype, endpoint=True)
+    if dtype.kind == "b":
+        return random.integers(0, 2, shape).astype(bool)
+    return random.standard_normal(shape).astype(np.float32).astype(dtype)
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> dict[str, Any]:
+    """Shapes and window of a convolution that the device accepts."""
+    rank = draw(st.integers(1, 3))
+    group = draw(st.sampled_from([1, 1, 2, 3]))
+    depthwise = draw(st.booleans())
+    per_group = 1 if depthwise else draw(st.integers(0, 5))
+    outputs = group * draw(st.integers(1, 4))
+    window = [
+        (
+            draw(st.integers(1, 9)),  # extent
+            draw(st.integers(1, 4)),  # kernel
+            draw(st.integers(1, 3)),  # stride
+            draw(st.integers(1, 2)),  # dilation
+            draw(st.integers(0, 3)),  # pads
+            draw(st.integers(0, 3)),
+        )
+        for _ in range(rank)
+    ]
+    assume(all(e + b + a >= (k - 1) * d + 1 for e, k, _, d, b, a in window))
+    fill = 3 - rank
+    return {
+        "x": (draw(st.integers(0, 3)), group * per_group, *(w[0] for w in window)),
+        "w": (outputs, per_group, *(w[1] for w in window)),
+        "y": tuple(window_extent(e, k, s, d, (b, a), ceil=False) for e, k, s, d, b, a in window),
+        "attributes": {
+            "group": group,
+            "strides": [w[2] for w in window] + [1] * fill,
+            "dilations": [w[3] for w in window] + [1] * fill,
+            "pads_begin": [w[4] for w in window] + [0] * fill,
+            "pads_end": [w[5] for w in window] + [0] * fill,
+        },
+    }
+
+
+@settings(deadline=None)
+@given(
+    convolutions(), seeds, float_names, st.booleans(), st.sampled_from(Activation), st.sampled_from([1, 100, 1 << 20])
+)
+def test_conv(
+    shape: dict[str, Any], seed: int, type_name: str, biased: bool, activation: Activation, block: int
+) -> None:
+    random = np.random.default_rng(seed)
+    dtype = FLOATS[type_name]
+    x, w = numbers(random, shape["x"], dtype), numbers(random, shape["w"], dtype)
+    bias = numbers(random, shape["w"][:1], dtype) if biased else None
+    given_ = attributes(CommandKind.CONV, **shape["attributes"], activation=activation, low=-0.5, high=0.75)
+    size = (shape["x"][0], shape["w"][0], *shape["y"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columns, "COLUMN_BYTES", block)
+        fast, golden = both(CommandKind.CONV, given_, [x, w, bias], size, dtype)
+    assert close(fast, golden, math.prod(shape["w"][1:]))
+
+
+@st.composite
+def products(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of two stacks of matrices that can be multiplied."""
+    m, k, n = (draw(st.integers(0, 20)) for _ in range(3))
+    stacks = draw(
+        st.sampled_from(
+            [((), ()), ((3,), ()), ((), (3,)), ((3,), (3,)), ((2, 1), (3,)), ((1, 4), (2, 1)), ((2, 3), ())]
+        )
+    )
+    return (*stacks[0], m, k), (*stacks[1], k, n)
+
+
+@settings(deadline=None)
+@given(
+    products(),
+    seeds,
+    float_names,
+    st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    st.sampled_from(Activation),
+    st.data(),
+)
+def test_matmul(
+    shapes: tuple[tuple[int, ...], tuple[int, ...]],
+    seed: int,
+    type_name: str,
+    flags: tuple[bool, bool, bool],
+    activation: Activation,
+    data: st.DataObject,
+) -> None:
+    random = np.random.default_rng(seed)
+    dtype = FLOATS[type_name]
+    a, b = (numbers(random, shape, dtype) for shape in shapes)
+    size = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
+    if flags[0]:
+        a = np.ascontiguousarray(a.swapaxes(-1, -2))
+    if flags[1]:
+        b = np.ascontiguousarray(b.swapaxes(-1, -2))
+    bias_shape = data.draw(st.sampled_from([(), size[-1:], size, (size[-2], 1)]))
+    bias = numbers(random, bias_shape, dtype) if flags[2] else None
+    scale = data.draw(st.sampled_from([1.0, 0.5, -2.0]))
+    given_ = attributes(
+        CommandKind.MATMUL,
+        transpose_a=int(flags[0]),
+        transpose_b=int(flags[1]),
+        activation=activation,
+        alpha=scale,
+        beta=data.draw(st.sampled_from([1.0, 0.25])),
+        low=-1.0,
+        high=1.0,
+    )
+    fast, golden = both(CommandKind.MATMUL, given_, [a, b, bias], size, dtype)
+    assert close(fast, golden, shapes[0][-1])
+
+
+def quantised_operands(
+    random: np.random.Generator, x: Array, w: Array, channels: int, y_type: np.dtype[Any], options: dict[str, Any]
+) -> list[Array | None]:
+    """All operands of a quantised command; scales such that results spread over the output's range."""
+    count = channels if options["per_channel"] else 1
+    shape = (count,) if options["per_channel"] else ()
+    x_zero, y_zero = numbers(random, (), x.dtype), numbers(random, (), y_type)
+    w_zero = numbers(random, shape, w.dtype) if options["w_zero"] else np.zeros(shape, w.dtype)
+    special = options["scale"]
+    w_scale = np.full(shape, special, np.float32) if special is not None else random.uniform(1e-4, 2e-2, shape)
+    bias = random.integers(-(2**31), 2**31, channels).astype(np.int32) if options["bias"] else None
+    return [
+        x,
+        w,
+        np.array(0.02, np.float32),
+        np.asarray(x_zero),
+        np.asarray(w_scale).astype(np.float32),
+        np.asarray(w_zero),
+        np.array(random.uniform(0.01, 1), np.float32),
+        np.asarray(y_zero),
+        bias,
+    ]
+
+
+bytes_types = st.sampled_from([np.dtype(np.int8), np.dtype(np.uint8)])
+quantised_options = st.fixed_dictionaries(
+    {
+        "per_channel": st.booleans(),
+        "w_zero": st.booleans(),
+        "bias": st.booleans(),
+        "scale": st.sampled_from([None, None, None, math.nan, math.inf, 0.0, 3e38]),
+    }
+)
+
+
+@settings(deadline=None)
+@given(convolutions(), seeds, st.tuples(bytes_types, bytes_types, bytes_types), quantised_options, st.booleans())
+def test_qconv_to_the_bit(
+    shape: dict[str, Any], seed: int, types: tuple[Any, Any, Any], options: dict[str, Any], relu: bool
+) -> None:
+    random = np.random.default_rng(seed)
+    x, w = numbers(random, shape["x"], types[0]), numbers(random, shape["w"], types[1])
+    inputs = quantised_operands(random, x, w, w.shape[0], types[2], options)
+    given_ = attributes(CommandKind.QCONV, **shape["attributes"], relu=int(relu))
+    fast, golden = both(CommandKind.QCONV, given_, inputs, (x.shape[0], w.shape[0], *shape["y"]), types[2])
+    assert np.array_equal(fast, golden)
+
+
+@settings(deadline=None)
+@given(products(), seeds, st.tuples(bytes_types, bytes_types, bytes_types), quantised_options, st.booleans())
+def test_qmatmul_to_the_bit(
+    shapes: tuple[tuple[int, ...], tuple[int, ...]],
+    seed: int,
+    types: tuple[Any, Any, Any],
+    options: dict[str, Any],
+    relu: bool,
+) -> None:
+    random = np.random.default_rng(seed)
+    x, w = numbers(random, shapes[0], types[0]), numbers(random, shapes[1], types[1])
+    inputs = quantised_operands(random, x, w, w.shape[-1], types[2], options)
+    size = (*np.broadcast_shapes(x.shape[:-2], w.shape[:-2]), x.shape[-2], w.shape[-1])
+    fast, golden = both(CommandKind.QMATMUL, attributes(CommandKind.QMATMUL, relu=int(relu)), inputs, size, types[2])
+    assert np.array_equal(fast, golden)
+
+
+@pytest.mark.parametrize("depth", [257, 258, 259, 5000])
+@pytest.mark.parametrize("sign", [255, 0])
+def test_long_sums_of_the_largest_products_stay_exact(depth: int, sign: int) -> None:
+    # (255 - 0) * (0 - 255): 258 such products reach 2**24 = 16,777,216 within one product (258 * 65025 = 16,776,450).
+    x, w = np.full((3, depth), 255, np.uint8), np.full((depth, 2), sign, np.uint8)
+    w[-1] ^= 1
+    scale = np.array(2.0**-20, np.float32)
+    inputs: list[Array | None] = [
+        *(x, w, np.array(1, np.float32), np.array(0, np.uint8)),
+        *(scale, np.array(255 - sign, np.uint8), np.array(1, np.float32), np.array(128, np.uint8)),
+    ]
+    fast, golden = both(CommandKind.QMATMUL, attributes(CommandKind.QMATMUL), inputs, (3, 2), np.uint8)
+    assert np.array_equal(fast, golden)
+
+
+def test_the_exact_product_is_exact_at_its_chunk_limit_and_not_beyond() -> None:
+    assert quantised.EXACT_LIMIT // (255 * 255) == 258
+    a, b = np.full((1, 5001), 255, np.float32), np.full((5001, 1), 255, np.float32)
+    sums = np.empty((1, 1), np.int32)
+    quantised._exact_product(a, b, sums, 258)
+    assert sums[0, 0] == 5001 * 65025 == 325190025
+
+
+def special_floats(random: np.random.Generator, dtype: np.dtype[Any]) -> Array:
+    """Values of every size and sign, zeros, infinities and NaN."""
+    x = np.concatenate(
+        [
+            random.standard_normal(200) * 10.0 ** random.integers(-6, 3, 200),
+            [
+                0.0,
+                -0.0,
+                math.inf,
+                -math.inf,
+                math.nan,
+                1.0,
+                -1.0,
+                0.5,
+                1.5,
+                2.5,
+                3.999999,
+                4.0,
+                -4.0,
+                4.000001,
+                100,
+                -100,
+            ],
+        ]
+    )
+    return x.astype(np.float32).astype(dtype).reshape(4, -1)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seeds, float_names)
+@pytest.mark.parametrize("function", [function for function in UnaryFunction if function is not UnaryFunction.NOT])
+def test_unary(function: UnaryFunction, seed: int, type_name: str) -> None:
+    random = np.random.default_rng(seed)
+    x = special_floats(random, FLOATS[type_name])
+    given_ = attributes(CommandKind.UNARY, function=function, alpha=0.25, beta=0.75)
+    with np.errstate(all="ignore"):
+        for start in range(x.shape[0]):  # row by row: small values are not judged by large ones
+            fast, golden = both(CommandKind.UNARY, given_, [x[start : start + 1].copy()], (1, x.shape[1]), x.dtype)
+            assert close(fast, golden)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (2, 0)], ids=str)
+@pytest.mark.parametrize("type_name", sorted(FLOATS))
+@pytest.mark.parametrize("function", [function for function in UnaryFunction if function is not UnaryFunction.NOT])
+def test_unary_of_a_scalar_of_one_element_and_of_none(
+    function: UnaryFunction, type_name: str, shape: tuple[int, ...]
+) -> None:
+    given_ = attributes(CommandKind.UNARY, function=function, alpha=0.25, beta=0.75)
+    fast, golden = both(CommandKind.UNARY, given_, [np.full(shape, 0.5, FLOATS[type_name])], shape, FLOATS[type_name])
+    assert fast.shape == shape and close(fast, golden)
+
+
+def test_erf_is_accurate_near_zero_and_at_its_end() -> None:
+    exponents = np.linspace(-30, 1, 4001)
+    x = np.concatenate([10.0**exponents, -(10.0**exponents)]).astype(np.float32)
+    output = np.empty_like(x)
+    given_ = attributes(CommandKind.UNARY, function=UnaryFunction.ERF)
+    prepare(_FAST[0], request(CommandKind.UNARY, given_, [x], output)).run([x], [output])
+    exact = np.array([math.erf(float(value)) for value in x])
+    assert np.max(np.abs(output - exact) / np.abs(exact)) < 3e-7
+
+
+@pytest.mark.parametrize(
+    "type_name", ["int8", "uint8", "int16", "int32", "int64", "float32", "float16", "bfloat16", "bool"]
+)
+@settings(deadline=None, max_examples=10)
+@given(seeds, st.sampled_from([((2, 5), (2, 5)), ((2, 5), ()), ((3, 1), (1, 4)), ((4,), (3, 1, 4))]))
+def test_binary(type_name: str, seed: int, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    random = np.random.default_rng(seed)
+    dtype = FLOATS.get(type_name) or np.dtype(type_name)
+    logical = {BinaryFunction.AND, BinaryFunction.OR, BinaryFunction.XOR}
+    comparisons = range(BinaryFunction.EQUAL, BinaryFunction.GREATER_OR_EQUAL + 1)
+    for function in BinaryFunction:
+        if dtype.kind == "b" and function not in logical | {BinaryFunction.EQUAL}:
+            continue
+        if dtype.kind != "b" and function in logical:
+            continue
+        if function is BinaryFunction.POW and type_name not in FLOATS:
+            continue
+        a, b = numbers(random, shapes[0], dtype), numbers(random, shapes[1], dtype)
+        if function is BinaryFunction.DIV and dtype.kind in "iu":
+            b = np.where(b == 0, dtype.type(3), b)
+        size = np.broadcast_shapes(a.shape, b.shape)
+        result = np.dtype(bool) if function in comparisons or function in logical else dtype
+        fast, golden = both(CommandKind.BINARY, attributes(CommandKind.BINARY, function=function), [a, b], size, result)
+        assert close(fast, golden), function
+
+
+TYPES = ["int8", "uint8", "int16", "int32", "int64", "float32", "float16", "bfloat16", "bool"]
+
+
+@pytest.mark.parametrize("source", TYPES)
+@pytest.mark.parametrize("target", TYPES)
+def test_cast(source: str, target: str) -> None:
+    random = np.random.default_rng(5)
+    source_type, target_type = (FLOATS.get(name) or np.dtype(name) for name in (source, target))
+    x = numbers(random, (3, 40), source_type)
+    if source == "int64":
+        x = x >> 32
+    fast, golden = both(CommandKind.CAST, attributes(CommandKind.CAST), [x], x.shape, target_type)
+    assert np.array_equal(fast, golden)
+
+
+def flipped(array: Array, index: int, bit: int) -> Array:
+    """A copy with one bit of one element turned."""
+    copy = array.copy()
+    flat = copy.reshape(-1).view(f"u{array.dtype.itemsize}")
+    flat[index] ^= flat.dtype.type(1 << bit)
+    return copy
+
+
+LOWEST_EXPONENT_BIT = {"float32": 23, "float16": 10, "bfloat16": 7}
+
+
+@pytest.mark.parametrize("type_name", sorted(FLOATS))
+@pytest.mark.parametrize("kind", [CommandKind.MATMUL, CommandKind.CONV])
+def test_one_flipped_weight_bit_is_noticed_in_floats(kind: CommandKind, type_name: str) -> None:
+    random = np.random.default_rng(11)
+    dtype = FLOATS[type_name]
+    size: tuple[int, ...]
+    if kind is CommandKind.MATMUL:
+        x, w, size, depth = numbers(random, (8, 64), dtype), numbers(random, (64, 16), dtype), (8, 16), 64
+        given_ = attributes(kind, alpha=1.0, beta=1.0)
+    else:
+        x, w, size, depth = (
+            numbers(random, (1, 8, 6, 6), dtype),
+            numbers(random, (16, 8, 3, 3), dtype),
+            (1, 16, 4, 4),
+            72,
+        )
+        given_ = attributes(kind, group=1, strides=[1] * 3, dilations=[1] * 3)
+    golden = both(kind, given_, [x, w], size, dtype)[1]
+    large = np.flatnonzero(np.abs(w.astype(np.float32)) > 1)  # halving a small one is within a narrow type's tolerance
+    for index in random.choice(large, 20, replace=False):
+        wrong = flipped(w, int(index), LOWEST_EXPONENT_BIT[type_name])
+        assert not close(both(kind, given_, [x, wrong], size, dtype)[0], golden, depth)
+
+
+@pytest.mark.parametrize("kind", [CommandKind.QMATMUL, CommandKind.QCONV])
+@pytest.mark.parametrize("bit", range(8))
+def test_one_flipped_weight_bit_is_noticed_in_integers(kind: CommandKind, bit: int) -> None:
+    random = np.random.default_rng(12)
+    x = random.integers(1, 4, (8, 16) if kind is CommandKind.QMATMUL else (1, 4, 5, 5)).astype(np.int8)
+    w = random.integers(-3, 4, (16, 8) if kind is CommandKind.QMATMUL else (8, 4, 2, 2)).astype(np.int8)
+    size = (8, 8) if kind is CommandKind.QMATMUL else (1, 8, 4, 4)
+    one, zero = np.array(1, np.float32), np.array(0, np.int8)
+    given_ = (
+        attributes(kind)
+        if kind is CommandKind.QMATMUL
+        else attributes(kind, group=1, strides=[1] * 3, dilations=[1] * 3)
+    )
+
+    def run(weights: Array) -> tuple[Array, Array]:
+        return both(kind, given_, [x, weights, one, zero, one, zero, one, zero], size, np.int8)
+
+    fast, golden = run(w)
+    assert np.array_equal(fast, golden)
+    for index in random.choice(w.size, 10, replace=False):
+        assert not np.array_equal(run(flipped(w, int(index), bit))[0], golden)
+
+
+@pytest.mark.parametrize("type_name", ["float32", "float16"])
+@pytest.mark.parametrize("logarithm", [0, 1])
+@pytest.mark.parametrize(("shape", "axis"), [((2, 3, 5), 1), ((4, 7), 1), ((3,), 0), ((0, 4), 1)])
+def test_softmax(shape: tuple[int, ...], axis: int, logarithm: int, type_name: str) -> None:
+    x = numbers(np.random.default_rng(1), shape, FLOATS[type_name])
+    given_ = attributes(CommandKind.SOFTMAX, axis=axis, logarithm=logarithm)
+    fast, golden = both(CommandKind.SOFTMAX, given_, [x], shape, x.dtype)
+    assert close(fast, golden)
+
+
+@pytest.mark.parametrize("permutation", [(0, 2, 3, 1), (3, 2, 1, 0), (0, 1, 2, 3), (1, 0, 2, 3)])
+def test_transpose(permutation: tuple[int, ...]) -> None:
+    x = numbers(np.random.default_rng(1), (4, 8, 16, 48), FLOATS["float32"])
+    shape = tuple(x.shape[axis] for axis in permutation)
+    given_ = attributes(CommandKind.TRANSPOSE, permutation=[*permutation, *[0] * 4])
+    fast, golden = both(CommandKind.TRANSPOSE, given_, [x], shape, x.dtype)
+    assert np.array_equal(fast, golden)
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+@pytest.mark.parametrize("axes", [0b0001, 0b0110, 0b1100, 0b1111, 0b0000])
+@pytest.mark.parametrize("function", list(ReduceFunction))
+def test_reduce(function: ReduceFunction, axes: int, keep: int) -> None:
+    x = numbers(np.random.default_rng(1), (2, 3, 4, 5), FLOATS["float32"])
+    shape = reduced_shape(x.shape, [axis for axis in range(4) if axes >> axis & 1], keep=bool(keep))
+    given_ = attributes(CommandKind.REDUCE, function=function, axes=axes, keep=keep)
+    fast, golden = both(CommandKind.REDUCE, given_, [x], shape, x.dtype)
+    assert close(fast, golden, x.size // max(1, math.prod(shape)))
+
+
+@pytest.mark.parametrize("type_name", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("function", list(PoolFunction))
+@pytest.mark.parametrize("count", [0, 1])
+@pytest.mark.parametrize(("kernel", "stride", "pads", "ceil"), [(3, 2, 1, 0), (2, 2, 0, 0), (3, 2, 0, 1), (3, 1, 2, 1)])
+def test_pool(
+    kernel: int, stride: int, pads: int, ceil: int, count: int, function: PoolFunction, type_name: str
+) -> None:
+    dtype = FLOATS.get(type_name, np.dtype(np.int8))
+    if function is PoolFunction.AVERAGE and dtype.kind == "i":
+        return
+    x = numbers(np.random.default_rng(1), (2, 3, 9, 8), dtype)
+    given_ = attributes(
+        CommandKind.POOL,
+        function=function,
+        count_include_pad=count,
+        ceil_mode=ceil,
+        kernel=[kernel, kernel, 1],
+        strides=[stride, stride, 1],
+        dilations=[1] * 3,
+        pads_begin=[pads, pads, 0],
+        pads_end=[pads, pads, 0],
+    )
+    (y,) = OPERATORS[CommandKind.POOL].infer(given_, [TensorType(wire_type_of(dtype), x.shape)])
+    fast, golden = both(CommandKind.POOL, given_, [x], y.shape, dtype)
+    assert close(fast, golden)
+
+
+def test_every_fast_kernel_has_a_comparison_here() -> None:
+    compared: dict[CommandKind, Callable[..., Any]] = {
+        CommandKind.MATMUL: test_matmul,
+        CommandKind.CONV: test_conv,
+        CommandKind.QMATMUL: test_qmatmul_to_the_bit,
+        CommandKind.QCONV: test_qconv_to_the_bit,
+        CommandKind.UNARY: test_unary,
+        CommandKind.BINARY: test_binary,
+        CommandKind.CAST: test_cast,
+        CommandKind.POOL: test_pool,
+        CommandKind.SOFTMAX: test_softmax,
+        CommandKind.TRANSPOSE: test_transpose,
+        CommandKind.REDUCE: test_reduce,
+    }
+    assert compared.keys() == numpy_kernels.KINDS | onnxruntime.KINDS
