@@ -75,23 +75,21 @@ def missing() -> str | None:
     return None if importlib.util.find_spec("onnxruntime") else "onnxruntime is missing: make bench installs it"
 
 
-def figures() -> list[Figure]:
+def figures() -> Iterator[Figure]:
     """All figures of this topic; none without onnxruntime."""
     if missing():
-        return []
-    found: list[Figure] = []
+        return
     with tempfile.TemporaryDirectory() as name, Peer() as peer:
         folder = Path(name)
         networks = list(_networks(folder))
         for network in networks:
             for kernels in network.budgets:
-                found += _beside(network, kernels, peer)
+                yield from _beside(network, kernels, peer)
         resnet = networks[0]
-        found += _quantised(resnet, folder / "resnet50_int8.onnx", peer)
-        found.append(_two_in_flight(resnet, peer))
-        found.append(_host_time(folder))
-        found += _loading(resnet, folder)
-    return found
+        yield _two_in_flight(resnet, peer)
+        yield _host_time(folder)
+        yield from _loading(resnet, folder)
+        yield from _quantised(resnet, folder / "resnet50_int8.onnx", peer)
 
 
 def _networks(folder: Path) -> Iterator[Network]:
