@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from sdk.compiler.context import Lowering
-from sdk.compiler.lowering import activations, elementwise, movement, normalise, products, quantised, reductions, shapes
+from sdk.compiler.lowering import (
+    activations,
+    elementwise,
+    movement,
+    normalise,
+    products,
+    quantised,
+    reductions,
+    resizing,
+    shapes,
+)
 
 LOWERINGS: dict[str, Lowering] = {
     **activations.LOWERINGS,
@@ -13,6 +23,7 @@ LOWERINGS: dict[str, Lowering] = {
     **products.LOWERINGS,
     **quantised.LOWERINGS,
     **reductions.LOWERINGS,
+    **resizing.LOWERINGS,
     **shapes.LOWERINGS,
 }
 """The operators that can be compiled."""

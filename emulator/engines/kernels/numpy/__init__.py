@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable
 
 from driver_shim.protocol.program_commands import CommandKind
-from emulator.engines.kernels.numpy import elementwise, products, quantised
+from emulator.engines.kernels.numpy import elementwise, products, quantised, resizing
 from emulator.engines.kernels.provider import Kernel, KernelRequest
 
 _RUN = {
@@ -20,9 +20,10 @@ _RUN = {
     CommandKind.CAST: elementwise.cast,
 }
 """Kernels that have nothing to prepare."""
-_PREPARE: dict[CommandKind, Callable[[KernelRequest], Kernel]] = {
+_PREPARE: dict[CommandKind, Callable[[KernelRequest], Kernel | None]] = {
     CommandKind.QMATMUL: quantised.prepare_matmul,
     CommandKind.QCONV: quantised.prepare_conv,
+    CommandKind.RESIZE: resizing.prepare_resize,
 }
 KINDS = _RUN.keys() | _PREPARE.keys()
 """Kinds of command that have a kernel here."""
