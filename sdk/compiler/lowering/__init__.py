@@ -5,6 +5,7 @@ from __future__ import annotations
 from sdk.compiler.context import Lowering
 from sdk.compiler.lowering import (
     activations,
+    control,
     elementwise,
     movement,
     normalise,
@@ -17,6 +18,7 @@ from sdk.compiler.lowering import (
 
 LOWERINGS: dict[str, Lowering] = {
     **activations.LOWERINGS,
+    **control.LOWERINGS,
     **elementwise.LOWERINGS,
     **movement.LOWERINGS,
     **normalise.LOWERINGS,
