@@ -77,9 +77,7 @@ class Resize(Operator):
     def _taps(self, attributes: Any, inputs: Types) -> int:
         """Elements that an output element is made of, one dimension after the other."""
         shape = given(inputs, 0).shape
-        resized = [
-            i for i, extent in enumerate(shape) if attributes.extents[i] != extent or attributes.scales[i] != 1
-        ]
+        resized = [i for i, extent in enumerate(shape) if attributes.extents[i] != extent or attributes.scales[i] != 1]
         return sum(_taps(attributes, attributes.scales[i]) for i in resized) or 1
 
     def run(self, attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
