@@ -63,10 +63,12 @@ class CommandKind(enum.IntEnum):
     """Expand."""
     RESIZE = 0x40
     """Resize, Upsample."""
+    CONV_TRANSPOSE = 0x41
+    """ConvTranspose, Col2Im; with bias and activation."""
 
 
 class Activation(enum.IntEnum):
-    """What MATMUL and CONV apply to a sum before its one rounding."""
+    """What MATMUL, CONV and CONV_TRANSPOSE apply to a sum before its one rounding."""
 
     NONE = 0
     RELU = 1
@@ -258,6 +260,18 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
         "pad", 72, "mode" / u8, reserved(7), "begins" / array(MAX_RANK, u32), "ends" / array(MAX_RANK, u32)
     ),
     CommandKind.EXPAND: Layout("expand", 40, *_SHAPE),
+    CommandKind.CONV_TRANSPOSE: Layout(
+        "conv_transpose",
+        80,
+        "group" / u32,
+        "activation" / u8,
+        reserved(3),
+        "low" / f32,
+        "high" / f32,
+        *_WINDOW,
+        "output_padding" / array(MAX_SPATIAL, u32),
+        reserved(4),
+    ),
     CommandKind.RESIZE: Layout(
         "resize",
         144,
@@ -316,4 +330,5 @@ OPERANDS: dict[CommandKind, Operands] = {
     CommandKind.PAD: Operands(("x",), ("value",)),
     CommandKind.EXPAND: Operands(("x",)),
     CommandKind.RESIZE: Operands(("x",)),
+    CommandKind.CONV_TRANSPOSE: Operands(("x", "w"), ("bias",)),
 }

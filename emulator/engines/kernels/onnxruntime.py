@@ -126,14 +126,24 @@ def _spatial_rank(request: KernelRequest) -> int:
 
 
 def _conv(request: KernelRequest) -> _Graph | None:
+    return _convolution(request, "Conv")
+
+
+def _conv_transpose(request: KernelRequest) -> _Graph | None:
+    padding = list(request.attributes.output_padding[: _spatial_rank(request)])
+    return _convolution(request, "ConvTranspose", output_padding=padding)
+
+
+def _convolution(request: KernelRequest, op: str, **more: Any) -> _Graph | None:
     if not _is_float32(request):
         return None
     attributes, graph = request.attributes, _Graph()
     product = graph.add(
-        "Conv",
+        op,
         [f"i{i}" for i, operand in enumerate(request.inputs) if operand is not None],
         group=attributes.group,
         **_window(attributes, _spatial_rank(request)),
+        **more,
     )
     graph.activate(attributes, product)
     return graph
@@ -284,6 +294,7 @@ def _resize(request: KernelRequest) -> _Graph | None:
 _BUILD: dict[CommandKind, Callable[[KernelRequest], _Graph | None]] = {
     CommandKind.MATMUL: _matmul,
     CommandKind.CONV: _conv,
+    CommandKind.CONV_TRANSPOSE: _conv_transpose,
     CommandKind.POOL: _pool,
     CommandKind.QMATMUL: _qmatmul,
     CommandKind.QCONV: _qconv,

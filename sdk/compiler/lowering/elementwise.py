@@ -66,7 +66,7 @@ _FUSED = {
     UnaryFunction.TANH: Activation.TANH,
 }
 _CLIP_LIMITS_ARE_INPUTS_SINCE = 11
-_PRODUCTS = (CommandKind.MATMUL, CommandKind.CONV)
+_PRODUCTS = (CommandKind.MATMUL, CommandKind.CONV, CommandKind.CONV_TRANSPOSE)
 
 
 def binary(builder: Builder, function: BinaryFunction, a: Value, b: Value) -> Value:
@@ -90,7 +90,7 @@ def cast(builder: Builder, x: Value, dtype: WireType) -> Value:
 
 
 def _plain_product(made: Operation) -> bool:
-    """Whether an operation is a MATMUL or CONV without activation."""
+    """Whether an operation is a float product without activation."""
     return made.kind in _PRODUCTS and made.attributes.activation == Activation.NONE
 
 
@@ -129,7 +129,7 @@ def _bias(builder: Builder, a: Value, b: Value) -> Value | None:
             continue
         if bias.constant is None or bias.dtype is not product.dtype:
             continue
-        channel_axis = 1 if made.kind is CommandKind.CONV else len(product.shape) - 1
+        channel_axis = len(product.shape) - 1 if made.kind is CommandKind.MATMUL else 1
         channels = product.shape[channel_axis]
         aligned = [1] * (len(product.shape) - len(bias.shape)) + list(bias.shape)
         if aligned != [channels if i == channel_axis else 1 for i in range(len(product.shape))]:

@@ -15,6 +15,7 @@ from emulator.engines.kernels.provider import Kernel, KernelRequest
 _RUN = {
     CommandKind.MATMUL: products.matmul,
     CommandKind.CONV: products.conv,
+    CommandKind.CONV_TRANSPOSE: products.conv_transpose,
     CommandKind.UNARY: elementwise.unary,
     CommandKind.BINARY: elementwise.binary,
     CommandKind.CAST: elementwise.cast,

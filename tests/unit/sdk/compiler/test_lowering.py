@@ -199,7 +199,7 @@ CASES = [
 ]
 
 FOLDED_ALWAYS = {"Shape", "Size", "Constant", "ConstantOfShape", "Range"}
-IMAGES = {"Resize", "Upsample"}
+IMAGES = {"Resize", "Upsample", "ConvTranspose", "Col2Im"}
 """Compared in test_lowering_images.py."""
 ELSEWHERE = {"QLinearConv", "QLinearMatMul", "If", "Loop", "Scan"}
 """Compared with onnxruntime, whose arithmetic is the reference; control flow in a module of its own."""

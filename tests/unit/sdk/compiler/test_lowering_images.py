@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from driver_shim.errors import UnsupportedModel
+from driver_shim.protocol.program_parsing import parse
 from sdk.compiler import compile_model
 from tests.support.models import model, node
 from tests.support.onnxruntime_peer import run as peer
@@ -78,6 +79,13 @@ CASES = [
     ),
     Case("Resize", {"x": np.arange(6, dtype=np.int8).reshape(1, 1, 2, 3), "c:r": NO_ROI, "c:s": floats(1, 1, 2, 2)}),
     Case("Resize", BY_SCALES | {"c:s": floats(1, 1, 1, 1)}),
+    Case("Col2Im", {"x": real(2, 12, 15), "c:i": ints(6, 5), "c:b": ints(2, 3)}, {}, SINCE_18),
+    Case(
+        "Col2Im",
+        {"x": real(1, 18, 4), "c:i": ints(6, 5), "c:b": ints(3, 3)},
+        {"strides": [3, 2], "pads": [1, 0, 1, 0], "dilations": [2, 1]},
+        SINCE_18,
+    ),
 ]
 
 
@@ -111,6 +119,52 @@ def test_upsample_as_onnxruntime(mode: str) -> None:
     scales = (1.0, 1.0, 2.0, 1.5)
     agree("Upsample", {"x": IMAGE}, {"mode": mode, "scales": scales}, 7)
     agree("Upsample", {"x": IMAGE}, {"mode": mode}, 9, {"s": floats(*scales)})
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"group": 2, "strides": [2, 1], "pads": [1, 0, 0, 1]},
+        {"group": 2, "strides": [3, 2], "output_padding": [2, 1], "dilations": [2, 1]},
+        {"group": 2, "strides": [2, 2], "output_shape": [11, 9]},
+        {"group": 2, "strides": [2, 2], "output_shape": [10, 8], "auto_pad": "SAME_UPPER"},
+        {"group": 2, "strides": [2, 2], "auto_pad": "SAME_UPPER"},
+        {"group": 2, "strides": [2, 2], "auto_pad": "SAME_LOWER"},
+        {"group": 2, "strides": [2, 2], "auto_pad": "VALID", "kernel_shape": [3, 2]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("opset", [7, 11, 22])
+def test_conv_transpose_as_onnxruntime(attributes: dict[str, Any], opset: int) -> None:
+    operands = {"x": real(2, 4, 5, 4), "w": real(4, 3, 3, 2, seed=1), "b": real(6, seed=2)}
+    agree("ConvTranspose", operands, attributes, opset)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_conv_transpose_of_other_ranks_as_onnxruntime(rank: int) -> None:
+    operands = {"x": real(1, 2, *[4] * rank), "w": real(2, 3, *[3] * rank, seed=1)}
+    agree("ConvTranspose", operands, {"strides": [2] * rank, "pads": [1] * 2 * rank}, 22)
+
+
+@pytest.mark.parametrize("group", [1, 2])
+def test_normalisation_and_activation_after_a_transposed_convolution_are_part_of_it(group: int) -> None:
+    statistics = {name: np.abs(real(6, seed=i)) + 0.1 for i, name in enumerate("smv")} | {"t": real(6, seed=7)}
+    weights = real(4, 6 // group, 2, 2)
+    net = model(
+        [
+            node("ConvTranspose", ["x", "w"], ["c"], group=group, strides=[2, 2]),
+            node("BatchNormalization", ["c", "s", "t", "m", "v"], ["n"]),
+            node("Relu", ["n"], ["y"]),
+        ],
+        {"x": (F32, (1, 4, 3, 3))},
+        {"y": F32},
+        {"w": weights, **statistics},
+    )
+    x = {"x": real(1, 4, 3, 3, seed=9)}
+    compiled = compile_model(net)
+    assert [command.kind.name for command in parse(compiled.image).commands] == ["CONV_TRANSPOSE"]
+    (expected,) = peer(net.SerializeToString(), x).values()
+    np.testing.assert_allclose(run(compiled, x)["y"], expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ from emulator.engines.kernels.choice import prepare
 from emulator.engines.kernels.numpy import columns, quantised, resizing
 from emulator.engines.kernels.provider import KernelRequest
 from emulator.model.operators import OPERATORS
-from emulator.model.operators.shapes import reduced_shape, window_extent
+from emulator.model.operators.shapes import SemanticError, reduced_shape, window_extent
 from tests.support.needs import module_of_extra
 
 Array = NDArray[Any]
@@ -166,6 +166,33 @@ def test_conv(
         patch.setattr(columns, "COLUMN_BYTES", block)
         fast, golden = both(CommandKind.CONV, given_, [x, w, bias], size, dtype)
     assert close(fast, golden, math.prod(shape["w"][1:]))
+
+
+@settings(deadline=None)
+@given(convolutions(), seeds, float_names, st.booleans(), st.sampled_from(Activation), st.booleans())
+def test_conv_transpose(
+    shape: dict[str, Any], seed: int, type_name: str, biased: bool, activation: Activation, apart: bool
+) -> None:
+    random = np.random.default_rng(seed)
+    dtype, fields = FLOATS[type_name], dict(shape["attributes"])
+    group, kernel = fields["group"], shape["w"][2:]
+    if apart:  # as in networks that upsample: windows that lie beside one another
+        fields |= {"strides": [*kernel, 1, 1][:3], "dilations": [1] * 3, "pads_begin": [0] * 3, "pads_end": [0] * 3}
+    assume(shape["x"][1] > 0)
+    x = numbers(random, shape["x"], dtype)
+    w = numbers(random, (shape["x"][1], shape["w"][0] // group, *kernel), dtype)
+    bias = numbers(random, shape["w"][:1], dtype) if biased else None
+    padding = [0 if apart else int(stride > 1) for stride in fields["strides"]]
+    given_ = attributes(
+        CommandKind.CONV_TRANSPOSE, **fields, activation=activation, low=-0.5, high=0.75, output_padding=padding
+    )
+    types = [TensorType(wire_type_of(dtype), operand.shape) for operand in (x, w)]
+    try:
+        (y,) = OPERATORS[CommandKind.CONV_TRANSPOSE].infer(given_, types)
+    except SemanticError:
+        assume(False)
+    fast, golden = both(CommandKind.CONV_TRANSPOSE, given_, [x, w, bias], y.shape, dtype)
+    assert close(fast, golden, x.shape[1] // group * math.prod(kernel))
 
 
 @st.composite
@@ -596,5 +623,6 @@ def test_every_fast_kernel_has_a_comparison_here() -> None:
         CommandKind.TRANSPOSE: test_transpose,
         CommandKind.REDUCE: test_reduce,
         CommandKind.RESIZE: test_resize,
+        CommandKind.CONV_TRANSPOSE: test_conv_transpose,
     }
     assert compared.keys() == numpy_kernels.KINDS | onnxruntime.KINDS
