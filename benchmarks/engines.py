@@ -87,11 +87,11 @@ def figures() -> list[Figure]:
 
 @contextmanager
 def _pool(
-    container: bytes, constants: Sequence[NDArray[Any]] = (), kernels: str = "auto"
+    container: bytes, constants: Sequence[NDArray[Any]] = (), kernels: str = "auto", first: bytes = b""
 ) -> Iterator[Callable[[], JobResult]]:
-    """A pool of one engine with a program; yields what runs it once. Input 0 lies at address 0."""
+    """A pool of one engine with a program; yields what runs it once. Input 0 lies at address 0 and is `first`."""
     memory = DeviceMemory(MEMORY_BYTES)
-    memory.view[: 4 * MODEL_TOKENS] = _tokens().tobytes()
+    memory.view[: len(first)] = first
     addresses, end = [], CONSTANTS_ADDRESS
     for array in constants:
         memory.view[end : end + array.nbytes] = array.tobytes()
@@ -142,8 +142,16 @@ def _empty_jobs() -> Spread:
 
 def _magika_jobs(path: Path, kernels: str) -> float:
     compiled = compile_model(read_model(path), {MODEL_INPUT: (1, MODEL_TOKENS)})
-    with _pool(compiled.image, [constant.array for constant in compiled.constants], kernels) as run:
+    constants = [constant.array for constant in compiled.constants]
+    with _pool(compiled.image, constants, kernels, _tokens().tobytes()) as run:
         return statistics.median(_seconds(run, MODEL_JOBS))
+
+
+def seconds_of(path: Path, name: str, x: NDArray[Any], jobs: int = EMPTY_JOBS) -> float:
+    """Median seconds of a model of one input on an engine that is asked directly."""
+    container = compile_model(read_model(path), {name: x.shape}).image
+    with _pool(container, first=x.tobytes()) as run:
+        return statistics.median(_seconds(run, jobs))
 
 
 def _empty_program() -> bytes:
