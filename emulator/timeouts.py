@@ -3,6 +3,9 @@
 REAP_S = 5.0
 """A killed child process's exit: instant unless the machine is out of memory or the process sleeps in the kernel."""
 
+VERIFY_S = 30.0
+"""One container's verification: seconds for the largest there may be, longer on a machine that is busy."""
+
 IDLE_POLL_S = 1e-3
 """After its last work the server looks for more this long before it sleeps; a wake-up costs the host 10 to 60 us."""
 

@@ -7,6 +7,7 @@ nothing of a cancelled job ever reaches device memory.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -112,6 +113,12 @@ class EnginePool:
             return
         if engine is not None:
             engine.process.send_program(program.number, image, program.fd)
+
+    def warm_up(self) -> None:
+        """Start the first worker."""
+        if not self._engines:
+            with contextlib.suppress(OSError):  # then the first job finds out, and says so
+                self._find_engine(0)
 
     def unload(self, handle: int) -> None:
         """Forget a program here and in every worker. Jobs of it that run or wait are not disturbed."""
