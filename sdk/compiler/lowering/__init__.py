@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from sdk.compiler.context import Lowering
-from sdk.compiler.lowering import activations, elementwise, movement, normalise, products, quantised, reductions, shapes
+from sdk.compiler.lowering import (
+    activations,
+    elementwise,
+    indexing,
+    movement,
+    normalise,
+    products,
+    quantised,
+    reductions,
+    shapes,
+)
 
 LOWERINGS: dict[str, Lowering] = {
     **activations.LOWERINGS,
     **elementwise.LOWERINGS,
+    **indexing.LOWERINGS,
     **movement.LOWERINGS,
     **normalise.LOWERINGS,
     **products.LOWERINGS,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 
 from driver_shim.protocol.program_commands import Activation, BinaryFunction, CommandKind, UnaryFunction
 from driver_shim.protocol.types import WireType
 from emulator.model.operators.shapes import SemanticError, broadcast
 from sdk.compiler.context import Lowering, NodeContext
-from sdk.compiler.ir import Builder, Operation, Refused, Value, fields_of
+from sdk.compiler.ir import Array, Builder, Operation, Refused, Value, fields_of
 
 _COMPARISONS = {
     "Equal": BinaryFunction.EQUAL,
@@ -27,6 +26,9 @@ _ARITHMETIC = {
     "And": BinaryFunction.AND,
     "Or": BinaryFunction.OR,
     "Xor": BinaryFunction.XOR,
+    "BitwiseAnd": BinaryFunction.BITWISE_AND,
+    "BitwiseOr": BinaryFunction.BITWISE_OR,
+    "BitwiseXor": BinaryFunction.BITWISE_XOR,
 }
 _VARIADIC = {
     "Max": BinaryFunction.MAX,
@@ -56,6 +58,17 @@ _UNARY = {
     "Not": UnaryFunction.NOT,
     "Sin": UnaryFunction.SIN,
     "Cos": UnaryFunction.COS,
+    "Tan": UnaryFunction.TAN,
+    "Asin": UnaryFunction.ASIN,
+    "Acos": UnaryFunction.ACOS,
+    "Atan": UnaryFunction.ATAN,
+    "Sinh": UnaryFunction.SINH,
+    "Cosh": UnaryFunction.COSH,
+    "Asinh": UnaryFunction.ASINH,
+    "Acosh": UnaryFunction.ACOSH,
+    "Atanh": UnaryFunction.ATANH,
+    "BitwiseNot": UnaryFunction.BITWISE_NOT,
+    "IsNaN": UnaryFunction.IS_NAN,
 }
 _PARAMETERS = {"LeakyRelu": {"alpha": 0.01}, "Elu": {"alpha": 1.0}, "HardSigmoid": {"alpha": 0.2, "beta": 0.5}}
 """Attributes and their defaults in the ONNX specification."""
@@ -66,6 +79,13 @@ _FUSED = {
     UnaryFunction.TANH: Activation.TANH,
 }
 _CLIP_LIMITS_ARE_INPUTS_SINCE = 11
+_SHIFTS = {"LEFT": BinaryFunction.SHIFT_LEFT, "RIGHT": BinaryFunction.SHIFT_RIGHT}
+_LARGEST = {
+    WireType.FLOAT32: (2 - 2.0**-23) * 2.0**127,
+    WireType.FLOAT16: (2 - 2.0**-10) * 2.0**15,
+    WireType.BFLOAT16: (2 - 2.0**-7) * 2.0**127,
+}
+"""numeric_limits::max() of each float, by which Clip's specification closes a limit that is not given."""
 _PRODUCTS = (CommandKind.MATMUL, CommandKind.CONV)
 
 
@@ -90,8 +110,9 @@ def cast(builder: Builder, x: Value, dtype: WireType) -> Value:
 
 
 def _plain_product(made: Operation) -> bool:
-    """Whether an operation is a MATMUL or CONV without activation."""
-    return made.kind in _PRODUCTS and made.attributes.activation == Activation.NONE
+    """Whether an operation is a MATMUL or CONV of floats without activation."""
+    whole = not made.outputs[0].dtype.is_float
+    return made.kind in _PRODUCTS and made.attributes.activation == Activation.NONE and not whole
 
 
 def _broadcast(*values: Value) -> tuple[int, ...]:
@@ -155,9 +176,37 @@ def _variadic(function: BinaryFunction) -> Lowering:
 
 
 def _pow(node: NodeContext) -> Sequence[Value]:
-    """Pow: the exponent may have another type than the base."""
-    base, exponent = node.value(0), node.value(1)
-    return [binary(node.builder, BinaryFunction.POW, base, cast(node.builder, exponent, base.dtype))]
+    """Pow: the result has the base's type; squares are products, real powers of integers go by way of float32."""
+    base, exponent, builder = node.value(0), node.value(1), node.builder
+    power = exponent.constant
+    if power is not None and power.size == 1 and _broadcast(base, exponent) == base.shape and power.reshape(()) == 2:
+        return [binary(builder, BinaryFunction.MUL, base, base)]
+    if exponent.dtype.is_float and not base.dtype.is_float:
+        real = cast(builder, base, WireType.FLOAT32), cast(builder, exponent, WireType.FLOAT32)
+        return [cast(builder, binary(builder, BinaryFunction.POW, *real), base.dtype)]
+    return [binary(builder, BinaryFunction.POW, base, cast(builder, exponent, base.dtype))]
+
+
+def _mod(node: NodeContext) -> Sequence[Value]:
+    """Mod: with fmod the sign of the dividend, else, of integers alone, that of the divisor."""
+    a, b = node.value(0), node.value(1)
+    if node.attribute("fmod", 0):
+        return [binary(node.builder, BinaryFunction.FMOD, a, b)]
+    if a.dtype.is_float:
+        raise Refused("of floats it needs fmod=1")
+    return [binary(node.builder, BinaryFunction.MOD, a, b)]
+
+
+def _bit_shift(node: NodeContext) -> Sequence[Value]:
+    direction = node.attribute("direction")
+    if direction not in _SHIFTS:
+        raise Refused(f"direction is {direction!r}")
+    return [binary(node.builder, _SHIFTS[direction], node.value(0), node.value(1))]
+
+
+def _is_inf(node: NodeContext) -> Sequence[Value]:
+    wanted = (float(bool(node.attribute(name, 1))) for name in ("detect_negative", "detect_positive"))
+    return [unary(node.builder, UnaryFunction.IS_INF, node.value(0), *wanted)]
 
 
 def _simple_unary(op: str) -> Lowering:
@@ -171,26 +220,27 @@ def _simple_unary(op: str) -> Lowering:
 def _clip(node: NodeContext) -> Sequence[Value]:
     """Clip: with constant limits on floats one command, else Max and Min; before opset 11 limits are attributes."""
     x, low, high = node.value(0), node.optional(1), node.optional(2)
+    builder = node.builder
     if node.since < _CLIP_LIMITS_ARE_INPUTS_SINCE:
-        limits = (node.attribute("min", -math.inf), node.attribute("max", math.inf))
-        return [unary(node.builder, UnaryFunction.CLIP, x, *limits)]
-    if x.dtype.is_float and all(limit is None or limit.constant is not None for limit in (low, high)):
-        least = node.constant_float(1, "lower limit")
-        most = node.constant_float(2, "upper limit")
-        return [
-            unary(
-                node.builder,
-                UnaryFunction.CLIP,
-                x,
-                -math.inf if least is None else least,
-                math.inf if most is None else most,
-            )
-        ]
+        most = _LARGEST[WireType.FLOAT32]
+        return [unary(builder, UnaryFunction.CLIP, x, node.attribute("min", -most), node.attribute("max", most))]
+    if x.dtype.is_float:
+        # What is left open is the type's largest number, not infinity.
+        low = builder.scalar(-_LARGEST[x.dtype], x.dtype) if low is None else low
+        high = builder.scalar(_LARGEST[x.dtype], x.dtype) if high is None else high
+        if low.constant is not None and high.constant is not None:
+            return [unary(builder, UnaryFunction.CLIP, x, _number(low.constant), _number(high.constant))]
     if low is not None:
         x = binary(node.builder, BinaryFunction.MAX, x, low)
     if high is not None:
         x = binary(node.builder, BinaryFunction.MIN, x, high)
     return [x]
+
+
+def _number(limit: Array) -> float:
+    if limit.size != 1:
+        raise Refused(f"a limit has {limit.size} elements, not one")
+    return float(limit.reshape(())[()])
 
 
 def _cast(node: NodeContext) -> Sequence[Value]:
@@ -232,6 +282,9 @@ LOWERINGS: dict[str, Lowering] = {
     **_table(_VARIADIC, _variadic),
     **{name: _simple_unary(name) for name in _UNARY},
     "Pow": _pow,
+    "Mod": _mod,
+    "BitShift": _bit_shift,
+    "IsInf": _is_inf,
     "Clip": _clip,
     "Cast": _cast,
     "CastLike": _cast_like,
