@@ -158,7 +158,7 @@ class BinaryFunction(enum.IntEnum):
     OR = 14
     XOR = 15
     MOD = 0x60
-    """Of integers, the sign that of the divisor; a zero divisor fails the command."""
+    """The sign that of the divisor; a zero divisor of integers fails the command."""
     FMOD = 0x61
     """The sign that of the dividend (C's fmod and %); a zero divisor of integers fails the command."""
     SHIFT_LEFT = 0x62

@@ -132,6 +132,6 @@ def _concrete(entry: GraphInput, given: Sequence[int] | None) -> tuple[int, ...]
     fits = len(shape) == len(entry.shape) and all(
         isinstance(wanted, str) or wanted == extent for wanted, extent in zip(entry.shape, shape, strict=True)
     )
-    if not fits or min(shape, default=1) < 1:
+    if not fits or min(shape, default=0) < 0:
         raise ValueError(f"input {entry.name!r} has the shape ({declared}); {shape} does not go with it")
     return shape

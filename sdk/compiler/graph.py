@@ -277,8 +277,8 @@ class _Reader:
         shape: list[int | str] = []
         for axis, dimension in enumerate(tensor.shape.dim):
             fixed = dimension.HasField("dim_value")
-            if fixed and dimension.dim_value < 1:
-                self._note(f"{where} has the dimension {dimension.dim_value}; it must be at least 1")
+            if fixed and dimension.dim_value < 0:
+                self._note(f"{where} has the dimension {dimension.dim_value}; it must be at least 0")
             shape.append(dimension.dim_value if fixed else dimension.dim_param or f"{declared.name}.{axis}")
         return [GraphInput(declared.name, dtype, tuple(shape))]
 

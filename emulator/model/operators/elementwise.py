@@ -100,7 +100,7 @@ _BINARY: dict[BinaryFunction, Callable[[Array, Array], Array]] = {
     BinaryFunction.AND: np.logical_and,
     BinaryFunction.OR: np.logical_or,
     BinaryFunction.XOR: np.logical_xor,
-    BinaryFunction.MOD: lambda a, b: np.mod(a, _divisor(b)),
+    BinaryFunction.MOD: lambda a, b: np.mod(a, b if is_float(b) else _divisor(b)),
     BinaryFunction.FMOD: lambda a, b: np.fmod(a, b if is_float(b) else _divisor(b)),
     BinaryFunction.SHIFT_LEFT: np.left_shift,
     BinaryFunction.SHIFT_RIGHT: np.right_shift,
@@ -111,8 +111,7 @@ _BINARY: dict[BinaryFunction, Callable[[Array, Array], Array]] = {
 
 _BINARY_ALLOWED: dict[BinaryFunction, frozenset[WireType]] = {
     **dict.fromkeys(BOOLEAN_BINARY, frozenset({WireType.BOOL})),
-    **dict.fromkeys(SHIFTS, frozenset({WireType.UINT8})),
-    **dict.fromkeys(BITWISE | {BinaryFunction.MOD}, INTEGERS),
+    **dict.fromkeys(SHIFTS | BITWISE, INTEGERS),
     BinaryFunction.EQUAL: frozenset(WireType),
 }
 """Element types of functions that do not take all numbers and nothing else."""
@@ -153,7 +152,7 @@ class Binary(Operator):
         """The operator that `function` names, with multidirectional broadcasting (ONNX Broadcasting.md).
 
         Integer sums, products and powers wrap in their type. Div of integers rounds towards zero (Div, opset 14).
-        BitShift by all bits and more gives 0.
+        BitShift (opset 28) keeps the sign to the right; by fewer than no or by all bits it leaves no bit but that.
         """
         a, b = widen(required(inputs, 0)), widen(required(inputs, 1))
         function = BinaryFunction(attributes.function)

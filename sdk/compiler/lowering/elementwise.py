@@ -86,6 +86,8 @@ _LARGEST = {
     WireType.BFLOAT16: (2 - 2.0**-7) * 2.0**127,
 }
 """numeric_limits::max() of each float, by which Clip's specification closes a limit that is not given."""
+_MASK_IS_BOOL_SINCE = 10
+_MOD_OF_FLOATS_SINCE = 28
 _PRODUCTS = (CommandKind.MATMUL, CommandKind.CONV)
 
 
@@ -188,12 +190,12 @@ def _pow(node: NodeContext) -> Sequence[Value]:
 
 
 def _mod(node: NodeContext) -> Sequence[Value]:
-    """Mod: with fmod the sign of the dividend, else, of integers alone, that of the divisor."""
+    """Mod: with fmod the sign of the dividend, else that of the divisor, before opset 28 of integers alone."""
     a, b = node.value(0), node.value(1)
     if node.attribute("fmod", 0):
         return [binary(node.builder, BinaryFunction.FMOD, a, b)]
-    if a.dtype.is_float:
-        raise Refused("of floats it needs fmod=1")
+    if a.dtype.is_float and node.since < _MOD_OF_FLOATS_SINCE:
+        raise Refused(f"of floats it needs fmod=1 before opset {_MOD_OF_FLOATS_SINCE}")
     return [binary(node.builder, BinaryFunction.MOD, a, b)]
 
 
@@ -262,14 +264,15 @@ def _identity(node: NodeContext) -> Sequence[Value]:
 
 
 def _dropout(node: NodeContext) -> Sequence[Value]:
-    """Dropout at inference: the data unchanged, and a mask that keeps everything."""
-    training = node.optional(2)
+    """Dropout at inference, or of nothing: the data unchanged, and a mask that keeps everything."""
+    ratio, training = node.optional(1), node.optional(2)
     if training is not None and (training.constant is None or training.constant.any()):
-        raise Refused("it is in training mode")
+        if ratio is None or ratio.constant is None or ratio.constant.any():
+            raise Refused("it is in training mode")
     x = node.value(0)
     if node.output_count == 1:
         return [x]
-    kept = node.builder.scalar(True, WireType.BOOL)
+    kept = node.builder.scalar(True, WireType.BOOL if node.since >= _MASK_IS_BOOL_SINCE else x.dtype)
     return [x, node.builder.expand(kept, x.shape)]
 
 
