@@ -11,8 +11,6 @@ when first needed, kept, and closed when the process ends.
 from __future__ import annotations
 
 import atexit
-import os
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -24,6 +22,7 @@ from onnx.backend.base import Backend, BackendRep, namedtupledict
 from sdk.device import Device
 from sdk.errors import UnsupportedModel
 from sdk.model.model import Model
+from sdk.shared_devices import Share, share
 
 _SCHEMES = ("emulator", "pci", "vfio-user")
 """Of the addresses, those of devices that run models."""
@@ -31,36 +30,27 @@ _TAKEN = frozenset({"shapes", "rtol", "atol"})
 """Further arguments of `prepare`: `shapes` is that of `Device.load`; ONNX's suite hands in the tolerances it uses."""
 
 
-class _OpenDevices:
-    """The devices that this process keeps open, by address."""
+class _Kept:
+    """Shares of the devices that this process keeps open, by address."""
 
     def __init__(self) -> None:
-        self.forget()
+        self._shares: dict[str | None, Share] = {}
 
-    def get(self, address: str | None) -> Device:
+    def device(self, address: str | None) -> Device:
         """The device there, opened unless it is open."""
-        with self._lock:
-            device = self._devices.get(address)
-            if device is None or device.closed:
-                device = self._devices[address] = Device(address)
-            return device
-
-    def forget(self) -> None:
-        """In a forked child, which has none: it opens its own. The lock may be held by a thread that is not here."""
-        self._lock = threading.Lock()
-        self._devices: dict[str | None, Device] = {}
+        kept = self._shares.get(address)
+        if kept is None or kept.device.closed:
+            kept = self._shares[address] = share(address)
+        return kept.device
 
     def close(self) -> None:
-        """Close all of them."""
-        with self._lock:
-            devices, self._devices = list(self._devices.values()), {}
-        for device in devices:
-            device.close()
+        """Give all of them up."""
+        while self._shares:
+            self._shares.popitem()[1].close()
 
 
-_open = _OpenDevices()
-atexit.register(_open.close)
-os.register_at_fork(after_in_child=_open.forget)
+_kept = _Kept()
+atexit.register(_kept.close)
 
 
 class NpuBackendRep(BackendRep):  # type: ignore[misc]
@@ -136,7 +126,7 @@ class NpuBackend(Backend):  # type: ignore[misc]
         if not cls.supports_device(device):
             known = ", ".join(map(repr, cls.addresses))
             raise ValueError(f"device {device!r} is not supported; there are {known} and the addresses of sdk.Device")
-        return _open.get(cls.addresses.get(cls._type_of(device), device))
+        return _kept.device(cls.addresses.get(cls._type_of(device), device))
 
     @staticmethod
     def _type_of(device: str) -> str:

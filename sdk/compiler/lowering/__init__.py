@@ -5,6 +5,7 @@ from __future__ import annotations
 from sdk.compiler.context import Lowering
 from sdk.compiler.lowering import (
     activations,
+    control,
     elementwise,
     indexing,
     movement,
@@ -17,6 +18,7 @@ from sdk.compiler.lowering import (
 
 LOWERINGS: dict[str, Lowering] = {
     **activations.LOWERINGS,
+    **control.LOWERINGS,
     **elementwise.LOWERINGS,
     **indexing.LOWERINGS,
     **movement.LOWERINGS,
