@@ -52,7 +52,7 @@ def _along(indices: Array, data: Array, axis: int) -> tuple[Array, ...]:
 def _tuples(indices: Array, data: Array, batch_dims: int = 0) -> tuple[Array, ...]:
     """Where in `data` each row of `indices` points: its place in the batch dimensions, then what it holds."""
     rows = indices.shape[:-1]
-    batch = list(np.indices(rows, sparse=True))[:batch_dims]
+    batch: Sequence[Array] = np.indices(rows, sparse=True)[:batch_dims]
     columns = range(indices.shape[-1])
     return (*batch, *(from_start(indices[..., i], data.shape[batch_dims + i]) for i in columns))
 
@@ -200,9 +200,11 @@ class TopK(Operator):
 def ordered(x: Array, axis: int, *, largest: bool) -> Array:
     """Indices that sort x along an axis, of equal elements the lower index first."""
     if not largest:
-        return np.argsort(x, axis, kind="stable")
+        upwards: Array = np.argsort(x, axis, kind="stable")
+        return upwards
     # Sorted upwards from the end and read backwards, equal elements come in their own order.
-    return x.shape[axis] - 1 - np.flip(np.argsort(np.flip(x, axis), axis, kind="stable"), axis)
+    backwards: Array = np.flip(np.argsort(np.flip(x, axis), axis, kind="stable"), axis)
+    return x.shape[axis] - 1 - backwards
 
 
 class Cumulate(Operator):

@@ -263,12 +263,16 @@ def _identity(node: NodeContext) -> Sequence[Value]:
     return [node.value(0)]
 
 
+def _is_zero(value: Value | None) -> bool:
+    """Whether a value is known to be 0 or False, or absent."""
+    return value is None or (value.constant is not None and not value.constant.any())
+
+
 def _dropout(node: NodeContext) -> Sequence[Value]:
     """Dropout at inference, or of nothing: the data unchanged, and a mask that keeps everything."""
     ratio, training = node.optional(1), node.optional(2)
-    if training is not None and (training.constant is None or training.constant.any()):
-        if ratio is None or ratio.constant is None or ratio.constant.any():
-            raise Refused("it is in training mode")
+    if not _is_zero(training) and (ratio is None or not _is_zero(ratio)):
+        raise Refused("it is in training mode")
     x = node.value(0)
     if node.output_count == 1:
         return [x]
