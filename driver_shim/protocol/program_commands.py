@@ -220,6 +220,7 @@ class PadMode(enum.IntEnum):
     CONSTANT = 0
     REFLECT = 1
     EDGE = 2
+    WRAP = 3
 
 
 _WINDOW = (

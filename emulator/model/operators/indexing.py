@@ -204,7 +204,8 @@ def ordered(x: Array, axis: int, *, largest: bool) -> Array:
         return upwards
     # Sorted upwards from the end and read backwards, equal elements come in their own order.
     backwards: Array = np.flip(np.argsort(np.flip(x, axis), axis, kind="stable"), axis)
-    return x.shape[axis] - 1 - backwards
+    result: Array = x.shape[axis] - 1 - backwards
+    return result
 
 
 class Cumulate(Operator):
