@@ -157,7 +157,9 @@ class Pad(Operator):
         """Pad (opset 19) with a constant (0 without `value`), reflected or edge elements, or those of the other end."""
         x, value = required(inputs, 0), operand(inputs, 1)
         margins = list(zip(attributes.begins[: x.ndim], attributes.ends[: x.ndim], strict=True))
-        if attributes.mode == PadMode.CONSTANT:
+        if not margins:
+            outputs[0][...] = x
+        elif attributes.mode == PadMode.CONSTANT:
             fill = x.dtype.type(0) if value is None else value.reshape(())[()]
             outputs[0][...] = np.pad(x, margins, constant_values=fill)
         else:

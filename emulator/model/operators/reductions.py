@@ -88,10 +88,10 @@ def _most(x: Array) -> Any:
 
 
 def _mean(x: Array, axes: _Axes) -> Any:
-    if is_float(x):
-        return np.mean(x, axes, dtype=np.float32)
-    total = np.sum(x, axes, dtype=np.int64)
+    total = np.sum(x, axes, dtype=_sum_type(x))
     count = math.prod(x.shape[axis] for axis in axes)
+    if is_float(x):
+        return np.true_divide(total, count, dtype=np.float32)
     return np.sign(total) * (np.abs(total) // max(count, 1))
 
 
