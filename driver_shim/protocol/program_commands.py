@@ -345,3 +345,6 @@ OPERANDS: dict[CommandKind, Operands] = {
     CommandKind.DETERMINANT: Operands(("x",)),
     CommandKind.BITCAST: Operands(("x",)),
 }
+
+UPDATED_INPUT: dict[CommandKind, int] = {}
+"""Kinds that update in place: which of their inputs their first output may be."""

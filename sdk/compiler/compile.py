@@ -99,7 +99,7 @@ class _Compiler:
         for node in self._graph.nodes:
             self._lower(node)
         outputs = self._outputs()
-        return encode(self._builder.operations, inputs, outputs)
+        return encode(self._builder.operations, inputs, outputs, self._graph.initializers)
 
     def _check_names(self) -> None:
         """Raise ValueError for shapes and values of inputs that there are not."""
