@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from driver_shim.errors import ModelProblem, UnsupportedModel
 from driver_shim.protocol.types import UnsupportedType, WireType, wire_type
+from sdk.compiler import contrib
 
 MIN_OPSET = 7
 DEFAULT_DOMAINS = ("", "ai.onnx")
@@ -94,6 +95,7 @@ class GraphNode:
 
     subject: Subject
     op: str
+    """The operator; one of another domain than ONNX's own has that before it: "com.microsoft.FusedMatMul"."""
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: dict[str, Any]
@@ -300,19 +302,29 @@ class _Reader:
         if len(self._problems) > before or not opset or not self._doubtful.isdisjoint(proto.input):
             self._doubtful.update(proto.output)
             return []
-        return [GraphNode(subject, proto.op_type, tuple(proto.input), tuple(proto.output), attributes, since)]
+        return [GraphNode(subject, operator_key(proto), tuple(proto.input), tuple(proto.output), attributes, since)]
 
     def _operator(self, proto: onnx.NodeProto, subject: Subject, opset: int) -> tuple[int, dict[str, Any]]:
         """(opset version that gave the operator its meaning, the node's attributes), as far as they are right."""
         if proto.domain not in DEFAULT_DOMAINS:
-            self._note(f"operators of the domain {proto.domain!r} are not supported", subject)
-            return 0, {}
+            return self._foreign_operator(proto, subject)
         if not opset:  # which operators there are depends on it
             return 0, {}
         if proto.op_type not in self._handled or not onnx.defs.has(proto.op_type, opset):
             self._note(self._unknown(proto.op_type, opset), subject)
             return 0, {}
-        schema = onnx.defs.get_schema(proto.op_type, opset, "")
+        return self._form(proto, onnx.defs.get_schema(proto.op_type, opset, ""), subject)
+
+    def _foreign_operator(self, proto: onnx.NodeProto, subject: Subject) -> tuple[int, dict[str, Any]]:
+        """The same for an operator that is none of ONNX's own."""
+        schema = contrib.SCHEMAS.get(proto.op_type) if proto.domain == contrib.DOMAIN else None
+        if schema is None or operator_key(proto) not in self._handled:
+            self._note(f"operators of the domain {proto.domain!r} are not supported", subject)
+            return 0, {}
+        return self._form(proto, schema, subject)
+
+    def _form(self, proto: onnx.NodeProto, schema: Any, subject: Subject) -> tuple[int, dict[str, Any]]:
+        """The same, as the operator's schema has it."""
         attributes = self._attributes(proto, schema, subject)
         if not schema.min_input <= len(proto.input) <= schema.max_input:
             takes = _range(schema.min_input, schema.max_input)
@@ -350,6 +362,11 @@ class _Reader:
         except DECODE_ERRORS as error:
             self._note(f"the attribute {attribute.name!r} is damaged: {error}", subject)
             return None
+
+
+def operator_key(proto: onnx.NodeProto) -> str:
+    """The name of a node's operator; one that is none of ONNX's own has its domain before it."""
+    return proto.op_type if proto.domain in DEFAULT_DOMAINS else f"{proto.domain}.{proto.op_type}"
 
 
 def _range(least: int, most: int) -> str:

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from sdk.compiler.context import Lowering
-from sdk.compiler.lowering import activations, elementwise, movement, normalise, products, quantised, reductions, shapes
+from sdk.compiler.lowering import (
+    activations,
+    contrib,
+    elementwise,
+    movement,
+    normalise,
+    products,
+    quantised,
+    reductions,
+    shapes,
+)
 
 LOWERINGS: dict[str, Lowering] = {
     **activations.LOWERINGS,
+    **contrib.LOWERINGS,
     **elementwise.LOWERINGS,
     **movement.LOWERINGS,
     **normalise.LOWERINGS,
