@@ -6,6 +6,7 @@ from sdk.compiler.context import Lowering
 from sdk.compiler.lowering import (
     activations,
     contrib,
+    control,
     elementwise,
     movement,
     normalise,
@@ -18,6 +19,7 @@ from sdk.compiler.lowering import (
 LOWERINGS: dict[str, Lowering] = {
     **activations.LOWERINGS,
     **contrib.LOWERINGS,
+    **control.LOWERINGS,
     **elementwise.LOWERINGS,
     **movement.LOWERINGS,
     **normalise.LOWERINGS,
