@@ -152,7 +152,9 @@ def test_close_is_idempotent(engines: Engines) -> None:
     ("engines", "cores", "limits"),
     [(1, 1, (1, 1)), (4, 1, (1, 1)), (2, 2, (2, 1)), (4, 8, (4, 2)), (2, 8, (2, 4)), (1, 8, (1, 8)), (3, 4, (3, 1))],
 )
-def test_every_engine_has_a_core_while_there_are_cores_and_all_together_no_more(engines: int, cores: int, limits: tuple[int, int]) -> None:
+def test_every_engine_has_a_core_while_there_are_cores_and_all_together_no_more(
+    engines: int, cores: int, limits: tuple[int, int]
+) -> None:
     workers, threads = worker_limits(engines, cores)
     assert (workers, threads) == limits
     assert workers * threads <= cores
