@@ -61,6 +61,18 @@ class CommandKind(enum.IntEnum):
     """Pad."""
     EXPAND = 0x26
     """Expand."""
+    MATMUL_INTEGER = 0x60
+    """MatMulInteger."""
+    CONV_INTEGER = 0x61
+    """ConvInteger."""
+    DYNAMIC_QUANTIZE = 0x62
+    """DynamicQuantizeLinear."""
+    QBINARY = 0x63
+    """onnxruntime's QLinearAdd and QLinearMul, broadcast."""
+    LOOKUP = 0x64
+    """Element-wise functions of 8-bit integers, by a table of their 256 values."""
+    MATMUL_NBITS = 0x65
+    """onnxruntime's MatMulNBits: weights of 4 or 8 bits with a scale for each block."""
 
 
 class Activation(enum.IntEnum):
@@ -124,6 +136,13 @@ class BinaryFunction(enum.IntEnum):
     AND = 13
     OR = 14
     XOR = 15
+
+
+class QBinaryFunction(enum.IntEnum):
+    """Functions of QBINARY."""
+
+    ADD = 1
+    MUL = 2
 
 
 class ReduceFunction(enum.IntEnum):
@@ -202,8 +221,8 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
     ),
     CommandKind.QMATMUL: Layout("qmatmul", 8, "relu" / u8, reserved(7)),
     CommandKind.QCONV: Layout("qconv", 56, "group" / u32, "relu" / u8, reserved(3), *_WINDOW),
-    CommandKind.QUANTIZE: Layout("quantize", 8, "axis" / u32, reserved(4)),
-    CommandKind.DEQUANTIZE: Layout("dequantize", 8, "axis" / u32, reserved(4)),
+    CommandKind.QUANTIZE: Layout("quantize", 8, "axis" / u32, "block" / u32),
+    CommandKind.DEQUANTIZE: Layout("dequantize", 8, "axis" / u32, "block" / u32),
     CommandKind.UNARY: Layout("unary", 16, "function" / u16, reserved(6), "alpha" / f32, "beta" / f32),
     CommandKind.BINARY: Layout("binary", 8, "function" / u16, reserved(6)),
     CommandKind.WHERE: _NONE,
@@ -226,9 +245,16 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
         "pad", 72, "mode" / u8, reserved(7), "begins" / array(MAX_RANK, u32), "ends" / array(MAX_RANK, u32)
     ),
     CommandKind.EXPAND: Layout("expand", 40, *_SHAPE),
+    CommandKind.MATMUL_INTEGER: _NONE,
+    CommandKind.CONV_INTEGER: Layout("conv_integer", 56, "group" / u32, reserved(4), *_WINDOW),
+    CommandKind.DYNAMIC_QUANTIZE: _NONE,
+    CommandKind.QBINARY: Layout("qbinary", 8, "function" / u16, reserved(6)),
+    CommandKind.LOOKUP: _NONE,
+    CommandKind.MATMUL_NBITS: Layout("matmul_nbits", 8, "block" / u32, "bits" / u8, reserved(3)),
 }
 """`axes` of REDUCE is a mask: bit i stands for dimension i; `keep` leaves reduced dimensions in, as ones. Axes count
-from 0, never from the end. `dtype` of CAST is a `WireType`."""
+from 0, never from the end. `dtype` of CAST is a `WireType`. `block` of QUANTIZE and DEQUANTIZE is how many elements
+along `axis` share a scale; 0 for one scale in all, or one for each position of the axis."""
 
 
 class Operands(NamedTuple):
@@ -266,4 +292,12 @@ OPERANDS: dict[CommandKind, Operands] = {
     CommandKind.GATHER: Operands(("x", "indices")),
     CommandKind.PAD: Operands(("x",), ("value",)),
     CommandKind.EXPAND: Operands(("x",)),
+    CommandKind.MATMUL_INTEGER: Operands(("a", "b"), ("a_zero_point", "b_zero_point")),
+    CommandKind.CONV_INTEGER: Operands(("x", "w"), ("x_zero_point", "w_zero_point")),
+    CommandKind.DYNAMIC_QUANTIZE: Operands(("x",), outputs=3),
+    CommandKind.QBINARY: Operands(
+        ("a", "b", "a_scale", "a_zero_point", "b_scale", "b_zero_point", "y_scale", "y_zero_point")
+    ),
+    CommandKind.LOOKUP: Operands(("x", "table")),
+    CommandKind.MATMUL_NBITS: Operands(("a", "b", "scales"), ("zero_points", "bias")),
 }

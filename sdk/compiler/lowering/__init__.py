@@ -6,6 +6,7 @@ from sdk.compiler.context import Lowering
 from sdk.compiler.lowering import (
     activations,
     contrib,
+    contrib_quantised,
     control,
     elementwise,
     movement,
@@ -19,6 +20,7 @@ from sdk.compiler.lowering import (
 LOWERINGS: dict[str, Lowering] = {
     **activations.LOWERINGS,
     **contrib.LOWERINGS,
+    **contrib_quantised.LOWERINGS,
     **control.LOWERINGS,
     **elementwise.LOWERINGS,
     **movement.LOWERINGS,

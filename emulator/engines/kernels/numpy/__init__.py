@@ -20,9 +20,12 @@ _RUN = {
     CommandKind.CAST: elementwise.cast,
 }
 """Kernels that have nothing to prepare."""
-_PREPARE: dict[CommandKind, Callable[[KernelRequest], Kernel]] = {
+_PREPARE: dict[CommandKind, Callable[[KernelRequest], Kernel | None]] = {
     CommandKind.QMATMUL: quantised.prepare_matmul,
     CommandKind.QCONV: quantised.prepare_conv,
+    CommandKind.MATMUL_INTEGER: quantised.prepare_matmul_integer,
+    CommandKind.CONV_INTEGER: quantised.prepare_conv_integer,
+    CommandKind.QBINARY: quantised.prepare_binary,
 }
 KINDS = _RUN.keys() | _PREPARE.keys()
 """Kinds of command that have a kernel here."""

@@ -199,7 +199,10 @@ CASES = [
 ]
 
 FOLDED_ALWAYS = {"Shape", "Size", "Constant", "ConstantOfShape", "Range"}
-ELSEWHERE = {"QLinearConv", "QLinearMatMul", "If", "Loop", "Scan"}
+ELSEWHERE = {
+    *("QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger", "DynamicQuantizeLinear"),
+    *("If", "Loop", "Scan"),
+}
 """Compared with onnxruntime, whose arithmetic is the reference; control flow in a module of its own."""
 
 
