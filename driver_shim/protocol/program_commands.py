@@ -81,6 +81,18 @@ class CommandKind(enum.IntEnum):
     """Det."""
     BITCAST = 0x57
     """BitCast."""
+    MATMUL_INTEGER = 0x60
+    """MatMulInteger."""
+    CONV_INTEGER = 0x61
+    """ConvInteger."""
+    DYNAMIC_QUANTIZE = 0x62
+    """DynamicQuantizeLinear."""
+    QBINARY = 0x63
+    """onnxruntime's QLinearAdd and QLinearMul, broadcast."""
+    LOOKUP = 0x64
+    """Element-wise functions of 8-bit integers, by a table of their 256 values."""
+    MATMUL_NBITS = 0x65
+    """onnxruntime's MatMulNBits: weights of 4 or 8 bits with a scale for each block."""
 
 
 class Activation(enum.IntEnum):
@@ -170,6 +182,13 @@ class BinaryFunction(enum.IntEnum):
     BITWISE_AND = 0x64
     BITWISE_OR = 0x65
     BITWISE_XOR = 0x66
+
+
+class QBinaryFunction(enum.IntEnum):
+    """Functions of QBINARY."""
+
+    ADD = 1
+    MUL = 2
 
 
 class ReduceFunction(enum.IntEnum):
@@ -297,8 +316,8 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
     ),
     CommandKind.QMATMUL: Layout("qmatmul", 8, "relu" / u8, reserved(7)),
     CommandKind.QCONV: Layout("qconv", 56, "group" / u32, "relu" / u8, reserved(3), *_WINDOW),
-    CommandKind.QUANTIZE: Layout("quantize", 8, "axis" / u32, reserved(4)),
-    CommandKind.DEQUANTIZE: Layout("dequantize", 8, "axis" / u32, reserved(4)),
+    CommandKind.QUANTIZE: Layout("quantize", 8, "axis" / u32, "block" / u32),
+    CommandKind.DEQUANTIZE: Layout("dequantize", 8, "axis" / u32, "block" / u32),
     CommandKind.UNARY: Layout("unary", 16, "function" / u16, reserved(6), "alpha" / f32, "beta" / f32),
     CommandKind.BINARY: Layout("binary", 8, "function" / u16, reserved(6)),
     CommandKind.WHERE: _NONE,
@@ -357,11 +376,18 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
     CommandKind.CUMULATE: Layout("cumulate", 8, "function" / u16, "exclusive" / u8, "reverse" / u8, "axis" / u32),
     CommandKind.DETERMINANT: _NONE,
     CommandKind.BITCAST: Layout("bitcast", 8, "dtype" / u16, reserved(6)),
+    CommandKind.MATMUL_INTEGER: _NONE,
+    CommandKind.CONV_INTEGER: Layout("conv_integer", 56, "group" / u32, reserved(4), *_WINDOW),
+    CommandKind.DYNAMIC_QUANTIZE: _NONE,
+    CommandKind.QBINARY: Layout("qbinary", 8, "function" / u16, reserved(6)),
+    CommandKind.LOOKUP: _NONE,
+    CommandKind.MATMUL_NBITS: Layout("matmul_nbits", 8, "block" / u32, "bits" / u8, reserved(3)),
 }
 """Axes count from 0, never from the end; `axes` is a mask: bit i stands for dimension i.
 
 `keep` leaves reduced dimensions in, as ones.
 `dtype` of CAST and BITCAST is a `WireType`.
+`block` of QUANTIZE and DEQUANTIZE is how many elements along the axis share a scale; 0 where the scale has no blocks.
 RESIZE: `cubic` is ONNX's `cubic_coeff_a`; `starts` and `ends` are its `roi`, by dimension; unused dimensions hold 0.
 """
 
@@ -411,6 +437,14 @@ OPERANDS: dict[CommandKind, Operands] = {
     CommandKind.CUMULATE: Operands(("x",)),
     CommandKind.DETERMINANT: Operands(("x",)),
     CommandKind.BITCAST: Operands(("x",)),
+    CommandKind.MATMUL_INTEGER: Operands(("a", "b"), ("a_zero_point", "b_zero_point")),
+    CommandKind.CONV_INTEGER: Operands(("x", "w"), ("x_zero_point", "w_zero_point")),
+    CommandKind.DYNAMIC_QUANTIZE: Operands(("x",), outputs=3),
+    CommandKind.QBINARY: Operands(
+        ("a", "b", "a_scale", "a_zero_point", "b_scale", "b_zero_point", "y_scale", "y_zero_point")
+    ),
+    CommandKind.LOOKUP: Operands(("x", "table")),
+    CommandKind.MATMUL_NBITS: Operands(("a", "b", "scales"), ("zero_points", "bias")),
 }
 
 UPDATED_INPUT: dict[CommandKind, int] = {}

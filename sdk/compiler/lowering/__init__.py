@@ -5,6 +5,8 @@ from __future__ import annotations
 from sdk.compiler.context import Lowering
 from sdk.compiler.lowering import (
     activations,
+    contrib,
+    contrib_quantised,
     control,
     elementwise,
     indexing,
@@ -19,6 +21,8 @@ from sdk.compiler.lowering import (
 
 LOWERINGS: dict[str, Lowering] = {
     **activations.LOWERINGS,
+    **contrib.LOWERINGS,
+    **contrib_quantised.LOWERINGS,
     **control.LOWERINGS,
     **elementwise.LOWERINGS,
     **indexing.LOWERINGS,

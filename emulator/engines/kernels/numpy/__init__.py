@@ -25,6 +25,9 @@ _PREPARE: dict[CommandKind, Callable[[KernelRequest], Kernel | None]] = {
     CommandKind.QMATMUL: quantised.prepare_matmul,
     CommandKind.QCONV: quantised.prepare_conv,
     CommandKind.RESIZE: resizing.prepare_resize,
+    CommandKind.MATMUL_INTEGER: quantised.prepare_matmul_integer,
+    CommandKind.CONV_INTEGER: quantised.prepare_conv_integer,
+    CommandKind.QBINARY: quantised.prepare_binary,
 }
 KINDS = _RUN.keys() | _PREPARE.keys()
 """Kinds of command that have a kernel here."""

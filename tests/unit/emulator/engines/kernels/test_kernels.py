@@ -26,6 +26,7 @@ from driver_shim.protocol.program_commands import (
     Coordinates,
     NearestMode,
     PoolFunction,
+    QBinaryFunction,
     ReduceFunction,
     ResizeMode,
     UnaryFunction,
@@ -89,7 +90,12 @@ def request(kind: CommandKind, given_: Any, inputs: list[Array | None], output: 
     """The preparation of a kernel for these very operands, weights and scales being constants."""
     types = tuple(None if a is None else TensorType(wire_type_of(a.dtype), a.shape) for a in inputs)
     outputs = (TensorType(wire_type_of(output.dtype), output.shape),)
-    return KernelRequest(kind, given_, types, outputs, (None, *inputs[1:]))
+    return KernelRequest(kind, given_, types, outputs, _constants(kind, inputs))
+
+
+def _constants(kind: CommandKind, inputs: list[Array | None]) -> tuple[Array | None, ...]:
+    """All but the data, of which there are two operands where elements are combined."""
+    return (None, None, *inputs[2:]) if kind is CommandKind.QBINARY else (None, *inputs[1:])
 
 
 def close(fast: Array, golden: Array, depth: int = 1) -> bool:
@@ -315,6 +321,93 @@ def test_qmatmul_to_the_bit(
     size = (*np.broadcast_shapes(x.shape[:-2], w.shape[:-2]), x.shape[-2], w.shape[-1])
     fast, golden = both(CommandKind.QMATMUL, attributes(CommandKind.QMATMUL, relu=int(relu)), inputs, size, types[2])
     assert np.array_equal(fast, golden)
+
+
+def some_zero_points(random: np.random.Generator, kind: str, x: Array, w: Array, channels: int) -> list[Array | None]:
+    """Zero points of the data and of the weights: none, one each, or one for each channel of the weights."""
+    if kind == "none":
+        return []
+    return [
+        np.asarray(numbers(random, (), x.dtype)),
+        np.asarray(numbers(random, (channels,) if kind == "each" else (), w.dtype)),
+    ]
+
+
+zero_points = st.sampled_from(["none", "one", "each"])
+
+
+@settings(deadline=None)
+@given(products(), seeds, st.tuples(bytes_types, bytes_types), zero_points)
+def test_matmul_integer_to_the_bit(
+    shapes: tuple[tuple[int, ...], tuple[int, ...]], seed: int, types: tuple[Any, Any], zeros: str
+) -> None:
+    random = np.random.default_rng(seed)
+    x, w = numbers(random, shapes[0], types[0]), numbers(random, shapes[1], types[1])
+    inputs = [x, w, *some_zero_points(random, zeros, x, w, w.shape[-1])]
+    size = (*np.broadcast_shapes(x.shape[:-2], w.shape[:-2]), x.shape[-2], w.shape[-1])
+    kind = CommandKind.MATMUL_INTEGER
+    fast, golden = both(kind, attributes(kind), inputs, size, np.int32)
+    assert np.array_equal(fast, golden)
+
+
+@settings(deadline=None)
+@given(convolutions(), seeds, st.tuples(bytes_types, bytes_types), zero_points)
+def test_conv_integer_to_the_bit(shape: dict[str, Any], seed: int, types: tuple[Any, Any], zeros: str) -> None:
+    random = np.random.default_rng(seed)
+    x, w = numbers(random, shape["x"], types[0]), numbers(random, shape["w"], types[1])
+    inputs = [x, w, *some_zero_points(random, zeros, x, w, w.shape[0])]
+    kind = CommandKind.CONV_INTEGER
+    fast, golden = both(
+        kind, attributes(kind, **shape["attributes"]), inputs, (x.shape[0], w.shape[0], *shape["y"]), np.int32
+    )
+    assert np.array_equal(fast, golden)
+
+
+@settings(deadline=None)
+@given(
+    seeds,
+    bytes_types,
+    st.sampled_from(QBinaryFunction),
+    st.sampled_from([((200, 100), (200, 100)), ((150, 130), (130,)), ((1, 130), (140, 1)), ((), ()), ((0, 4), (4,))]),
+    st.sampled_from([None, None, math.nan, math.inf, 0.0]),
+)
+def test_qbinary_to_the_bit(
+    seed: int,
+    dtype: np.dtype[Any],
+    function: QBinaryFunction,
+    shapes: tuple[tuple[int, ...], tuple[int, ...]],
+    special: float | None,
+) -> None:
+    random = np.random.default_rng(seed)
+    inputs: list[Array | None] = [numbers(random, shape, dtype) for shape in shapes]
+    for scale in (
+        random.choice([0.1, 0.5, 0.3]),
+        random.uniform(0.1, 1) if special is None else special,
+        random.choice([1.0, 0.2, 20]),
+    ):
+        inputs += [np.array(scale, np.float32), np.asarray(numbers(random, (), dtype))]
+    kind = CommandKind.QBINARY
+    size = np.broadcast_shapes(*shapes)
+    fast, golden = both(kind, attributes(kind, function=function), inputs, size, dtype)
+    assert np.array_equal(fast, golden)
+
+
+@settings(deadline=None)
+@given(seeds, st.sampled_from([4, 8]), st.sampled_from([16, 32]), st.booleans(), st.booleans(), float_names)
+def test_matmul_nbits(seed: int, bits: int, block: int, zeros: bool, biased: bool, type_name: str) -> None:
+    random = np.random.default_rng(seed)
+    dtype, rows, depth = FLOATS[type_name], 7, 70
+    blocks = -(-depth // block)
+    inputs: list[Array | None] = [
+        numbers(random, (2, 3, depth), dtype),
+        numbers(random, (rows, blocks, block * bits // 8), np.dtype(np.uint8)),
+        numbers(random, (rows, blocks), dtype),
+        numbers(random, (rows, -(-blocks * bits // 8)), np.dtype(np.uint8)) if zeros else None,
+        numbers(random, (rows,), dtype) if biased else None,
+    ]
+    kind = CommandKind.MATMUL_NBITS
+    fast, golden = both(kind, attributes(kind, bits=bits, block=block), inputs, (2, 3, rows), dtype)
+    assert close(fast, golden, depth)
 
 
 @pytest.mark.parametrize("depth", [257, 258, 259, 5000])
@@ -620,6 +713,10 @@ def test_every_fast_kernel_has_a_comparison_here() -> None:
         CommandKind.CONV: test_conv,
         CommandKind.QMATMUL: test_qmatmul_to_the_bit,
         CommandKind.QCONV: test_qconv_to_the_bit,
+        CommandKind.MATMUL_INTEGER: test_matmul_integer_to_the_bit,
+        CommandKind.CONV_INTEGER: test_conv_integer_to_the_bit,
+        CommandKind.QBINARY: test_qbinary_to_the_bit,
+        CommandKind.MATMUL_NBITS: test_matmul_nbits,
         CommandKind.UNARY: test_unary,
         CommandKind.BINARY: test_binary,
         CommandKind.CAST: test_cast,
