@@ -61,6 +61,12 @@ class CommandKind(enum.IntEnum):
     """Pad."""
     EXPAND = 0x26
     """Expand."""
+    RECURRENT = 0x30
+    """RNN, GRU, LSTM: all steps, one or both directions."""
+    ATTENTION = 0x31
+    """Attention: products, mask, Softmax, with a cache's past and present."""
+    LAYER_NORM = 0x32
+    """LayerNormalization and its relatives over any dimensions."""
 
 
 class Activation(enum.IntEnum):
@@ -103,6 +109,21 @@ class UnaryFunction(enum.IntEnum):
     NOT = 20
     SIN = 21
     COS = 22
+    GELU = 0x40
+    """x / 2 · (1 + erf(x / √2))."""
+    GELU_TANH = 0x41
+    """Gelu's approximation by tanh."""
+    SWISH = 0x42
+    """x · sigmoid(alpha · x)."""
+    HARD_SWISH = 0x43
+    MISH = 0x44
+    SELU = 0x45
+    """alpha; beta is the operator's gamma."""
+    CELU = 0x46
+    """alpha."""
+    SOFTSIGN = 0x47
+    THRESHOLDED_RELU = 0x48
+    """alpha: what is not above it becomes 0."""
 
 
 class BinaryFunction(enum.IntEnum):
@@ -153,6 +174,49 @@ class PoolFunction(enum.IntEnum):
     AVERAGE = 2
 
 
+class Cell(enum.IntEnum):
+    """Cells of RECURRENT, by the names of their ONNX operators."""
+
+    RNN = 1
+    GRU = 2
+    LSTM = 3
+
+
+class Direction(enum.IntEnum):
+    """Directions of RECURRENT."""
+
+    FORWARD = 0
+    REVERSE = 1
+    BIDIRECTIONAL = 2
+
+
+class CellActivation(enum.IntEnum):
+    """Activations of RECURRENT, by their names in the ONNX specification; 0 stands for none."""
+
+    RELU = 1
+    TANH = 2
+    SIGMOID = 3
+    AFFINE = 4
+    """alpha · x + beta."""
+    LEAKY_RELU = 5
+    THRESHOLDED_RELU = 6
+    SCALED_TANH = 7
+    """alpha · tanh(beta · x)."""
+    HARD_SIGMOID = 8
+    ELU = 9
+    SOFTSIGN = 10
+    SOFTPLUS = 11
+
+
+class Scores(enum.IntEnum):
+    """What the last output of ATTENTION holds, by the numbers of the ONNX attribute qk_matmul_output_mode."""
+
+    PRODUCTS = 0
+    CAPPED = 1
+    BIASED = 2
+    PROBABILITIES = 3
+
+
 class PadMode(enum.IntEnum):
     """Modes of PAD, by the names of the ONNX attribute."""
 
@@ -160,6 +224,9 @@ class PadMode(enum.IntEnum):
     REFLECT = 1
     EDGE = 2
 
+
+MAX_CELL_ACTIVATIONS = 6
+"""Of both directions of an LSTM: (f, g, h) each."""
 
 _WINDOW = (
     "strides" / array(MAX_SPATIAL, u32),
@@ -226,9 +293,39 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
         "pad", 72, "mode" / u8, reserved(7), "begins" / array(MAX_RANK, u32), "ends" / array(MAX_RANK, u32)
     ),
     CommandKind.EXPAND: Layout("expand", 40, *_SHAPE),
+    CommandKind.RECURRENT: Layout(
+        "recurrent",
+        64,
+        "cell" / u8,
+        "direction" / u8,
+        "input_forget" / u8,
+        "linear_before_reset" / u8,
+        "clip" / f32,
+        "activations" / array(MAX_CELL_ACTIVATIONS, u8),
+        reserved(2),
+        "alphas" / array(MAX_CELL_ACTIVATIONS, f32),
+        "betas" / array(MAX_CELL_ACTIVATIONS, f32),
+    ),
+    CommandKind.ATTENTION: Layout(
+        "attention",
+        32,
+        "scale" / f32,
+        "softcap" / f32,
+        "query_heads" / u32,
+        "key_heads" / u32,
+        "left_window" / i32,
+        "right_window" / i32,
+        "causal" / u8,
+        "scores" / u8,
+        reserved(6),
+    ),
+    CommandKind.LAYER_NORM: Layout(
+        "layer_norm", 16, "axes" / u32, "epsilon" / f32, "root_mean_square" / u8, reserved(7)
+    ),
 }
-"""`axes` of REDUCE is a mask: bit i stands for dimension i; `keep` leaves reduced dimensions in, as ones. Axes count
-from 0, never from the end. `dtype` of CAST is a `WireType`."""
+"""`axes` of REDUCE and LAYER_NORM is a mask: bit i stands for dimension i; `keep` leaves reduced dimensions in, as
+ones. Axes count from 0, never from the end. `dtype` of CAST is a `WireType`. A `clip` of 0 clips nothing, a `softcap`
+of 0 caps nothing, a window of -1 is open; heads are 0 where operands of ATTENTION have a dimension for them."""
 
 
 class Operands(NamedTuple):
@@ -266,4 +363,11 @@ OPERANDS: dict[CommandKind, Operands] = {
     CommandKind.GATHER: Operands(("x", "indices")),
     CommandKind.PAD: Operands(("x",), ("value",)),
     CommandKind.EXPAND: Operands(("x",)),
+    CommandKind.RECURRENT: Operands(
+        ("x", "w", "r"), ("bias", "lengths", "initial_h", "initial_c", "peepholes"), outputs=3
+    ),
+    CommandKind.ATTENTION: Operands(
+        ("query", "key", "value"), ("mask", "past_key", "past_value", "valid_keys"), outputs=4
+    ),
+    CommandKind.LAYER_NORM: Operands(("x",), ("scale", "bias"), outputs=3),
 }

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from sdk.compiler.context import Lowering
-from sdk.compiler.lowering import activations, elementwise, movement, normalise, products, quantised, reductions, shapes
+from sdk.compiler.lowering import (
+    activations,
+    attention,
+    elementwise,
+    movement,
+    normalise,
+    products,
+    quantised,
+    recurrent,
+    reductions,
+    shapes,
+)
 
 LOWERINGS: dict[str, Lowering] = {
     **activations.LOWERINGS,
+    **attention.LOWERINGS,
     **elementwise.LOWERINGS,
     **movement.LOWERINGS,
     **normalise.LOWERINGS,
     **products.LOWERINGS,
     **quantised.LOWERINGS,
+    **recurrent.LOWERINGS,
     **reductions.LOWERINGS,
     **shapes.LOWERINGS,
 }
