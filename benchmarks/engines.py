@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,13 +75,13 @@ def figures() -> list[Figure]:
 
 
 @contextmanager
-def _pool(container: bytes, kernels: str = "auto") -> Iterator[Callable[[], JobResult]]:
-    """A pool of one engine with a program; yields what runs it once. Input 0 lies at address 0."""
+def _pool(container: bytes, kernels: str = "auto", first: bytes = b"") -> Iterator[Callable[[], JobResult]]:
+    """A pool of one engine with a program; yields what runs it once. Input 0 lies at address 0 and is `first`."""
     program = verify(container)
     image = ProgramImage(container, program.scratch_bytes, program.output_places, program.command_count)
     memory = DeviceMemory(MEMORY_BYTES)
     memory.view[CONSTANTS_ADDRESS : CONSTANTS_ADDRESS + program.constants_bytes] = program.constants
-    memory.view[: 4 * MODEL_TOKENS] = _tokens().tobytes()
+    memory.view[: len(first)] = first
     pool = EnginePool(memory.fd, 1, kernels)
     job = EngineJob(1, 0, 1, CONSTANTS_ADDRESS, (0,))
 
@@ -125,8 +126,15 @@ def _empty_jobs() -> Spread:
 
 def _magika_jobs(path: Path, kernels: str) -> float:
     container = compile_model(read_model(path), {MODEL_INPUT: (1, MODEL_TOKENS)}).image
-    with _pool(container, kernels) as run:
+    with _pool(container, kernels, _tokens().tobytes()) as run:
         return statistics.median(_seconds(run, MODEL_JOBS))
+
+
+def seconds_of(path: Path, name: str, x: NDArray[Any], jobs: int = EMPTY_JOBS) -> float:
+    """Median seconds of a model of one input on an engine that is asked directly."""
+    container = compile_model(read_model(path), {name: x.shape}).image
+    with _pool(container, first=x.tobytes()) as run:
+        return statistics.median(_seconds(run, jobs))
 
 
 def _empty_program() -> bytes:

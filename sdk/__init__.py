@@ -9,6 +9,7 @@ from driver_shim.protocol.commands import DESCRIPTOR
 from driver_shim.shared.runtime_folder import Holder
 from sdk.device import Device
 from sdk.errors import EmulatorFallbackWarning
+from sdk.inference_session import InferenceSession, SessionOptions
 from sdk.memory.buffers import DeviceBuffer, HostBuffer
 from sdk.opening.listing import DeviceInfo, list_devices
 from sdk.queue.batch import Batch
@@ -25,7 +26,9 @@ __all__ = [
     "Event",
     "Holder",
     "HostBuffer",
+    "InferenceSession",
     "Queue",
+    "SessionOptions",
     "list_devices",
 ]
 __all__ += errors.__all__

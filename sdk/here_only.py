@@ -9,6 +9,7 @@ _INSTEAD = {
     "Queue": "send the device's address, open that there and make a queue",
     "Batch": "send what the calls are made of, and record them there",
     "Model": "send its file's path or the onnx.ModelProto, and load that there",
+    "InferenceSession": "send its file's path or bytes, and make a session of them there",
     "HostBuffer": "send what it holds: buffer.array.copy()",
     "DeviceBuffer": "copy it into a host buffer, and send that one's host.array.copy()",
     "Span": "send what it holds: host.array[i:j].copy() of a host buffer, into which device memory is copied first",

@@ -66,11 +66,11 @@ class _Engine:
 def worker_limits(engines: int, cores: int) -> tuple[int, int]:
     """(workers, threads of each) for a chip with `engines` engines on `cores` host cores.
 
-    All threads together stay below the number of cores, so that the bus keeps one for itself where there are two.
+    An engine has a core of its own where there are as many. The bus gets its share of one of them all the same: it
+    sleeps while engines compute, and they give way to it (`worker.ENGINE_NICENESS`).
     """
-    budget = max(1, cores - 1)
-    workers = min(engines, budget)
-    return workers, budget // workers
+    workers = min(engines, cores)
+    return workers, cores // workers
 
 
 class EnginePool:

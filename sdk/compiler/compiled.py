@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
+ANY_SHAPE = ("...",)
+"""The shape of a tensor of which the model does not even say the rank."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TensorInfo:
@@ -12,9 +15,12 @@ class TensorInfo:
 
     name: str
     shape: tuple[int | str, ...]
-    """Numbers in a compiled program; in a model that is not compiled yet, unknown dimensions are names."""
+    """Numbers in a compiled program; in a model that is not compiled yet, unknown dimensions are names.
+
+    `ANY_SHAPE` where the rank is unknown, too.
+    """
     dtype: str
-    """numpy's name, or "bfloat16"."""
+    """numpy's name, "bfloat16", or "unknown" for an output that only compiling tells the type of."""
 
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
@@ -25,6 +31,8 @@ class Signature(NamedTuple):
 
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+    optional: tuple[TensorInfo, ...] = ()
+    """Inputs that have a default, and need not be given."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from sdk.compiler.context import Lowering
 from sdk.compiler.lowering import (
     activations,
     attention,
+    control,
     elementwise,
     movement,
     normalise,
@@ -19,6 +20,7 @@ from sdk.compiler.lowering import (
 LOWERINGS: dict[str, Lowering] = {
     **activations.LOWERINGS,
     **attention.LOWERINGS,
+    **control.LOWERINGS,
     **elementwise.LOWERINGS,
     **movement.LOWERINGS,
     **normalise.LOWERINGS,

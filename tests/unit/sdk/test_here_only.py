@@ -118,6 +118,7 @@ def test_facts_come_back_equal(facts: Any, trip: Trip) -> None:
         (sdk.Device, "address"),
         (sdk.Queue, "address"),
         (sdk.Batch, "call"),
+        (sdk.InferenceSession, "path or bytes"),
         (sdk.HostBuffer, ".array.copy()"),
         (sdk.DeviceBuffer, ".array.copy()"),
         (sdk.Event, ".result()"),

@@ -17,6 +17,11 @@ PUBLIC: dict[type, set[str]] = {
     sdk.Event: {"done", "wait", "result", "start_tick", "end_tick"},
     sdk.HostBuffer: {"address", "ndim", "size", "closed", "array", "free"},
     sdk.DeviceBuffer: {"address", "ndim", "size", "closed", "free"},
+    sdk.InferenceSession: {
+        *("run", "run_async", "close", "get_inputs", "get_outputs", "get_overridable_initializers", "get_modelmeta"),
+        *("get_providers", "get_provider_options", "get_session_options", "disable_fallback"),
+    },
+    sdk.SessionOptions: {"add_free_dimension_override_by_name", "free_dimensions"},
     Model: {"inputs", "outputs", "submit", "run_async", "close"},
 }
 
