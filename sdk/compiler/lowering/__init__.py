@@ -6,6 +6,7 @@ from sdk.compiler.context import Lowering
 from sdk.compiler.lowering import (
     activations,
     attention,
+    contrib,
     control,
     elementwise,
     movement,
@@ -20,6 +21,7 @@ from sdk.compiler.lowering import (
 LOWERINGS: dict[str, Lowering] = {
     **activations.LOWERINGS,
     **attention.LOWERINGS,
+    **contrib.LOWERINGS,
     **control.LOWERINGS,
     **elementwise.LOWERINGS,
     **movement.LOWERINGS,
