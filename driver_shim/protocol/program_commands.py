@@ -67,6 +67,8 @@ class CommandKind(enum.IntEnum):
     """Attention: products, mask, Softmax, with a cache's past and present."""
     LAYER_NORM = 0x32
     """LayerNormalization and its relatives over any dimensions."""
+    ROTARY = 0x33
+    """RotaryEmbedding."""
 
 
 class Activation(enum.IntEnum):
@@ -322,6 +324,7 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
     CommandKind.LAYER_NORM: Layout(
         "layer_norm", 16, "axes" / u32, "epsilon" / f32, "root_mean_square" / u8, reserved(7)
     ),
+    CommandKind.ROTARY: Layout("rotary", 8, "heads" / u32, "interleaved" / u8, reserved(3)),
 }
 """`axes` of REDUCE and LAYER_NORM is a mask: bit i stands for dimension i; `keep` leaves reduced dimensions in, as
 ones. Axes count from 0, never from the end. `dtype` of CAST is a `WireType`. A `clip` of 0 clips nothing, a `softcap`
@@ -370,4 +373,5 @@ OPERANDS: dict[CommandKind, Operands] = {
         ("query", "key", "value"), ("mask", "past_key", "past_value", "valid_keys"), outputs=4
     ),
     CommandKind.LAYER_NORM: Operands(("x",), ("scale", "bias"), outputs=3),
+    CommandKind.ROTARY: Operands(("x", "cos", "sin"), ("positions",)),
 }

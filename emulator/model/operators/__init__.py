@@ -17,6 +17,7 @@ from emulator.model.operators import (
     quantised,
     recurrent,
     reductions,
+    rotary,
 )
 from emulator.model.operators.arrays import KernelFault
 from emulator.model.operators.operator import Operator
@@ -24,7 +25,7 @@ from emulator.model.operators.shapes import SemanticError
 
 OPERATORS: dict[CommandKind, Operator] = {
     operator.kind: operator
-    for room in (products, quantised, elementwise, reductions, movement, recurrent, attention, normalise)
+    for room in (products, quantised, elementwise, reductions, movement, recurrent, attention, normalise, rotary)
     for operator in room.OPERATORS
 }
 """What there is, by kind."""

@@ -9,7 +9,7 @@ from typing import Any
 from driver_shim.protocol.program_commands import CommandKind
 from driver_shim.protocol.types import WireType
 from sdk.compiler.context import Lowering, NodeContext
-from sdk.compiler.ir import Refused, Value
+from sdk.compiler.ir import Builder, Refused, Value
 from sdk.compiler.lowering.elementwise import cast
 
 
@@ -52,4 +52,32 @@ def _attention(node: NodeContext) -> Sequence[Value]:
     return node.builder.emit_all(CommandKind.ATTENTION, operands, node.output_count, **fields)
 
 
-LOWERINGS: dict[str, Lowering] = {"Attention": _attention}
+def rotated(
+    builder: Builder, x: Value, caches: tuple[Value, Value], positions: Value | None, *, heads: int, interleaved: bool
+) -> Value:
+    """A ROTARY command; its caches' extent says how much of a head is turned."""
+    operands = [x, *(cast(builder, cache, x.dtype) for cache in caches)]
+    if positions is not None:
+        operands.append(cast(builder, positions, WireType.INT64))
+    return builder.emit(CommandKind.ROTARY, operands, heads=heads, interleaved=int(interleaved))
+
+
+def rotary_heads(node: NodeContext, x: Value, caches: tuple[Value, Value]) -> int:
+    """The heads of x that lie side by side, 0 where they have a dimension. Raises Refused."""
+    heads = node.attribute("num_heads", 0) if len(x.shape) == 3 else 0
+    if len(x.shape) == 3 and (heads < 1 or x.shape[2] % heads):
+        raise Refused(f"{x.type} in {heads} heads")
+    turned = node.attribute("rotary_embedding_dim", 0) or x.shape[-1] // max(1, heads)
+    if any(cache.shape[-1:] != (turned // 2,) for cache in caches):
+        raise Refused(f"caches {caches[0].type} and {caches[1].type} for {turned} elements to turn")
+    return heads
+
+
+def _rotary_embedding(node: NodeContext) -> Sequence[Value]:
+    """RotaryEmbedding: operands of rank 3 say how many heads lie side by side."""
+    x, caches = node.value(0), (node.value(1), node.value(2))
+    heads, interleaved = rotary_heads(node, x, caches), bool(node.attribute("interleaved", 0))
+    return [rotated(node.builder, x, caches, node.optional(3), heads=heads, interleaved=interleaved)]
+
+
+LOWERINGS: dict[str, Lowering] = {"Attention": _attention, "RotaryEmbedding": _rotary_embedding}

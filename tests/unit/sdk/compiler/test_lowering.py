@@ -211,6 +211,19 @@ CASES = [
         for mode in (1, 2, 3)
     ),
     Case("Attention", {"q": HEADS, "k": HEADS, "v": HEADS}, {"left_window_size": 2, "right_window_size": 1}, (NEWEST,)),
+    *(
+        Case("RotaryEmbedding", {"x": x, "c": real(2, 7, 3), "s": real(2, 7, 3, seed=1)}, more, (23, NEWEST))
+        for x, more in ((real(2, 4, 7, 6), {}), (real(2, 7, 24), {"num_heads": 4}))
+    ),
+    *(
+        Case(
+            "RotaryEmbedding",
+            {"x": real(2, 4, 3, 6), "c": real(9, 2), "s": real(9, 2, seed=1), "p": ints([0, 1, 2], [8, 7, 3])},
+            {"interleaved": interleaved, "rotary_embedding_dim": 4},
+            (23, NEWEST),
+        )
+        for interleaved in (0, 1)
+    ),
     Case("Tile", {"x": X, "c:r": ints(2, 1, 3)}),
     Case("Tile", {"x": X, "c:r": ints(1, 1, 1)}),
     *(Case("DepthToSpace", {"x": real(2, 12, 2, 3)}, {"blocksize": 2, "mode": mode}) for mode in ("DCR", "CRD")),
