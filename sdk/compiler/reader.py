@@ -315,6 +315,8 @@ class _Scope:
         if not opset:  # which operators there are depends on it
             return 0, {}
         if not onnx.defs.has(proto.op_type, opset):
+            if proto.op_type in contrib.UNDER_ONNX and proto.op_type in handled:
+                return self._form(proto, contrib.UNDER_ONNX[proto.op_type], subject)
             known = onnx.defs.has(proto.op_type) or proto.op_type in handled
             reason = f"the operator does not exist in opset {opset}" if known else "ONNX has no operator of this name"
             self._note(reason, subject)

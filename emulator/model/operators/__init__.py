@@ -9,16 +9,20 @@ from __future__ import annotations
 
 from driver_shim.protocol.program_commands import CommandKind
 from emulator.model.operators import (
+    attention,
     elementwise,
     indexing,
     integer_products,
     movement,
+    normalise,
     packed_products,
     products,
     quantised,
     quantised_elementwise,
+    recurrent,
     reductions,
     resizing,
+    rotary,
 )
 from emulator.model.operators.arrays import KernelFault
 from emulator.model.operators.operator import Operator
@@ -34,9 +38,13 @@ OPERATORS: dict[CommandKind, Operator] = {
         quantised_elementwise,
         elementwise,
         reductions,
+        normalise,
         movement,
         indexing,
         resizing,
+        recurrent,
+        attention,
+        rotary,
     )
     for operator in room.OPERATORS
 }
