@@ -69,7 +69,16 @@ def _checked(source: ModelSource | Graph) -> Graph:
     return graph
 
 
-class NeedsValues(UnsupportedModel):
+class NodeRefused(UnsupportedModel):
+    """A node cannot run on the device with these shapes."""
+
+    def __init__(self, message: str, *, position: int = 0, **details: Any) -> None:
+        super().__init__(message, **details)
+        self.position = position
+        """Which of the model's nodes it is, or is within; from 1."""
+
+
+class NeedsValues(NodeRefused):
     """Shapes depend on what these inputs hold: a program can be compiled for each of their values."""
 
     def __init__(self, message: str, *, inputs: tuple[str, ...] = (), **details: Any) -> None:
@@ -86,6 +95,8 @@ class _Compiler:
         self._fixed = values
         self._input_names: dict[int, str] = {}
         """Names of the program's inputs by the identity of their values."""
+        self._outermost = 0
+        """Position of the model's own node that is being lowered."""
 
     def run(self) -> CompiledProgram:
         self._check_names()
@@ -97,6 +108,7 @@ class _Compiler:
             if name not in overridden or name in self._fixed:
                 self._values[name] = self._builder.constant(array)
         for node in self._graph.nodes:
+            self._outermost = node.subject.position
             self._lower(node)
         outputs = self._outputs()
         operations = optimised(self._builder.operations, [value for _, value in outputs])
@@ -140,13 +152,13 @@ class _Compiler:
         try:
             results = self.lower(node, inputs)
         except NotConstant as refused:
-            raise self._needs_values(refused, node) or _refusal(refused, node) from None
+            raise self._needs_values(refused, node) or self._refusal(refused, node) from None
         except Refused as refused:
-            raise _refusal(refused, node) from None
+            raise self._refusal(refused, node) from None
         self._builder.node = outer
         named = [(name, value) for name, value in zip(node.outputs, results, strict=False) if name]
         if len(named) < sum(bool(name) for name in node.outputs):
-            raise _refusal(Refused(f"only its first {len(results)} outputs are supported"), node)
+            raise self._refusal(Refused(f"only its first {len(results)} outputs are supported"), node)
         for name, value in named:
             self._values[name] = value
 
@@ -179,10 +191,22 @@ class _Compiler:
         known = tuple(sorted(name for name in names if name is not None))
         if not whole or not known or len(known) < len(roots):
             return None
-        error = _refusal(refused, node)
+        error = self._refusal(refused, node)
         return NeedsValues(
             f"{error.message}; it depends on the values of {', '.join(map(repr, known))}",
             inputs=known,
+            position=error.position,
+            node=error.node,
+            op=error.op,
+            problems=error.problems,
+            subsystem="compiler",
+        )
+
+    def _refusal(self, refused: Refused, node: GraphNode) -> NodeRefused:
+        error = unsupported([Problem(str(refused), node.subject, Reason.FORM)])
+        return NodeRefused(
+            error.message,
+            position=self._outermost,
             node=error.node,
             op=error.op,
             problems=error.problems,
@@ -206,10 +230,6 @@ class _Compiler:
             taken.add(id(value))
             outputs.append((entry.name, value))
         return outputs
-
-
-def _refusal(refused: Refused, node: GraphNode) -> UnsupportedModel:
-    return unsupported([Problem(str(refused), node.subject, Reason.FORM)])
 
 
 def _roots(value: Value) -> list[Value]:
