@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sdk.compiler.compiled import ANY_SHAPE, CompiledProgram, Plan, Signature, TensorInfo
+from sdk.compiler.compiled import ANY_SHAPE, CompiledProgram, Constant, Plan, Signature, TensorInfo
 
 if TYPE_CHECKING:
     from sdk.compiler.graph import Graph
@@ -45,6 +45,7 @@ def compile_model(
 __all__ = [
     "ANY_SHAPE",
     "CompiledProgram",
+    "Constant",
     "Plan",
     "Signature",
     "TensorInfo",

@@ -112,7 +112,7 @@ class _Compiler:
             self._lower(node)
         outputs = self._outputs()
         operations = optimised(self._builder.operations, [value for _, value in outputs])
-        return encode(operations, inputs, outputs)
+        return encode(operations, inputs, outputs, self._graph.initializers)
 
     def _check_names(self) -> None:
         """Raise ValueError for shapes and values of inputs that there are not."""
