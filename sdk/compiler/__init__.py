@@ -7,10 +7,10 @@ these functions is first called.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sdk.compiler.compiled import ANY_SHAPE, CompiledProgram, Constant, Plan, Signature, TensorInfo
+from sdk.compiler.compiled import ANY_SHAPE, CompiledProgram, Constant, LiveRange, Plan, Signature, TensorInfo
 
 if TYPE_CHECKING:
     from sdk.compiler.graph import Graph
@@ -35,17 +35,21 @@ def compile_model(
     source: ModelSource | Graph,
     shapes: Mapping[str, Sequence[int]] | None = None,
     values: Mapping[str, Any] | None = None,
+    *,
+    target: str = "",
+    progress: Callable[[int, int], None] | None = None,
 ) -> CompiledProgram:
     """See `compile.compile_model`."""
     from sdk.compiler import compile as compilation
 
-    return compilation.compile_model(source, shapes, values)
+    return compilation.compile_model(source, shapes, values, target=target, progress=progress)
 
 
 __all__ = [
     "ANY_SHAPE",
     "CompiledProgram",
     "Constant",
+    "LiveRange",
     "Plan",
     "Signature",
     "TensorInfo",
