@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from driver_shim.protocol.program_commands import BinaryFunction, CommandKind
-from sdk.compiler.ir import Value, constant, fields_of
+from sdk.compiler.ir import Operation, Value, constant, fields_of
 from sdk.compiler.passes.products import by_channel, is_plain
 from sdk.compiler.passes.rewriting import Rewriting
 
 _FOLDED = {BinaryFunction.MUL, BinaryFunction.ADD}
+_CONVOLUTIONS = (CommandKind.CONV, CommandKind.CONV_TRANSPOSE)
 
 
 def fuse_batch_normalisation(program: Rewriting) -> None:
@@ -23,24 +24,30 @@ def fuse_batch_normalisation(program: Rewriting) -> None:
 
 def _fuse(program: Rewriting, position: int, result: Value | None, by: Value | None) -> bool:
     convolution = program.sole(result)
-    if convolution is None or by is None or not is_plain(convolution) or convolution.kind is not CommandKind.CONV:
+    if convolution is None or by is None or not is_plain(convolution) or convolution.kind not in _CONVOLUTIONS:
         return False
     vector = by_channel(by, convolution)
     data, weights, bias = (*convolution.inputs, None)[:3]
     if vector is None or weights is None or weights.constant is None or (bias is not None and bias.constant is None):
         return False
     if program.operations[position].attributes.function == BinaryFunction.MUL:
-        operands = _scaled(weights, bias, vector)
+        operands = _scaled(convolution, weights, bias, vector)
     else:
         operands = _moved(weights, bias, vector)
-    program.replace(position, CommandKind.CONV, [data, *operands], fields_of(convolution), [convolution])
+    program.replace(position, convolution.kind, [data, *operands], fields_of(convolution), [convolution])
     return True
 
 
-def _scaled(weights: Value, bias: Value | None, factor: Value) -> list[Value]:
-    """Weights and bias with every output channel multiplied, in float32."""
-    by_output = _wide(factor).reshape(-1, *[1] * (len(weights.shape) - 1))
-    scaled = _like(weights, _wide(weights) * by_output)
+def _scaled(convolution: Operation, weights: Value, bias: Value | None, factor: Value) -> list[Value]:
+    """Weights, [M, C/G, …] or transposed [C, M/G, …], and bias with each of M channels multiplied, in float32."""
+    kernel = (1,) * (len(weights.shape) - 2)
+    if convolution.kind is CommandKind.CONV:
+        scaled = _like(weights, _wide(weights) * _wide(factor).reshape(-1, 1, *kernel))
+    else:
+        group, outputs = convolution.attributes.group, weights.shape[1]
+        apart = _wide(weights).reshape(group, -1, *weights.shape[1:])
+        by_output = _wide(factor).reshape(group, 1, outputs, *kernel)
+        scaled = _like(weights, (apart * by_output).reshape(weights.shape))
     return [scaled] if bias is None else [scaled, _like(bias, _wide(bias) * _wide(factor))]
 
 
