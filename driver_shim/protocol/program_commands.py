@@ -65,6 +65,22 @@ class CommandKind(enum.IntEnum):
     """Resize, Upsample."""
     CONV_TRANSPOSE = 0x41
     """ConvTranspose, Col2Im; with bias and activation."""
+    GATHER_ELEMENTS = 0x50
+    """GatherElements."""
+    GATHER_ND = 0x51
+    """GatherND."""
+    SCATTER_ELEMENTS = 0x52
+    """ScatterElements, Scatter."""
+    SCATTER_ND = 0x53
+    """ScatterND."""
+    TOP_K = 0x54
+    """TopK."""
+    CUMULATE = 0x55
+    """CumSum, CumProd."""
+    DETERMINANT = 0x56
+    """Det."""
+    BITCAST = 0x57
+    """BitCast."""
 
 
 class Activation(enum.IntEnum):
@@ -107,6 +123,22 @@ class UnaryFunction(enum.IntEnum):
     NOT = 20
     SIN = 21
     COS = 22
+    TAN = 0x60
+    ASIN = 0x61
+    ACOS = 0x62
+    ATAN = 0x63
+    SINH = 0x64
+    COSH = 0x65
+    ASINH = 0x66
+    ACOSH = 0x67
+    ATANH = 0x68
+    IS_NAN = 0x69
+    """Gives bool."""
+    IS_INF = 0x6A
+    """Gives bool; infinities below zero count where alpha is not 0, those above where beta is not 0."""
+    BITWISE_NOT = 0x6B
+    SHRINK = 0x6C
+    """x + beta below -alpha, x - beta above alpha, else 0."""
 
 
 class BinaryFunction(enum.IntEnum):
@@ -118,6 +150,7 @@ class BinaryFunction(enum.IntEnum):
     DIV = 4
     """Integers: rounded towards zero; a zero divisor fails the command."""
     POW = 5
+    """Integers: wraps; a negative power of zero fails the command."""
     MIN = 6
     MAX = 7
     EQUAL = 8
@@ -128,6 +161,15 @@ class BinaryFunction(enum.IntEnum):
     AND = 13
     OR = 14
     XOR = 15
+    MOD = 0x60
+    """The sign that of the divisor; a zero divisor of integers fails the command."""
+    FMOD = 0x61
+    """The sign that of the dividend (C's fmod and %); a zero divisor of integers fails the command."""
+    SHIFT_LEFT = 0x62
+    SHIFT_RIGHT = 0x63
+    BITWISE_AND = 0x64
+    BITWISE_OR = 0x65
+    BITWISE_XOR = 0x66
 
 
 class ReduceFunction(enum.IntEnum):
@@ -141,6 +183,7 @@ class ReduceFunction(enum.IntEnum):
     L1 = 6
     L2 = 7
     LOG_SUM_EXP = 8
+    PROD = 0x60
 
 
 class ArgumentFunction(enum.IntEnum):
@@ -148,6 +191,24 @@ class ArgumentFunction(enum.IntEnum):
 
     MAX = 1
     MIN = 2
+
+
+class ScatterReduction(enum.IntEnum):
+    """What SCATTER_ELEMENTS and SCATTER_ND do with the element that is there."""
+
+    NONE = 0
+    """Replaced; of several updates for one element, the last in row-major order."""
+    ADD = 1
+    MUL = 2
+    MAX = 3
+    MIN = 4
+
+
+class CumulateFunction(enum.IntEnum):
+    """Functions of CUMULATE."""
+
+    SUM = 1
+    PROD = 2
 
 
 class PoolFunction(enum.IntEnum):
@@ -288,10 +349,21 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
         "starts" / array(MAX_RANK, f32),
         "ends" / array(MAX_RANK, f32),
     ),
+    CommandKind.GATHER_ELEMENTS: Layout("gather_elements", 8, "axis" / u32, reserved(4)),
+    CommandKind.GATHER_ND: Layout("gather_nd", 8, "batch_dims" / u32, reserved(4)),
+    CommandKind.SCATTER_ELEMENTS: Layout("scatter_elements", 8, "axis" / u32, "reduction" / u8, reserved(3)),
+    CommandKind.SCATTER_ND: Layout("scatter_nd", 8, "reduction" / u8, reserved(7)),
+    CommandKind.TOP_K: Layout("top_k", 16, "axis" / u32, "k" / u32, "largest" / u8, reserved(7)),
+    CommandKind.CUMULATE: Layout("cumulate", 8, "function" / u16, "exclusive" / u8, "reverse" / u8, "axis" / u32),
+    CommandKind.DETERMINANT: _NONE,
+    CommandKind.BITCAST: Layout("bitcast", 8, "dtype" / u16, reserved(6)),
 }
-"""`axes` of REDUCE is a mask: bit i stands for dimension i; `keep` leaves reduced dimensions in, as ones. Axes count
-from 0, never from the end. `dtype` of CAST is a `WireType`. RESIZE: `cubic` is ONNX's `cubic_coeff_a`; `starts` and
-`ends` are its `roi`, by dimension; unused dimensions hold 0."""
+"""Axes count from 0, never from the end; `axes` is a mask: bit i stands for dimension i.
+
+`keep` leaves reduced dimensions in, as ones.
+`dtype` of CAST and BITCAST is a `WireType`.
+RESIZE: `cubic` is ONNX's `cubic_coeff_a`; `starts` and `ends` are its `roi`, by dimension; unused dimensions hold 0.
+"""
 
 
 class Operands(NamedTuple):
@@ -331,6 +403,14 @@ OPERANDS: dict[CommandKind, Operands] = {
     CommandKind.EXPAND: Operands(("x",)),
     CommandKind.RESIZE: Operands(("x",)),
     CommandKind.CONV_TRANSPOSE: Operands(("x", "w"), ("bias",)),
+    CommandKind.GATHER_ELEMENTS: Operands(("data", "indices")),
+    CommandKind.GATHER_ND: Operands(("data", "indices")),
+    CommandKind.SCATTER_ELEMENTS: Operands(("data", "indices", "updates")),
+    CommandKind.SCATTER_ND: Operands(("data", "indices", "updates")),
+    CommandKind.TOP_K: Operands(("x",), outputs=2),
+    CommandKind.CUMULATE: Operands(("x",)),
+    CommandKind.DETERMINANT: Operands(("x",)),
+    CommandKind.BITCAST: Operands(("x",)),
 }
 
 UPDATED_INPUT: dict[CommandKind, int] = {}

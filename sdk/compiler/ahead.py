@@ -50,4 +50,5 @@ def compile_program(
 
 def _problem(placement: Placement, error: NodeRefused) -> Problem:
     subject = next(node.subject for node in placement.graph.nodes if node.subject.position == error.position)
-    return Problem(error.problems[0].reason if error.problems else error.message, subject, Reason.FORM)
+    found = error.problems[0]
+    return Problem(found.reason, subject, Reason(found.code))

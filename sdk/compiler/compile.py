@@ -14,7 +14,7 @@ from sdk.compiler.compiled import CompiledProgram, Signature
 from sdk.compiler.context import NodeContext, NotConstant
 from sdk.compiler.graph import Graph, GraphInput, GraphNode
 from sdk.compiler.inlining import inlined
-from sdk.compiler.ir import Builder, Refused, Value, check_tensor
+from sdk.compiler.ir import Builder, DataDependent, Refused, Value, check_tensor
 from sdk.compiler.loading import ModelSource, open_source
 from sdk.compiler.lowering import LOWERINGS
 from sdk.compiler.passes import optimised
@@ -235,7 +235,8 @@ class _Compiler:
         )
 
     def _refusal(self, refused: Refused, node: GraphNode) -> NodeRefused:
-        error = unsupported([Problem(str(refused), node.subject, Reason.FORM)])
+        code = Reason.DATA if isinstance(refused, DataDependent) else Reason.FORM
+        error = unsupported([Problem(str(refused), node.subject, code)])
         return NodeRefused(
             error.message,
             position=self._outermost,

@@ -215,12 +215,13 @@ class _Table:
         """The id of a value that a command writes."""
         if id(value) in self._outputs:
             return self._add(value, Storage.OUTPUT, 0)
-        return self._add(value, Storage.WORKSPACE, workspace.take(value.type.size_bytes, node, index))
+        place = workspace.take(value.type.size_bytes, node, index) if value.type.elements else 0
+        return self._add(value, Storage.WORKSPACE, place)
 
     def release(self, value: Value, workspace: _Workspace, index: int) -> None:
         """No command after `index` reads the value."""
         entry = self.tensors[self.ids[id(value)]]
-        if entry.storage is Storage.WORKSPACE:
+        if entry.storage is Storage.WORKSPACE and entry.type.elements:
             workspace.give(entry.offset, index)
 
     def _add(self, value: Value, storage: Storage, offset: int) -> int:

@@ -101,10 +101,11 @@ class Pipeline:
                     self._device[key] = run
             return run({name: values[name] for name in region.inputs})
         except NodeRefused as error:
-            self._move(placement, [error.position], _reason(error), Reason.FORM)
+            found = error.problems[0]
+            self._move(placement, [error.position], found.reason, Reason(found.code))
         except UnsupportedModel as error:
             positions = [node.subject.position for node in region.nodes]
-            self._move(placement, positions, _reason(error), Reason.FORM)
+            self._move(placement, positions, error.message, Reason.FORM)
         raise _Replaced
 
     def _declared(self, name: str, array: Array) -> GraphInput:
@@ -146,10 +147,6 @@ def _is_on_the_wire(array: Array) -> bool:
     except UnsupportedType:
         return False
     return True
-
-
-def _reason(error: UnsupportedModel) -> str:
-    return error.problems[0].reason if error.problems else error.message
 
 
 def _warn(report: tuple[NodePlacement, ...]) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from driver_shim.protocol.commands import Status
 from driver_shim.protocol.program_commands import Activation
+from driver_shim.protocol.types import INT64_STORAGE_MAX, INT64_STORAGE_MIN
 
 Array = NDArray[Any]
 Kernel = Callable[[Any, Sequence[Array | None], Sequence[Array]], None]
@@ -105,6 +106,21 @@ def grouped_sums(x: Array, w: Array, output: Sequence[int], attributes: Any) -> 
         weights = w[cut].reshape(group, m // group, channels)
         sums += weights @ x_tap.reshape(n, group, channels, positions)
     return sums.reshape(n, m, *output)
+
+
+def truncated(x: Array, dtype: np.dtype[Any]) -> Array:
+    """Floats as integers: towards zero; what does not fit, at the type's limit, and NaN as 0.
+
+    Raises KernelFault for those that do not fit int64 (storage of int32 values).
+    """
+    whole = np.trunc(x.astype(np.float64))
+    if dtype == np.int64:
+        if not np.all((whole >= INT64_STORAGE_MIN) & (whole <= INT64_STORAGE_MAX)):
+            raise KernelFault(Status.VALUE_OUT_OF_RANGE, "a float cast to int64 does not fit 32 bits")
+        return whole.astype(np.int64)
+    limits = np.iinfo(dtype)
+    fitting: Array = np.clip(np.nan_to_num(whole, nan=0), limits.min, limits.max)
+    return fitting.astype(dtype)
 
 
 def along(vector: Array, axis: int, rank: int) -> Array:
