@@ -176,6 +176,8 @@ class ModelProblem(NamedTuple):
     """The node's name, or that of its first output where it has none; None when it is not about a node."""
     op: str | None = None
     """That node's operator."""
+    code: str = "malformed"
+    """Which kind of reason it is, in stable words: see `docs/operators.md`."""
 
 
 class UnsupportedModel(NpuError, ValueError):

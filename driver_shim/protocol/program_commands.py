@@ -61,10 +61,42 @@ class CommandKind(enum.IntEnum):
     """Pad."""
     EXPAND = 0x26
     """Expand."""
+    RESIZE = 0x40
+    """Resize, Upsample."""
+    CONV_TRANSPOSE = 0x41
+    """ConvTranspose, Col2Im; with bias and activation."""
+    GATHER_ELEMENTS = 0x50
+    """GatherElements."""
+    GATHER_ND = 0x51
+    """GatherND."""
+    SCATTER_ELEMENTS = 0x52
+    """ScatterElements, Scatter."""
+    SCATTER_ND = 0x53
+    """ScatterND."""
+    TOP_K = 0x54
+    """TopK."""
+    CUMULATE = 0x55
+    """CumSum, CumProd."""
+    DETERMINANT = 0x56
+    """Det."""
+    BITCAST = 0x57
+    """BitCast."""
+    MATMUL_INTEGER = 0x60
+    """MatMulInteger."""
+    CONV_INTEGER = 0x61
+    """ConvInteger."""
+    DYNAMIC_QUANTIZE = 0x62
+    """DynamicQuantizeLinear."""
+    QBINARY = 0x63
+    """onnxruntime's QLinearAdd and QLinearMul, broadcast."""
+    LOOKUP = 0x64
+    """Element-wise functions of 8-bit integers, by a table of their 256 values."""
+    MATMUL_NBITS = 0x65
+    """onnxruntime's MatMulNBits: weights of 4 or 8 bits with a scale for each block."""
 
 
 class Activation(enum.IntEnum):
-    """What MATMUL and CONV apply to a sum before its one rounding."""
+    """What MATMUL, CONV and CONV_TRANSPOSE apply to a sum before its one rounding."""
 
     NONE = 0
     RELU = 1
@@ -103,6 +135,22 @@ class UnaryFunction(enum.IntEnum):
     NOT = 20
     SIN = 21
     COS = 22
+    TAN = 0x60
+    ASIN = 0x61
+    ACOS = 0x62
+    ATAN = 0x63
+    SINH = 0x64
+    COSH = 0x65
+    ASINH = 0x66
+    ACOSH = 0x67
+    ATANH = 0x68
+    IS_NAN = 0x69
+    """Gives bool."""
+    IS_INF = 0x6A
+    """Gives bool; infinities below zero count where alpha is not 0, those above where beta is not 0."""
+    BITWISE_NOT = 0x6B
+    SHRINK = 0x6C
+    """x + beta below -alpha, x - beta above alpha, else 0."""
 
 
 class BinaryFunction(enum.IntEnum):
@@ -114,6 +162,7 @@ class BinaryFunction(enum.IntEnum):
     DIV = 4
     """Integers: rounded towards zero; a zero divisor fails the command."""
     POW = 5
+    """Integers: wraps; a negative power of zero fails the command."""
     MIN = 6
     MAX = 7
     EQUAL = 8
@@ -124,6 +173,22 @@ class BinaryFunction(enum.IntEnum):
     AND = 13
     OR = 14
     XOR = 15
+    MOD = 0x60
+    """The sign that of the divisor; a zero divisor of integers fails the command."""
+    FMOD = 0x61
+    """The sign that of the dividend (C's fmod and %); a zero divisor of integers fails the command."""
+    SHIFT_LEFT = 0x62
+    SHIFT_RIGHT = 0x63
+    BITWISE_AND = 0x64
+    BITWISE_OR = 0x65
+    BITWISE_XOR = 0x66
+
+
+class QBinaryFunction(enum.IntEnum):
+    """Functions of QBINARY."""
+
+    ADD = 1
+    MUL = 2
 
 
 class ReduceFunction(enum.IntEnum):
@@ -137,6 +202,7 @@ class ReduceFunction(enum.IntEnum):
     L1 = 6
     L2 = 7
     LOG_SUM_EXP = 8
+    PROD = 0x60
 
 
 class ArgumentFunction(enum.IntEnum):
@@ -144,6 +210,24 @@ class ArgumentFunction(enum.IntEnum):
 
     MAX = 1
     MIN = 2
+
+
+class ScatterReduction(enum.IntEnum):
+    """What SCATTER_ELEMENTS and SCATTER_ND do with the element that is there."""
+
+    NONE = 0
+    """Replaced; of several updates for one element, the last in row-major order."""
+    ADD = 1
+    MUL = 2
+    MAX = 3
+    MIN = 4
+
+
+class CumulateFunction(enum.IntEnum):
+    """Functions of CUMULATE."""
+
+    SUM = 1
+    PROD = 2
 
 
 class PoolFunction(enum.IntEnum):
@@ -159,6 +243,36 @@ class PadMode(enum.IntEnum):
     CONSTANT = 0
     REFLECT = 1
     EDGE = 2
+    WRAP = 3
+
+
+class ResizeMode(enum.IntEnum):
+    """How RESIZE makes an element of those around its place, by the names of the ONNX attribute `mode`."""
+
+    NEAREST = 0
+    LINEAR = 1
+    CUBIC = 2
+
+
+class Coordinates(enum.IntEnum):
+    """Where RESIZE finds an element's place, by the names of the ONNX attribute `coordinate_transformation_mode`."""
+
+    HALF_PIXEL = 0
+    HALF_PIXEL_SYMMETRIC = 1
+    PYTORCH_HALF_PIXEL = 2
+    ALIGN_CORNERS = 3
+    ASYMMETRIC = 4
+    TF_HALF_PIXEL_FOR_NN = 5
+    TF_CROP_AND_RESIZE = 6
+
+
+class NearestMode(enum.IntEnum):
+    """Which element is the nearest to a place, by the names of the ONNX attribute `nearest_mode`."""
+
+    ROUND_PREFER_FLOOR = 0
+    ROUND_PREFER_CEIL = 1
+    FLOOR = 2
+    CEIL = 3
 
 
 _WINDOW = (
@@ -202,8 +316,8 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
     ),
     CommandKind.QMATMUL: Layout("qmatmul", 8, "relu" / u8, reserved(7)),
     CommandKind.QCONV: Layout("qconv", 56, "group" / u32, "relu" / u8, reserved(3), *_WINDOW),
-    CommandKind.QUANTIZE: Layout("quantize", 8, "axis" / u32, reserved(4)),
-    CommandKind.DEQUANTIZE: Layout("dequantize", 8, "axis" / u32, reserved(4)),
+    CommandKind.QUANTIZE: Layout("quantize", 8, "axis" / u32, "block" / u32),
+    CommandKind.DEQUANTIZE: Layout("dequantize", 8, "axis" / u32, "block" / u32),
     CommandKind.UNARY: Layout("unary", 16, "function" / u16, reserved(6), "alpha" / f32, "beta" / f32),
     CommandKind.BINARY: Layout("binary", 8, "function" / u16, reserved(6)),
     CommandKind.WHERE: _NONE,
@@ -226,9 +340,56 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
         "pad", 72, "mode" / u8, reserved(7), "begins" / array(MAX_RANK, u32), "ends" / array(MAX_RANK, u32)
     ),
     CommandKind.EXPAND: Layout("expand", 40, *_SHAPE),
+    CommandKind.CONV_TRANSPOSE: Layout(
+        "conv_transpose",
+        80,
+        "group" / u32,
+        "activation" / u8,
+        reserved(3),
+        "low" / f32,
+        "high" / f32,
+        *_WINDOW,
+        "output_padding" / array(MAX_SPATIAL, u32),
+        reserved(4),
+    ),
+    CommandKind.RESIZE: Layout(
+        "resize",
+        144,
+        "mode" / u8,
+        "coordinates" / u8,
+        "nearest" / u8,
+        "exclude_outside" / u8,
+        "antialias" / u8,
+        reserved(3),
+        "cubic" / f32,
+        "extrapolation" / f32,
+        "extents" / array(MAX_RANK, u32),
+        "scales" / array(MAX_RANK, f32),
+        "starts" / array(MAX_RANK, f32),
+        "ends" / array(MAX_RANK, f32),
+    ),
+    CommandKind.GATHER_ELEMENTS: Layout("gather_elements", 8, "axis" / u32, reserved(4)),
+    CommandKind.GATHER_ND: Layout("gather_nd", 8, "batch_dims" / u32, reserved(4)),
+    CommandKind.SCATTER_ELEMENTS: Layout("scatter_elements", 8, "axis" / u32, "reduction" / u8, reserved(3)),
+    CommandKind.SCATTER_ND: Layout("scatter_nd", 8, "reduction" / u8, reserved(7)),
+    CommandKind.TOP_K: Layout("top_k", 16, "axis" / u32, "k" / u32, "largest" / u8, reserved(7)),
+    CommandKind.CUMULATE: Layout("cumulate", 8, "function" / u16, "exclusive" / u8, "reverse" / u8, "axis" / u32),
+    CommandKind.DETERMINANT: _NONE,
+    CommandKind.BITCAST: Layout("bitcast", 8, "dtype" / u16, reserved(6)),
+    CommandKind.MATMUL_INTEGER: _NONE,
+    CommandKind.CONV_INTEGER: Layout("conv_integer", 56, "group" / u32, reserved(4), *_WINDOW),
+    CommandKind.DYNAMIC_QUANTIZE: _NONE,
+    CommandKind.QBINARY: Layout("qbinary", 8, "function" / u16, reserved(6)),
+    CommandKind.LOOKUP: _NONE,
+    CommandKind.MATMUL_NBITS: Layout("matmul_nbits", 8, "block" / u32, "bits" / u8, reserved(3)),
 }
-"""`axes` of REDUCE is a mask: bit i stands for dimension i; `keep` leaves reduced dimensions in, as ones. Axes count
-from 0, never from the end. `dtype` of CAST is a `WireType`."""
+"""Axes count from 0, never from the end; `axes` is a mask: bit i stands for dimension i.
+
+`keep` leaves reduced dimensions in, as ones.
+`dtype` of CAST and BITCAST is a `WireType`.
+`block` of QUANTIZE and DEQUANTIZE is how many elements along the axis share a scale; 0 where the scale has no blocks.
+RESIZE: `cubic` is ONNX's `cubic_coeff_a`; `starts` and `ends` are its `roi`, by dimension; unused dimensions hold 0.
+"""
 
 
 class Operands(NamedTuple):
@@ -266,4 +427,25 @@ OPERANDS: dict[CommandKind, Operands] = {
     CommandKind.GATHER: Operands(("x", "indices")),
     CommandKind.PAD: Operands(("x",), ("value",)),
     CommandKind.EXPAND: Operands(("x",)),
+    CommandKind.RESIZE: Operands(("x",)),
+    CommandKind.CONV_TRANSPOSE: Operands(("x", "w"), ("bias",)),
+    CommandKind.GATHER_ELEMENTS: Operands(("data", "indices")),
+    CommandKind.GATHER_ND: Operands(("data", "indices")),
+    CommandKind.SCATTER_ELEMENTS: Operands(("data", "indices", "updates")),
+    CommandKind.SCATTER_ND: Operands(("data", "indices", "updates")),
+    CommandKind.TOP_K: Operands(("x",), outputs=2),
+    CommandKind.CUMULATE: Operands(("x",)),
+    CommandKind.DETERMINANT: Operands(("x",)),
+    CommandKind.BITCAST: Operands(("x",)),
+    CommandKind.MATMUL_INTEGER: Operands(("a", "b"), ("a_zero_point", "b_zero_point")),
+    CommandKind.CONV_INTEGER: Operands(("x", "w"), ("x_zero_point", "w_zero_point")),
+    CommandKind.DYNAMIC_QUANTIZE: Operands(("x",), outputs=3),
+    CommandKind.QBINARY: Operands(
+        ("a", "b", "a_scale", "a_zero_point", "b_scale", "b_zero_point", "y_scale", "y_zero_point")
+    ),
+    CommandKind.LOOKUP: Operands(("x", "table")),
+    CommandKind.MATMUL_NBITS: Operands(("a", "b", "scales"), ("zero_points", "bias")),
 }
+
+UPDATED_INPUT: dict[CommandKind, int] = {}
+"""Kinds that update in place: which of their inputs their first output may be."""

@@ -19,8 +19,7 @@ from sdk.cli.frame import Frame
 from sdk.cli.verb import verb
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
-
+    from sdk.compiler.graph import Graph
     from sdk.device import Device
 
 _TIMES = bounded(int, "a whole number from 1 on", least=1)
@@ -63,7 +62,7 @@ def command(
         _verify(frame, entry, model_path, inputs, outputs)
 
 
-def _inputs(frame: Frame, model: ModelProto, given: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+def _inputs(frame: Frame, model: Graph, given: tuple[str, ...]) -> dict[str, NDArray[Any]]:
     """What `-i` names, else seeded arrays."""
     from sdk.cli import model_files
     from sdk.compiler import model_signature
@@ -77,11 +76,11 @@ def _inputs(frame: Frame, model: ModelProto, given: tuple[str, ...]) -> dict[str
 
 
 def _run(
-    frame: Frame, device: Device, proto: ModelProto, inputs: dict[str, NDArray[Any]], repeat: int
+    frame: Frame, device: Device, graph: Graph, inputs: dict[str, NDArray[Any]], repeat: int
 ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """(what the report says of the runs, outputs of the last)."""
     began = time.perf_counter()
-    model = device.load(proto, shapes={name: [array.shape] for name, array in inputs.items()})
+    model = device.load(graph, shapes={name: [array.shape] for name, array in inputs.items()})
     load_seconds = time.perf_counter() - began
     walls, ticks = [], []
     for _ in range(repeat):

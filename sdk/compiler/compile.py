@@ -2,67 +2,117 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import onnx
-
+from driver_shim.errors import UnsupportedModel
 from driver_shim.protocol.program import MAX_BINDINGS, MAX_NAME_BYTES, TensorType
-from sdk.compiler.compiled import CompiledProgram, Signature, TensorInfo
-from sdk.compiler.context import NodeContext
-from sdk.compiler.graph import Graph, GraphInput, GraphNode, Problem, read_graph, unsupported
-from sdk.compiler.ir import Builder, Refused, Value, check_tensor
+from sdk.compiler.compiled import CompiledProgram, Signature
+from sdk.compiler.context import NodeContext, NotConstant
+from sdk.compiler.graph import Graph, GraphInput, GraphNode
+from sdk.compiler.inlining import inlined
+from sdk.compiler.ir import Builder, DataDependent, Refused, Value, check_tensor
+from sdk.compiler.loading import ModelSource, open_source
 from sdk.compiler.lowering import LOWERINGS
+from sdk.compiler.passes import optimised
 from sdk.compiler.plan import NamedValue, encode
+from sdk.compiler.problems import Problem, Reason, unsupported
+from sdk.compiler.reader import read_graph
+from sdk.compiler.tensor_data import Array
 
+MAX_SHAPE_ELEMENTS = 1024
+"""Elements of an input that may be compiled for by value: those that say shapes, axes, counts."""
 HANDLED = frozenset(LOWERINGS)
 
 
-def model_signature(model: onnx.ModelProto) -> Signature:
+def read_model(source: ModelSource | Graph) -> Graph:
+    """A model, read once for all shapes; what is wrong with it is in `problems`.
+
+    Raises UnsupportedModel when it is no ONNX model, OSError when a file cannot be read, TypeError for another source.
+    """
+    if isinstance(source, Graph):
+        return source
+    return read_graph(inlined(open_source(source), HANDLED), HANDLED)
+
+
+def model_signature(source: ModelSource | Graph) -> Signature:
     """Check everything that can be checked without shapes; returns the model's inputs and outputs as declared.
 
     Raises UnsupportedModel that lists every unsupported node with operator and reason.
     """
-    graph = read_graph(model, HANDLED)
-    return Signature(tuple(map(_declared, graph.inputs)), tuple(map(_declared, graph.outputs)))
+    return _checked(source).signature
 
 
-def compile_model(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None) -> CompiledProgram:
+def compile_model(
+    source: ModelSource | Graph,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    values: Mapping[str, Array] | None = None,
+) -> CompiledProgram:
     """Compile a model. `shapes` gives inputs' shapes by name; those with fixed dimensions may be left out.
 
-    Deterministic: equal models and shapes give equal bytes. Raises UnsupportedModel for what the device cannot run,
+    An initialiser that the model declares as an input, too, is one where `shapes` names it. `values` gives those inputs
+    their value for good; the program does not take them. Deterministic: equal arguments give equal bytes. Raises
+    UnsupportedModel for what the device cannot run, NeedsValues when shapes depend on inputs that `values` lacks,
     ValueError for shapes that do not go with the model.
     """
-    graph = read_graph(model, HANDLED)
-    return _Compiler(graph, dict(shapes or {})).run()
+    graph = _checked(source)
+    if graph.data is not None:
+        graph.data.check_unchanged()
+    return _Compiler(graph, dict(shapes or {}), dict(values or {})).run()
 
 
-def _declared(entry: GraphInput) -> TensorInfo:
-    return TensorInfo(entry.name, entry.shape, entry.dtype.text)
+def _checked(source: ModelSource | Graph) -> Graph:
+    graph = read_model(source)
+    if graph.problems:
+        raise unsupported(graph.problems)
+    return graph
+
+
+class NeedsValues(UnsupportedModel):
+    """Shapes depend on what these inputs hold: a program can be compiled for each of their values."""
+
+    def __init__(self, message: str, *, inputs: tuple[str, ...] = (), **details: Any) -> None:
+        super().__init__(message, **details)
+        self.inputs = inputs
 
 
 class _Compiler:
-    def __init__(self, graph: Graph, shapes: dict[str, Sequence[int]]) -> None:
+    def __init__(self, graph: Graph, shapes: dict[str, Sequence[int]], values: dict[str, Array]) -> None:
         self._graph = graph
         self._builder = Builder()
-        self._values: dict[str, Value] = {}
+        self._values: ChainMap[str, Value] = ChainMap()
         self._shapes = shapes
-        self._uses = Counter(name for node in graph.nodes for name in node.inputs)
-        self._uses.update(entry.name for entry in graph.outputs)
+        self._fixed = values
+        self._input_names: dict[int, str] = {}
+        """Names of the program's inputs by the identity of their values."""
 
     def run(self) -> CompiledProgram:
-        names = [entry.name for entry in self._graph.inputs]
-        unknown = self._shapes.keys() - set(names)
-        if unknown:
-            raise ValueError(f"the model has no input {min(unknown)!r}; its inputs are {', '.join(map(repr, names))}")
+        self._check_names()
         self._check_bindings()
-        inputs = [self._input(entry) for entry in self._graph.inputs]
-        for name, array in self._graph.initializers.items():
-            self._bind(name, self._builder.constant(array))
+        overridden = {entry.name for entry in self._graph.optional if entry.name in self._shapes}
+        taken = [entry for entry in self._graph.optional if entry.name in overridden]
+        inputs = [self._input(entry) for entry in (*self._graph.inputs, *taken) if entry.name not in self._fixed]
+        for name, array in {**self._graph.initializers, **self._fixed}.items():
+            if name not in overridden or name in self._fixed:
+                self._values[name] = self._builder.constant(array)
         for node in self._graph.nodes:
             self._lower(node)
         outputs = self._outputs()
-        return encode(self._builder.operations, inputs, outputs)
+        operations = optimised(self._builder.operations, [value for _, value in outputs])
+        return encode(operations, inputs, outputs, self._graph.initializers)
+
+    def _check_names(self) -> None:
+        """Raise ValueError for shapes and values of inputs that there are not."""
+        entries = (*self._graph.inputs, *self._graph.optional)
+        names = [entry.name for entry in entries]
+        unknown = (self._shapes.keys() | self._fixed.keys()) - set(names)
+        if unknown:
+            raise ValueError(f"the model has no input {min(unknown)!r}; its inputs are {', '.join(map(repr, names))}")
+        for entry in entries:
+            array = self._fixed.get(entry.name)
+            if array is not None and (entry.dtype is None or array.dtype != entry.dtype.dtype):
+                raise ValueError(f"input {entry.name!r} is {entry.type_name}; a value of {array.dtype} was given")
 
     def _check_bindings(self) -> None:
         entries = [*self._graph.inputs, *self._graph.outputs]
@@ -72,31 +122,72 @@ class _Compiler:
             if len(entry.name.encode()) > MAX_NAME_BYTES:
                 raise unsupported([Problem(f"the name {entry.name[:40]!r}… exceeds {MAX_NAME_BYTES} bytes")])
 
-    def _bind(self, name: str, value: Value) -> None:
-        value.uses += self._uses[name]
-        self._values[name] = value
-
     def _input(self, entry: GraphInput) -> NamedValue:
+        if entry.dtype is None:
+            raise ValueError(f"input {entry.name!r} has a type that no program takes")
         value = Value(TensorType(entry.dtype, _concrete(entry, self._shapes.get(entry.name))))
         try:
             check_tensor(value.type)
         except Refused as refused:
-            raise unsupported([Problem(f"input {entry.name!r}: {refused}")]) from None
-        self._bind(entry.name, value)
+            raise unsupported([Problem(f"input {entry.name!r}: {refused}", code=Reason.FORM)]) from None
+        self._values[entry.name] = value
+        self._input_names[id(value)] = entry.name
         return entry.name, value
 
     def _lower(self, node: GraphNode) -> None:
-        self._builder.node = node.subject.node or ""
+        outer, self._builder.node = self._builder.node, node.subject.node or ""
         inputs = [self._values[name] if name else None for name in node.inputs]
         try:
-            results = LOWERINGS[node.op](NodeContext(self._builder, node, inputs))
+            results = self.lower(node, inputs)
+        except NotConstant as refused:
+            raise self._needs_values(refused, node) or _refusal(refused, node) from None
         except Refused as refused:
-            raise unsupported([Problem(str(refused), node.subject)]) from None
+            raise _refusal(refused, node) from None
+        self._builder.node = outer
         named = [(name, value) for name, value in zip(node.outputs, results, strict=False) if name]
         if len(named) < sum(bool(name) for name in node.outputs):
-            raise unsupported([Problem(f"only its first {len(results)} outputs are supported", node.subject)])
+            raise _refusal(Refused(f"only its first {len(results)} outputs are supported"), node)
         for name, value in named:
-            self._bind(name, value)
+            self._values[name] = value
+
+    def lower(self, node: GraphNode, inputs: Sequence[Value | None]) -> Sequence[Value]:
+        """Emit a node's commands. Raises Refused."""
+        return LOWERINGS[node.op](NodeContext(self._builder, node, inputs, self))
+
+    def run_graph(self, graph: Graph, inputs: Sequence[Value | None]) -> list[Value]:
+        """Lower a graph within a node; it sees all that is around it."""
+        if len(inputs) != len(graph.inputs):
+            raise Refused(f"a graph within it takes {len(graph.inputs)} inputs, not {len(inputs)}")
+        around, self._values = self._values, self._values.new_child()
+        try:
+            for entry, value in zip(graph.inputs, inputs, strict=True):
+                if value is not None:
+                    self._values[entry.name] = value
+            for name, array in graph.initializers.items():
+                self._values[name] = self._builder.constant(array)
+            for node in graph.nodes:
+                self._lower(node)
+            return [self._values[entry.name] for entry in graph.outputs]
+        finally:
+            self._values = around
+
+    def _needs_values(self, refused: NotConstant, node: GraphNode) -> NeedsValues | None:
+        """The error that asks for the inputs' values, where those alone make up what has to be constant."""
+        roots = _roots(refused.value)
+        names = [self._input_names.get(id(root)) for root in roots]
+        whole = all(not root.dtype.is_float and root.type.elements <= MAX_SHAPE_ELEMENTS for root in roots)
+        known = tuple(sorted(name for name in names if name is not None))
+        if not whole or not known or len(known) < len(roots):
+            return None
+        error = _refusal(refused, node)
+        return NeedsValues(
+            f"{error.message}; it depends on the values of {', '.join(map(repr, known))}",
+            inputs=known,
+            node=error.node,
+            op=error.op,
+            problems=error.problems,
+            subsystem="compiler",
+        )
 
     def _outputs(self) -> list[NamedValue]:
         """Each output the result of an operation of its own; inputs, constants and repeated ones are copied."""
@@ -104,10 +195,8 @@ class _Compiler:
         taken: set[int] = set()
         for entry in self._graph.outputs:
             value = self._values[entry.name]
-            if value.dtype is not entry.dtype:
-                raise unsupported(
-                    [Problem(f"output {entry.name!r} is {value.dtype.text}, declared {entry.dtype.text}")]
-                )
+            if entry.dtype is not None and value.dtype is not entry.dtype:
+                raise unsupported([Problem(f"output {entry.name!r} is {value.dtype.text}, declared {entry.type_name}")])
             if value.producer is None or id(value) in taken:
                 self._builder.node = entry.name
                 try:
@@ -119,19 +208,44 @@ class _Compiler:
         return outputs
 
 
+def _refusal(refused: Refused, node: GraphNode) -> UnsupportedModel:
+    code = Reason.DATA if isinstance(refused, DataDependent) else Reason.FORM
+    return unsupported([Problem(str(refused), node.subject, code)])
+
+
+def _roots(value: Value) -> list[Value]:
+    """The values that nothing computes, of which this one is made; constants left out."""
+    roots: dict[int, Value] = {}
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        found = waiting.pop()
+        if id(found) in seen:
+            continue
+        seen.add(id(found))
+        if found.producer is not None:
+            waiting += [operand for operand in found.producer.inputs if operand is not None]
+        elif found.constant is None:
+            roots[id(found)] = found
+    return list(roots.values())
+
+
 def _concrete(entry: GraphInput, given: Sequence[int] | None) -> tuple[int, ...]:
     """An input's shape in numbers. Raises ValueError when the given shape does not go with the declared one."""
-    declared = ", ".join(map(str, entry.shape))
+    declared = f"({', '.join(map(str, entry.shape))})" if entry.shape is not None else "of any rank"
     if given is None:
-        if not all(isinstance(extent, int) for extent in entry.shape):
+        if entry.shape is None or not all(isinstance(extent, int) for extent in entry.shape):
             raise ValueError(
-                f"input {entry.name!r} has the shape ({declared}): give numbers, shapes={{{entry.name!r}: (...)}}"
+                f"input {entry.name!r} has the shape {declared}: give numbers, shapes={{{entry.name!r}: (...)}}"
             )
         return tuple(int(extent) for extent in entry.shape)
     shape = tuple(int(extent) for extent in given)
-    fits = len(shape) == len(entry.shape) and all(
-        isinstance(wanted, str) or wanted == extent for wanted, extent in zip(entry.shape, shape, strict=True)
+    if min(shape, default=0) < 0:
+        raise ValueError(f"input {entry.name!r}: {shape} has a negative dimension")
+    fits = entry.shape is None or (
+        len(shape) == len(entry.shape)
+        and all(isinstance(wanted, str) or wanted == extent for wanted, extent in zip(entry.shape, shape, strict=True))
     )
-    if not fits or min(shape, default=1) < 1:
-        raise ValueError(f"input {entry.name!r} has the shape ({declared}); {shape} does not go with it")
+    if not fits:
+        raise ValueError(f"input {entry.name!r} has the shape {declared}; {shape} does not go with it")
     return shape

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
+
+from driver_shim.protocol.program import TensorType
+
+ANY_SHAPE = ("...",)
+"""The shape of a tensor of which the model does not even say the rank."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -12,9 +19,12 @@ class TensorInfo:
 
     name: str
     shape: tuple[int | str, ...]
-    """Numbers in a compiled program; in a model that is not compiled yet, unknown dimensions are names."""
+    """Numbers in a compiled program; in a model that is not compiled yet, unknown dimensions are names.
+
+    `ANY_SHAPE` where the rank is unknown, too.
+    """
     dtype: str
-    """numpy's name, or "bfloat16"."""
+    """numpy's name, "bfloat16", or "unknown" for an output that only compiling tells the type of."""
 
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
@@ -25,6 +35,19 @@ class Signature(NamedTuple):
 
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+    optional: tuple[TensorInfo, ...] = ()
+    """Inputs that have a default, and need not be given."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Constant:
+    """An array that a program's commands read: weights, or what was computed of them."""
+
+    key: str
+    """What is in it: constants of one model with equal keys have equal bytes, whatever shapes it was compiled for."""
+    type: TensorType
+    array: NDArray[Any] = dataclasses.field(compare=False)
+    """A view of the model's own memory, where it is an initialiser as it stands."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,6 +56,7 @@ class Plan:
 
     commands: int
     constants_bytes: int
+    """Device memory for weights, each on a cache line of its own."""
     workspace_bytes: int
     unshared_workspace_bytes: int
     """What the workspace would be without reuse."""
@@ -47,6 +71,10 @@ class CompiledProgram:
 
     image: bytes
     """The container that a device loads."""
+    constants: tuple[Constant, ...]
+    """In the order in which a load binds them."""
+    nodes: tuple[str, ...]
+    """The node of the model that each command comes from."""
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     plan: Plan

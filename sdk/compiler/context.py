@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from driver_shim.protocol.program import MAX_DIMENSION
 from driver_shim.protocol.types import UnsupportedType, WireType, wire_type
-from sdk.compiler.graph import GraphNode
+from sdk.compiler.graph import Graph, GraphNode
 from sdk.compiler.ir import Builder, Refused, Value
+
+NEWEST = 1 << 16
+"""An opset version that every operator's latest meaning is older than."""
+
+
+class Compiler(Protocol):
+    """What a lowering asks of the compiler for operators that are made of others."""
+
+    def run_graph(self, graph: Graph, inputs: Sequence[Value | None]) -> list[Value]:
+        """Lower a graph within the node for these inputs; returns its outputs."""
+
+    def lower(self, node: GraphNode, inputs: Sequence[Value | None]) -> Sequence[Value]:
+        """Lower a node; returns its outputs."""
+
+
+class NotConstant(Refused):
+    """Something has to be known while compiling, and `value` is not."""
+
+    def __init__(self, value: Value, message: str) -> None:
+        super().__init__(message)
+        self.value = value
 
 
 class NodeContext:
     """One node being lowered."""
 
-    def __init__(self, builder: Builder, node: GraphNode, inputs: Sequence[Value | None]) -> None:
+    def __init__(self, builder: Builder, node: GraphNode, inputs: Sequence[Value | None], compiler: Compiler) -> None:
         self.builder = builder
         self.inputs = inputs
+        self._compiler = compiler
+        self._node = node
         self.since = node.since
         """Opset version in which the operator got its present meaning."""
         self.op = node.op
@@ -45,8 +69,17 @@ class NodeContext:
         if value is None:
             return None
         if value.constant is None or value.dtype.is_float:
-            raise Refused(f"its {what} must be constant whole numbers")
+            raise NotConstant(value, f"its {what} must be constant whole numbers")
         return [int(element) for element in value.constant.reshape(-1)]
+
+    def constant_floats(self, position: int, what: str) -> list[float] | None:
+        """An optional operand that must be constant numbers, flattened."""
+        value = self.optional(position)
+        if value is None:
+            return None
+        if value.constant is None:
+            raise NotConstant(value, f"its {what} must be constant numbers")
+        return [float(element) for element in value.constant.reshape(-1)]
 
     def constant_float(self, position: int, what: str) -> float | None:
         """An optional operand that must be one constant number."""
@@ -54,8 +87,32 @@ class NodeContext:
         if value is None:
             return None
         if value.constant is None or value.constant.size != 1:
-            raise Refused(f"its {what} must be one constant number")
+            raise NotConstant(value, f"its {what} must be one constant number")
         return float(value.constant.reshape(())[()])
+
+    def not_constant(self, position: int, what: str) -> Refused:
+        """The error that says that an operand would have to be known: "its `what`"."""
+        return NotConstant(self.value(position), f"its {what}")
+
+    def depends(self, value: Value, message: str) -> Refused:
+        """The error that says that a value would have to be known."""
+        return NotConstant(value, message)
+
+    def graph(self, name: str) -> Graph:
+        """An attribute that is a graph. Raises Refused when it is missing."""
+        graph = self.attribute(name)
+        if not isinstance(graph, Graph):
+            raise Refused(f"its {name} is missing")
+        return graph
+
+    def apply(self, op: str, inputs: Sequence[Value | None], **attributes: Any) -> Sequence[Value]:
+        """Lower another operator, in its newest meaning, as a part of this one."""
+        inner = dataclasses.replace(self._node, op=op, inputs=(), attributes=attributes, since=NEWEST)
+        return self._compiler.lower(inner, inputs)
+
+    def run_graph(self, graph: Graph, inputs: Sequence[Value | None]) -> list[Value]:
+        """Lower a graph within the node for these inputs; returns its outputs."""
+        return self._compiler.run_graph(graph, inputs)
 
     def wire_type(self, number: int) -> WireType:
         """The type with an ONNX number. Raises Refused."""

@@ -5,16 +5,16 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
 
 from driver_shim.errors import UnsupportedModel
-from sdk.compiler.graph import DECODE_ERRORS
+from sdk.compiler.skeleton import NotAMessage, cut
+from sdk.compiler.tensor_data import TensorData, map_file
 
 ModelSource: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto"
-
 
 _TO_ONNX = "export it to ONNX first"
 _FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
@@ -23,44 +23,65 @@ _FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"PK\x03\x04", "a ZIP archive, as PyTorch and Keras write them", f"{_TO_ONNX}: torch.onnx.export(...)"),
     (0, b"\x80\x02", "a pickle, as older PyTorch wrote them", f"{_TO_ONNX}: torch.onnx.export(...)"),
     (0, b"\x89HDF", "an HDF5 file, as Keras writes them", f"{_TO_ONNX}: python -m tf2onnx.convert --keras FILE"),
+    (0, b"version https://git-lfs", "a Git LFS pointer", "fetch the model itself: git lfs pull"),
+    (0, b"<!DOCTYPE", "an HTML page", "download the model itself, not the page that shows it"),
+    (0, b"<html", "an HTML page", "download the model itself, not the page that shows it"),
     (8, b"{", "a safetensors file: weights without a graph", f"{_TO_ONNX}, with the program that made the graph"),
 )
 """Formats that are no ONNX: where their mark is, the mark, their name, and what to do."""
 
 
-def read_model(source: ModelSource) -> onnx.ModelProto:
-    """A model from a path (with its external data), the bytes of a file, or a copy of an onnx.ModelProto.
+class Source(NamedTuple):
+    """A model as protobuf has it, its large tensors left where they are."""
 
-    Raises UnsupportedModel when it is no ONNX model or its external data is missing or damaged, OSError when the file
-    cannot be read, TypeError for another kind of source.
+    model: onnx.ModelProto
+    data: TensorData
+
+
+def open_source(source: ModelSource) -> Source:
+    """A model from a path (with its external data), the bytes of a file, or an onnx.ModelProto.
+
+    Files are mapped, not read. What the caller changes in a ModelProto later does not show. Raises UnsupportedModel
+    when it is no ONNX model, OSError when the file cannot be read, TypeError for another kind of source.
     """
     if isinstance(source, onnx.ModelProto):
-        copied = onnx.ModelProto()
-        copied.CopyFrom(source)  # what the caller changes in it later must not show in shapes compiled later
-        return copied
+        content = memoryview(_serialised(source))
+        return Source(_decode(content, "the model"), TensorData(content, None))
     if isinstance(source, bytes):
-        return _decode(source, "the model")
+        content = memoryview(source)
+        return Source(_decode(content, "the model"), TensorData(content, None))
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(f"a model is a path, bytes or an onnx.ModelProto, not {type(source).__name__}")
     path = Path(source)
     if path.is_dir():
         raise _is_a_folder(path)
-    model = _decode(path.read_bytes(), f"the file {str(path)!r}")
+    what = f"the file {str(path)!r}"
+    if path.exists() and not path.is_file():  # a pipe
+        content = memoryview(path.read_bytes())
+        return Source(_decode(content, what), TensorData(content, path.parent))
+    mapped = map_file(path)
+    return Source(_decode(mapped.content, what), TensorData(mapped.content, path.parent, mapped))
+
+
+def _serialised(model: onnx.ModelProto) -> bytes:
     try:
-        onnx.load_external_data_for_model(model, str(path.parent))
-    except (*DECODE_ERRORS, onnx.checker.ValidationError) as error:
+        return bytes(model.SerializeToString())
+    except (EncodeError, ValueError) as error:
         raise UnsupportedModel(
-            f"the external data of {str(path)!r} cannot be read: {error}",
+            f"the model cannot be written down: {error}",
             subsystem="compiler",
-            remedy="keep the model's data files beside it",
+            remedy="a model of 2 GiB or more is given by path: onnx.save(model, path, save_as_external_data=True)",
         ) from error
-    return model
 
 
-def _decode(data: bytes, what: str) -> onnx.ModelProto:
+def _decode(data: memoryview, what: str) -> onnx.ModelProto:
     model = onnx.ModelProto()
     try:
-        model.ParseFromString(data)
+        skeleton = cut(data)
+    except NotAMessage:
+        skeleton = bytes(data)  # protobuf knows better whether it is one
+    try:
+        model.ParseFromString(skeleton)
     except DecodeError as error:
         raise _no_model(what, data, ", or a damaged one") from error
     if not model.HasField("graph"):
@@ -68,11 +89,12 @@ def _decode(data: bytes, what: str) -> onnx.ModelProto:
     return model
 
 
-def _no_model(what: str, data: bytes, how: str) -> UnsupportedModel:
+def _no_model(what: str, data: memoryview, how: str) -> UnsupportedModel:
     for at, mark, name, remedy in _FOREIGN:
-        if data[at : at + len(mark)] == mark:
+        if bytes(data[at : at + len(mark)]) == mark:
             return UnsupportedModel(f"{what} is {name}, no ONNX model", subsystem="compiler", remedy=remedy)
-    return UnsupportedModel(f"{what} is no ONNX model{how}", subsystem="compiler")
+    empty = "" if data else ": it is empty"
+    return UnsupportedModel(f"{what} is no ONNX model{empty or how}", subsystem="compiler")
 
 
 def _is_a_folder(path: Path) -> IsADirectoryError:

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 from sdk.compiler.context import Lowering
-from sdk.compiler.lowering import activations, elementwise, movement, normalise, products, quantised, reductions, shapes
+from sdk.compiler.lowering import (
+    activations,
+    contrib,
+    contrib_quantised,
+    control,
+    elementwise,
+    indexing,
+    movement,
+    normalise,
+    products,
+    quantised,
+    reductions,
+    resizing,
+    shapes,
+)
 
 LOWERINGS: dict[str, Lowering] = {
     **activations.LOWERINGS,
+    **contrib.LOWERINGS,
+    **contrib_quantised.LOWERINGS,
+    **control.LOWERINGS,
     **elementwise.LOWERINGS,
+    **indexing.LOWERINGS,
     **movement.LOWERINGS,
     **normalise.LOWERINGS,
     **products.LOWERINGS,
     **quantised.LOWERINGS,
     **reductions.LOWERINGS,
+    **resizing.LOWERINGS,
     **shapes.LOWERINGS,
 }
 """The operators that can be compiled."""

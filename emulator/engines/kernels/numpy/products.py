@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from driver_shim.protocol.program_commands import Activation
-from emulator.engines.kernels.numpy.columns import convolve, convolve_depthwise, is_depthwise
-from emulator.model.operators.arrays import Array, activate, along, operand, required, widen
+from emulator.engines.kernels.numpy.columns import convolve, convolve_depthwise, convolve_transposed, is_depthwise
+from emulator.model.operators.arrays import Array, activate, along, is_float, operand, required, widen
 
 
 def matmul(attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
@@ -48,9 +48,20 @@ def conv(attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Arra
     _finish(sums, y, attributes)
 
 
+def conv_transpose(attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
+    """CONV_TRANSPOSE as golden's, by one product."""
+    x, w, y = widen(required(inputs, 0)), widen(required(inputs, 1)), outputs[0]
+    bias = operand(inputs, 2)
+    sums = _sums_of(y)
+    convolve_transposed(x, w, sums, attributes)
+    if bias is not None:
+        sums += along(widen(bias), 1, sums.ndim)
+    _finish(sums, y, attributes)
+
+
 def _sums_of(y: Array) -> Array:
     """Where float32 sums go: the output itself if it holds them. Verified programs keep operands out of it."""
-    return y if y.dtype == np.float32 else np.empty(y.shape, np.float32)
+    return np.empty(y.shape, np.float32) if is_float(y) and y.dtype != np.float32 else y
 
 
 def _multiply(weights: Array, columns: Array, sums: Array) -> None:
