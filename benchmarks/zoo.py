@@ -48,8 +48,7 @@ class Measured(NamedTuple):
         providers = ", ".join(f"{name} {count}" for name, count in sorted(self.kernels.items()))
         agrees = "the bit" if not self.difference else f"{self.difference:.0e}"
         times = " | ".join(f"{seconds * 1e3:.3g} ms" for seconds in (self.seconds, self.peer_seconds))
-        file = Path(entry.file).name
-        return f"| {entry.package} | {entry.version} | `{file}` | {entry.does} | {agrees} | {providers} | {times} |\n"
+        return f"| {entry.package} | {entry.version} | `{entry.short_file}` | {entry.does} | {agrees} | {providers} | {times} |\n"
 
 
 def measure(entry: zoo.Entry, peer: Peer, threads: int) -> Measured:

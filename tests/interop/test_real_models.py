@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 import sdk
 from sdk.validate import barred
 from tests.models import minilm, zoo
+from tests.support.needs import require_all_there
 from tests.support.onnxruntime_peer import run as peer
 
 pytestmark = pytest.mark.slow
@@ -26,8 +27,7 @@ def device() -> Iterator[sdk.Device]:
 
 def on_device(device: sdk.Device, entry: zoo.Entry) -> dict[str, NDArray[np.float32]]:
     """The model's answer; leaves the test out when its package's files are missing."""
-    if reason := entry.missing():
-        pytest.skip(reason)
+    require_all_there(entry.missing())
     answer: dict[str, NDArray[np.float32]] = device.load(entry.model())(dict(entry.inputs()))
     assert device.info.pid is not None
     processes, holding = barred.holders(device.info.pid)

@@ -37,9 +37,14 @@ class Entry:
     """Why the tolerance is another."""
 
     @property
+    def short_file(self) -> str:
+        """The file as its package names it, without the package's own folder."""
+        return self.file.partition("/")[2]
+
+    @property
     def name(self) -> str:
-        """Package and file, short."""
-        return f"{self.package}: {Path(self.file).name}"
+        """Package and file."""
+        return f"{self.package}: {self.short_file}"
 
     @property
     def version(self) -> str:
