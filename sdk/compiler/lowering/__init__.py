@@ -12,6 +12,7 @@ from sdk.compiler.lowering import (
     products,
     quantised,
     reductions,
+    resizing,
     shapes,
 )
 
@@ -24,6 +25,7 @@ LOWERINGS: dict[str, Lowering] = {
     **products.LOWERINGS,
     **quantised.LOWERINGS,
     **reductions.LOWERINGS,
+    **resizing.LOWERINGS,
     **shapes.LOWERINGS,
 }
 """The operators that can be compiled."""
