@@ -48,7 +48,8 @@ class Measured(NamedTuple):
         providers = ", ".join(f"{name} {count}" for name, count in sorted(self.kernels.items()))
         agrees = "the bit" if not self.difference else f"{self.difference:.0e}"
         times = " | ".join(f"{seconds * 1e3:.3g} ms" for seconds in (self.seconds, self.peer_seconds))
-        return f"| {entry.package} | {entry.version} | `{entry.short_file}` | {entry.does} | {agrees} | {providers} | {times} |\n"
+        model = f"{entry.package} | {entry.version} | `{entry.short_file}` | {entry.does}"
+        return f"| {model} | {agrees} | {providers} | {times} |\n"
 
 
 def measure(entry: zoo.Entry, peer: Peer, threads: int) -> Measured:
