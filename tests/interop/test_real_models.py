@@ -59,3 +59,14 @@ def test_basic_pitch_hears_the_notes_of_a_chord(device: sdk.Device) -> None:
     lowest_key = 21
     heard = notes.max(axis=0).argsort()[-len(zoo.CHORD) :] + lowest_key
     assert sorted(int(note) for note in heard) == sorted(zoo.CHORD)
+
+
+def test_pp_ocr_reads_a_line(device: sdk.Device) -> None:
+    entry = next(entry for entry in zoo.ZOO if "PP-OCRv4_rec" in entry.file)
+    (scores,) = on_device(device, entry).values()
+    (characters,) = (entry.value for entry in entry.model().metadata_props if entry.key == "character")
+    nothing = ""
+    symbols = [nothing, *characters.split("\n"), " "]
+    best = [int(index) for index in scores[0].argmax(axis=1)]
+    changes = [index for index, before in zip(best, [None, *best], strict=False) if index != before]
+    assert "".join(symbols[index] for index in changes) == zoo.TEXT
