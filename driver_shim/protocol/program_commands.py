@@ -69,10 +69,14 @@ class CommandKind(enum.IntEnum):
     """LayerNormalization and its relatives over any dimensions."""
     ROTARY = 0x33
     """RotaryEmbedding."""
+    RESIZE = 0x40
+    """Resize, Upsample."""
+    CONV_TRANSPOSE = 0x41
+    """ConvTranspose, Col2Im; with bias and activation."""
 
 
 class Activation(enum.IntEnum):
-    """What MATMUL and CONV apply to a sum before its one rounding."""
+    """What MATMUL, CONV and CONV_TRANSPOSE apply to a sum before its one rounding."""
 
     NONE = 0
     RELU = 1
@@ -225,6 +229,36 @@ class PadMode(enum.IntEnum):
     CONSTANT = 0
     REFLECT = 1
     EDGE = 2
+    WRAP = 3
+
+
+class ResizeMode(enum.IntEnum):
+    """How RESIZE makes an element of those around its place, by the names of the ONNX attribute `mode`."""
+
+    NEAREST = 0
+    LINEAR = 1
+    CUBIC = 2
+
+
+class Coordinates(enum.IntEnum):
+    """Where RESIZE finds an element's place, by the names of the ONNX attribute `coordinate_transformation_mode`."""
+
+    HALF_PIXEL = 0
+    HALF_PIXEL_SYMMETRIC = 1
+    PYTORCH_HALF_PIXEL = 2
+    ALIGN_CORNERS = 3
+    ASYMMETRIC = 4
+    TF_HALF_PIXEL_FOR_NN = 5
+    TF_CROP_AND_RESIZE = 6
+
+
+class NearestMode(enum.IntEnum):
+    """Which element is the nearest to a place, by the names of the ONNX attribute `nearest_mode`."""
+
+    ROUND_PREFER_FLOOR = 0
+    ROUND_PREFER_CEIL = 1
+    FLOOR = 2
+    CEIL = 3
 
 
 MAX_CELL_ACTIVATIONS = 6
@@ -325,10 +359,40 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
         "layer_norm", 16, "axes" / u32, "epsilon" / f32, "root_mean_square" / u8, reserved(7)
     ),
     CommandKind.ROTARY: Layout("rotary", 8, "heads" / u32, "interleaved" / u8, reserved(3)),
+    CommandKind.CONV_TRANSPOSE: Layout(
+        "conv_transpose",
+        80,
+        "group" / u32,
+        "activation" / u8,
+        reserved(3),
+        "low" / f32,
+        "high" / f32,
+        *_WINDOW,
+        "output_padding" / array(MAX_SPATIAL, u32),
+        reserved(4),
+    ),
+    CommandKind.RESIZE: Layout(
+        "resize",
+        144,
+        "mode" / u8,
+        "coordinates" / u8,
+        "nearest" / u8,
+        "exclude_outside" / u8,
+        "antialias" / u8,
+        reserved(3),
+        "cubic" / f32,
+        "extrapolation" / f32,
+        "extents" / array(MAX_RANK, u32),
+        "scales" / array(MAX_RANK, f32),
+        "starts" / array(MAX_RANK, f32),
+        "ends" / array(MAX_RANK, f32),
+    ),
 }
 """`axes` of REDUCE and LAYER_NORM is a mask: bit i stands for dimension i; `keep` leaves reduced dimensions in, as
-ones. Axes count from 0, never from the end. `dtype` of CAST is a `WireType`. A `clip` of 0 clips nothing, a `softcap`
-of 0 caps nothing, a window of -1 is open; heads are 0 where operands of ATTENTION have a dimension for them."""
+ones. Axes count from 0, never from the end. `dtype` of CAST is a `WireType`. RESIZE: `cubic` is ONNX's
+`cubic_coeff_a`; `starts` and `ends` are its `roi`, by dimension; unused dimensions hold 0. RECURRENT: a `clip` of 0
+clips nothing. ATTENTION: a `softcap` of 0 caps nothing, a window of -1 is open; heads are 0 where operands have a
+dimension for them."""
 
 
 class Operands(NamedTuple):
@@ -374,4 +438,9 @@ OPERANDS: dict[CommandKind, Operands] = {
     ),
     CommandKind.LAYER_NORM: Operands(("x",), ("scale", "bias"), outputs=3),
     CommandKind.ROTARY: Operands(("x", "cos", "sin"), ("positions",)),
+    CommandKind.RESIZE: Operands(("x",)),
+    CommandKind.CONV_TRANSPOSE: Operands(("x", "w"), ("bias",)),
 }
+
+UPDATED_INPUT: dict[CommandKind, int] = {}
+"""Kinds that update in place: which of their inputs their first output may be."""

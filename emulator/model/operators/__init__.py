@@ -17,6 +17,7 @@ from emulator.model.operators import (
     quantised,
     recurrent,
     reductions,
+    resizing,
     rotary,
 )
 from emulator.model.operators.arrays import KernelFault
@@ -25,7 +26,18 @@ from emulator.model.operators.shapes import SemanticError
 
 OPERATORS: dict[CommandKind, Operator] = {
     operator.kind: operator
-    for room in (products, quantised, elementwise, reductions, movement, recurrent, attention, normalise, rotary)
+    for room in (
+        products,
+        quantised,
+        elementwise,
+        reductions,
+        movement,
+        resizing,
+        recurrent,
+        attention,
+        normalise,
+        rotary,
+    )
     for operator in room.OPERATORS
 }
 """What there is, by kind."""

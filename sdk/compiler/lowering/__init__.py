@@ -16,6 +16,7 @@ from sdk.compiler.lowering import (
     quantised,
     recurrent,
     reductions,
+    resizing,
     shapes,
 )
 
@@ -32,6 +33,7 @@ LOWERINGS: dict[str, Lowering] = {
     **quantised.LOWERINGS,
     **recurrent.LOWERINGS,
     **reductions.LOWERINGS,
+    **resizing.LOWERINGS,
     **shapes.LOWERINGS,
 }
 """The operators that can be compiled."""

@@ -9,12 +9,21 @@ import functools
 from collections.abc import Callable
 
 from driver_shim.protocol.program_commands import CommandKind
-from emulator.engines.kernels.numpy import attention, elementwise, normalise, products, quantised, recurrent
+from emulator.engines.kernels.numpy import (
+    attention,
+    elementwise,
+    normalise,
+    products,
+    quantised,
+    recurrent,
+    resizing,
+)
 from emulator.engines.kernels.provider import Kernel, KernelRequest
 
 _RUN = {
     CommandKind.MATMUL: products.matmul,
     CommandKind.CONV: products.conv,
+    CommandKind.CONV_TRANSPOSE: products.conv_transpose,
     CommandKind.UNARY: elementwise.unary,
     CommandKind.BINARY: elementwise.binary,
     CommandKind.CAST: elementwise.cast,
@@ -22,10 +31,11 @@ _RUN = {
     CommandKind.LAYER_NORM: normalise.layer_norm,
 }
 """Kernels that have nothing to prepare."""
-_PREPARE: dict[CommandKind, Callable[[KernelRequest], Kernel]] = {
+_PREPARE: dict[CommandKind, Callable[[KernelRequest], Kernel | None]] = {
     CommandKind.QMATMUL: quantised.prepare_matmul,
     CommandKind.QCONV: quantised.prepare_conv,
     CommandKind.RECURRENT: recurrent.prepare,
+    CommandKind.RESIZE: resizing.prepare_resize,
 }
 KINDS = _RUN.keys() | _PREPARE.keys()
 """Kinds of command that have a kernel here."""
