@@ -23,6 +23,7 @@ from emulator.model.operators import (
     reductions,
     resizing,
     rotary,
+    states,
 )
 from emulator.model.operators.arrays import KernelFault
 from emulator.model.operators.operator import Operator
@@ -45,6 +46,7 @@ OPERATORS: dict[CommandKind, Operator] = {
         recurrent,
         attention,
         rotary,
+        states,
     )
     for operator in room.OPERATORS
 }
