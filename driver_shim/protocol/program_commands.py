@@ -24,7 +24,7 @@ class CommandKind(enum.IntEnum):
     CONV = 0x02
     """Conv; with bias and activation."""
     POOL = 0x03
-    """MaxPool, AveragePool."""
+    """MaxPool, AveragePool, LpPool."""
     QMATMUL = 0x08
     """QLinearMatMul; with int32 bias and ReLU."""
     QCONV = 0x09
@@ -65,6 +65,8 @@ class CommandKind(enum.IntEnum):
     """Resize, Upsample."""
     CONV_TRANSPOSE = 0x41
     """ConvTranspose, Col2Im; with bias and activation."""
+    UNPOOL = 0x42
+    """MaxUnpool."""
 
 
 class Activation(enum.IntEnum):
@@ -154,7 +156,9 @@ class PoolFunction(enum.IntEnum):
     """Functions of POOL."""
 
     MAX = 1
+    """The only one with a second output, of indices."""
     AVERAGE = 2
+    LP = 3
 
 
 class PadMode(enum.IntEnum):
@@ -226,13 +230,15 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
     ),
     CommandKind.POOL: Layout(
         "pool",
-        64,
+        72,
         "function" / u8,
         "count_include_pad" / u8,
         "ceil_mode" / u8,
-        reserved(1),
+        "column_major" / u8,
+        "p" / u32,
         "kernel" / array(MAX_SPATIAL, u32),
         *_WINDOW,
+        reserved(4),
     ),
     CommandKind.QMATMUL: Layout("qmatmul", 8, "relu" / u8, reserved(7)),
     CommandKind.QCONV: Layout("qconv", 56, "group" / u32, "relu" / u8, reserved(3), *_WINDOW),
@@ -272,6 +278,7 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
         "output_padding" / array(MAX_SPATIAL, u32),
         reserved(4),
     ),
+    CommandKind.UNPOOL: Layout("unpool", 40, *_SHAPE),
     CommandKind.RESIZE: Layout(
         "resize",
         144,
@@ -310,7 +317,7 @@ _QUANTISED_LEFT = ("x", "w", "x_scale", "x_zero_point", "w_scale", "w_zero_point
 OPERANDS: dict[CommandKind, Operands] = {
     CommandKind.MATMUL: Operands(("a", "b"), ("bias",)),
     CommandKind.CONV: Operands(("x", "w"), ("bias",)),
-    CommandKind.POOL: Operands(("x",)),
+    CommandKind.POOL: Operands(("x",), outputs=2),
     CommandKind.QMATMUL: Operands(_QUANTISED_LEFT, ("bias",)),
     CommandKind.QCONV: Operands(_QUANTISED_LEFT, ("bias",)),
     CommandKind.QUANTIZE: Operands(("x", "scale", "zero_point")),
@@ -330,5 +337,6 @@ OPERANDS: dict[CommandKind, Operands] = {
     CommandKind.PAD: Operands(("x",), ("value",)),
     CommandKind.EXPAND: Operands(("x",)),
     CommandKind.RESIZE: Operands(("x",)),
+    CommandKind.UNPOOL: Operands(("x", "indices")),
     CommandKind.CONV_TRANSPOSE: Operands(("x", "w"), ("bias",)),
 }

@@ -158,7 +158,7 @@ def _pool(request: KernelRequest) -> _Graph | None:
         if not _is_float32(request) and request.outputs[0].dtype not in QUANTISED:
             return None
         graph.add("MaxPool", ["i0"], **window)
-    elif _is_float32(request):
+    elif attributes.function == PoolFunction.AVERAGE and _is_float32(request):
         graph.add("AveragePool", ["i0"], count_include_pad=attributes.count_include_pad, **window)
     else:
         return None

@@ -199,7 +199,7 @@ CASES = [
 ]
 
 FOLDED_ALWAYS = {"Shape", "Size", "Constant", "ConstantOfShape", "Range"}
-IMAGES = {"Resize", "Upsample", "ConvTranspose", "Col2Im"}
+IMAGES = {"Resize", "Upsample", "ConvTranspose", "Col2Im", "LpPool", "GlobalLpPool", "MaxUnpool"}
 """Compared in test_lowering_images.py."""
 ELSEWHERE = {"QLinearConv", "QLinearMatMul", "If", "Loop", "Scan"}
 """Compared with onnxruntime, whose arithmetic is the reference; control flow in a module of its own."""
