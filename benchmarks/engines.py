@@ -8,16 +8,28 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.figures import Figure
-from driver_shim.protocol.program import Binding, Command, Program, Storage, Tensor, TensorType, build, make_attributes
+from driver_shim.protocol.program import (
+    Binding,
+    Command,
+    EntryPoint,
+    Program,
+    Storage,
+    Tensor,
+    TensorType,
+    align_up,
+    build,
+    make_attributes,
+)
 from driver_shim.protocol.program_commands import CommandKind
 from driver_shim.protocol.types import WireType
 from emulator.chip.device_memory import DeviceMemory
@@ -74,15 +86,20 @@ def figures() -> list[Figure]:
 
 
 @contextmanager
-def _pool(container: bytes, kernels: str = "auto") -> Iterator[Callable[[], JobResult]]:
-    """A pool of one engine with a program; yields what runs it once. Input 0 lies at address 0."""
-    program = verify(container)
-    image = ProgramImage(container, program.scratch_bytes, program.output_places, program.command_count)
+def _pool(
+    container: bytes, constants: Sequence[NDArray[Any]] = (), kernels: str = "auto", first: bytes = b""
+) -> Iterator[Callable[[], JobResult]]:
+    """A pool of one engine with a program; yields what runs it once. Input 0 lies at address 0 and is `first`."""
     memory = DeviceMemory(MEMORY_BYTES)
-    memory.view[CONSTANTS_ADDRESS : CONSTANTS_ADDRESS + program.constants_bytes] = program.constants
-    memory.view[: 4 * MODEL_TOKENS] = _tokens().tobytes()
+    memory.view[: len(first)] = first
+    addresses, end = [], CONSTANTS_ADDRESS
+    for array in constants:
+        memory.view[end : end + array.nbytes] = array.tobytes()
+        addresses.append(end)
+        end += align_up(array.nbytes)
+    image = ProgramImage.of(container, verify(container), tuple(addresses))
     pool = EnginePool(memory.fd, 1, kernels)
-    job = EngineJob(1, 0, 1, CONSTANTS_ADDRESS, (0,))
+    job = EngineJob(1, 0, 1, (0,))
 
     def run() -> JobResult:
         pool.start(job)
@@ -124,9 +141,17 @@ def _empty_jobs() -> Spread:
 
 
 def _magika_jobs(path: Path, kernels: str) -> float:
-    container = compile_model(read_model(path), {MODEL_INPUT: (1, MODEL_TOKENS)}).image
-    with _pool(container, kernels) as run:
+    compiled = compile_model(read_model(path), {MODEL_INPUT: (1, MODEL_TOKENS)})
+    constants = [constant.array for constant in compiled.constants]
+    with _pool(compiled.image, constants, kernels, _tokens().tobytes()) as run:
         return statistics.median(_seconds(run, MODEL_JOBS))
+
+
+def seconds_of(path: Path, name: str, x: NDArray[Any], jobs: int = EMPTY_JOBS) -> float:
+    """Median seconds of a model of one input on an engine that is asked directly."""
+    container = compile_model(read_model(path), {name: x.shape}).image
+    with _pool(container, first=x.tobytes()) as run:
+        return statistics.median(_seconds(run, jobs))
 
 
 def _empty_program() -> bytes:
@@ -134,7 +159,7 @@ def _empty_program() -> bytes:
     scalar = TensorType(WireType.INT32, ())
     tensors = (Tensor(scalar, Storage.INPUT), Tensor(scalar, Storage.OUTPUT))
     command = Command(CommandKind.COPY, make_attributes(CommandKind.COPY), (0,), (1,))
-    return build(Program(tensors, (command,), (Binding("x", 0),), (Binding("y", 1),), b"", 0))
+    return build(Program(tensors, (EntryPoint((command,), (Binding("x", 0),), (Binding("y", 1),)),)))
 
 
 def _tokens() -> NDArray[np.int32]:

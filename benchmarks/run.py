@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 import sdk
-from benchmarks import copying, engines, firmware, idling, pocl, queues, raw, startup, trapped_reads
+from benchmarks import copying, engines, firmware, idling, models, pocl, queues, raw, startup, trapped_reads
 from benchmarks.figures import Figure
 from sdk.cli.frame import now
 from sdk.version import VERSION
@@ -36,6 +36,7 @@ def main(output: Path | None) -> None:
         found += copying.figures(device, peer.copies if peer else {})
         found += idling.figures(device)  # last: it starts an engine
     found += engines.figures()
+    found += models.figures()
     found += firmware.figures()
     table = Table("what", "ours", "peer", "budget", "", box=None, pad_edge=False)
     for figure in found:

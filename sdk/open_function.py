@@ -12,7 +12,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from numpy.typing import DTypeLike
@@ -177,11 +177,11 @@ class OpenFunction:
             self._clean_up()
             self._models.add(model)
 
-    def load_program(self, image: bytes, constants: DeviceBuffer) -> int:
-        """Load a compiled container, its constants into a buffer; returns its handle."""
+    def load_program(self, image: bytes, constants: Sequence[tuple[int, int]]) -> int:
+        """Load a compiled container whose constants lie at these (device address, bytes); returns its handle."""
         with self._lock:
             self.check_open()
-            return self.controller.load_program(image, constants.address)
+            return self.controller.load_program(image, constants)
 
     def unload_program(self, handle: int, reset_count: int) -> None:
         """Forget a program, unless a reset (they are counted) did so already."""

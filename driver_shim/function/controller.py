@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from driver_shim import timeouts
@@ -343,12 +343,19 @@ class Controller:
         for block in blocks:
             self.memory.abandon(block)
 
-    def load_program(self, image: bytes, constants: int) -> int:
-        """Load a program whose constants go to device address `constants`; returns its handle."""
-        with self._transfer(len(image)) as block:
-            block.view[: len(image)] = image
+    def load_program(self, image: bytes, constants: Sequence[tuple[int, int]]) -> int:
+        """Load a program whose constants lie at these (device address, size); returns its handle."""
+        table = b"".join(commands.BINDING.codec.pack(address, size) for address, size in constants)
+        with self._transfer(len(table) + len(image)) as block:
+            block.view[: len(table)] = table
+            block.view[len(table) : len(table) + len(image)] = image
             return self.admin(
-                commands.LOAD_PROGRAM, AdminOpcode.LOAD_PROGRAM, source=block.iova, size=len(image), constants=constants
+                commands.LOAD_PROGRAM,
+                AdminOpcode.LOAD_PROGRAM,
+                source=block.iova + len(table),
+                size=len(image),
+                constants=block.iova,
+                constant_count=len(constants),
             )
 
     def unload_program(self, handle: int) -> None:

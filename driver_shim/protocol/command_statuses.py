@@ -49,6 +49,7 @@ STATUSES: Mapping[IoOpcode | AdminOpcode, tuple[Status, ...]] = {
         Status.MISALIGNED,
         Status.NOT_SHAREABLE,
         Status.PROGRAM_REJECTED,
+        Status.BINDING_MISMATCH,
         Status.PROGRAM_LIMIT,
     ),
     AdminOpcode.UNLOAD_PROGRAM: (*_ALWAYS, Status.INVALID_PROGRAM),

@@ -141,14 +141,16 @@ FILL = _submission(
 EXEC = _submission(
     "exec",
     reserved(24),
-    reserved(8),
+    "entry" / u32,
+    reserved(4),
     "program" / u32,
     "binding_count" / u32,
     "bindings" / u64,
     "workspace" / u64,
 )
-"""`bindings`: bus address of `binding_count` BINDING entries, inputs then outputs. `workspace`: device address of
-the program's `workspace_bytes`; its contents are undefined afterwards."""
+"""`entry`: which of the program's entry points, counted from 0. `bindings`: bus address of `binding_count` BINDING
+entries: inputs, outputs, then states. `workspace`: device address of the entry point's `workspace_bytes`; its contents
+are undefined afterwards."""
 
 IDENTIFY = _submission("identify", "destination" / u64, "size" / u64, reserved(40))
 CREATE_QUEUE = _submission(
@@ -168,10 +170,13 @@ created afterwards; the admin queue always uses its doorbell."""
 GET_LOG_PAGE = _submission(
     "get_log_page", "destination" / u64, "size" / u64, "page" / u8, reserved(7), "offset" / u64, reserved(24)
 )
-LOAD_PROGRAM = _submission("load_program", "source" / u64, "size" / u64, "constants" / u64, reserved(32))
-"""`source`: bus address of the container (in a shareable mapping). `constants`: device address where its constants
-are placed; they must not change while the program is loaded, since an engine may keep them in a form of its own. The
-result is the program's handle."""
+LOAD_PROGRAM = _submission(
+    "load_program", "source" / u64, "size" / u64, "constants" / u64, "constant_count" / u32, reserved(28)
+)
+"""`source`: bus address of the container. `constants`: bus address of `constant_count` BINDING entries: where in device
+memory each constant of its tensor table lies, in order. They are there before the first exec and do not change while
+the program is loaded, since an engine may keep them in a form of its own. Both lie in shareable mappings. The result is
+the program's handle."""
 UNLOAD_PROGRAM = _submission("unload_program", reserved(24), "program" / u32, reserved(28))
 
 IO_COMMANDS: dict[IoOpcode, Layout] = {

@@ -1,6 +1,10 @@
-"""The program container: a compiled model as bytes.
+"""The program container: a compiled model as bytes, without its weights.
 
-    HEADER · SECTION × 5 · tensors · commands · bindings · names · constants
+    HEADER · SECTION × 5 · tensors · commands · entries · bindings · names
+
+A program is one table of tensors and any number of entry points over it. A tensor lives in one of the regions that
+`Storage` names: constants are bound when the program is loaded, inputs, outputs, states and workspace at each
+execution. So weights go to the device once, by ordinary copies, and any number of programs name them.
 
 Sections follow each other in that order, each on a multiple of `ALIGNMENT`, zero-filled between. `build` writes a
 container; `program_parsing.parse` reads one and refuses whatever is not exactly of this form. What the commands mean
@@ -21,23 +25,26 @@ from driver_shim.protocol.registers import CONTRACT_MAJOR, CONTRACT_MINOR
 from driver_shim.protocol.types import WireType
 
 MAGIC = b"NPUPROG\x1a"
-CONTAINER_MAJOR = 1
+CONTAINER_MAJOR = 2
 """Grows when older readers would misunderstand; a reader refuses another major."""
 CONTAINER_MINOR = 0
 """Grows with additions; a reader refuses a newer minor."""
 
 ALIGNMENT = 64
-"""Sections, and tensors within constants and workspace, begin on multiples of this many bytes."""
-MAX_CONTAINER_BYTES = 1 << 30
+"""Sections, and tensors within the workspace, begin on multiples of this many bytes."""
+MAX_CONTAINER_BYTES = 1 << 25
+"""As many tensors and commands as there may be take half of it."""
 MAX_TENSORS = 1 << 16
 MAX_COMMANDS = 1 << 16
 MAX_OPERANDS = 255
+MAX_ENTRIES = 64
 MAX_BINDINGS = 256
+"""Of one entry point."""
 MAX_NAME_BYTES = 1024
 MAX_DIMENSION = (1 << 31) - 1
 MAX_TENSOR_BYTES = 1 << 36
 MAX_REGION_BYTES = 1 << 40
-"""Of the workspace; what a device really has is checked when a program is loaded."""
+"""Of a workspace; what a device really has is checked when a program is loaded."""
 
 NO_TENSOR = 0xFFFF_FFFF
 """Operand id of an optional operand that is not there."""
@@ -53,8 +60,7 @@ HEADER = Layout(
     "total_bytes" / u64,
     "checksum" / u32,
     "section_count" / u32,
-    "workspace_bytes" / u64,
-    reserved(24),
+    reserved(32),
 )
 """`checksum`: CRC-32 (ISO 3309, as zlib's) of the whole container with this field zero."""
 SECTION = Layout("program_section", 32, "kind" / u32, "count" / u32, "offset" / u64, "size" / u64, reserved(8))
@@ -70,15 +76,29 @@ TENSOR = Layout(
     "shape" / array(MAX_RANK, u32),
     reserved(8),
 )
-"""`offset`: within constants or workspace; 0 for inputs and outputs, whose places are bound at each execution.
-`size` in bytes: dense, row-major, unused dimensions zero."""
+"""`offset`: within the workspace; 0 for tensors of other regions, whose places are bound. `size` in bytes: dense,
+row-major, unused dimensions zero; 0 where an extent is."""
 COMMAND = Layout(
     "program_command", 8, "kind" / u16, "input_count" / u8, "output_count" / u8, "attribute_bytes" / u16, reserved(2)
 )
 """Followed by the attributes of its kind, then the u32 tensor ids of inputs and outputs, zero-filled to 8 bytes."""
 COMMAND_ALIGNMENT = 8
+ENTRY = Layout(
+    "program_entry",
+    64,
+    "first_command" / u32,
+    "command_count" / u32,
+    "first_binding" / u32,
+    "binding_count" / u32,
+    "name" / u32,
+    "name_bytes" / u32,
+    "workspace_bytes" / u64,
+    reserved(32),
+)
+"""An entry point: which commands it runs, in order, and what is bound for them. The entry points of a program take its
+commands and its bindings one after the other, all of them."""
 BINDING = Layout("program_binding", 16, "tensor" / u32, "direction" / u8, reserved(3), "name" / u32, "name_bytes" / u32)
-"""One input or output, inputs first; `name` is an offset into the names section (UTF-8)."""
+"""One input, output or state of an entry point, in that order; `name` is an offset into the names section (UTF-8)."""
 
 
 class Section(enum.IntEnum):
@@ -86,25 +106,38 @@ class Section(enum.IntEnum):
 
     TENSORS = 1
     COMMANDS = 2
-    BINDINGS = 3
-    NAMES = 4
-    CONSTANTS = 5
+    ENTRIES = 3
+    BINDINGS = 4
+    NAMES = 5
 
 
 class Storage(enum.IntEnum):
-    """Where a tensor lives."""
+    """The region that a tensor lives in."""
 
     CONSTANT = 1
+    """Bound when the program is loaded: the i-th constant of the tensor table by the i-th entry of the host's table."""
     WORKSPACE = 2
+    """Within the one piece of device memory that each execution brings along; undefined before and after."""
     INPUT = 3
     OUTPUT = 4
+    STATE = 5
+    """Device memory bound at each execution that commands read and update in place."""
 
 
 class Direction(enum.IntEnum):
-    """Which way a binding goes."""
+    """What a binding is for."""
 
     INPUT = 0
     OUTPUT = 1
+    STATE = 2
+
+
+STORAGE_OF = {
+    Direction.INPUT: Storage.INPUT,
+    Direction.OUTPUT: Storage.OUTPUT,
+    Direction.STATE: Storage.STATE,
+}
+"""Where the tensors of a binding live."""
 
 
 class ProgramError(ValueError):
@@ -154,10 +187,26 @@ class Command:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Binding:
-    """A named input or output."""
+    """A named input, output or state."""
 
     name: str
     tensor: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EntryPoint:
+    """What one execution runs."""
+
+    commands: tuple[Command, ...]
+    inputs: tuple[Binding, ...]
+    outputs: tuple[Binding, ...]
+    workspace_bytes: int = 0
+    states: tuple[Binding, ...] = ()
+    name: str = "main"
+
+    def bindings(self) -> dict[Direction, tuple[Binding, ...]]:
+        """Inputs, outputs and states, in the order in which they are bound."""
+        return {Direction.INPUT: self.inputs, Direction.OUTPUT: self.outputs, Direction.STATE: self.states}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -165,11 +214,17 @@ class Program:
     """A container taken apart. Parsing guarantees its form, not yet that its commands make sense."""
 
     tensors: tuple[Tensor, ...]
-    commands: tuple[Command, ...]
-    inputs: tuple[Binding, ...]
-    outputs: tuple[Binding, ...]
-    constants: memoryview | bytes
-    workspace_bytes: int
+    entries: tuple[EntryPoint, ...]
+
+    @property
+    def commands(self) -> tuple[Command, ...]:
+        """Those of all entry points, one after the other."""
+        return tuple(command for entry in self.entries for command in entry.commands)
+
+    @property
+    def constants(self) -> tuple[int, ...]:
+        """Ids of the constant tensors, in the order in which a load binds them."""
+        return tuple(i for i, tensor in enumerate(self.tensors) if tensor.storage is Storage.CONSTANT)
 
 
 def make_attributes(kind: CommandKind, **values: Any) -> Any:
@@ -195,19 +250,31 @@ def seal(container: bytearray) -> None:
 
 def build(program: Program) -> bytes:
     """Encode a program; equal programs give equal bytes. Raises FieldError for what does not fit."""
-    names = bytearray()
-    bindings = bytearray()
-    for direction, group in ((Direction.INPUT, program.inputs), (Direction.OUTPUT, program.outputs)):
-        for binding in group:
-            text = binding.name.encode()
-            bindings += BINDING.build(tensor=binding.tensor, direction=direction, name=len(names), name_bytes=len(text))
-            names += text
+    names, bindings, entries = bytearray(), bytearray(), bytearray()
+    first_command = first_binding = 0
+    for entry in program.entries:
+        bound = [(direction, each) for direction, group in entry.bindings().items() for each in group]
+        for direction, each in bound:
+            at, size = _add_name(names, each.name)
+            bindings += BINDING.build(tensor=each.tensor, direction=direction, name=at, name_bytes=size)
+        at, size = _add_name(names, entry.name)
+        entries += ENTRY.build(
+            first_command=first_command,
+            command_count=len(entry.commands),
+            first_binding=first_binding,
+            binding_count=len(bound),
+            name=at,
+            name_bytes=size,
+            workspace_bytes=entry.workspace_bytes,
+        )
+        first_command += len(entry.commands)
+        first_binding += len(bound)
     sections = (
         (Section.TENSORS, len(program.tensors), b"".join(map(_build_tensor, program.tensors))),
-        (Section.COMMANDS, len(program.commands), b"".join(map(_build_command, program.commands))),
-        (Section.BINDINGS, len(program.inputs) + len(program.outputs), bindings),
+        (Section.COMMANDS, first_command, b"".join(map(_build_command, program.commands))),
+        (Section.ENTRIES, len(program.entries), entries),
+        (Section.BINDINGS, first_binding, bindings),
         (Section.NAMES, len(names), names),
-        (Section.CONSTANTS, len(program.constants), program.constants),
     )
     table = bytearray()
     body = bytearray()
@@ -224,11 +291,17 @@ def build(program: Program) -> bytes:
         contract_minor=CONTRACT_MINOR,
         total_bytes=body_offset + len(body),
         section_count=len(sections),
-        workspace_bytes=program.workspace_bytes,
     )
     container = bytearray(header + table.ljust(body_offset - HEADER.size, b"\0") + body)
     seal(container)
     return bytes(container)
+
+
+def _add_name(names: bytearray, text: str) -> tuple[int, int]:
+    """Append a name; returns its place and size."""
+    encoded = text.encode()
+    names += encoded
+    return len(names) - len(encoded), len(encoded)
 
 
 def _build_tensor(tensor: Tensor) -> bytes:

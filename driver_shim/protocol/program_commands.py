@@ -340,3 +340,6 @@ OPERANDS: dict[CommandKind, Operands] = {
     CommandKind.UNPOOL: Operands(("x", "indices")),
     CommandKind.CONV_TRANSPOSE: Operands(("x", "w"), ("bias",)),
 }
+
+UPDATED_INPUT: dict[CommandKind, int] = {}
+"""Kinds that update in place: which of their inputs their first output may be."""

@@ -15,12 +15,14 @@ from driver_shim.protocol.program import (
     COMMAND_ALIGNMENT,
     CONTAINER_MAJOR,
     CONTAINER_MINOR,
+    ENTRY,
     HEADER,
     MAGIC,
     MAX_BINDINGS,
     MAX_COMMANDS,
     MAX_CONTAINER_BYTES,
     MAX_DIMENSION,
+    MAX_ENTRIES,
     MAX_NAME_BYTES,
     MAX_OPERANDS,
     MAX_REGION_BYTES,
@@ -28,10 +30,12 @@ from driver_shim.protocol.program import (
     MAX_TENSORS,
     NO_TENSOR,
     SECTION,
+    STORAGE_OF,
     TENSOR,
     Binding,
     Command,
     Direction,
+    EntryPoint,
     Program,
     ProgramError,
     Section,
@@ -48,17 +52,19 @@ _E = TypeVar("_E", bound=enum.IntEnum)
 
 
 def parse(image: bytes | bytearray | memoryview) -> Program:
-    """Take a container apart, sharing its constants. Raises ProgramError for anything malformed, nothing else.
+    """Take a container apart. Raises ProgramError for anything malformed, nothing else.
 
     Time and memory are bounded by the size of the container and the limits of `program.py`.
     """
     data = memoryview(image).cast("B")
     header = _parse_header(data)
     sections = _parse_sections(data, header)
-    tensors = _parse_tensors(*sections[Section.TENSORS], len(sections[Section.CONSTANTS][0]), header.workspace_bytes)
+    tensors = _parse_tensors(*sections[Section.TENSORS])
     commands = _parse_commands(*sections[Section.COMMANDS], len(tensors))
-    inputs, outputs = _parse_bindings(*sections[Section.BINDINGS], sections[Section.NAMES][0], tensors)
-    return Program(tensors, commands, inputs, outputs, sections[Section.CONSTANTS][0], header.workspace_bytes)
+    names = sections[Section.NAMES][0]
+    bindings = _parse_bindings(*sections[Section.BINDINGS], names, tensors)
+    entries = _parse_entries(*sections[Section.ENTRIES], names, commands, bindings, tensors)
+    return Program(tensors, entries)
 
 
 def _entry(layout: Layout, data: memoryview, offset: int, where: str) -> Any:
@@ -89,8 +95,6 @@ def _parse_header(data: memoryview) -> Any:
     found = zlib.crc32(data[at + 4 :], zlib.crc32(bytes(4), zlib.crc32(data[:at])))
     if found != header.checksum:
         raise ProgramError(f"header: checksum {header.checksum:#010x}, contents have {found:#010x}")
-    if header.workspace_bytes > MAX_REGION_BYTES:
-        raise ProgramError(f"header: workspace_bytes {header.workspace_bytes} exceeds {MAX_REGION_BYTES}")
     return header
 
 
@@ -115,10 +119,9 @@ def _parse_sections(data: memoryview, header: Any) -> dict[Section, tuple[memory
         sections[kind] = (data[entry.offset : end], entry.count)
     if align_up(end) != len(data) or any(data[end:]):
         raise ProgramError(f"container: {len(data) - end} bytes after the last section, expected zero padding")
-    for kind in (Section.NAMES, Section.CONSTANTS):
-        size, count = len(sections[kind][0]), sections[kind][1]
-        if count != size:
-            raise ProgramError(f"section {kind.name}: count {count}, expected its size {size}")
+    size, count = len(sections[Section.NAMES][0]), sections[Section.NAMES][1]
+    if count != size:
+        raise ProgramError(f"section NAMES: count {count}, expected its size {size}")
     return sections
 
 
@@ -129,7 +132,7 @@ def _table(data: memoryview, count: int, entry_bytes: int, limit: int, what: str
     return range(count)
 
 
-def _parse_tensors(data: memoryview, count: int, constants_bytes: int, workspace_bytes: int) -> tuple[Tensor, ...]:
+def _parse_tensors(data: memoryview, count: int) -> tuple[Tensor, ...]:
     tensors = []
     for index in _table(data, count, TENSOR.size, MAX_TENSORS, "tensors"):
         where = f"tensor {index}"
@@ -143,13 +146,10 @@ def _parse_tensors(data: memoryview, count: int, constants_bytes: int, workspace
         if tensor_type.size_bytes != entry.size or entry.size > MAX_TENSOR_BYTES:
             raise ProgramError(f"{where}: {tensor_type} is {tensor_type.size_bytes} bytes, the entry says {entry.size}")
         storage = _member(Storage, entry.storage, where)
-        region = {Storage.CONSTANT: constants_bytes, Storage.WORKSPACE: workspace_bytes}.get(storage)
-        if region is None and entry.offset:
+        if storage is not Storage.WORKSPACE and entry.offset:
             raise ProgramError(f"{where}: {storage.name.lower()} tensors have offset 0, found {entry.offset}")
-        if region is not None and (entry.offset % ALIGNMENT or entry.offset + entry.size > region):
-            raise ProgramError(
-                f"{where}: {entry.size} bytes at {entry.offset}; must lie on a multiple of {ALIGNMENT} within {region}"
-            )
+        if entry.offset % ALIGNMENT or entry.offset > MAX_REGION_BYTES:
+            raise ProgramError(f"{where}: offset {entry.offset} is no multiple of {ALIGNMENT} up to {MAX_REGION_BYTES}")
         tensors.append(Tensor(tensor_type, storage, entry.offset))
     return tuple(tensors)
 
@@ -207,29 +207,112 @@ def _parse_command(data: memoryview, offset: int, tensor_count: int, where: str)
 
 def _parse_bindings(
     data: memoryview, count: int, names: memoryview, tensors: Sequence[Tensor]
-) -> tuple[tuple[Binding, ...], tuple[Binding, ...]]:
-    groups: dict[Direction, list[Binding]] = {Direction.INPUT: [], Direction.OUTPUT: []}
-    bound: set[int] = set()
-    for index in _table(data, count, BINDING.size, MAX_BINDINGS, "bindings"):
+) -> tuple[tuple[Direction, Binding], ...]:
+    bindings: list[tuple[Direction, Binding]] = []
+    for index in _table(data, count, BINDING.size, MAX_ENTRIES * MAX_BINDINGS, "bindings"):
         where = f"binding {index}"
         entry = _entry(BINDING, data, index * BINDING.size, where)
         direction = _member(Direction, entry.direction, where)
-        wanted = Storage.INPUT if direction is Direction.INPUT else Storage.OUTPUT
-        if entry.tensor >= len(tensors) or tensors[entry.tensor].storage is not wanted or entry.tensor in bound:
-            raise ProgramError(f"{where}: tensor {entry.tensor} is no unbound {wanted.name.lower()} tensor")
-        if direction is Direction.INPUT and groups[Direction.OUTPUT]:
-            raise ProgramError(f"{where}: an input after an output")
-        if not 0 < entry.name_bytes <= MAX_NAME_BYTES or entry.name + entry.name_bytes > len(names):
-            raise ProgramError(f"{where}: name of {entry.name_bytes} bytes at {entry.name} of {len(names)}")
-        try:
-            name = str(names[entry.name : entry.name + entry.name_bytes], "utf-8")
-        except UnicodeDecodeError as error:
-            raise ProgramError(f"{where}: its name is no UTF-8 ({error.reason})") from None
-        if any(name == other.name for other in groups[direction]):
+        wanted = STORAGE_OF[direction]
+        if entry.tensor >= len(tensors) or tensors[entry.tensor].storage is not wanted:
+            raise ProgramError(f"{where}: tensor {entry.tensor} is no {wanted.name.lower()} tensor")
+        bindings.append((direction, Binding(_name(entry, names, where), entry.tensor)))
+    bound = {binding.tensor for _, binding in bindings}
+    for index, tensor in enumerate(tensors):
+        if tensor.storage in STORAGE_OF.values() and index not in bound:
+            raise ProgramError(f"bindings: tensor {index} is not bound")
+    return tuple(bindings)
+
+
+def _name(entry: Any, names: memoryview, where: str) -> str:
+    """The name of a binding or an entry point."""
+    if not 0 < entry.name_bytes <= MAX_NAME_BYTES or entry.name + entry.name_bytes > len(names):
+        raise ProgramError(f"{where}: name of {entry.name_bytes} bytes at {entry.name} of {len(names)}")
+    try:
+        return str(names[entry.name : entry.name + entry.name_bytes], "utf-8")
+    except UnicodeDecodeError as error:
+        raise ProgramError(f"{where}: its name is no UTF-8 ({error.reason})") from None
+
+
+def _parse_entries(
+    data: memoryview,
+    count: int,
+    names: memoryview,
+    commands: Sequence[Command],
+    bindings: Sequence[tuple[Direction, Binding]],
+    tensors: Sequence[Tensor],
+) -> tuple[EntryPoint, ...]:
+    entries: list[EntryPoint] = []
+    command, binding = 0, 0
+    for index in _table(data, count, ENTRY.size, MAX_ENTRIES, "entries"):
+        where = f"entry {index}"
+        entry = _entry(ENTRY, data, index * ENTRY.size, where)
+        if (entry.first_command, entry.first_binding) != (command, binding):
+            raise ProgramError(
+                f"{where}: begins with command {entry.first_command} and binding {entry.first_binding}; expected"
+                f" {command} and {binding}"
+            )
+        command, binding = command + entry.command_count, binding + entry.binding_count
+        if command > len(commands) or binding > len(bindings) or entry.binding_count > MAX_BINDINGS:
+            raise ProgramError(
+                f"{where}: ends with command {command} of {len(commands)} and binding {binding} of {len(bindings)};"
+                f" at most {MAX_BINDINGS} bindings"
+            )
+        if entry.workspace_bytes > MAX_REGION_BYTES:
+            raise ProgramError(f"{where}: workspace_bytes {entry.workspace_bytes} exceeds {MAX_REGION_BYTES}")
+        groups = _groups(bindings[entry.first_binding : binding], where)
+        name = _name(entry, names, where)
+        if any(name == other.name for other in entries):
             raise ProgramError(f"{where}: the name {name!r} occurs twice")
-        bound.add(entry.tensor)
-        groups[direction].append(Binding(name, entry.tensor))
-    unbound = [i for i, t in enumerate(tensors) if t.storage in (Storage.INPUT, Storage.OUTPUT) and i not in bound]
-    if unbound or not groups[Direction.OUTPUT]:
-        raise ProgramError(f"bindings: tensor {unbound[0]} is not bound" if unbound else "bindings: no output")
-    return tuple(groups[Direction.INPUT]), tuple(groups[Direction.OUTPUT])
+        point = EntryPoint(
+            tuple(commands[entry.first_command : command]),
+            groups[Direction.INPUT],
+            groups[Direction.OUTPUT],
+            entry.workspace_bytes,
+            groups[Direction.STATE],
+            name,
+        )
+        _check_reach(point, tensors, where)
+        entries.append(point)
+    if not entries or command != len(commands) or binding != len(bindings):
+        raise ProgramError(
+            f"entries: {len(entries)} take {command} of {len(commands)} commands, {binding} of {len(bindings)} bindings"
+        )
+    return tuple(entries)
+
+
+def _groups(bindings: Sequence[tuple[Direction, Binding]], where: str) -> dict[Direction, tuple[Binding, ...]]:
+    """The bindings of one entry point by what they are for."""
+    directions = [direction for direction, _ in bindings]
+    if directions != sorted(directions):
+        raise ProgramError(f"{where}: bindings are not in the order inputs, outputs, states")
+    if not {Direction.OUTPUT, Direction.STATE} & set(directions):
+        raise ProgramError(f"{where}: no output and no state")
+    groups: dict[Direction, list[Binding]] = {direction: [] for direction in Direction}
+    names: set[tuple[Direction, str]] = set()
+    bound: set[int] = set()
+    for direction, binding in bindings:
+        if binding.tensor in bound:
+            raise ProgramError(f"{where}: tensor {binding.tensor} is bound twice")
+        if (direction, binding.name) in names:
+            raise ProgramError(f"{where}: the name {binding.name!r} occurs twice")
+        bound.add(binding.tensor)
+        names.add((direction, binding.name))
+        groups[direction].append(binding)
+    return {direction: tuple(group) for direction, group in groups.items()}
+
+
+def _check_reach(entry: EntryPoint, tensors: Sequence[Tensor], where: str) -> None:
+    """Raise ProgramError unless every tensor of its commands is there when the entry point runs."""
+    bound = {binding.tensor for group in entry.bindings().values() for binding in group}
+    named = {tensor for command in entry.commands for tensor in (*command.inputs, *command.outputs)} - {None}
+    for index in sorted(tensor for tensor in named if tensor is not None):
+        tensor = tensors[index]
+        if tensor.storage in STORAGE_OF.values() and index not in bound:
+            raise ProgramError(f"{where}: tensor {index} is not bound")
+        end = tensor.offset + tensor.type.size_bytes
+        if tensor.storage is Storage.WORKSPACE and end > entry.workspace_bytes:
+            raise ProgramError(
+                f"{where}: tensor {index} of {tensor.type.size_bytes} bytes at {tensor.offset}; must lie within"
+                f" {entry.workspace_bytes}"
+            )

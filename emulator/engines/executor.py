@@ -1,7 +1,8 @@
 """The execution of a verified program: its commands, one after the other.
 
-Constants and inputs are read from device memory where the host can see and alter them; intermediates and outputs go
-to scratch. Everything is bounded by what `verify` has checked. The first run prepares the commands' kernels.
+Constants and inputs are read from device memory where the host can see and alter them, states are read and updated
+there; intermediates and outputs go to scratch. Everything is bounded by what `verify` has checked. The first run
+prepares the commands' kernels.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from emulator.engines.job import KernelRun, ProgramFault
 from emulator.engines.kernels.choice import prepare
 from emulator.engines.kernels.provider import KernelRequest, NamedKernel
 from emulator.model.operators import KernelFault
-from emulator.model.verify import VerifiedProgram, load_verified
+from emulator.model.verify import VerifiedEntry, VerifiedProgram, load_verified
 from emulator.model.work import types_of
 
 _logger = logging.getLogger("npu.emulator.engines")
@@ -30,13 +31,16 @@ Array = NDArray[Any]
 
 
 class LoadedProgram:
-    """A program and what its first run has prepared."""
+    """A program and what its first runs have prepared."""
 
-    def __init__(self, program: VerifiedProgram) -> None:
+    def __init__(self, program: VerifiedProgram, constants: Sequence[int]) -> None:
         self.program = program
-        self.steps: list[_Step] = []
-        self.prepared_for: tuple[int, str] | None = None
-        """(constants' address, choice of kernels) that `steps` go with."""
+        self.places = dict(zip(program.image.constants, constants, strict=True))
+        """Device address of every constant, by tensor."""
+        self.constants: dict[int, Array] = {}
+        """Those that are prepared for reading."""
+        self.steps: dict[tuple[int, str], list[_Step]] = {}
+        """By entry point and choice of kernels."""
 
 
 class _Step(NamedTuple):
@@ -49,30 +53,32 @@ class _Step(NamedTuple):
     gives_int64: bool
 
 
-def load(image: memoryview) -> LoadedProgram:
+def load(image: memoryview, constants: Sequence[int]) -> LoadedProgram:
     """Prepare a container that `verify` has accepted. `image` must stay valid as long as the result."""
-    return LoadedProgram(load_verified(image))
+    return LoadedProgram(load_verified(image), constants)
 
 
 def execute(
     loaded: LoadedProgram,
+    entry: int,
     *,
     memory: memoryview,
-    constants_address: int,
     inputs: Sequence[int],
+    states: Sequence[memoryview],
     scratch: memoryview,
     kernels: str,
 ) -> Sequence[KernelRun]:
-    """Run every command; one report each. Raises ProgramFault, ValueError for an unknown choice of kernels.
+    """Run every command of an entry point; one report each.
 
-    `memory` is device memory, never written; constants begin at `constants_address`, input i at `inputs[i]`.
-    `scratch` (at least `scratch_bytes`) receives the workspace and, at `output_places`, the outputs.
+    `memory` is device memory, never written; input i begins at `inputs[i]`. `states` is the writable memory of each
+    state. `scratch` (at least `scratch_bytes`) receives the workspace and, at `output_places`, the outputs.
+    Raises ProgramFault, ValueError for an unknown choice of kernels.
     """
-    tensors = _Tensors(loaded.program, memory, constants_address, inputs, scratch)
+    tensors = _Tensors(loaded, loaded.program.entries[entry], memory, inputs, states, scratch)
     reports = []
     # Overflow, division by zero and NaN follow IEEE 754; numpy's warnings about them are noise here.
     with np.errstate(all="ignore"):
-        for index, step in enumerate(_prepared(loaded, tensors, constants_address, kernels)):
+        for index, step in enumerate(_prepared(loaded, entry, tensors, kernels)):
             began = time.perf_counter_ns()
             command = step.command
             try:
@@ -92,14 +98,14 @@ def execute(
     return reports
 
 
-def _prepared(loaded: LoadedProgram, tensors: _Tensors, constants_address: int, kernels: str) -> list[_Step]:
-    """The program's steps, made when it runs for the first time with its constants there."""
-    wanted = (constants_address, kernels)
-    if loaded.prepared_for != wanted:
-        program = loaded.program.image
-        loaded.steps = [_step(index, command, tensors, kernels) for index, command in enumerate(program.commands)]
-        loaded.prepared_for = wanted
-    return loaded.steps
+def _prepared(loaded: LoadedProgram, entry: int, tensors: _Tensors, kernels: str) -> list[_Step]:
+    """The steps of an entry point, made when it runs for the first time with its constants there."""
+    steps = loaded.steps.get((entry, kernels))
+    if steps is None:
+        commands = loaded.program.entries[entry].point.commands
+        steps = [_step(index, command, tensors, kernels) for index, command in enumerate(commands)]
+        loaded.steps[entry, kernels] = steps
+    return steps
 
 
 def _step(index: int, command: Command, tensors: _Tensors, kernels: str) -> _Step:
@@ -126,62 +132,77 @@ class _Tensors:
 
     def __init__(
         self,
-        program: VerifiedProgram,
+        loaded: LoadedProgram,
+        entry: VerifiedEntry,
         memory: memoryview,
-        constants_address: int,
         inputs: Sequence[int],
+        states: Sequence[memoryview],
         scratch: memoryview,
     ) -> None:
-        self.entries = program.image.tensors
+        self.entries = loaded.program.image.tensors
         self._memory = memory
-        self._constants = constants_address
+        self._loaded = loaded
         self._scratch = scratch
         self._arrays: dict[int, Array] = {}
-        self._input_places = {b.tensor: at for b, at in zip(program.image.inputs, inputs, strict=True)}
-        self._output_places = {
-            b.tensor: at for b, (at, _) in zip(program.image.outputs, program.output_places, strict=True)
-        }
+        point = entry.point
+        self._input_places = {b.tensor: at for b, at in zip(point.inputs, inputs, strict=True)}
+        self._output_places = {b.tensor: at for b, (at, _) in zip(point.outputs, entry.output_places, strict=True)}
+        self._states = {b.tensor: memory for b, memory in zip(point.states, states, strict=True)}
 
     def constant(self, tensor: int | None) -> Array | None:
-        """The values of a constant operand; None for any other."""
-        if tensor is None or self.entries[tensor].storage is not Storage.CONSTANT:
+        """The values of a constant operand, kept for all runs; None for any other."""
+        place = None if tensor is None else self._loaded.places.get(tensor)
+        if tensor is None or place is None:
             return None
-        return self.read(tensor)
+        constants = self._loaded.constants
+        if tensor not in constants:
+            constants[tensor] = _read_only(self._external(tensor, self._memory, place))
+        return constants[tensor]
 
     def read(self, tensor: int) -> Array:
         """An operand, read-only."""
+        array = self._loaded.constants.get(tensor)
+        if array is not None:
+            return array
         array = self._arrays.get(tensor)
         if array is None:
-            array = self._arrays[tensor] = self._external(tensor)
-        if array.flags.writeable:
-            array = array.view()
-            array.flags.writeable = False
-        return array
+            if tensor in self._states:  # read anew each time: commands update it
+                return _read_only(self._external(tensor, self._states[tensor], 0))
+            array = self._arrays[tensor] = self._external(tensor, self._memory, self._input_places[tensor])
+        return _read_only(array)
 
     def write(self, tensor: int) -> Array:
         """An output, to be filled."""
         entry = self.entries[tensor]
+        if entry.storage is Storage.STATE:
+            return _array(self._states[tensor], 0, entry.type)
         offset = entry.offset if entry.storage is Storage.WORKSPACE else self._output_places[tensor]
         self._arrays[tensor] = _array(self._scratch, offset, entry.type)
         return self._arrays[tensor]
 
-    def _external(self, tensor: int) -> Array:
-        """An input or a constant; int64 and bool are checked and normalised once, in a private copy."""
-        entry = self.entries[tensor]
-        constant = entry.storage is Storage.CONSTANT
-        offset = self._constants + entry.offset if constant else self._input_places[tensor]
-        if entry.type.dtype is WireType.BOOL:
+    def _external(self, tensor: int, memory: memoryview, offset: int) -> Array:
+        """What the host may have written; int64 and bool are checked and normalised, in a private copy."""
+        kind = self.entries[tensor].type
+        if kind.dtype is WireType.BOOL:
             # A bool array with other bytes than 0 and 1 behaves unpredictably in numpy.
-            raw = _array(self._memory, offset, TensorType(WireType.UINT8, entry.type.shape))
-            return np.asarray(np.not_equal(raw, 0))
-        array = _array(self._memory, offset, entry.type)
-        if entry.type.dtype is WireType.INT64:
+            return np.asarray(np.not_equal(_array(memory, offset, TensorType(WireType.UINT8, kind.shape)), 0))
+        array = _array(memory, offset, kind)
+        if kind.dtype is WireType.INT64:
             array = array.copy()
             _check_storage([array])
         return array
 
 
+def _read_only(array: Array) -> Array:
+    if array.flags.writeable:
+        array = array.view()
+        array.flags.writeable = False
+    return array
+
+
 def _array(memory: memoryview, offset: int, tensor: TensorType) -> Array:
+    if not tensor.elements:
+        return np.empty(tensor.shape, tensor.dtype.dtype)
     return np.frombuffer(memory, tensor.dtype.dtype, tensor.elements, offset).reshape(tensor.shape)
 
 

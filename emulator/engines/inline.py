@@ -14,6 +14,7 @@ class InlineEngines:
 
     def __init__(self, memory: memoryview, executor: Executor, kernels: str = "auto") -> None:
         self.kernels = kernels
+        self._writable = memory
         self._memory = memory.toreadonly()
         self._executor = executor
         self._programs: dict[int, tuple[ProgramImage, Any]] = {}
@@ -23,7 +24,7 @@ class InlineEngines:
         """Prepare the program now. Raises ValueError when the handle is taken."""
         if handle in self._programs:
             raise ValueError(f"program handle {handle} is loaded already")
-        self._programs[handle] = (image, self._executor.load(memoryview(bytes(image.data))))
+        self._programs[handle] = (image, self._executor.load(memoryview(bytes(image.data)), image.constants))
 
     def unload(self, handle: int) -> None:
         """Forget the program."""
@@ -32,14 +33,17 @@ class InlineEngines:
     def start(self, job: EngineJob) -> None:
         """Run the job; what its executor raises beside ProgramFault is a programming error and propagates."""
         image, program = self._programs[job.program]
-        scratch = memoryview(bytearray(image.scratch_bytes))
+        plan = image.entries[job.entry]
+        scratch = memoryview(bytearray(plan.scratch_bytes))
+        states = [self._writable[at : at + size] for at, size in zip(job.states, plan.states, strict=True)]
         began = time.monotonic_ns()
         try:
             report = self._executor.execute(
                 program,
+                job.entry,
                 memory=self._memory,
-                constants_address=job.constants_address,
                 inputs=job.inputs,
+                states=states,
                 scratch=scratch,
                 kernels=self.kernels,
             )
@@ -55,7 +59,7 @@ class InlineEngines:
                 (),
             )
         else:
-            outputs = tuple(scratch[offset : offset + size].toreadonly() for offset, size in image.outputs)
+            outputs = tuple(scratch[offset : offset + size].toreadonly() for offset, size in plan.outputs)
             result = JobResult(
                 job, Outcome.OK, Status.SUCCESS, 0, "", time.monotonic_ns() - began, outputs, tuple(report)
             )

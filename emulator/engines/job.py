@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from driver_shim.protocol.commands import Status
+from emulator.model.verify import VerifiedProgram
 
 GOLDEN_PREFIX = "golden."
 """With this begins the name of a golden kernel."""
@@ -38,24 +39,41 @@ class ProgramFault(Exception):
 class Executor(Protocol):
     """A module that runs programs; `emulator.engines.executor` is the one there is beside those of tests."""
 
-    def load(self, image: memoryview) -> Any:
-        """Prepare a verified container; the result is handed to `execute`. `image` stays valid while it is loaded."""
+    def load(self, image: memoryview, constants: Sequence[int]) -> Any:
+        """Prepare a verified container; the result is handed to `execute`. `image` stays valid while it is loaded.
+
+        `constants` are the device addresses of its constants, in the order of its tensor table.
+        """
 
     def execute(
         self,
         program: Any,
+        entry: int,
         *,
         memory: memoryview,
-        constants_address: int,
         inputs: Sequence[int],
+        states: Sequence[memoryview],
         scratch: memoryview,
         kernels: str,
     ) -> Sequence[KernelRun]:
-        """Run every command; one report each. Raises ProgramFault.
+        """Run every command of an entry point; one report each. Raises ProgramFault.
 
-        `memory` is device memory and read-only; constants begin at `constants_address`, input i at `inputs[i]`.
-        Intermediates and outputs go to `scratch`, where the program's memory plan says.
+        `memory` is device memory and read-only, input i begins at `inputs[i]`; `states` is the writable memory of each
+        state. Intermediates and outputs go to `scratch`, where the program's memory plan says.
         """
+
+
+class EntryPlan(NamedTuple):
+    """An entry point of a verified program as engines need it."""
+
+    scratch_bytes: int
+    """Private memory one execution needs, outputs included."""
+    outputs: tuple[tuple[int, int], ...]
+    """(offset, bytes) of each output within scratch."""
+    commands: int
+    """Number of commands, hence of reports."""
+    states: tuple[int, ...] = ()
+    """Bytes of each state."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,12 +82,20 @@ class ProgramImage:
 
     data: bytes | memoryview
     """The container."""
-    scratch_bytes: int
-    """Private memory one execution needs, outputs included."""
-    outputs: tuple[tuple[int, int], ...]
-    """(offset, bytes) of each output within scratch."""
-    commands: int
-    """Number of commands, hence of reports."""
+    entries: tuple[EntryPlan, ...]
+    constants: tuple[int, ...] = ()
+    """Device address of each constant."""
+
+    @classmethod
+    def of(
+        cls, container: bytes | memoryview, program: VerifiedProgram, constants: tuple[int, ...] = ()
+    ) -> ProgramImage:
+        """A container that was verified, with the addresses of its constants."""
+        entries = (
+            EntryPlan(entry.scratch_bytes, entry.output_places, entry.command_count, entry.state_sizes)
+            for entry in program.entries
+        )
+        return cls(container, tuple(entries), constants)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -82,10 +108,12 @@ class EngineJob:
     """The controller's reset generation; handed back for comparison."""
     program: int
     """Handle the program was loaded under."""
-    constants_address: int
-    """Device address of the program's constants."""
     inputs: tuple[int, ...]
     """Device address of each input."""
+    states: tuple[int, ...] = ()
+    """Device address of each state."""
+    entry: int = 0
+    """Which of its entry points."""
 
 
 class Outcome(enum.Enum):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import functools
 import struct
+from collections.abc import Sequence
 
 from driver_shim.protocol.commands import MAX_BINDINGS
 from driver_shim.protocol.layout import Layout, raw, reserved, u8, u32, u64
@@ -17,26 +18,34 @@ class Request(enum.IntEnum):
     """Pool to worker."""
 
     LOAD = 1
-    """Take the program in the file that comes with the message. No reply."""
+    """Take the program in the file that comes with the message: `image_bytes` of container, then the addresses of
+    `constant_count` constants. No reply."""
     UNLOAD = 2
     """Forget a program. No reply."""
     RUN = 3
-    """Run a program; the input addresses follow the request. One REPLY."""
+    """Run a program; the addresses of inputs and states, then the sizes of states, follow the request. One REPLY."""
 
 
-REQUEST = Layout(
-    "engine_request",
+LOAD_REQUEST = Layout(
+    "engine_load", 32, "kind" / u32, "program" / u32, "image_bytes" / u64, "constant_count" / u32, reserved(12)
+)
+UNLOAD_REQUEST = Layout("engine_unload", 32, "kind" / u32, "program" / u32, reserved(24))
+RUN_REQUEST = Layout(
+    "engine_run",
     48,
     "kind" / u32,
     "program" / u32,
     "job" / u64,
-    "constants_address" / u64,
+    "entry" / u32,
+    "input_count" / u32,
+    "state_count" / u32,
+    reserved(4),
     "scratch_bytes" / u64,
     "report_offset" / u64,
-    "input_count" / u32,
-    reserved(4),
 )
 """`scratch_bytes`: size the scratch file now has. `report_offset`: where in it the KERNEL_RUN entries go."""
+KIND = struct.Struct("<I")
+"""The beginning of every request."""
 
 MESSAGE_BYTES = 168
 REPLY = Layout(
@@ -53,17 +62,17 @@ REPLY = Layout(
 KERNEL_NAME_BYTES = 40
 KERNEL_RUN = Layout("kernel_run", 48, "wall_ns" / u64, "kernel" / raw(KERNEL_NAME_BYTES))
 
-MAX_REQUEST_BYTES = REQUEST.size + 8 * MAX_BINDINGS
+MAX_REQUEST_BYTES = RUN_REQUEST.size + 2 * 8 * MAX_BINDINGS
 
 
-def pack_addresses(addresses: tuple[int, ...]) -> bytes:
-    """Device addresses as they follow a RUN request."""
+def pack_addresses(addresses: Sequence[int]) -> bytes:
+    """Device addresses as they follow a RUN request or a container."""
     return struct.pack(f"<{len(addresses)}Q", *addresses)
 
 
-def unpack_addresses(message: bytes, count: int) -> tuple[int, ...]:
-    """The `count` addresses that follow a RUN request."""
-    return struct.unpack_from(f"<{count}Q", message, REQUEST.size)
+def unpack_addresses(data: bytes | memoryview, offset: int, count: int) -> tuple[int, ...]:
+    """`count` addresses from `offset`."""
+    return struct.unpack_from(f"<{count}Q", data, offset)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -16,9 +16,9 @@ from collections.abc import Callable
 
 from driver_shim.protocol.commands import Status
 from emulator import timeouts
-from emulator.engines.job import EngineJob, JobResult, Outcome, ProgramImage
+from emulator.engines.job import EngineJob, EntryPlan, JobResult, Outcome, ProgramImage
 from emulator.engines.messages import REPLY, unpadded
-from emulator.engines.process import WorkerProcess, sealed_file
+from emulator.engines.process import WorkerProcess, program_file
 
 _logger = logging.getLogger("npu.emulator.engines")
 
@@ -53,8 +53,8 @@ class _Engine:
     process: WorkerProcess
     job: EngineJob | None = None
     """Running on it."""
-    program: ProgramImage | None = None
-    """The image of `job`, also after it was unloaded."""
+    plan: EntryPlan | None = None
+    """What `job` runs, also after its program was unloaded."""
     held: int | None = None
     """Id of the finished job whose outputs are not released yet."""
 
@@ -103,7 +103,7 @@ class EnginePool:
         """
         if handle in self._programs:
             raise ValueError(f"program handle {handle} is loaded already")
-        program = _Program(next(self._numbers), image, sealed_file(image.data, "npu-program"))
+        program = _Program(next(self._numbers), image, program_file(image))
         self._programs[handle] = program
         try:
             engine = self._find_engine(program.number)
@@ -111,7 +111,7 @@ class EnginePool:
             _logger.warning("cannot start an engine worker yet: %s", error)
             return
         if engine is not None:
-            engine.process.send_program(program.number, program.fd)
+            engine.process.send_program(program.number, image, program.fd)
 
     def unload(self, handle: int) -> None:
         """Forget a program here and in every worker. Jobs of it that run or wait are not disturbed."""
@@ -234,13 +234,14 @@ class EnginePool:
         process = engine.process
         fresh = not process.used
         if not (
-            process.send_program(program.number, program.fd) and process.send_job(job, program.number, program.image)
+            process.send_program(program.number, program.image, program.fd)
+            and process.send_job(job, program.number, program.image)
         ):
             self._drop(engine)
             if fresh:
                 raise OSError("a new engine worker takes no work")
             return False
-        engine.job, engine.program = job, program.image
+        engine.job, engine.plan = job, program.image.entries[job.entry]
         if program.unloaded:
             process.drop_program(program.number)
         return True
@@ -275,22 +276,22 @@ class EnginePool:
 
     def _finish(self, engine: _Engine, message: bytes) -> JobResult:
         """Turn a worker's answer into a result."""
-        job, image = engine.job, engine.program
+        job, plan = engine.job, engine.plan
         number, wall_ns, command_index, status, text = REPLY.unpack_from(message)
-        if job is None or image is None or number != job.id:
+        if job is None or plan is None or number != job.id:
             raise RuntimeError(f"engine worker answered job {number} while it had {job}")
-        engine.job = engine.program = None
+        engine.job = engine.plan = None
         if status != Status.SUCCESS:
             return JobResult(job, Outcome.FAULT, Status(status), command_index, unpadded(text), wall_ns, (), ())
         engine.held = job.id
-        outputs, report = engine.process.results(image)
+        outputs, report = engine.process.results(plan)
         return JobResult(job, Outcome.OK, Status.SUCCESS, 0, "", wall_ns, outputs, report)
 
     def _abandon(self, engine: _Engine) -> None:
         """Drop the job that an engine runs: free if it has just finished, else its worker is killed."""
         message = engine.process.receive()
         if message:
-            engine.job = engine.program = None
+            engine.job = engine.plan = None
         else:
             self._drop(engine)
 

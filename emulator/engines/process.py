@@ -14,20 +14,36 @@ import socket
 import subprocess
 
 from driver_shim.shared.child_process import main_command
-from emulator.engines.job import EngineJob, KernelRun, ProgramImage
-from emulator.engines.messages import KERNEL_RUN, REPLY, REQUEST, Request, pack_addresses, unpadded
+from emulator.engines.job import EngineJob, EntryPlan, KernelRun, ProgramImage
+from emulator.engines.messages import (
+    KERNEL_RUN,
+    LOAD_REQUEST,
+    REPLY,
+    RUN_REQUEST,
+    UNLOAD_REQUEST,
+    Request,
+    pack_addresses,
+    unpadded,
+)
 
 _SEALS_FIXED = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _SEALS_GROWING = fcntl.F_SEAL_SHRINK
 _THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def sealed_file(data: bytes | memoryview, name: str) -> int:
-    """A memory file with these contents that nobody can change. Raises OSError when the system refuses."""
+def program_file(image: ProgramImage) -> int:
+    """A memory file with a program as LOAD carries it, that nobody can change. Raises OSError.
+
+    It holds the container, then the addresses of the constants.
+    """
+    return _sealed_file("npu-program", image.data, pack_addresses(image.constants))
+
+
+def _sealed_file(name: str, *parts: bytes | memoryview) -> int:
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         with open(fd, "wb", closefd=False) as file:
-            file.write(data)
+            file.writelines(parts)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS_FIXED)
     except BaseException:
         os.close(fd)
@@ -83,14 +99,15 @@ class WorkerProcess:
         """Whether it holds this program."""
         return number in self._known
 
-    def send_program(self, number: int, fd: int) -> bool:
+    def send_program(self, number: int, image: ProgramImage, fd: int) -> bool:
         """Make sure the worker has the program; False if it takes no messages."""
         if not self._tell_forgotten():
             return False
         if number in self._known:
             return True
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
-        if not self._send(REQUEST.pack(Request.LOAD, number, 0, 0, 0, 0, 0), rights):
+        request = LOAD_REQUEST.pack(Request.LOAD, number, len(image.data), len(image.constants))
+        if not self._send(request, rights):
             return False
         self._known.add(number)
         return True
@@ -106,18 +123,21 @@ class WorkerProcess:
 
         Raises OSError when scratch cannot grow.
         """
-        report_offset = -(-image.scratch_bytes // KERNEL_RUN.size) * KERNEL_RUN.size
-        self._grow_scratch(report_offset + image.commands * KERNEL_RUN.size)
-        request = REQUEST.pack(
+        plan = image.entries[job.entry]
+        report_offset = _report_offset(plan)
+        self._grow_scratch(report_offset + plan.commands * KERNEL_RUN.size)
+        request = RUN_REQUEST.pack(
             Request.RUN,
             number,
             job.id,
-            job.constants_address,
+            job.entry,
+            len(job.inputs),
+            len(job.states),
             len(self._scratch),
             report_offset,
-            len(job.inputs),
         )
-        return self._send(request + pack_addresses(job.inputs))
+        sizes = pack_addresses(plan.states)
+        return self._send(request + pack_addresses((*job.inputs, *job.states)) + sizes)
 
     def receive(self) -> bytes | None:
         """The worker's answer, None if there is none yet, empty if it died."""
@@ -128,11 +148,11 @@ class WorkerProcess:
         except ConnectionError:
             return b""
 
-    def results(self, image: ProgramImage) -> tuple[tuple[memoryview, ...], tuple[KernelRun, ...]]:
+    def results(self, plan: EntryPlan) -> tuple[tuple[memoryview, ...], tuple[KernelRun, ...]]:
         """Outputs and report of the job that has just finished, the outputs in place."""
-        outputs = tuple(self._scratch[offset : offset + size].toreadonly() for offset, size in image.outputs)
-        start = -(-image.scratch_bytes // KERNEL_RUN.size) * KERNEL_RUN.size
-        records = self._scratch[start : start + image.commands * KERNEL_RUN.size]
+        outputs = tuple(self._scratch[offset : offset + size].toreadonly() for offset, size in plan.outputs)
+        start = _report_offset(plan)
+        records = self._scratch[start : start + plan.commands * KERNEL_RUN.size]
         report = tuple(
             KernelRun(unpadded(kernel), wall_ns) for wall_ns, kernel in KERNEL_RUN.codec.iter_unpack(records)
         )
@@ -159,7 +179,7 @@ class WorkerProcess:
 
     def _tell_forgotten(self) -> bool:
         for number in list(self._forgotten):
-            if not self._send(REQUEST.pack(Request.UNLOAD, number, 0, 0, 0, 0, 0)):
+            if not self._send(UNLOAD_REQUEST.pack(Request.UNLOAD, number)):
                 return False
             self._forgotten.discard(number)
             self._known.discard(number)
@@ -180,6 +200,11 @@ class WorkerProcess:
         if os.fstat(self._scratch_fd).st_size < pages:  # it may be longer: an earlier mapping of it failed
             os.ftruncate(self._scratch_fd, pages)
         self._scratch = memoryview(mmap.mmap(self._scratch_fd, pages, prot=mmap.PROT_READ))
+
+
+def _report_offset(plan: EntryPlan) -> int:
+    """Where in scratch the report of a job begins."""
+    return -(-plan.scratch_bytes // KERNEL_RUN.size) * KERNEL_RUN.size
 
 
 def _environment(threads: int) -> dict[str, str]:

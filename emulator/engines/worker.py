@@ -1,7 +1,8 @@
 """An engine as a process: takes programs and jobs from its socket, computes into its scratch, answers.
 
-Device memory is mapped read-only here, so an engine that outlives a reset cannot alter it. The process ends when the
-emulator does: by end-of-file on the socket, and by the kernel's parent-death signal while it computes.
+Device memory is mapped read-only here; only the states of a job are given to its executor in a mapping that can be
+written. The process ends when the emulator does: by end-of-file on the socket, and by the kernel's parent-death signal
+while it computes.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ from emulator.engines.job import Executor, KernelRun, ProgramFault
 from emulator.engines.messages import (
     KERNEL_NAME_BYTES,
     KERNEL_RUN,
+    KIND,
+    LOAD_REQUEST,
     MAX_REQUEST_BYTES,
     MESSAGE_BYTES,
     REPLY,
-    REQUEST,
+    RUN_REQUEST,
+    UNLOAD_REQUEST,
     Request,
     padded,
     unpack_addresses,
@@ -43,6 +47,9 @@ class EngineWorker:
     ) -> None:
         self._channel = channel
         self._memory = memoryview(mmap.mmap(memory_fd, 0, prot=mmap.PROT_READ))
+        self._memory_fd = memory_fd
+        self._writable: memoryview | None = None
+        """Device memory once more, from the first job with states on."""
         self._scratch_fd = scratch_fd
         self._scratch = memoryview(b"")
         self._executor = executor
@@ -56,27 +63,30 @@ class EngineWorker:
             message, control, _, _ = self._channel.recvmsg(MAX_REQUEST_BYTES, ancillary)
             if not message:
                 return
-            fields = REQUEST.unpack_from(message)
-            kind, program = fields[0], fields[1]
+            (kind,) = KIND.unpack_from(message)
             if kind == Request.RUN:
-                self._run(message, fields)
+                self._run(message)
             elif kind == Request.LOAD:
-                self._load(program, control)
+                self._load(message, control)
             else:
-                self._programs.pop(program, None)
+                self._programs.pop(UNLOAD_REQUEST.unpack_from(message)[1], None)
 
-    def _load(self, program: int, control: list[tuple[int, int, bytes]]) -> None:
+    def _load(self, message: bytes, control: list[tuple[int, int, bytes]]) -> None:
         """Map the file that came with a LOAD and prepare the program in it."""
+        _, program, image_bytes, constant_count = LOAD_REQUEST.unpack_from(message)
         (fd,) = array.array("i", control[0][2])
         try:
-            image = mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+            file = memoryview(mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ))
         finally:
             os.close(fd)
-        self._programs[program] = self._executor.load(memoryview(image))
+        constants = unpack_addresses(file, image_bytes, constant_count)
+        self._programs[program] = self._executor.load(file[:image_bytes], constants)
 
-    def _run(self, message: bytes, fields: tuple[int, ...]) -> None:
+    def _run(self, message: bytes) -> None:
         """Carry out one RUN and answer it."""
-        _, program, job, constants_address, scratch_bytes, report_offset, input_count = fields
+        _, program, job, entry, input_count, state_count, scratch_bytes, report_offset = RUN_REQUEST.unpack_from(
+            message
+        )
         if len(self._scratch) < scratch_bytes:
             self._scratch = memoryview(mmap.mmap(self._scratch_fd, scratch_bytes))
         began = time.monotonic_ns()
@@ -84,9 +94,10 @@ class EngineWorker:
         try:
             report = self._executor.execute(
                 self._programs[program],
+                entry,
                 memory=self._memory,
-                constants_address=constants_address,
-                inputs=unpack_addresses(message, input_count),
+                inputs=unpack_addresses(message, RUN_REQUEST.size, input_count),
+                states=self._states(message, RUN_REQUEST.size + 8 * input_count, state_count),
                 scratch=self._scratch[:report_offset],
                 kernels=self._kernels,
             )
@@ -94,6 +105,15 @@ class EngineWorker:
         except ProgramFault as fault:
             status, index, text = fault.status, fault.command_index, padded(fault.message, MESSAGE_BYTES)
         self._channel.send(REPLY.pack(job, time.monotonic_ns() - began, index, status, text))
+
+    def _states(self, message: bytes, offset: int, count: int) -> list[memoryview]:
+        """The memory of a job's states, which alone it may write."""
+        if not count:
+            return []
+        if self._writable is None:
+            self._writable = memoryview(mmap.mmap(self._memory_fd, 0))
+        numbers = unpack_addresses(message, offset, 2 * count)
+        return [self._writable[at : at + size] for at, size in zip(numbers[:count], numbers[count:], strict=True)]
 
     def _write_report(self, offset: int, report: Sequence[KernelRun]) -> None:
         """Leave the report behind the program's own scratch, where its length has no limit."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from driver_shim.protocol.commands import (
     ADMIN_QUEUE_ID,
+    BINDING,
     CONFIGURE_SHADOWS,
     CREATE_QUEUE,
     DELETE_QUEUE,
@@ -115,13 +116,17 @@ class AdminCommands:
 
     def _load_program(self, entry: bytes) -> int:
         refuse_reserved(LOAD_PROGRAM, entry)
-        *_, source, size, constants = LOAD_PROGRAM.codec.unpack(entry)
-        self._programs.check_size(size)
+        *_, source, size, constants, count = LOAD_PROGRAM.codec.unpack(entry)
+        self._programs.check_size(size, count)
+        image = self._snapshot(source, size, "program")
+        table = self._snapshot(constants, count * BINDING.size, "constants' table") if count else b""
+        return self._programs.load(image, list(BINDING.codec.iter_unpack(table)))
+
+    def _snapshot(self, source: int, size: int, what: str) -> bytes:
         try:
-            image = self._space.snapshot(source, size)
+            return self._space.snapshot(source, size)
         except DmaFault as fault:
-            raise not_shareable(fault, source, "program") from fault
-        return self._programs.load(image, constants)
+            raise not_shareable(fault, source, what) from fault
 
     def _unload_program(self, entry: bytes) -> int:
         refuse_reserved(UNLOAD_PROGRAM, entry)

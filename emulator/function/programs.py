@@ -11,31 +11,37 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from driver_shim.protocol.commands import Status
+from driver_shim.protocol.program import MAX_CONTAINER_BYTES, MAX_TENSORS, Program
 from emulator.chip.chip import Chip
 from emulator.engines.job import EngineJob, JobResult, ProgramImage
 from emulator.function.command_error import CommandError, check_device_range, check_tensor_aligned
 from emulator.model import timing
-from emulator.model.verify import ProgramRejected, VerifiedProgram, verify
-from emulator.model.work import program_work
+from emulator.model.profile import Profile
+from emulator.model.verify import DeviceLimits, ProgramRejected, VerifiedEntry, verify
+from emulator.model.work import work_of
 
 MAX_PROGRAMS = 64
-MAX_PROGRAM_BYTES = 1 << 30
 
 OnResult = Callable[[JobResult], None]
 
 
-class PlacedProgram(NamedTuple):
-    """A program that passed verification, and where its constants lie."""
+class PlacedEntry(NamedTuple):
+    """What an execution of one entry point needs and costs."""
 
-    handle: int
-    constants: int
-    """Device address of its constants."""
     workspace_bytes: int
     inputs: tuple[int, ...]
     """Byte size of each input."""
     outputs: tuple[int, ...]
+    states: tuple[int, ...]
     ticks: int
     """Modelled cost of one execution."""
+
+
+class PlacedProgram(NamedTuple):
+    """A program that passed verification, and whose constants have their places."""
+
+    handle: int
+    entries: tuple[PlacedEntry, ...]
 
 
 class Programs:
@@ -53,38 +59,46 @@ class Programs:
         self._generation = 0
         self._engine_free = [0] * chip.profile.engines
 
-    def check_size(self, size: int) -> None:
-        """Raise CommandError for a container that cannot be loaded whatever is in it."""
-        if not 0 < size <= MAX_PROGRAM_BYTES:
+    def check_size(self, size: int, constants: int) -> None:
+        """Raise CommandError for a container, or a number of constants, that cannot be loaded whatever is in it."""
+        if not 0 < size <= MAX_CONTAINER_BYTES:
             raise CommandError(
-                Status.PROGRAM_REJECTED, f"program of {size} bytes; 1 to {MAX_PROGRAM_BYTES} are possible"
+                Status.PROGRAM_REJECTED, f"program of {size} bytes; 1 to {MAX_CONTAINER_BYTES} are possible"
             )
+        if constants > MAX_TENSORS:
+            raise CommandError(Status.BINDING_MISMATCH, f"{constants} constants; at most {MAX_TENSORS} are possible")
         if len(self._loaded) >= MAX_PROGRAMS:
             raise CommandError(Status.PROGRAM_LIMIT, f"{MAX_PROGRAMS} programs are loaded; unload one first")
 
-    def load(self, image: bytes, constants: int) -> int:
-        """Verify a container, place its constants at device address `constants`; returns the handle."""
+    def load(self, image: bytes, constants: list[tuple[int, int]]) -> int:
+        """Verify a container whose constants lie at these (device address, size); returns the handle."""
         try:
-            program = verify(image)
+            program = verify(image, device_limits=DeviceLimits(memory_bytes=self._memory.size))
         except ProgramRejected as error:
             raise CommandError(Status.PROGRAM_REJECTED, f"program rejected: {error}") from error
-        check_tensor_aligned(constants, "constants")
-        check_device_range(self._memory, constants, program.constants_bytes, "program constants")
+        self._check_constants(program.constant_sizes, constants)
         handle = next(self._handles)
         try:
-            self._engines.load(handle, _engine_image(image, program))
+            self._engines.load(handle, ProgramImage.of(image, program, tuple(address for address, _ in constants)))
         except OSError as error:
             raise CommandError(Status.PROGRAM_LIMIT, f"the engines cannot take it: {error.strerror}") from error
-        self._memory.view[constants : constants + program.constants_bytes] = program.constants
-        self._loaded[handle] = PlacedProgram(
-            handle,
-            constants,
-            program.workspace_bytes,
-            program.input_sizes,
-            program.output_sizes,
-            timing.program_ticks(self._profile, program_work(program.image)),
-        )
+        entries = (_placed(self._profile, program.image, entry) for entry in program.entries)
+        self._loaded[handle] = PlacedProgram(handle, tuple(entries))
         return handle
+
+    def _check_constants(self, sizes: tuple[int, ...], constants: list[tuple[int, int]]) -> None:
+        """Raise CommandError unless each constant has a place of its size."""
+        if len(constants) != len(sizes):
+            raise CommandError(
+                Status.BINDING_MISMATCH, f"program: {len(constants)} constants bound; it has {len(sizes)}"
+            )
+        for index, (wanted, (address, size)) in enumerate(zip(sizes, constants, strict=True)):
+            if size != wanted:
+                raise CommandError(
+                    Status.BINDING_MISMATCH, f"program: constant {index} has {size} bytes; it needs {wanted}"
+                )
+            check_tensor_aligned(address, f"constant {index}")
+            check_device_range(self._memory, address, size, f"constant {index}")
 
     def unload(self, handle: int) -> None:
         """Forget a program. Jobs of it that run end normally."""
@@ -99,11 +113,18 @@ class Programs:
             raise CommandError(Status.INVALID_PROGRAM, f"no program has the handle {handle}")
         return program
 
-    def start(self, program: PlacedProgram, inputs: tuple[int, ...], on_result: OnResult) -> int:
+    def start(
+        self,
+        program: PlacedProgram,
+        entry: int,
+        inputs: tuple[int, ...],
+        states: tuple[int, ...],
+        on_result: OnResult,
+    ) -> int:
         """Hand a job to an engine; returns its id. `on_result` is told how it ended, unless it is cancelled."""
         job_id = next(self._job_ids)
         self.outstanding[job_id] = on_result
-        self._engines.start(EngineJob(job_id, self._generation, program.handle, program.constants, inputs))
+        self._engines.start(EngineJob(job_id, self._generation, program.handle, inputs, states, entry))
         return job_id
 
     def book_engine(self, cost: int, not_before: int) -> int:
@@ -144,5 +165,12 @@ class Programs:
         self._loaded.clear()
 
 
-def _engine_image(image: bytes, program: VerifiedProgram) -> ProgramImage:
-    return ProgramImage(image, program.scratch_bytes, program.output_places, program.command_count)
+def _placed(profile: Profile, program: Program, entry: VerifiedEntry) -> PlacedEntry:
+    work = [work_of(command, program.tensors) for command in entry.point.commands]
+    return PlacedEntry(
+        entry.workspace_bytes,
+        entry.input_sizes,
+        entry.output_sizes,
+        entry.state_sizes,
+        timing.program_ticks(profile, work),
+    )

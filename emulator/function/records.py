@@ -11,9 +11,10 @@ from driver_shim.protocol.commands import (
     LogPage,
 )
 from driver_shim.protocol.image_layout import ImageVersion
+from driver_shim.protocol.program import MAX_CONTAINER_BYTES
 from driver_shim.protocol.registers import CONTRACT_MAJOR, CONTRACT_MINOR, REGISTERS
 from emulator.chip.chip import Chip
-from emulator.function.programs import MAX_PROGRAM_BYTES, MAX_PROGRAMS
+from emulator.function.programs import MAX_PROGRAMS
 
 
 class Records:
@@ -42,7 +43,7 @@ class Records:
             max_programs=MAX_PROGRAMS,
             max_bindings=MAX_BINDINGS,
             emulated=1,
-            max_program_bytes=MAX_PROGRAM_BYTES,
+            max_program_bytes=MAX_CONTAINER_BYTES,
         )
 
     def log_page(self, page: LogPage) -> bytes:

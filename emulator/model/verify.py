@@ -1,21 +1,27 @@
 """Verification of a program, once, when it is loaded; after it, running the program is safe whatever its author meant.
 
-A verified program names only tensors it has, reads only what it has written, lies within the memory it declares,
-matches the operators' rules, and asks for bounded work. What depends on data is checked while it runs.
+Each entry point of a verified program names only tensors it has, reads only what it has written, lies within the memory
+it declares, matches the operators' rules, and asks for bounded work. What depends on data is checked while it runs.
 """
 
 from __future__ import annotations
 
 import bisect
 import dataclasses
+from collections.abc import Sequence
 
 from driver_shim.protocol.program import (
     MAX_CONTAINER_BYTES,
+    Binding,
+    Command,
+    EntryPoint,
     Program,
     ProgramError,
     Storage,
+    Tensor,
     align_up,
 )
+from driver_shim.protocol.program_commands import UPDATED_INPUT
 from driver_shim.protocol.program_parsing import parse
 from emulator.model.operators import OPERATORS, SemanticError
 from emulator.model.work import types_of
@@ -26,9 +32,9 @@ class DeviceLimits:
     """The most that a device takes on with one program."""
 
     container_bytes: int = MAX_CONTAINER_BYTES
-    memory_bytes: int = 1 << 32
-    """Of one program: constants, workspace, inputs and outputs together."""
-    effort: int = 1 << 40
+    memory_bytes: int = 1 << 42
+    """Of one execution: constants, states, workspace, inputs and outputs together."""
+    effort: int = 1 << 48
     """Multiply-accumulates plus bytes moved plus fixed costs, of one execution."""
 
 
@@ -40,34 +46,22 @@ class ProgramRejected(Exception):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class VerifiedProgram:
-    """A program that can be executed. Its scratch memory holds the workspace, then the outputs."""
+class VerifiedEntry:
+    """An entry point that can be executed. Its scratch memory holds the workspace, then the outputs."""
 
-    image: Program
-    scratch_bytes: int
-    """Private memory that one execution needs."""
+    point: EntryPoint
+    input_sizes: tuple[int, ...]
+    """Bytes of every input, in binding order."""
+    state_sizes: tuple[int, ...]
     output_places: tuple[tuple[int, int], ...]
     """(offset in scratch, bytes) of every output."""
-
-    @property
-    def constants(self) -> memoryview | bytes:
-        """The bytes that the device places at the constants' address."""
-        return self.image.constants
-
-    @property
-    def constants_bytes(self) -> int:
-        """Size of the constants."""
-        return len(self.image.constants)
+    scratch_bytes: int
+    """Private memory that one execution needs."""
 
     @property
     def workspace_bytes(self) -> int:
         """Device memory the host provides for intermediates."""
-        return self.image.workspace_bytes
-
-    @property
-    def input_sizes(self) -> tuple[int, ...]:
-        """Bytes of every input, in binding order."""
-        return tuple(self.image.tensors[binding.tensor].type.size_bytes for binding in self.image.inputs)
+        return self.point.workspace_bytes
 
     @property
     def output_sizes(self) -> tuple[int, ...]:
@@ -77,7 +71,17 @@ class VerifiedProgram:
     @property
     def command_count(self) -> int:
         """Number of commands."""
-        return len(self.image.commands)
+        return len(self.point.commands)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class VerifiedProgram:
+    """A program that can be executed."""
+
+    image: Program
+    constant_sizes: tuple[int, ...]
+    """Bytes of every constant, in the order in which a load binds them."""
+    entries: tuple[VerifiedEntry, ...]
 
 
 def verify(image: bytes | memoryview, *, device_limits: DeviceLimits = DEFAULT_LIMITS) -> VerifiedProgram:
@@ -88,18 +92,14 @@ def verify(image: bytes | memoryview, *, device_limits: DeviceLimits = DEFAULT_L
         program = parse(image)
     except ProgramError as error:
         raise ProgramRejected(str(error)) from error
-    effort = 0
-    for index, command in enumerate(program.commands):
-        operator = OPERATORS[command.kind]
-        types = types_of(command, program.tensors)
+    for entry in program.entries:
         try:
-            operator.check(command.attributes, *types)
-        except SemanticError as error:
-            raise ProgramRejected(f"command {index} ({command.kind.name}): {error}") from error
-        effort += operator.effort(command.attributes, *types)
-    if effort > device_limits.effort:
-        raise ProgramRejected(f"its commands cost {effort}; at most {device_limits.effort}")
-    _check_dataflow(program)
+            _check_commands(program.tensors, entry, device_limits)
+            _check_dataflow(program.tensors, entry)
+        except ProgramRejected as error:
+            if len(program.entries) == 1:
+                raise
+            raise ProgramRejected(f"entry {entry.name!r}: {error}") from error
     return _placed(program, device_limits)
 
 
@@ -108,62 +108,89 @@ def load_verified(image: bytes | memoryview) -> VerifiedProgram:
     return _placed(parse(image), DEFAULT_LIMITS)
 
 
+def _check_commands(tensors: Sequence[Tensor], entry: EntryPoint, limits: DeviceLimits) -> None:
+    """Raise ProgramRejected unless every command matches its operator's rules and all together cost little enough."""
+    effort = 0
+    for index, command in enumerate(entry.commands):
+        operator = OPERATORS[command.kind]
+        types = types_of(command, tensors)
+        try:
+            operator.check(command.attributes, *types)
+        except SemanticError as error:
+            raise ProgramRejected(f"{_where(index, command)}: {error}") from error
+        effort += operator.effort(command.attributes, *types)
+    if effort > limits.effort:
+        raise ProgramRejected(f"its commands cost {effort}; at most {limits.effort}")
+
+
+def _where(index: int, command: Command) -> str:
+    return f"command {index} ({command.kind.name})"
+
+
 def _placed(program: Program, limits: DeviceLimits) -> VerifiedProgram:
-    """Lay the outputs out behind the workspace and check the sizes against the device."""
-    places = []
-    end = align_up(program.workspace_bytes)
-    for binding in program.outputs:
-        size = program.tensors[binding.tensor].type.size_bytes
-        places.append((end, size))
-        end = align_up(end + size)
-    inputs = sum(program.tensors[binding.tensor].type.size_bytes for binding in program.inputs)
-    total = end + inputs + len(program.constants)
-    if total > limits.memory_bytes:
-        raise ProgramRejected(f"it needs {total} bytes of memory; at most {limits.memory_bytes}")
-    return VerifiedProgram(program, end, tuple(places))
+    """Lay outputs out behind the workspace and check the sizes against the device."""
+
+    def sizes(bindings: Sequence[Binding]) -> tuple[int, ...]:
+        return tuple(program.tensors[binding.tensor].type.size_bytes for binding in bindings)
+
+    constants = tuple(program.tensors[tensor].type.size_bytes for tensor in program.constants)
+    entries = []
+    for point in program.entries:
+        places = []
+        end = align_up(point.workspace_bytes)
+        for size in sizes(point.outputs):
+            places.append((end, size))
+            end = align_up(end + size)
+        entry = VerifiedEntry(point, sizes(point.inputs), sizes(point.states), tuple(places), end)
+        total = end + sum(entry.input_sizes) + sum(entry.state_sizes) + sum(constants)
+        if total > limits.memory_bytes:
+            raise ProgramRejected(f"it needs {total} bytes of memory; at most {limits.memory_bytes}")
+        entries.append(entry)
+    return VerifiedProgram(program, constants, tuple(entries))
 
 
-def _check_dataflow(program: Program) -> None:
-    """Every tensor is written once, before it is read; tensors that live at one time do not overlap."""
-    last_read = _last_reads(program)
+def _check_dataflow(tensors: Sequence[Tensor], entry: EntryPoint) -> None:
+    """Every tensor is written once, before it is read; tensors that live at one time do not overlap.
+
+    A state is there from the beginning, and commands that update in place may write it, any number of them.
+    """
+    last_read = {tensor: index for index, command in enumerate(entry.commands) for tensor in command.inputs}
     written: set[int] = set()
     live = _LiveRanges()
-    for index, command in enumerate(program.commands):
+    for index, command in enumerate(entry.commands):
         for tensor in command.inputs:
-            if tensor is None or program.tensors[tensor].storage in (Storage.CONSTANT, Storage.INPUT):
-                continue
-            if tensor not in written:
-                raise ProgramRejected(
-                    f"command {index} ({command.kind.name}) reads tensor {tensor} before it is written"
-                )
+            if tensor is not None and tensor not in written and tensors[tensor].storage in _WRITTEN_BEFORE_READ:
+                raise ProgramRejected(f"{_where(index, command)} reads tensor {tensor} before it is written")
         for output in command.outputs:
-            entry = program.tensors[output]
-            where = f"command {index} ({command.kind.name})"
-            if entry.storage in (Storage.CONSTANT, Storage.INPUT):
-                raise ProgramRejected(f"{where} writes tensor {output}, which is read-only")
-            if output in written:
-                raise ProgramRejected(f"{where} writes tensor {output} a second time")
+            _check_written(tensors, index, command, output, written)
             written.add(output)
-            if entry.storage is Storage.WORKSPACE:
-                other = live.add(entry.offset, entry.type.size_bytes, output)
+            tensor_type = tensors[output].type
+            if tensors[output].storage is Storage.WORKSPACE:
+                other = live.add(tensors[output].offset, tensor_type.size_bytes, output)
                 if other is not None:
-                    raise ProgramRejected(f"{where} overwrites tensor {other}, still needed")
-        for tensor in {*command.inputs, *command.outputs} - {None}:
+                    raise ProgramRejected(f"{_where(index, command)} overwrites tensor {other}, still needed")
+        for tensor in {*command.inputs, *command.outputs}:
             if tensor is not None and last_read.get(tensor, index) <= index:
                 live.remove(tensor)
-    for binding in program.outputs:
+    for binding in entry.outputs:
         if binding.tensor not in written:
             raise ProgramRejected(f"the output {binding.name!r} is never written")
 
 
-def _last_reads(program: Program) -> dict[int, int]:
-    """The last command that reads each tensor."""
-    last: dict[int, int] = {}
-    for index, command in enumerate(program.commands):
-        for tensor in command.inputs:
-            if tensor is not None:
-                last[tensor] = index
-    return last
+_WRITTEN_BEFORE_READ = frozenset({Storage.WORKSPACE, Storage.OUTPUT})
+
+
+def _check_written(tensors: Sequence[Tensor], index: int, command: Command, output: int, written: set[int]) -> None:
+    """Raise ProgramRejected unless the command may write this tensor."""
+    storage = tensors[output].storage
+    if storage is Storage.STATE:
+        source = UPDATED_INPUT.get(command.kind)
+        if source is None or command.outputs.index(output) != 0 or command.inputs[source] != output:
+            raise ProgramRejected(f"{_where(index, command)} writes the state {output} without updating it in place")
+    elif storage not in _WRITTEN_BEFORE_READ:
+        raise ProgramRejected(f"{_where(index, command)} writes tensor {output}, which is read-only")
+    elif output in written:
+        raise ProgramRejected(f"{_where(index, command)} writes tensor {output} a second time")
 
 
 class _LiveRanges:
@@ -176,7 +203,7 @@ class _LiveRanges:
         self._start_of: dict[int, int] = {}
 
     def add(self, start: int, size: int, tensor: int) -> int | None:
-        """Take a range; returns a live tensor that it overlaps instead, if any. Nothing overlaps an empty one."""
+        """Take a range; returns a live tensor that it overlaps instead, if any. An empty one overlaps nothing."""
         if not size:
             return None
         at = bisect.bisect_right(self._starts, start)

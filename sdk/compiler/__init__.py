@@ -1,8 +1,8 @@
 """The compiler: ONNX models to programs for the device.
 
 `loading.py` opens models and `reader.py` makes a `Graph` of one, once for all shapes; `lowering/` turns operators into
-commands, `ir.py` folds and fuses, `plan.py` places tensors and encodes. The onnx package is imported when one of these
-functions is first called.
+commands, `passes/` fold and fuse those, `plan.py` places tensors and encodes. The onnx package is imported when one of
+these functions is first called.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sdk.compiler.compiled import ANY_SHAPE, CompiledProgram, Plan, Signature, TensorInfo
+from sdk.compiler.compiled import ANY_SHAPE, CompiledProgram, Constant, Plan, Signature, TensorInfo
 
 if TYPE_CHECKING:
     from sdk.compiler.graph import Graph
@@ -45,6 +45,7 @@ def compile_model(
 __all__ = [
     "ANY_SHAPE",
     "CompiledProgram",
+    "Constant",
     "Plan",
     "Signature",
     "TensorInfo",

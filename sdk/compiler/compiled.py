@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
+
+from driver_shim.protocol.program import TensorType
 
 ANY_SHAPE = ("...",)
 """The shape of a tensor of which the model does not even say the rank."""
@@ -36,11 +40,23 @@ class Signature(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Constant:
+    """An array that a program's commands read: weights, or what was computed of them."""
+
+    key: str
+    """What is in it: constants of one model with equal keys have equal bytes, whatever shapes it was compiled for."""
+    type: TensorType
+    array: NDArray[Any] = dataclasses.field(compare=False)
+    """A view of the model's own memory, where it is an initialiser as it stands."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
     """What a program takes."""
 
     commands: int
     constants_bytes: int
+    """Device memory for weights, each on a cache line of its own."""
     workspace_bytes: int
     unshared_workspace_bytes: int
     """What the workspace would be without reuse."""
@@ -55,6 +71,10 @@ class CompiledProgram:
 
     image: bytes
     """The container that a device loads."""
+    constants: tuple[Constant, ...]
+    """In the order in which a load binds them."""
+    nodes: tuple[str, ...]
+    """The node of the model that each command comes from."""
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     plan: Plan

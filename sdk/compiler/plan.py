@@ -1,13 +1,15 @@
-"""From operations to a container: drops what no output needs, places tensors, collects constants, encodes."""
+"""From operations to a container: places tensors, collects constants, encodes."""
 
 from __future__ import annotations
 
 import bisect
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from driver_shim.errors import UnsupportedModel
 from driver_shim.protocol.layout import FieldError
@@ -15,18 +17,23 @@ from driver_shim.protocol.program import (
     MAX_CONTAINER_BYTES,
     Binding,
     Command,
+    EntryPoint,
     Program,
     Storage,
     Tensor,
+    TensorType,
     align_up,
     build,
 )
 from driver_shim.protocol.types import INT64_STORAGE_MAX, INT64_STORAGE_MIN, WireType
 from emulator.model.work import program_work
-from sdk.compiler.compiled import CompiledProgram, Plan, TensorInfo
+from sdk.compiler.compiled import CompiledProgram, Constant, Plan, TensorInfo
 from sdk.compiler.ir import Operation, Value
 
 NamedValue = tuple[str, Value]
+
+NAMED_BYTES = 1 << 20
+"""Larger initialisers are told apart by name: to read them for their contents would take as long as to send them."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -59,38 +66,54 @@ class _Workspace:
 
 
 def encode(
-    operations: Sequence[Operation], inputs: Sequence[NamedValue], outputs: Sequence[NamedValue]
+    operations: Sequence[Operation],
+    inputs: Sequence[NamedValue],
+    outputs: Sequence[NamedValue],
+    initializers: Mapping[str, NDArray[Any]],
 ) -> CompiledProgram:
     """The program that computes `outputs`, each the result of an operation of its own.
 
-    Equal arguments give equal bytes. Raises UnsupportedModel when something does not fit a container.
+    `initializers` are the model's, after which constants are called. Equal arguments give equal bytes. Raises
+    UnsupportedModel when something does not fit a container.
     """
-    live = _needed(operations, outputs)
-    table = _Table(inputs, outputs)
+    table = _Table(inputs, outputs, initializers)
     workspace = _Workspace()
-    last = {id(v): index for index, operation in enumerate(live) for v in operation.inputs if v is not None}
+    last = {id(v): index for index, operation in enumerate(operations) for v in operation.inputs if v is not None}
     commands = []
-    for index, operation in enumerate(live):
+    for index, operation in enumerate(operations):
         operands = tuple(table.operand(value, operation) if value is not None else None for value in operation.inputs)
         results = tuple(table.result(value, workspace) for value in operation.outputs)
         commands.append(Command(operation.kind, operation.attributes, operands, results))
         for value in dict.fromkeys([*operation.inputs, *operation.outputs]):
             if value is not None and last.get(id(value), index) <= index:
                 table.release(value, workspace)
-    program = Program(
-        tuple(table.tensors),
+    entry = EntryPoint(
         tuple(commands),
         tuple(Binding(name, table.ids[id(value)]) for name, value in inputs),
         tuple(Binding(name, table.ids[id(value)]) for name, value in outputs),
-        bytes(table.constants),
         workspace.size,
     )
-    return _compiled(program, workspace, inputs, outputs)
+    program = Program(tuple(table.tensors), (entry,))
+    work = program_work(program)
+    plan = Plan(
+        commands=len(commands),
+        constants_bytes=sum({each.key: align_up(each.type.size_bytes) for each in table.constants}.values()),
+        workspace_bytes=workspace.size,
+        unshared_workspace_bytes=workspace.unshared,
+        macs=sum(item.macs for item in work),
+        moved_bytes=sum(item.bytes for item in work),
+    )
+    return CompiledProgram(
+        _container(program),
+        tuple(table.constants),
+        tuple(operation.node for operation in operations),
+        tuple(map(_info, inputs)),
+        tuple(map(_info, outputs)),
+        plan,
+    )
 
 
-def _compiled(
-    program: Program, workspace: _Workspace, inputs: Sequence[NamedValue], outputs: Sequence[NamedValue]
-) -> CompiledProgram:
+def _container(program: Program) -> bytes:
     try:
         image = build(program)
     except FieldError as error:
@@ -99,16 +122,7 @@ def _compiled(
         raise UnsupportedModel(
             f"the program has {len(image)} bytes; at most {MAX_CONTAINER_BYTES} are possible", subsystem="compiler"
         )
-    work = program_work(program)
-    plan = Plan(
-        commands=len(program.commands),
-        constants_bytes=len(program.constants),
-        workspace_bytes=program.workspace_bytes,
-        unshared_workspace_bytes=workspace.unshared,
-        macs=sum(item.macs for item in work),
-        moved_bytes=sum(item.bytes for item in work),
-    )
-    return CompiledProgram(image, tuple(map(_info, inputs)), tuple(map(_info, outputs)), plan)
+    return image
 
 
 def _info(named: NamedValue) -> TensorInfo:
@@ -116,27 +130,43 @@ def _info(named: NamedValue) -> TensorInfo:
     return TensorInfo(name, value.shape, value.dtype.text)
 
 
-def _needed(operations: Sequence[Operation], outputs: Sequence[NamedValue]) -> list[Operation]:
-    """The operations that outputs depend on, in order."""
-    wanted = {id(value) for _, value in outputs}
-    kept = []
-    for operation in reversed(operations):
-        if any(id(value) in wanted for value in operation.outputs):
-            kept.append(operation)
-            wanted.update(id(value) for value in operation.inputs if value is not None)
-    return kept[::-1]
+class _Keys:
+    """The keys of constants: an initialiser's name where it is used as it stands, else what is in it."""
+
+    def __init__(self, initializers: Mapping[str, NDArray[Any]]) -> None:
+        self._names = {_bytes_of(array): name for name, array in initializers.items() if array.flags.c_contiguous}
+
+    def key_of(self, array: NDArray[Any]) -> str:
+        """The key of an array. Small ones are called after their contents, so that equal ones share a place."""
+        if array.nbytes > NAMED_BYTES and array.flags.c_contiguous:
+            name = self._names.get(_bytes_of(array))
+            if name is not None:
+                return f"initializer:{name}"
+        contents = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        return f"sha256:{hashlib.sha256(contents.data).hexdigest()}"
+
+
+def _bytes_of(array: NDArray[Any]) -> tuple[int, int]:
+    """Where a contiguous array's elements lie: a view of all of them in another shape has the same place."""
+    return array.__array_interface__["data"][0], array.nbytes
 
 
 class _Table:
-    """The tensor table as it grows; equal constants share one place."""
+    """The tensor table as it grows; equal constants are one entry."""
 
-    def __init__(self, inputs: Sequence[NamedValue], outputs: Sequence[NamedValue]) -> None:
+    def __init__(
+        self,
+        inputs: Sequence[NamedValue],
+        outputs: Sequence[NamedValue],
+        initializers: Mapping[str, NDArray[Any]],
+    ) -> None:
         self.tensors: list[Tensor] = []
-        self.constants = bytearray()
+        self.constants: list[Constant] = []
         self.ids: dict[int, int] = {}
         """Tensor id by the identity of its value."""
         self._outputs = {id(value) for _, value in outputs}
-        self._places: dict[bytes, int] = {}
+        self._keys = _Keys(initializers)
+        self._known: dict[tuple[str, TensorType], int] = {}
         for _, value in inputs:
             self._add(value, Storage.INPUT, 0)
 
@@ -147,7 +177,7 @@ class _Table:
             return known
         if value.constant is None:
             raise ValueError("an operation reads a value that nothing computes")
-        if value.dtype is WireType.INT64 and not _fits(value):
+        if value.dtype is WireType.INT64 and not _fits(value.constant):
             raise UnsupportedModel(
                 f"the model cannot run on the device: node {operation.node!r} needs an int64 constant with values that"
                 " do not fit 32 bits",
@@ -155,13 +185,13 @@ class _Table:
                 op=operation.kind.name,
                 subsystem="compiler",
             )
-        data = np.ascontiguousarray(value.constant).tobytes()
-        digest = hashlib.sha256(data).digest()
-        place = self._places.get(digest)
-        if place is None:
-            place = self._places[digest] = align_up(len(self.constants))
-            self.constants += bytes(place - len(self.constants)) + data
-        return self._add(value, Storage.CONSTANT, place)
+        constant = Constant(self._keys.key_of(value.constant), value.type, value.constant)
+        known = self._known.get((constant.key, constant.type))
+        if known is None:
+            known = self._known[constant.key, constant.type] = self._add(value, Storage.CONSTANT, 0)
+            self.constants.append(constant)
+        self.ids[id(value)] = known
+        return known
 
     def result(self, value: Value, workspace: _Workspace) -> int:
         """The id of a value that a command writes."""
@@ -181,8 +211,5 @@ class _Table:
         return len(self.tensors) - 1
 
 
-def _fits(value: Value) -> bool:
-    array = value.constant
-    return array is not None and bool(
-        not array.size or (array.min() >= INT64_STORAGE_MIN and array.max() <= INT64_STORAGE_MAX)
-    )
+def _fits(array: NDArray[Any]) -> bool:
+    return not array.size or bool(array.min() >= INT64_STORAGE_MIN and array.max() <= INT64_STORAGE_MAX)

@@ -22,6 +22,12 @@ class DeviceMemory:
         self.reclaim()
         return self._allocator.allocate(size_bytes, DEVICE_ALIGNMENT)
 
+    @property
+    def free_bytes(self) -> int:
+        """Bytes that nobody has, in pieces."""
+        self.reclaim()
+        return self._allocator.free_bytes
+
     def release(self, address: int) -> None:
         """Give memory back. Needs no lock, so that finalisers can: the next `reclaim` takes it."""
         self._released.append(address)

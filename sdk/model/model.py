@@ -20,6 +20,7 @@ from sdk.here_only import HereOnly
 from sdk.memory.buffers import HostBuffer
 from sdk.model.port import ModelOwner
 from sdk.model.programs import LoadedProgram, Outputs
+from sdk.model.weights import Weights
 from sdk.queue.events import Event
 from sdk.queue.queue import Queue
 
@@ -33,8 +34,9 @@ QUEUE_DEPTH = 2 * MAX_BINDINGS
 class _Parts:
     """What a model has on the device. Outlives it in its finaliser."""
 
-    def __init__(self) -> None:
+    def __init__(self, weights: Weights) -> None:
         self.lock = threading.Lock()
+        self.weights = weights
         self.closed: NpuError | None = None
         """Why the model cannot be used any more."""
         self.loaded: dict[ShapeKey, LoadedProgram] = {}
@@ -44,6 +46,7 @@ class _Parts:
         """All of it, which the caller disposes of. Emptied, not replaced: the finaliser knows this object."""
         loaded, queue = list(self.loaded.values()), self.queue
         self.loaded, self.queue = {}, None
+        self.weights.clear()
         return loaded, queue
 
     def invalidate(self, error: NpuError) -> None:
@@ -69,7 +72,7 @@ class Model(HereOnly):
         self._owner = owner
         self._proto = read_model(source)
         self._signature = model_signature(self._proto)
-        self._parts = _Parts()
+        self._parts = _Parts(Weights(owner))
         weakref.finalize(self, _abandon, owner, self._parts, owner.reset_count).atexit = False
 
     def _compile_for(self, shapes: Mapping[str, Sequence[Sequence[int]]]) -> None:
@@ -186,7 +189,8 @@ class Model(HereOnly):
     def _compile(self, key: ShapeKey, expected: bool) -> LoadedProgram:
         began = time.monotonic()
         shapes = {info.name: shape for info, shape in zip(self.inputs, key, strict=True)}
-        program = LoadedProgram(self._owner, compile_model(self._proto, shapes))
+        compiled = compile_model(self._proto, shapes)
+        program = LoadedProgram(self._owner, compiled, self._parts.weights, self._queue_locked())
         dynamic = any(not isinstance(extent, int) for info in self.inputs for extent in info.shape)
         if dynamic and not expected:
             _log.warning(
@@ -199,14 +203,17 @@ class Model(HereOnly):
     def _open_queue(self) -> Queue:
         with self._parts.lock:
             self._check_open()
-            queue = self._parts.queue
-            if queue is None:
-                queue = self._owner.create_queue(QUEUE_DEPTH, "wait")
-                if self._parts.closed is not None:
-                    queue.close()
-                    self._check_open()
-                self._parts.queue = queue
-            return queue
+            return self._queue_locked()
+
+    def _queue_locked(self) -> Queue:
+        queue = self._parts.queue
+        if queue is None:
+            queue = self._owner.create_queue(QUEUE_DEPTH, "wait")
+            if self._parts.closed is not None:
+                queue.close()
+                self._check_open()
+            self._parts.queue = queue
+        return queue
 
 
 def _abandon(owner: ModelOwner, parts: _Parts, reset_count: int) -> None:

@@ -8,7 +8,7 @@ from sdk.memory.buffers import DeviceBuffer, HostBuffer
 from sdk.queue.queue import Queue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import DTypeLike
 
@@ -33,8 +33,8 @@ class ModelOwner(Protocol):
     def create_queue(self, depth: int, when_full: str) -> Queue:
         """A queue."""
 
-    def load_program(self, image: bytes, constants: DeviceBuffer) -> int:
-        """Load a compiled container, its constants in a buffer; returns its handle."""
+    def load_program(self, image: bytes, constants: Sequence[tuple[int, int]]) -> int:
+        """Load a compiled container whose constants lie at these (device address, bytes); returns its handle."""
 
     def unload_program(self, handle: int, reset_count: int) -> None:
         """Forget a program, unless a reset (they are counted) did so already."""

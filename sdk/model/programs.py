@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from driver_shim.protocol.commands import BINDING
 from sdk.compiler import CompiledProgram
 from sdk.memory.buffers import HostBuffer
 from sdk.model.port import ModelOwner
+from sdk.model.weights import Weights
 from sdk.queue.batch import Batch
 from sdk.queue.events import Event
 from sdk.queue.queue import Queue
@@ -58,20 +60,20 @@ class LoadedProgram:
     run's inputs are copied in after this one's outputs were copied out.
     """
 
-    def __init__(self, owner: ModelOwner, program: CompiledProgram) -> None:
-        self.program = program
+    def __init__(self, owner: ModelOwner, program: CompiledProgram, weights: Weights, queue: Queue) -> None:
         self._owner = owner
         self._reset_count = owner.reset_count
-        self.constants = owner.device_buffer(program.constants_bytes, "uint8")
-        """Weights in device memory, laid out as the container's constants section."""
+        constants = weights.place(program.constants, queue)
+        self.program = dataclasses.replace(program, constants=())
+        """Without its constants, which are on the device now."""
         self._inputs = [owner.device_buffer(t.shape, t.dtype) for t in program.inputs]
         self._outputs = [owner.device_buffer(t.shape, t.dtype) for t in program.outputs]
         self._workspace = owner.device_buffer(program.workspace_bytes, "uint8")
         self._bindings = self._binding_table(owner)
-        self._operands = (*self._inputs, *self._outputs, self._workspace, self._bindings, self.constants)
+        self._operands = (*self._inputs, *self._outputs, self._workspace, self._bindings, *weights.buffers)
         self._lock = threading.Lock()
         self._idle: list[Staging] = []
-        self.handle = owner.load_program(program.image, self.constants)
+        self.handle = owner.load_program(program.image, constants)
 
     def start(self, queue: Queue, arrays: list[NDArray[Any]], *, may_wait: bool = True) -> Event[Outputs]:
         """Submit one run: inputs in, exec, outputs back. The arrays were checked and may be reused on return.

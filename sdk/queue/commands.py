@@ -78,11 +78,13 @@ class Commands(HereOnly, abc.ABC):
         event: Event[None] = Event(self._completions, "fill", (destination._root,))
         return self._issue(event, FILL.codec, _FILL, values)
 
-    def _exec(self, program: int, bindings: Span, workspace: Span, keep: Sequence[Buffer]) -> Event[None]:
+    def _exec(
+        self, program: int, bindings: Span, workspace: Span, keep: Sequence[Buffer], entry: int = 0
+    ) -> Event[None]:
         """Run a loaded program (models call this). `bindings` is a host buffer holding the whole binding table."""
         event: Event[None] = Event(self._completions, "exec", keep)
         count = bindings.nbytes // BINDING.size
-        return self._issue(event, EXEC.codec, _EXEC, (program, count, bindings.address, workspace.address))
+        return self._issue(event, EXEC.codec, _EXEC, (entry, program, count, bindings.address, workspace.address))
 
 
 def _same_dtype(one: np.dtype[Any], other: np.dtype[Any]) -> bool:

@@ -87,10 +87,11 @@ class Subject:
         bus.enable()
         for queue_id in (1, 2):
             bus.queue(queue_id).run(c.NOP.build())
-        image = build(add_twice())
-        iova, view = bus.allocate(len(image))
-        view[:] = image
-        self.program = int(bus.admin(c.LOAD_PROGRAM, AdminOpcode.LOAD_PROGRAM, source=iova, size=len(image)).result)
+        table, image = c.BINDING.build(address=0, size=16), build(add_twice())
+        iova, view = bus.allocate(len(table) + len(image))
+        view[:] = table + image
+        load = {"source": iova + len(table), "size": len(image), "constants": iova, "constant_count": 1}
+        self.program = int(bus.admin(c.LOAD_PROGRAM, AdminOpcode.LOAD_PROGRAM, **load).result)
         self.mapped = bus.transport.map_region(BAR4, 0, 1 << 20)
         self.mapped[0x8000:0x8004] = MARK.to_bytes(4, "little")
         self.eventfd = bus.interrupts([0])[0]

@@ -412,16 +412,62 @@ def test_compiling_and_running_meet_resets_without_dead_lock(emulated: sdk.Devic
 def test_weights_live_in_device_memory(device: sdk.Device) -> None:
     before = device.load(product())(x_of(1), B)["y"]
     loaded = device.load(product(), shapes={"x": [(1, 4)]})  # loaded; its first run may pack the weights
-    (program,) = loaded._parts.loaded.values()
-    weights = device.host_buffer(program.constants.shape, "uint8")
+    (buffer,) = loaded._parts.weights.buffers
+    weights = device.host_buffer(buffer.shape, "uint8")
     with device.queue() as queue:
-        queue.copy(weights, program.constants).wait()
+        queue.copy(weights, buffer).wait()
         at = weights.array.tobytes().find(WEIGHTS.tobytes())
         assert at >= 0
         weights.array[at : at + 4].view(np.float32)[0] = 100
-        queue.copy(program.constants, weights).wait()
+        queue.copy(buffer, weights).wait()
     after = loaded(x_of(1), B)["y"]
     np.testing.assert_array_equal(after - before, [[100, 0, 0]])
+
+
+def test_a_further_shape_costs_its_operands_and_workspace_alone(device: sdk.Device) -> None:
+    """Weights are on the device once: two copies of them would not fit beside the hog."""
+    total = device.info.memory_bytes
+    assert total is not None
+    rng = np.random.default_rng(4)
+    first, second = (rng.standard_normal((1024, 1024)).astype(np.float32) for _ in range(2))
+    net = model(
+        [node("MatMul", ["x", "a"], ["h"]), node("Relu", ["h"], ["r"]), node("MatMul", ["r", "b"], ["y"])],
+        {"x": (np.float32, ("batch", 1024))},
+        {"y": np.float32},
+        {"a": first, "b": second},
+    )
+    hog = device.buffer(total - (12 << 20), "uint8")
+    loaded = device.load(net)
+
+    def used() -> int:
+        return total - device._function.device_memory.free_bytes
+
+    before = used()
+    for batch, weights in ((1, first.nbytes + second.nbytes), (3, 0), (2, 0)):
+        x = rng.standard_normal((batch, 1024)).astype(np.float32)
+        result = loaded(x)["y"]
+        np.testing.assert_allclose(result, np.maximum(x @ first, 0) @ second, rtol=1e-3, atol=1e-2)
+        row_bytes = batch * 1024 * 4
+        assert used() - before == weights + 3 * row_bytes  # x, r (which h was fused into) and y
+        before = used()
+    loaded.close()
+    hog.free()
+    assert used() == 0
+
+
+def test_weights_in_any_order_of_memory_and_larger_than_the_staging_arrive(
+    device: sdk.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdk.model.weights.STAGING_BYTES", 1 << 12)
+    weights = np.random.default_rng(5).standard_normal((300, 200)).astype(np.float32)
+    net = model(
+        [node("Transpose", ["w"], ["t"]), node("MatMul", ["x", "t"], ["h"]), node("MatMul", ["h", "w"], ["y"])],
+        {"x": (np.float32, (2, 200))},
+        {"y": np.float32},
+        {"w": weights.T.copy().T},
+    )
+    x = np.ones((2, 200), np.float32)
+    np.testing.assert_allclose(device.load(net)(x)["y"], x @ weights.T @ weights, rtol=1e-3, atol=1e-2)
 
 
 def test_run_async_holds_no_loop_up_while_a_program_is_compiled_or_the_queue_is_full(
@@ -436,9 +482,9 @@ def test_run_async_holds_no_loop_up_while_a_program_is_compiled_or_the_queue_is_
         waited.append(threading.get_ident())
         return compile_model(*arguments)
 
-    def waiting(self: Completions, condition: Any, timeout: float | None, what: str) -> None:
+    def waiting(self: Completions, condition: Any, timeout: float | None, what: str, **how: bool) -> None:
         waited.append(threading.get_ident())
-        wait_there(self, condition, timeout, what)
+        wait_there(self, condition, timeout, what, **how)
 
     monkeypatch.setattr("sdk.model.model.compile_model", compiling)
     monkeypatch.setattr(Completions, "wait_until", waiting)

@@ -31,6 +31,8 @@ Admin, Io = AdminOpcode, IoOpcode
 UNKNOWN_IO, UNKNOWN_ADMIN = "unknown I/O opcode", "unknown admin opcode"
 Pair = tuple[str, Status]
 IO_QUEUE = 1
+ADDED_PLACE = (0, 16)
+"""Where the constant of `add_twice` lies, and its size."""
 BEYOND = 1 << 40
 """A device address that no profile has."""
 RESERVED = (1 << 511).to_bytes(64, "little")
@@ -75,11 +77,22 @@ def set_bits(entry: bytes, bits: bytes) -> bytes:
     return bytes(a | b for a, b in zip(entry, bits.ljust(len(entry), b"\0"), strict=True))
 
 
-def load(client: BusClient, image: bytes, constants: int = 0) -> int:
+def load_fields(client: BusClient, image: bytes, *constants: tuple[int, int]) -> dict[str, int]:
+    """What a load_program entry says of a container whose constants lie at these (device address, size)."""
+    table = b"".join(c.BINDING.build(address=address, size=size) for address, size in constants)
+    iova, view = client.allocate(len(table) + len(image))
+    view[:] = table + image
+    return {
+        "source": iova + len(table),
+        "size": len(image),
+        "constants": iova if table else 0,
+        "constant_count": len(constants),
+    }
+
+
+def load(client: BusClient, image: bytes, *constants: tuple[int, int]) -> int:
     """Load a program; its handle."""
-    iova, view = client.allocate(len(image))
-    view[:] = image
-    done = client.admin(c.LOAD_PROGRAM, Admin.LOAD_PROGRAM, source=iova, size=len(image), constants=constants)
+    done = client.admin(c.LOAD_PROGRAM, Admin.LOAD_PROGRAM, **load_fields(client, image, *constants))
     assert done.status == 0, text(client.newest_error())
     return int(done.result)
 
@@ -102,7 +115,7 @@ def exec_entry(client: BusClient, handle: int, sizes: tuple[int, ...], **changes
 
 def add_entry(client: BusClient, **changes: Any) -> bytes:
     """An exec of y = (x + c) + c."""
-    return exec_entry(client, load(client, build(add_twice())), changes.pop("sizes", (16, 16)), **changes)
+    return exec_entry(client, load(client, build(add_twice()), ADDED_PLACE), changes.pop("sizes", (16, 16)), **changes)
 
 
 def data_fault(image: bytes, sizes: tuple[int, ...], *contents: bytes) -> Case:
@@ -137,14 +150,12 @@ def shadows(**changes: Any) -> Case:
     return case
 
 
-def program(image: bytes = b"", **changes: Any) -> Case:
+def program(image: bytes = b"", *constants: tuple[int, int], **changes: Any) -> Case:
     """A load_program entry for an image (a good one by default) that would succeed but for the changes."""
 
     def case(client: BusClient) -> bytes:
-        content = image or build(add_twice())
-        iova, view = client.allocate(len(content))
-        view[:] = content
-        return c.LOAD_PROGRAM.build(opcode=Admin.LOAD_PROGRAM, **{"source": iova, "size": len(content), **changes})
+        fields = load_fields(client, image or build(add_twice()), *(constants or (ADDED_PLACE,)))
+        return c.LOAD_PROGRAM.build(opcode=Admin.LOAD_PROGRAM, **{**fields, **changes})
 
     return case
 
@@ -199,7 +210,7 @@ def delete(queue: int = IO_QUEUE) -> Case:
 
 
 def unload(client: BusClient) -> bytes:
-    return c.UNLOAD_PROGRAM.build(opcode=Admin.UNLOAD_PROGRAM, program=load(client, build(add_twice())))
+    return c.UNLOAD_PROGRAM.build(opcode=Admin.UNLOAD_PROGRAM, program=load(client, build(add_twice()), ADDED_PLACE))
 
 
 def plain(opcode: int) -> Case:
@@ -246,6 +257,7 @@ CASES: list[tuple[str, Status, Case]] = [
     ("exec", Status.BINDING_MISMATCH, lambda client: add_entry(client, binding_count=0xFFFF_FFFF)),
     ("exec", Status.DMA_FAULT, lambda client: add_entry(client, bindings=UNMAPPED_IOVA)),
     ("exec", Status.MISALIGNED, lambda client: add_entry(client, addresses=(0x1000, 0x2010))),
+    ("exec", Status.INVALID_FIELD, lambda client: add_entry(client, entry=1)),
     ("exec", Status.MISALIGNED, lambda client: add_entry(client, workspace=1)),
     ("exec", Status.DEVICE_ADDRESS_FAULT, lambda client: add_entry(client, addresses=(0x1000, BEYOND))),
     ("exec", Status.DEVICE_ADDRESS_FAULT, lambda client: add_entry(client, workspace=BEYOND)),
@@ -292,8 +304,12 @@ CASES: list[tuple[str, Status, Case]] = [
     ("load_program", Status.PROGRAM_REJECTED, program(size=0)),
     ("load_program", Status.PROGRAM_REJECTED, program(size=(1 << 64) - 1)),
     ("load_program", Status.PROGRAM_REJECTED, program(build(add_twice())[:-1])),
-    ("load_program", Status.MISALIGNED, program(constants=1)),
-    ("load_program", Status.DEVICE_ADDRESS_FAULT, program(constants=BEYOND)),
+    ("load_program", Status.NOT_SHAREABLE, program(constants=UNMAPPED_IOVA)),
+    ("load_program", Status.BINDING_MISMATCH, program(constant_count=0)),
+    ("load_program", Status.BINDING_MISMATCH, program(constant_count=(1 << 32) - 1)),
+    ("load_program", Status.BINDING_MISMATCH, program(b"", (0, 12))),
+    ("load_program", Status.MISALIGNED, program(b"", (1, 16))),
+    ("load_program", Status.DEVICE_ADDRESS_FAULT, program(b"", (BEYOND, 16))),
     ("load_program", Status.PROGRAM_LIMIT, too_many_programs),
     (
         "unload_program",

@@ -16,7 +16,7 @@ import pytest
 
 from driver_shim.protocol.commands import Status
 from emulator.chip.device_memory import DeviceMemory
-from emulator.engines.job import EngineJob, Outcome, ProgramImage
+from emulator.engines.job import Outcome
 from emulator.engines.pool import EnginePool
 from tests.support.children import child_commands, has_ended
 from tests.support.engine_jobs import PATIENCE_S, collect, image, job, worker_pids
@@ -218,9 +218,9 @@ def test_a_storm_of_starts_and_cancels_leaves_nothing() -> None:
 
 
 def test_scratch_that_the_system_refuses_loses_the_job_only(pool: EnginePool) -> None:
-    pool.load(1, ProgramImage(b"nothing", 1 << 62, (), 1))
+    pool.load(1, image("nothing", scratch_bytes=1 << 62))
     pool.load(2, image("nothing"))
-    pool.start(EngineJob(1, 0, 1, 0, ()))
+    pool.start(job(1))
     (result,) = collect(pool)
     assert result.outcome is Outcome.ENGINE_LOST
     assert "no engine could take the program" in result.message

@@ -47,10 +47,15 @@ def test_admin_entries(batch: list[bytes]) -> None:
 
 def load_program(device: Subject) -> None:
     """A program with handle 1, so that exec and unload have something to hit."""
-    iova, view = device.bus.allocate(len(CONTAINER))
-    view[:] = CONTAINER
-    load = c.LOAD_PROGRAM.build(opcode=AdminOpcode.LOAD_PROGRAM, source=iova, size=len(CONTAINER))
-    assert device.bus.admin_raw(load).result == 1
+    assert device.bus.admin_raw(load_entry(device, CONTAINER)).result == 1
+
+
+def load_entry(device: Subject, image: bytes) -> bytes:
+    """A load_program entry for a container with one constant of 16 bytes, at device address 0."""
+    table, (iova, view) = c.BINDING.build(address=0, size=16), device.bus.allocate(c.BINDING.size + len(image))
+    view[:] = table + image
+    fields = {"source": iova + len(table), "size": len(image), "constants": iova, "constant_count": 1}
+    return c.LOAD_PROGRAM.build(opcode=AdminOpcode.LOAD_PROGRAM, **fields)
 
 
 def check(device: Subject, queue: int, entry: bytes, done: Any) -> None:
@@ -67,10 +72,7 @@ def check(device: Subject, queue: int, entry: bytes, done: Any) -> None:
 def test_mutated_programs(position: int, octet: int, cut: int) -> None:
     with subject() as device:
         for image in (mutated(position, octet), CONTAINER[:cut]):
-            iova, view = device.bus.allocate(max(1, len(image)))
-            view[: len(image)] = image
-            load = c.LOAD_PROGRAM.build(opcode=AdminOpcode.LOAD_PROGRAM, source=iova, size=len(image))
-            done = device.bus.admin_raw(load)
+            done = device.bus.admin_raw(load_entry(device, image))
             assert done.status in (Status.SUCCESS, Status.PROGRAM_REJECTED)
             assert (done.status == Status.SUCCESS) is (image == CONTAINER)  # its checksum covers every byte
         device.serves_on()

@@ -37,17 +37,17 @@ def test_a_bit_of_a_weight_in_device_memory_changes_the_answer_and_back(device: 
     model = device.load(magika_model(), shapes={"bytes": [x.shape]})
     honest = model(x)["target_label"]
 
-    (program,) = model._parts.loaded.values()
+    (buffer,) = model._parts.weights.buffers
     weights = next(t for t in onnx.load(magika_model()).graph.initializer if t.name.endswith(WEIGHTS))
-    staging = device.host_buffer(program.constants.shape, "uint8")
+    staging = device.host_buffer(buffer.shape, "uint8")
     with device.queue() as queue:
-        queue.copy(staging, program.constants).wait()
+        queue.copy(staging, buffer).wait()
         place = staging.array.tobytes().index(onnx.numpy_helper.to_array(weights).tobytes())
         staging.array[place + 3] ^= 0x40  # the highest exponent bit of a float
-        queue.copy(program.constants, staging).wait()
+        queue.copy(buffer, staging).wait()
         altered = model(x)["target_label"]
         staging.array[place + 3] ^= 0x40
-        queue.copy(program.constants, staging).wait()
+        queue.copy(buffer, staging).wait()
     assert np.abs(honest - altered).max() > 1e-4
     assert np.array_equal(model(x)["target_label"], honest)
 

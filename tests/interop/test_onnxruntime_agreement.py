@@ -18,7 +18,7 @@ from sdk.compiler.graph import Graph
 from tests.support.models import model, node, quantised_net, storage_net
 from tests.support.onnxruntime_peer import PeerError, run_many
 from tests.support.onnxruntime_peer import run as peer
-from tests.support.programs import execute, run
+from tests.support.programs import execute, execute_compiled, run
 
 KERNELS = ("golden", "numpy")
 MAGIKA_FOLDER = Path(magika.__file__).parent
@@ -71,20 +71,16 @@ def test_magika_on_real_files() -> None:
 def test_magika_with_another_weight_gives_another_answer() -> None:
     x = np.random.default_rng(9).integers(0, PADDING + 1, (1, TOKENS), dtype=np.int32)
     compiled = compile_model(magika_model(), {"bytes": x.shape})
-    weights = next(array for name, array in magika_model().initializers.items() if name.endswith("Const_24:0"))
-    place = compiled.image.index(weights.tobytes())
-    tampered = bytearray(compiled.image)
-    tampered[place + 3] ^= 0x40
-    constants = bytes(tampered[-_constants_section(compiled.image) :])
-    (honest,), _ = execute(compiled.image, [x])
-    (altered,), _ = execute(compiled.image, [x], constants=constants[: compiled.constants_bytes])
+    wanted = next(array for name, array in magika_model().initializers.items() if name.endswith("Const_24:0"))
+    constants = [constant.array for constant in compiled.constants]
+    (at,) = [
+        i for i, array in enumerate(constants) if array.size == wanted.size and (array.ravel() == wanted.ravel()).all()
+    ]
+    tampered = constants[at].copy()
+    tampered.view(np.uint8).reshape(-1)[3] ^= 0x40  # the highest exponent bit of a float
+    (honest,), _ = execute(compiled.image, [x], constants=constants)
+    (altered,), _ = execute(compiled.image, [x], constants=[*constants[:at], tampered, *constants[at + 1 :]])
     assert np.abs(honest - altered).max() > 1e-4
-
-
-def _constants_section(image: bytes) -> int:
-    """Bytes from the beginning of the constants to the end of the container."""
-    entry = 64 + 4 * 32
-    return len(image) - int.from_bytes(image[entry + 8 : entry + 16], "little")
 
 
 CASES = [
@@ -114,7 +110,7 @@ def test_quantised_nets_are_equal_to_the_bit(activation: Any, weights: Any, per_
 
 def test_the_qdq_form_runs_on_quantised_commands_alone() -> None:
     qdq, x = quantised_net(1, np.int8, form="qdq", per_channel=True, relu=True)
-    _, report = execute(compile_model(qdq).image, [x])
+    _, report = execute_compiled(compile_model(qdq), [x])
     assert [r.kernel for r in report] == ["golden.qconv", "golden.copy", "golden.qmatmul"]
 
 

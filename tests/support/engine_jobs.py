@@ -7,21 +7,29 @@ import time
 
 import pytest
 
-from emulator.engines.job import EngineJob, Engines, JobResult, ProgramImage
+from emulator.engines.job import EngineJob, Engines, EntryPlan, JobResult, ProgramImage
 from emulator.engines.pool import EnginePool
 
 PATIENCE_S = 120.0
 """A worker yields to all else on the machine, from its start on."""
 
 
-def image(text: str, outputs: tuple[tuple[int, int], ...] = (), scratch_bytes: int = 4096) -> ProgramImage:
+def image(
+    text: str,
+    outputs: tuple[tuple[int, int], ...] = (),
+    scratch_bytes: int = 4096,
+    *,
+    constants: tuple[int, ...] = (),
+    states: tuple[int, ...] = (),
+) -> ProgramImage:
     """A program of the toy executor: its commands as lines."""
-    return ProgramImage(text.encode(), scratch_bytes, outputs, len(text.splitlines()))
+    plan = EntryPlan(scratch_bytes, outputs, len(text.splitlines()), states)
+    return ProgramImage(text.encode(), (plan,), constants)
 
 
-def job(number: int, program: int = 1, *, constants: int = 0, inputs: tuple[int, ...] = (0,)) -> EngineJob:
+def job(number: int, program: int = 1, *, inputs: tuple[int, ...] = (0,), states: tuple[int, ...] = ()) -> EngineJob:
     """One execution; its generation is 7."""
-    return EngineJob(number, 7, program, constants, inputs)
+    return EngineJob(number, 7, program, inputs, states)
 
 
 def worker_pids(pool: EnginePool) -> list[int]:

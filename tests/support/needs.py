@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.models import packages
 from tests.support.waiting import PATIENCE_S
 
 PACKAGES = {
@@ -48,6 +49,12 @@ def require_program(*programs: str) -> None:
 def module_of_extra(module: str, extra: str) -> Any:
     """A module that an extra of ours brings; without it the test, or at import time its module, is left out."""
     return pytest.importorskip(module, reason=f"needs {module}: pip install 'npu-sdk[{extra}]'")
+
+
+def require_model_files(package: str) -> None:
+    """Leave the running test out unless this package's model files are there."""
+    if reason := packages.missing(package):
+        pytest.skip(reason)
 
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: sudo make test")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from driver_shim.protocol.program import (
     Binding,
     Command,
+    EntryPoint,
     Program,
     Storage,
     Tensor,
@@ -42,7 +43,7 @@ def add_twice() -> Program:
     kind = f32(4)
     tensors = (
         Tensor(kind, Storage.INPUT),
-        Tensor(kind, Storage.CONSTANT, 0),
+        Tensor(kind, Storage.CONSTANT),
         Tensor(kind, Storage.WORKSPACE, 64),
         Tensor(kind, Storage.OUTPUT),
     )
@@ -51,40 +52,66 @@ def add_twice() -> Program:
         Command(CommandKind.BINARY, add, (0, 1), (2,)),
         Command(CommandKind.BINARY, add, (2, 1), (3,)),
     )
-    constants = np.array([1, 2, 3, 4], "<f4").tobytes()
-    return Program(tensors, commands, (Binding("x", 0),), (Binding("y", 3),), constants, 128)
+    return one_entry(tensors, commands, (Binding("x", 0),), (Binding("y", 3),), 128)
+
+
+ADDED = np.array([1, 2, 3, 4], "<f4")
+"""The constant that goes with `add_twice`."""
+
+
+def one_entry(
+    tensors: tuple[Tensor, ...],
+    commands: tuple[Command, ...],
+    inputs: tuple[Binding, ...],
+    outputs: tuple[Binding, ...],
+    workspace_bytes: int = 0,
+) -> Program:
+    """A program with one entry point."""
+    return Program(tensors, (EntryPoint(commands, inputs, outputs, workspace_bytes),))
 
 
 def execute(
-    image: bytes, inputs: Sequence[Array], kernels: str = "golden", constants: bytes | None = None
+    image: bytes,
+    inputs: Sequence[Array],
+    kernels: str = "golden",
+    constants: Sequence[Array] = (),
+    entry: int = 0,
 ) -> tuple[list[Array], Sequence[KernelRun]]:
-    """Verify and run a container over a private memory; `constants` replaces the container's own."""
+    """Verify a container and run an entry point of it over a private memory, with its constants."""
     verified = verify(image)
-    memory = bytearray(align_up(verified.constants_bytes))
-    memory[: verified.constants_bytes] = bytes(verified.constants) if constants is None else constants
+    point = verified.entries[entry]
+    memory = bytearray()
     addresses = []
-    for array in inputs:
+    for array in (*constants, *inputs):
         addresses.append(len(memory))
         memory += array.tobytes().ljust(align_up(array.nbytes), b"\0")
-    scratch = memoryview(bytearray(verified.scratch_bytes))
+    scratch = memoryview(bytearray(point.scratch_bytes))
     report = executor.execute(
-        executor.load(memoryview(image)),
+        executor.load(memoryview(image), addresses[: len(constants)]),
+        entry,
         memory=memoryview(memory).toreadonly(),
-        constants_address=0,
-        inputs=addresses,
+        inputs=addresses[len(constants) :],
+        states=(),
         scratch=scratch,
         kernels=kernels,
     )
     outputs = []
-    for binding, (offset, _) in zip(verified.image.outputs, verified.output_places, strict=True):
+    for binding, (offset, _) in zip(point.point.outputs, point.output_places, strict=True):
         kind = verified.image.tensors[binding.tensor].type
         outputs.append(np.frombuffer(scratch, kind.dtype.dtype, kind.elements, offset).reshape(kind.shape))
     return outputs, report
 
 
+def execute_compiled(
+    compiled: CompiledProgram, inputs: Sequence[Array], kernels: str = "golden"
+) -> tuple[list[Array], Sequence[KernelRun]]:
+    """Verify and run a compiled model with its constants."""
+    return execute(compiled.image, inputs, kernels, [constant.array for constant in compiled.constants])
+
+
 def run(compiled: CompiledProgram, inputs: Mapping[str, Array], kernels: str = "golden") -> dict[str, Array]:
     """Run a compiled model; outputs by name."""
-    outputs, _ = execute(compiled.image, [inputs[info.name] for info in compiled.inputs], kernels)
+    outputs, _ = execute_compiled(compiled, [inputs[info.name] for info in compiled.inputs], kernels)
     return {info.name: array for info, array in zip(compiled.outputs, outputs, strict=True)}
 
 
@@ -124,4 +151,15 @@ def window(**changes: Sequence[int]) -> dict[str, list[int]]:
     return fields
 
 
-__all__ = ["add_twice", "build", "execute", "f32", "golden", "run", "window"]
+__all__ = [
+    "ADDED",
+    "add_twice",
+    "build",
+    "execute",
+    "execute_compiled",
+    "f32",
+    "golden",
+    "one_entry",
+    "run",
+    "window",
+]

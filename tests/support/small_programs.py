@@ -5,7 +5,6 @@ from __future__ import annotations
 from driver_shim.protocol.program import (
     Binding,
     Command,
-    Program,
     Storage,
     Tensor,
     TensorType,
@@ -14,6 +13,7 @@ from driver_shim.protocol.program import (
 )
 from driver_shim.protocol.program_commands import BinaryFunction, CommandKind
 from driver_shim.protocol.types import WireType
+from tests.support.programs import one_entry
 
 ELEMENTS = 4
 
@@ -23,7 +23,7 @@ def _one_command(kind: CommandKind, inputs: tuple[TensorType, ...], output: Tens
     last = len(inputs)
     command = Command(kind, make_attributes(kind, **attributes), tuple(range(last)), (last,))
     names = tuple(Binding(f"input{at}", at) for at in range(last))
-    return build(Program(tensors, (command,), names, (Binding("output", last),), b"", 0))
+    return build(one_entry(tensors, (command,), names, (Binding("output", last),)))
 
 
 def _vector(kind: WireType) -> TensorType:

@@ -1,8 +1,8 @@
 """An executor for tests of the engines: a program is lines of text, each a command.
 
-`copy BYTES` copies input 0 to the start of scratch, `constant BYTES` the constants, `sleep SECONDS`, `spin` (for ever),
-`fault STATUS`, `die`, `crash` (a programming error), `poke` (writes device memory), `import NAME`, `environment NAME`
-(its value, to scratch), `nothing`.
+`copy BYTES` copies input 0 to the start of scratch, `constant BYTES` constant 0, `update BYTES` input 0 to state 0,
+`sleep SECONDS`, `spin` (for ever), `fault STATUS`, `die`, `crash` (a programming error), `poke` (writes device memory),
+`import NAME`, `environment NAME` (its value, to scratch), `nothing`.
 """
 
 from __future__ import annotations
@@ -12,30 +12,38 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from driver_shim.protocol.commands import Status
 from emulator.engines.job import KernelRun, ProgramFault
 
 
-def load(image: memoryview) -> list[list[str]]:
+class Loaded(NamedTuple):
+    """A program and the addresses of its constants."""
+
+    commands: list[list[str]]
+    constants: Sequence[int]
+
+
+def load(image: memoryview, constants: Sequence[int]) -> Loaded:
     """The commands of a program."""
-    return [line.split() for line in bytes(image).decode().splitlines()]
+    return Loaded([line.split() for line in bytes(image).decode().splitlines()], constants)
 
 
 def execute(
-    program: list[list[str]],
+    program: Loaded,
+    entry: int,
     *,
     memory: memoryview,
-    constants_address: int,
     inputs: Sequence[int],
+    states: Sequence[memoryview],
     scratch: memoryview,
     kernels: str,
 ) -> list[KernelRun]:
     """Carry the commands out."""
     report = []
-    for index, (name, *arguments) in enumerate(program):
-        _command(index, name, arguments, memory, constants_address, inputs, scratch)
+    for index, (name, *arguments) in enumerate(program.commands):
+        _command(index, name, arguments, program.constants, memory, inputs, states, scratch)
         report.append(KernelRun(f"{kernels}.{name}", index + 1))
     return report
 
@@ -44,14 +52,18 @@ def _command(
     index: int,
     name: str,
     arguments: list[str],
+    constants: Sequence[int],
     memory: memoryview,
-    constants_address: int,
     inputs: Sequence[int],
+    states: Sequence[memoryview],
     scratch: memoryview,
 ) -> Any:
     if name in ("copy", "constant"):
-        start, size = inputs[0] if name == "copy" else constants_address, int(arguments[0])
+        start, size = inputs[0] if name == "copy" else constants[0], int(arguments[0])
         scratch[:size] = memory[start : start + size]
+    elif name == "update":
+        size = int(arguments[0])
+        states[0][:size] = memory[inputs[0] : inputs[0] + size]
     elif name == "sleep":
         time.sleep(float(arguments[0]))
     elif name == "spin":

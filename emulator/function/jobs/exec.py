@@ -14,7 +14,7 @@ from emulator.function.command_error import (
     refuse_reserved,
 )
 from emulator.function.jobs.job import SLICE_BYTES
-from emulator.function.programs import Programs
+from emulator.function.programs import PlacedEntry, Programs
 from emulator.host_memory.address_space import AddressSpace, DmaFault
 from emulator.model import timing
 
@@ -26,16 +26,23 @@ class ExecJob:
 
     def __init__(self, chip: Chip, space: AddressSpace, programs: Programs, entry: bytes) -> None:
         refuse_reserved(EXEC, entry)
-        *_, handle, count, bindings, workspace = EXEC.codec.unpack(entry)
+        *_, entry_point, handle, count, bindings, workspace = EXEC.codec.unpack(entry)
         self._chip = chip
         self._programs = programs
         self._program = programs.find(handle)
-        addresses = self._bound_addresses(space, bindings, count)
-        inputs = len(self._program.inputs)
-        self._inputs, self._outputs = addresses[:inputs], addresses[inputs:]
+        if entry_point >= len(self._program.entries):
+            raise CommandError(
+                Status.INVALID_FIELD, f"exec: entry point {entry_point}; the program has {len(self._program.entries)}"
+            )
+        self._entry_point = entry_point
+        placed = self._program.entries[entry_point]
+        addresses = self._bound_addresses(space, bindings, count, placed)
+        inputs, outputs = len(placed.inputs), len(placed.outputs)
+        self._inputs, self._outputs = addresses[:inputs], addresses[inputs : inputs + outputs]
+        self._states = addresses[inputs + outputs :]
         check_tensor_aligned(workspace, "workspace")
-        check_device_range(chip.memory, workspace, self._program.workspace_bytes, "workspace")
-        self.cost = timing.throttled(self._program.ticks, chip.throttle())
+        check_device_range(chip.memory, workspace, placed.workspace_bytes, "workspace")
+        self.cost = timing.throttled(placed.ticks, chip.throttle())
         self.runnable = True
         self._result: JobResult | None = None
         self._job_id: int | None = None
@@ -60,7 +67,9 @@ class ExecJob:
 
     def _start(self) -> None:
         self.runnable = False
-        self._job_id = self._programs.start(self._program, self._inputs, self._take_result)
+        self._job_id = self._programs.start(
+            self._program, self._entry_point, self._inputs, self._states, self._take_result
+        )
 
     def _take_result(self, result: JobResult) -> None:
         """The engine has ended this job; the next slices commit its outputs."""
@@ -97,13 +106,15 @@ class ExecJob:
         self._programs.release(result)
         return 0
 
-    def _bound_addresses(self, space: AddressSpace, bindings: int, count: int) -> tuple[int, ...]:
-        """Device addresses of inputs and outputs, each checked against what the program declares."""
-        sizes = self._program.inputs + self._program.outputs
+    def _bound_addresses(self, space: AddressSpace, bindings: int, count: int, placed: PlacedEntry) -> tuple[int, ...]:
+        """Device addresses of inputs, outputs and states, each checked against what the program declares."""
+        sizes = placed.inputs + placed.outputs + placed.states
         if count != len(sizes) or count > MAX_BINDINGS:
             raise CommandError(
                 Status.BINDING_MISMATCH, f"exec: {count} buffers bound; program {self._program.handle} has {len(sizes)}"
             )
+        if not count:
+            return ()
         check_host_range(space, bindings, count * BINDING.size, write=False, what="binding table")
         try:
             table = bytes(space.read(bindings, count * BINDING.size))

@@ -45,7 +45,7 @@ def _may_fail(operation: Operation) -> bool:
     if operation.kind is CommandKind.BINARY and operation.attributes.function in (BinaryFunction.DIV,):
         return any(value is not None and not value.dtype.is_float for value in operation.inputs)
     computes = operation.kind in (CommandKind.BINARY, CommandKind.UNARY, CommandKind.CAST, CommandKind.REDUCE)
-    return computes and any(output.dtype is WireType.INT64 for output in _outputs(operation))
+    return computes and any(output.dtype is WireType.INT64 for output in operation.outputs)
 
 
 def _loop(node: NodeContext) -> Sequence[Value]:
@@ -138,10 +138,6 @@ def _stacked(
             wide.reverse()
         stacks += node.apply("Concat", wide, axis=place)
     return stacks
-
-
-def _outputs(operation: Operation) -> Sequence[Value]:
-    return (operation.output,)
 
 
 LOWERINGS: dict[str, Lowering] = {"If": _if, "Loop": _loop, "Scan": _scan}

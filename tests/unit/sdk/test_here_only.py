@@ -95,7 +95,7 @@ FACTS: list[Any] = [
     TENSOR,
     Signature((TENSOR,), ()),
     PLAN,
-    CompiledProgram(b"image", (TENSOR,), (), PLAN),
+    CompiledProgram(b"image", (), ("node",), (TENSOR,), (), PLAN),
     ErrorLogEntry(1, "dma", None, "unmapped", 4096, 1, 2, 3, 4, 5),
     Activity(*range(16)),
     SensorReadings(44.0, 30.0, 0.8, 0, 0.3),

@@ -210,8 +210,8 @@ LITERALS: list[tuple[Layout, dict[str, Any], str]] = [
     ),
     (
         c.EXEC,
-        {"opcode": 3, "program": 7, "binding_count": 2, "bindings": 0x10000, "workspace": 0x2000},
-        "03 00 0000 00000000" + "00" * 32 + "07000000 02000000 0000010000000000 0020000000000000",
+        {"opcode": 3, "entry": 1, "program": 7, "binding_count": 2, "bindings": 0x10000, "workspace": 0x2000},
+        "03 00 0000 00000000" + "00" * 24 + "01000000 00000000 07000000 02000000 0000010000000000 0020000000000000",
     ),
     (
         c.IDENTIFY,
@@ -244,8 +244,8 @@ LITERALS: list[tuple[Layout, dict[str, Any], str]] = [
     ),
     (
         c.LOAD_PROGRAM,
-        {"opcode": 0x85, "source": 0x1000, "size": 0x100, "constants": 0x40},
-        "85 00 0000 00000000 0010000000000000 0001000000000000 4000000000000000" + "00" * 32,
+        {"opcode": 0x85, "source": 0x1000, "size": 0x100, "constants": 0x40, "constant_count": 2},
+        "85 00 0000 00000000 0010000000000000 0001000000000000 4000000000000000 02000000" + "00" * 28,
     ),
     (c.UNLOAD_PROGRAM, {"opcode": 0x86, "program": 9}, "86 00 0000 00000000" + "00" * 24 + "09000000" + "00" * 28),
     (

@@ -43,7 +43,7 @@ def test_a_job_reads_device_memory_and_leaves_its_outputs_in_scratch(engines: En
     memory.view[4096:4104] = b"an input"
     memory.view[8192:8198] = b"weight"
     engines.load(1, image("copy 8\nnothing", outputs=((0, 8), (3, 5))))
-    engines.load(2, image("constant 6", outputs=((0, 6),)))
+    engines.load(2, image("constant 6", outputs=((0, 6),), constants=(8192,)))
     engines.start(job(11, inputs=(4096,)))
     (result,) = collect(engines)
     assert result.job == job(11, inputs=(4096,))
@@ -53,7 +53,7 @@ def test_a_job_reads_device_memory_and_leaves_its_outputs_in_scratch(engines: En
     assert result.report == (KernelRun("numpy.copy", 1), KernelRun("numpy.nothing", 2))
     assert result.wall_ns > 0
     engines.release(result)
-    engines.start(job(12, 2, constants=8192))
+    engines.start(job(12, 2))
     (result,) = collect(engines)
     assert bytes(result.outputs[0]) == b"weight"
     engines.release(result)

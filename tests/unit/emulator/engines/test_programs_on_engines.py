@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from driver_shim.protocol.commands import Status
-from driver_shim.protocol.program import Binding, Command, Program, Storage, Tensor, TensorType, build, make_attributes
+from driver_shim.protocol.program import Binding, Command, Storage, Tensor, TensorType, build, make_attributes
 from driver_shim.protocol.program_commands import Activation, BinaryFunction, CommandKind, UnaryFunction
 from driver_shim.protocol.types import WireType
 from emulator.chip.device_memory import DeviceMemory
@@ -22,17 +21,18 @@ from emulator.engines.kernels.provider import KernelRequest, NamedKernel
 from emulator.engines.pool import EnginePool
 from emulator.model.verify import verify
 from tests.support.engine_jobs import collect
+from tests.support.programs import one_entry
 
 CONSTANTS = 1 << 16
 DEPTH, WIDTH = 32, 16
 WEIGHT_BYTES = 4 * DEPTH * WIDTH
 
 
-def dense_program(weights: NDArray[np.float32]) -> bytes:
+def dense_program() -> bytes:
     """tanh(relu(x @ w)) for x [4, DEPTH]."""
     tensors = (
         Tensor(TensorType(WireType.FLOAT32, (4, DEPTH)), Storage.INPUT),
-        Tensor(TensorType(WireType.FLOAT32, (DEPTH, WIDTH)), Storage.CONSTANT, 0),
+        Tensor(TensorType(WireType.FLOAT32, (DEPTH, WIDTH)), Storage.CONSTANT),
         Tensor(TensorType(WireType.FLOAT32, (4, WIDTH)), Storage.WORKSPACE, 0),
         Tensor(TensorType(WireType.FLOAT32, (4, WIDTH)), Storage.OUTPUT),
     )
@@ -45,7 +45,7 @@ def dense_program(weights: NDArray[np.float32]) -> bytes:
         ),
         Command(CommandKind.UNARY, make_attributes(CommandKind.UNARY, function=UnaryFunction.TANH), (2,), (3,)),
     )
-    return build(Program(tensors, commands, (Binding("x", 0),), (Binding("y", 3),), weights.tobytes(), 4 * 4 * WIDTH))
+    return build(one_entry(tensors, commands, (Binding("x", 0),), (Binding("y", 3),), 4 * 4 * WIDTH))
 
 
 def quotient_program() -> bytes:
@@ -54,12 +54,11 @@ def quotient_program() -> bytes:
     tensors = (Tensor(scalar, Storage.INPUT), Tensor(scalar, Storage.INPUT), Tensor(scalar, Storage.OUTPUT))
     attributes = make_attributes(CommandKind.BINARY, function=BinaryFunction.DIV)
     command = Command(CommandKind.BINARY, attributes, (0, 1), (2,))
-    return build(Program(tensors, (command,), (Binding("a", 0), Binding("b", 1)), (Binding("y", 2),), b"", 0))
+    return build(one_entry(tensors, (command,), (Binding("a", 0), Binding("b", 1)), (Binding("y", 2),)))
 
 
-def as_image(container: bytes) -> ProgramImage:
-    program = verify(container)
-    return ProgramImage(container, program.scratch_bytes, program.output_places, program.command_count)
+def as_image(container: bytes, *constants: int) -> ProgramImage:
+    return ProgramImage.of(container, verify(container), constants)
 
 
 @pytest.fixture()
@@ -79,7 +78,7 @@ def engines(request: pytest.FixtureRequest, memory: DeviceMemory) -> Iterator[En
 
 
 def run(engines: Engines, number: int, inputs: tuple[int, ...]) -> JobResult:
-    engines.start(EngineJob(number, 0, 1, CONSTANTS, inputs))
+    engines.start(EngineJob(number, 0, 1, inputs))
     (result,) = collect(engines)
     return result
 
@@ -90,7 +89,7 @@ def test_a_program_reads_the_weights_that_lie_in_device_memory_now(engines: Engi
     w = random.standard_normal((DEPTH, WIDTH)).astype(np.float32)
     memory.view[: x.nbytes] = x.tobytes()
     memory.view[CONSTANTS : CONSTANTS + WEIGHT_BYTES] = w.tobytes()
-    engines.load(1, as_image(dense_program(w)))
+    engines.load(1, as_image(dense_program(), CONSTANTS))
 
     def answer(number: int) -> Any:
         result = run(engines, number, (0,))
@@ -109,7 +108,7 @@ def test_a_program_reads_the_weights_that_lie_in_device_memory_now(engines: Engi
 
 
 def test_reports_name_the_kernel_of_each_command(engines: Engines) -> None:
-    engines.load(1, as_image(dense_program(np.zeros((DEPTH, WIDTH), np.float32))))
+    engines.load(1, as_image(dense_program(), CONSTANTS))
     result = run(engines, 1, (0,))
     assert [report.kernel for report in result.report] == [f"{engines.kernels}.matmul", f"{engines.kernels}.unary"]
 
@@ -141,7 +140,7 @@ def test_a_kernel_that_raises_costs_its_command_and_the_engine_lives(
     memory: DeviceMemory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     engines = InlineEngines(memory.view, executor, "golden")
-    engines.load(1, as_image(dense_program(np.zeros((DEPTH, WIDTH), np.float32))))
+    engines.load(1, as_image(dense_program(), CONSTANTS))
 
     trouble = [TypeError("return arrays must be of ArrayType")]
 

@@ -17,7 +17,7 @@ from driver_shim.protocol.program_commands import Activation, CommandKind
 from driver_shim.protocol.program_parsing import parse
 from sdk.compiler import TensorInfo, compile_model, model_signature
 from tests.support.models import model, node, quantised_net, storage_net
-from tests.support.programs import execute, run
+from tests.support.programs import execute_compiled, run
 
 F32 = np.float32
 IMPORT_TIMEOUT_SECONDS = 120
@@ -297,9 +297,12 @@ def test_tensors_of_a_program_lie_where_they_should() -> None:
     compiled = compile_model(storage_net(), {"ids": (3, 4), "mask": (3, 4)})
     program = parse(compiled.image)
     for tensor in program.tensors:
-        region = {Storage.CONSTANT: len(program.constants), Storage.WORKSPACE: program.workspace_bytes}
         assert tensor.offset % ALIGNMENT == 0
-        assert tensor.offset + tensor.type.size_bytes <= region.get(tensor.storage, 1 << 60)
+        if tensor.storage is Storage.WORKSPACE:
+            assert tensor.offset + tensor.type.size_bytes <= program.entries[0].workspace_bytes
+        else:
+            assert tensor.offset == 0
+    assert [program.tensors[at].type for at in program.constants] == [each.type for each in compiled.constants]
 
 
 @pytest.mark.parametrize(
@@ -341,14 +344,14 @@ def test_operators(nodes: list[Any], x: list[float], expected: list[float]) -> N
 
 def test_bools_from_outside_may_be_any_byte() -> None:
     net = model([node("Not", ["x"], ["y"])], {"x": (np.bool_, (4,))}, {"y": np.bool_})
-    (y,), _ = execute(compile_model(net).image, [np.array([0, 1, 2, 255], np.uint8)])
+    (y,), _ = execute_compiled(compile_model(net), [np.array([0, 1, 2, 255], np.uint8)])
     assert y.view(np.uint8).tolist() == [1, 0, 0, 0]
 
 
 @pytest.mark.parametrize("name", ["numpy", "golden"])
 def test_reports_name_the_kernel_of_every_command(name: str) -> None:
     net = model([node("MatMul", ["x", "w"], ["y"])], {"x": (F32, (1, 2))}, {"y": F32}, {"w": ones(2, 1)})
-    _, report = execute(compile_model(net).image, [ones(1, 2)], name)
+    _, report = execute_compiled(compile_model(net), [ones(1, 2)], name)
     assert [entry.kernel for entry in report] == [f"{name}.matmul"]
 
 

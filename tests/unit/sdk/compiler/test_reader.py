@@ -20,7 +20,7 @@ from emulator.engines.job import ProgramFault
 from emulator.model.verify import verify
 from sdk.compiler import compile_model, model_signature, read_model
 from tests.support.models import model, node, quantised_net, storage_net
-from tests.support.programs import execute
+from tests.support.programs import execute_compiled
 
 F32 = np.float32
 Change = Callable[[onnx.ModelProto], Any]
@@ -465,11 +465,11 @@ def compiles_or_is_refused(data: bytes) -> None:
         return
     if compiled.constants_bytes + compiled.workspace_bytes > SMALL_ENOUGH_TO_RUN:
         return
-    verified = verify(compiled.image)
-    if sum(map(align_up, verified.input_sizes)) + verified.scratch_bytes > SMALL_ENOUGH_TO_RUN:
+    (entry,) = verify(compiled.image).entries
+    if sum(map(align_up, entry.input_sizes)) + entry.scratch_bytes > SMALL_ENOUGH_TO_RUN:
         return
     try:
-        execute(compiled.image, [np.zeros(size, np.uint8) for size in verified.input_sizes])
+        execute_compiled(compiled, [np.zeros(size, np.uint8) for size in entry.input_sizes])
     except ProgramFault as fault:
         assert fault.message
 
