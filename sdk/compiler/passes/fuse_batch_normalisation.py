@@ -40,11 +40,14 @@ def _fuse(program: Rewriting, position: int, result: Value | None, by: Value | N
 def _scaled(convolution: Operation, weights: Value, bias: Value | None, factor: Value) -> list[Value]:
     """Weights and bias with every output channel multiplied, in float32."""
     # Weights are [M, C/G, …], those of a transposed convolution [C, M/G, …].
-    transposed = convolution.kind is CommandKind.CONV_TRANSPOSE
-    group, kernel = convolution.attributes.group if transposed else 1, [1] * (len(weights.shape) - 2)
-    by_output = _wide(factor).reshape(group, 1, -1, *kernel) if transposed else _wide(factor).reshape(1, -1, 1, *kernel)
-    apart = _wide(weights).reshape(group, -1, *weights.shape[1:])
-    scaled = _like(weights, (apart * by_output).reshape(weights.shape))
+    first, second, *kernel = weights.shape
+    if convolution.kind is CommandKind.CONV_TRANSPOSE:
+        group = convolution.attributes.group
+        apart, by_output = (group, first // group, second, *kernel), (group, 1, second)
+    else:
+        apart, by_output = (1, *weights.shape), (1, first, 1)
+    factors = _wide(factor).reshape(*by_output, *[1] * len(kernel))
+    scaled = _like(weights, (_wide(weights).reshape(apart) * factors).reshape(weights.shape))
     return [scaled] if bias is None else [scaled, _like(bias, _wide(bias) * _wide(factor))]
 
 
