@@ -67,6 +67,14 @@ class CommandKind(enum.IntEnum):
     """ConvTranspose, Col2Im; with bias and activation."""
     UNPOOL = 0x42
     """MaxUnpool."""
+    GRID_SAMPLE = 0x43
+    """GridSample."""
+    ROI_ALIGN = 0x44
+    """RoiAlign."""
+    ROI_POOL = 0x45
+    """MaxRoiPool."""
+    DEFORM_CONV = 0x46
+    """DeformConv; with bias."""
 
 
 class Activation(enum.IntEnum):
@@ -171,11 +179,19 @@ class PadMode(enum.IntEnum):
 
 
 class ResizeMode(enum.IntEnum):
-    """How RESIZE makes an element of those around its place, by the names of the ONNX attribute `mode`."""
+    """How RESIZE and GRID_SAMPLE make an element of those around its place, by the names of ONNX's `mode`."""
 
     NEAREST = 0
     LINEAR = 1
     CUBIC = 2
+
+
+class GridPadding(enum.IntEnum):
+    """What GRID_SAMPLE finds outside of the data, by the names of the ONNX attribute `padding_mode`."""
+
+    ZEROS = 0
+    BORDER = 1
+    REFLECTION = 2
 
 
 class Coordinates(enum.IntEnum):
@@ -279,6 +295,23 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
         reserved(4),
     ),
     CommandKind.UNPOOL: Layout("unpool", 40, *_SHAPE),
+    CommandKind.GRID_SAMPLE: Layout("grid_sample", 8, "mode" / u8, "padding" / u8, "align_corners" / u8, reserved(5)),
+    CommandKind.ROI_ALIGN: Layout(
+        "roi_align",
+        24,
+        "function" / u8,
+        "half_pixel" / u8,
+        reserved(2),
+        "sampling_ratio" / u32,
+        "output_height" / u32,
+        "output_width" / u32,
+        "spatial_scale" / f32,
+        reserved(4),
+    ),
+    CommandKind.ROI_POOL: Layout(
+        "roi_pool", 16, "output_height" / u32, "output_width" / u32, "spatial_scale" / f32, reserved(4)
+    ),
+    CommandKind.DEFORM_CONV: Layout("deform_conv", 56, "group" / u32, "offset_group" / u32, *_WINDOW),
     CommandKind.RESIZE: Layout(
         "resize",
         144,
@@ -298,7 +331,7 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
 }
 """`axes` of REDUCE is a mask: bit i stands for dimension i; `keep` leaves reduced dimensions in, as ones. Axes count
 from 0, never from the end. `dtype` of CAST is a `WireType`. RESIZE: `cubic` is ONNX's `cubic_coeff_a`; `starts` and
-`ends` are its `roi`, by dimension; unused dimensions hold 0."""
+`ends` are its `roi`, by dimension; unused dimensions hold 0. `function` of ROI_ALIGN is a `PoolFunction`."""
 
 
 class Operands(NamedTuple):
@@ -338,6 +371,10 @@ OPERANDS: dict[CommandKind, Operands] = {
     CommandKind.EXPAND: Operands(("x",)),
     CommandKind.RESIZE: Operands(("x",)),
     CommandKind.UNPOOL: Operands(("x", "indices")),
+    CommandKind.GRID_SAMPLE: Operands(("x", "grid")),
+    CommandKind.ROI_ALIGN: Operands(("x", "rois", "batch_indices")),
+    CommandKind.ROI_POOL: Operands(("x", "rois")),
+    CommandKind.DEFORM_CONV: Operands(("x", "w", "offset"), ("bias", "mask")),
     CommandKind.CONV_TRANSPOSE: Operands(("x", "w"), ("bias",)),
 }
 

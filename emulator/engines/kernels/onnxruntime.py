@@ -21,6 +21,7 @@ from driver_shim.protocol.program_commands import (
     Activation,
     CommandKind,
     Coordinates,
+    GridPadding,
     NearestMode,
     PoolFunction,
     ReduceFunction,
@@ -291,6 +292,25 @@ def _resize(request: KernelRequest) -> _Graph | None:
     return graph
 
 
+def _grid_sample(request: KernelRequest) -> _Graph | None:
+    """Reflection is left out: onnxruntime has no bounds for a place that is no number."""
+    attributes = request.attributes
+    rank = _spatial_rank(request)
+    if not _is_float32(request) or attributes.padding == GridPadding.REFLECTION or rank not in (2, 3):
+        return None
+    if rank > 2 and attributes.mode == ResizeMode.CUBIC:
+        return None
+    graph = _Graph()
+    graph.add(
+        "GridSample",
+        ["i0", "i1"],
+        mode=ResizeMode(attributes.mode).name.lower(),
+        padding_mode=GridPadding(attributes.padding).name.lower(),
+        align_corners=attributes.align_corners,
+    )
+    return graph
+
+
 _BUILD: dict[CommandKind, Callable[[KernelRequest], _Graph | None]] = {
     CommandKind.MATMUL: _matmul,
     CommandKind.CONV: _conv,
@@ -303,6 +323,7 @@ _BUILD: dict[CommandKind, Callable[[KernelRequest], _Graph | None]] = {
     CommandKind.TRANSPOSE: _transpose,
     CommandKind.REDUCE: _reduce,
     CommandKind.RESIZE: _resize,
+    CommandKind.GRID_SAMPLE: _grid_sample,
 }
 KINDS = _BUILD.keys()
 """Kinds of command that have a kernel here."""

@@ -15,6 +15,9 @@ from emulator.model.operators.arrays import Array, KernelFault, operand, require
 from emulator.model.operators.operator import Operator, Types, checked_axis, function, given, one_type, optional
 from emulator.model.operators.shapes import broadcast, need, shape_of
 
+_PAD_MODES: dict[PadMode, Any] = {PadMode.REFLECT: "reflect", PadMode.EDGE: "edge", PadMode.WRAP: "wrap"}
+"""What numpy calls them."""
+
 
 class Copy(Operator):
     """COPY."""
@@ -140,20 +143,21 @@ class Pad(Operator):
                 mode is not PadMode.REFLECT or max(begin, end) < extent, f"dimension {i}: cannot reflect {begin}, {end}"
             )
             need(mode is not PadMode.EDGE or extent > 0 or not begin + end, f"dimension {i} has no edge")
+            need(mode is not PadMode.WRAP or extent > 0 or not begin + end, f"dimension {i} has nothing to wrap")
             shape.append(begin + extent + end)
         need(not any((*attributes.begins[rank:], *attributes.ends[rank:])), "unused dimensions must be zero")
         need(max(shape, default=0) <= MAX_DIMENSION, f"{x} padded to {shape}")
         return [TensorType(x.dtype, tuple(shape))]
 
     def run(self, attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
-        """Pad (opset 18) with a constant (0 without `value`), reflected or edge elements."""
+        """Pad (opset 19) with a constant (0 without `value`), reflected or edge elements, or those of the other end."""
         x, value = required(inputs, 0), operand(inputs, 1)
         margins = list(zip(attributes.begins[: x.ndim], attributes.ends[: x.ndim], strict=True))
         if attributes.mode == PadMode.CONSTANT:
             fill = x.dtype.type(0) if value is None else value.reshape(())[()]
             outputs[0][...] = np.pad(x, margins, constant_values=fill)
         else:
-            outputs[0][...] = np.pad(x, margins, mode="reflect" if attributes.mode == PadMode.REFLECT else "edge")
+            outputs[0][...] = np.pad(x, margins, mode=_PAD_MODES[PadMode(attributes.mode)])
 
 
 class Expand(Operator):

@@ -14,6 +14,7 @@ from sdk.compiler.lowering import (
     quantised,
     reductions,
     resizing,
+    sampling,
     shapes,
 )
 
@@ -28,6 +29,7 @@ LOWERINGS: dict[str, Lowering] = {
     **quantised.LOWERINGS,
     **reductions.LOWERINGS,
     **resizing.LOWERINGS,
+    **sampling.LOWERINGS,
     **shapes.LOWERINGS,
 }
 """The operators that can be compiled."""

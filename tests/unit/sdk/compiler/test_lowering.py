@@ -199,7 +199,20 @@ CASES = [
 ]
 
 FOLDED_ALWAYS = {"Shape", "Size", "Constant", "ConstantOfShape", "Range"}
-IMAGES = {"Resize", "Upsample", "ConvTranspose", "Col2Im", "LpPool", "GlobalLpPool", "MaxUnpool"}
+IMAGES = {
+    *(
+        "Resize",
+        "Upsample",
+        "ConvTranspose",
+        "Col2Im",
+        "LpPool",
+        "GlobalLpPool",
+        "MaxUnpool",
+        "GridSample",
+        "AffineGrid",
+    ),
+    *("RoiAlign", "MaxRoiPool", "DeformConv", "CenterCropPad"),
+}
 """Compared in test_lowering_images.py."""
 ELSEWHERE = {"QLinearConv", "QLinearMatMul", "If", "Loop", "Scan"}
 """Compared with onnxruntime, whose arithmetic is the reference; control flow in a module of its own."""

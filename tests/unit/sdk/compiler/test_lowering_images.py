@@ -37,6 +37,8 @@ def floats(*values: float) -> NDArray[Any]:
 NO_ROI, NO_SCALES = floats(), floats()
 BY_SCALES = {"x": IMAGE, "c:r": NO_ROI, "c:s": floats(1, 1, 2, 0.6)}
 BY_SIZES = {"x": IMAGE, "c:r": NO_ROI, "c:n": NO_SCALES, "c:s": ints(1, 2, 3, 7)}
+REGIONS = floats(0, 0, 5, 6, 1, 2, 4.5, 3, -1, 3, 9, 8).reshape(3, 4)
+SINCE_16 = (16, NEWEST)
 UNPOOL = {"kernel_shape": [2, 2], "strides": [2, 2]}
 SINCE_11, SINCE_13, SINCE_18, SINCE_19 = (11, 13, 18, NEWEST), (13, 18, NEWEST), (18, NEWEST), (19, NEWEST)
 
@@ -105,6 +107,43 @@ CASES = [
         {"x": real(1, 1, 2, 2), "i": ints([[[5, 7], [13, 15]]]), "c:s": ints(1, 1, 5, 6)},
         UNPOOL,
         (9, NEWEST),
+    ),
+    *(
+        Case(
+            "AffineGrid",
+            {"t": real(2, rank, rank + 1), "c:s": ints(2, 1, *size)},
+            {"align_corners": align},
+            (20, NEWEST),
+        )
+        for rank, size in ((2, (3, 4)), (3, (2, 3, 4)))
+        for align in (0, 1)
+    ),
+    Case("CenterCropPad", {"x": real(5, 4, 3), "c:s": ints(2, 7, 3)}, {}, SINCE_18),
+    Case("CenterCropPad", {"x": real(5, 4, 3), "c:s": ints(8, 3)}, {"axes": [-1, 0]}, SINCE_18),
+    Case("Pad", {"x": IMAGE, "c:p": ints(0, 1, 7, 3, 0, 2, 0, 9)}, {"mode": "wrap"}, (19, NEWEST)),
+    *(
+        Case("RoiAlign", {"x": real(2, 3, 7, 6), "r": REGIONS, "b": ints(0, 1, 1)}, {**more, "mode": mode}, SINCE_16)
+        for mode in ("avg", "max")
+        for more in (
+            {"output_height": 2, "output_width": 3},
+            {"output_height": 2, "output_width": 2, "sampling_ratio": 2, "spatial_scale": 0.5},
+            {"output_height": 3, "output_width": 1, "coordinate_transformation_mode": "output_half_pixel"},
+        )
+    ),
+    *(
+        Case(
+            "DeformConv",
+            {
+                "x": real(2, 4, 5, 4),
+                "w": real(6, 2, 3, 2),
+                "o": real(2, 12 * groups, 3, 3),
+                "b": real(6),
+                "m": real(2, 6 * groups, 3, 3),
+            },
+            {"group": 2, "offset_group": groups, "pads": [1, 0, 1, 1], "strides": [2, 1], "dilations": [1, 2]},
+            (19, NEWEST),
+        )
+        for groups in (1, 2)
     ),
     Case("Col2Im", {"x": real(2, 12, 15), "c:i": ints(6, 5), "c:b": ints(2, 3)}, {}, SINCE_18),
     Case(
@@ -204,6 +243,34 @@ def test_normalisation_and_activation_after_a_transposed_convolution_are_part_of
     assert [command.kind.name for command in parse(compiled.image).commands] == ["CONV_TRANSPOSE"]
     (expected,) = peer(net.SerializeToString(), x).values()
     np.testing.assert_allclose(run(compiled, x)["y"], expected, rtol=1e-5, atol=1e-5)
+
+
+GRIDS = {"g": np.random.default_rng(3).uniform(-1.6, 1.6, (2, 3, 4, 2)).astype(F32)}
+
+
+@pytest.mark.parametrize("align", [0, 1])
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+def test_grid_sample_as_onnxruntime(padding: str, align: int) -> None:
+    attributes = {"padding_mode": padding, "align_corners": align}
+    images, volumes = {"x": real(2, 3, 5, 4)} | GRIDS, {"x": real(1, 2, 3, 4, 2), "g": real(1, 2, 3, 2, 3, seed=1)}
+    agree(
+        *(Job("GridSample", images, {"mode": mode, **attributes}, 16) for mode in ("nearest", "bilinear", "bicubic")),
+        *(Job("GridSample", images, {"mode": mode, **attributes}, 22) for mode in ("nearest", "linear", "cubic")),
+        *(Job("GridSample", volumes, {"mode": mode, **attributes}, 22) for mode in ("nearest", "linear")),
+    )
+
+
+def test_negative_padding_cuts_as_in_onnxruntime() -> None:
+    pads = {"p": ints(0, 0, -1, 2, 0, 0, 3, -2)}
+    agree(*(Job("Pad", {"x": IMAGE}, {"mode": mode}, 19, pads) for mode in ("constant", "edge")))
+
+
+def test_regions_as_onnxruntime() -> None:
+    x, boxes = real(2, 3, 7, 6), floats(0, 0, 0, 9, 5, 1, 2, 3, 4, 11, 1, 6, 6, 3, 3).reshape(3, 5)
+    agree(
+        Job("RoiAlign", {"x": x, "r": REGIONS, "b": ints(0, 1, 1)}, {"output_height": 2, "output_width": 2}, 10),
+        *(Job("MaxRoiPool", {"x": x, "r": boxes}, {"pooled_shape": [2, 3], "spatial_scale": s}, 7) for s in (1.0, 0.5)),
+    )
 
 
 POOLING: dict[str, list[dict[str, Any]]] = {
