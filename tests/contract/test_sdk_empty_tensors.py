@@ -111,7 +111,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_empty_tensors_travel_through_the_device(device: sdk.Device, name: str) -> None:
     case = CASES[name]
-    found = device.load(case.net)(**case.inputs)
+    found = device.load(case.net)(case.inputs)
     for output, expected in case.expected.items():
         assert (found[output].shape, found[output].dtype) == (expected.shape, expected.dtype)
         np.testing.assert_array_equal(found[output], expected)
