@@ -27,7 +27,7 @@ from benchmarks import engines
 from benchmarks.figures import Figure
 from benchmarks.onnxruntime_peer import Peer
 from emulator.engines.pool import worker_limits
-from sdk.cli.measurements import timed_rounds, warm_up
+from sdk.cli.measurements import best_spread, timed_rounds
 from sdk.model.model import Model
 from tests.models import image_networks, minilm, packages
 
@@ -42,7 +42,7 @@ TWO_ENGINES_SHARE = 0.95
 IN_FLIGHT = 2
 COLD_TIMEOUT_S = 300
 MLP_WIDTHS = (64, 64, 64, 10)
-MLP_ROUNDS = 2_000
+MLP_ROUNDS = 8_000
 
 _COLD = """
 import json, sys, time
@@ -75,23 +75,21 @@ def missing() -> str | None:
     return None if importlib.util.find_spec("onnxruntime") else "onnxruntime is missing: make bench installs it"
 
 
-def figures() -> list[Figure]:
+def figures() -> Iterator[Figure]:
     """All figures of this topic; none without onnxruntime."""
     if missing():
-        return []
-    found: list[Figure] = []
+        return
     with tempfile.TemporaryDirectory() as name, Peer() as peer:
         folder = Path(name)
         networks = list(_networks(folder))
         for network in networks:
             for kernels in network.budgets:
-                found += _beside(network, kernels, peer)
+                yield from _beside(network, kernels, peer)
         resnet = networks[0]
-        found += _quantised(resnet, folder / "resnet50_int8.onnx", peer)
-        found.append(_two_in_flight(resnet, peer))
-        found.append(_host_time(folder))
-        found += _loading(resnet, folder)
-    return found
+        yield _two_in_flight(resnet, peer)
+        yield _host_time(folder)
+        yield from _loading(resnet, folder)
+        yield from _quantised(resnet, folder / "resnet50_int8.onnx", peer)
 
 
 def _networks(folder: Path) -> Iterator[Network]:
@@ -196,8 +194,7 @@ def _host_time(folder: Path) -> Figure:
     x = np.random.default_rng(1).normal(size=(1, MLP_WIDTHS[0])).astype(np.float32)
     with sdk.Device("emulator:generic?core=none") as device:
         model = device.load(path, shapes={"x": [x.shape]})
-        warm_up(lambda: model(x))
-        whole = statistics.median(timed_rounds(lambda: model(x), MLP_ROUNDS))
+        whole = best_spread(lambda: model(x), MLP_ROUNDS).p50
     ours = whole - engines.seconds_of(path, "x", x)
     return Figure("small network, host time of one run", ours, "µs", budget=HOST_BUDGET_S)
 

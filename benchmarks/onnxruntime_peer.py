@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 
 WARM_UP_RUNS = 3
 END_PATIENCE_S = 30
+ERRORS = 3
+"""onnxruntime's severity; it warns of each initialiser that is an input, too."""
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
 
@@ -33,11 +35,12 @@ class Peer:
     def __init__(self) -> None:
         """Start it. Raises ImportError without onnxruntime."""
         self._folder = tempfile.TemporaryDirectory()
+        self._complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe nobody reads would stop it
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.onnxruntime_peer"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._complaints,
             text=True,
         )
         self._requests, self._answers = cast(IO[str], self._process.stdin), cast(IO[str], self._process.stdout)
@@ -56,6 +59,7 @@ class Peer:
         if self._process.poll() is None:
             self._process.communicate(timeout=END_PATIENCE_S)
         self._folder.cleanup()
+        self._complaints.close()
 
     def seconds(self, model: Path, inputs: Arrays, threads: int, rounds: int) -> float:
         """Median seconds of one run with so many threads."""
@@ -81,7 +85,8 @@ class Peer:
     def _read(self) -> Any:
         line = self._answers.readline()
         if not line:
-            raise RuntimeError(f"onnxruntime's process ended: {self._process.communicate()[1]}")
+            self._complaints.seek(0)
+            raise RuntimeError(f"onnxruntime's process ended: {self._complaints.read()}")
         return json.loads(line)
 
 
@@ -99,6 +104,7 @@ class _Sessions:
                 self._made.clear()
             options = self._onnxruntime.SessionOptions()
             options.intra_op_num_threads = threads
+            options.log_severity_level = ERRORS
             self._made[key] = self._onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         return self._made[key]
 

@@ -12,6 +12,7 @@ from sdk.errors import EmulatorFallbackWarning
 from sdk.inference_session import InferenceSession, SessionOptions
 from sdk.memory.buffers import DeviceBuffer, HostBuffer
 from sdk.opening.listing import DeviceInfo, list_devices
+from sdk.quantisation import quantization_losses, quantize
 from sdk.queue.batch import Batch
 from sdk.queue.events import Event
 from sdk.queue.queue import Queue
@@ -30,5 +31,7 @@ __all__ = [
     "Queue",
     "SessionOptions",
     "list_devices",
+    "quantization_losses",
+    "quantize",
 ]
 __all__ += errors.__all__

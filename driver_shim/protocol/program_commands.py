@@ -61,6 +61,10 @@ class CommandKind(enum.IntEnum):
     """Pad."""
     EXPAND = 0x26
     """Expand."""
+    RESIZE = 0x40
+    """Resize, Upsample."""
+    CONV_TRANSPOSE = 0x41
+    """ConvTranspose, Col2Im; with bias and activation."""
     GATHER_ELEMENTS = 0x50
     """GatherElements."""
     GATHER_ND = 0x51
@@ -80,7 +84,7 @@ class CommandKind(enum.IntEnum):
 
 
 class Activation(enum.IntEnum):
-    """What MATMUL and CONV apply to a sum before its one rounding."""
+    """What MATMUL, CONV and CONV_TRANSPOSE apply to a sum before its one rounding."""
 
     NONE = 0
     RELU = 1
@@ -223,6 +227,35 @@ class PadMode(enum.IntEnum):
     WRAP = 3
 
 
+class ResizeMode(enum.IntEnum):
+    """How RESIZE makes an element of those around its place, by the names of the ONNX attribute `mode`."""
+
+    NEAREST = 0
+    LINEAR = 1
+    CUBIC = 2
+
+
+class Coordinates(enum.IntEnum):
+    """Where RESIZE finds an element's place, by the names of the ONNX attribute `coordinate_transformation_mode`."""
+
+    HALF_PIXEL = 0
+    HALF_PIXEL_SYMMETRIC = 1
+    PYTORCH_HALF_PIXEL = 2
+    ALIGN_CORNERS = 3
+    ASYMMETRIC = 4
+    TF_HALF_PIXEL_FOR_NN = 5
+    TF_CROP_AND_RESIZE = 6
+
+
+class NearestMode(enum.IntEnum):
+    """Which element is the nearest to a place, by the names of the ONNX attribute `nearest_mode`."""
+
+    ROUND_PREFER_FLOOR = 0
+    ROUND_PREFER_CEIL = 1
+    FLOOR = 2
+    CEIL = 3
+
+
 _WINDOW = (
     "strides" / array(MAX_SPATIAL, u32),
     "dilations" / array(MAX_SPATIAL, u32),
@@ -296,9 +329,38 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
     CommandKind.CUMULATE: Layout("cumulate", 8, "function" / u16, "exclusive" / u8, "reverse" / u8, "axis" / u32),
     CommandKind.DETERMINANT: _NONE,
     CommandKind.BITCAST: Layout("bitcast", 8, "dtype" / u16, reserved(6)),
+    CommandKind.CONV_TRANSPOSE: Layout(
+        "conv_transpose",
+        80,
+        "group" / u32,
+        "activation" / u8,
+        reserved(3),
+        "low" / f32,
+        "high" / f32,
+        *_WINDOW,
+        "output_padding" / array(MAX_SPATIAL, u32),
+        reserved(4),
+    ),
+    CommandKind.RESIZE: Layout(
+        "resize",
+        144,
+        "mode" / u8,
+        "coordinates" / u8,
+        "nearest" / u8,
+        "exclude_outside" / u8,
+        "antialias" / u8,
+        reserved(3),
+        "cubic" / f32,
+        "extrapolation" / f32,
+        "extents" / array(MAX_RANK, u32),
+        "scales" / array(MAX_RANK, f32),
+        "starts" / array(MAX_RANK, f32),
+        "ends" / array(MAX_RANK, f32),
+    ),
 }
 """`axes` of REDUCE is a mask: bit i stands for dimension i; `keep` leaves reduced dimensions in, as ones. Axes count
-from 0, never from the end. `dtype` of CAST and BITCAST is a `WireType`."""
+from 0, never from the end. `dtype` of CAST and BITCAST is a `WireType`. RESIZE: `cubic` is ONNX's `cubic_coeff_a`;
+`starts` and `ends` are its `roi`, by dimension; unused dimensions hold 0."""
 
 
 class Operands(NamedTuple):
@@ -336,6 +398,8 @@ OPERANDS: dict[CommandKind, Operands] = {
     CommandKind.GATHER: Operands(("x", "indices")),
     CommandKind.PAD: Operands(("x",), ("value",)),
     CommandKind.EXPAND: Operands(("x",)),
+    CommandKind.RESIZE: Operands(("x",)),
+    CommandKind.CONV_TRANSPOSE: Operands(("x", "w"), ("bias",)),
     CommandKind.GATHER_ELEMENTS: Operands(("data", "indices")),
     CommandKind.GATHER_ND: Operands(("data", "indices")),
     CommandKind.SCATTER_ELEMENTS: Operands(("data", "indices", "updates")),

@@ -1,8 +1,8 @@
 """The compiler: ONNX models to programs for the device.
 
 `loading.py` opens models and `reader.py` makes a `Graph` of one, once for all shapes; `lowering/` turns operators into
-commands, `ir.py` folds and fuses, `plan.py` places tensors and encodes. The onnx package is imported when one of these
-functions is first called.
+commands, `passes/` fold and fuse those, `plan.py` places tensors and encodes. The onnx package is imported when one of
+these functions is first called.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import ChainMap, Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from driver_shim.errors import UnsupportedModel
@@ -15,6 +15,7 @@ from sdk.compiler.inlining import inlined
 from sdk.compiler.ir import Builder, DataDependent, Refused, Value, check_tensor
 from sdk.compiler.loading import ModelSource, open_source
 from sdk.compiler.lowering import LOWERINGS
+from sdk.compiler.passes import optimised
 from sdk.compiler.plan import NamedValue, encode
 from sdk.compiler.problems import Problem, Reason, unsupported
 from sdk.compiler.reader import read_graph
@@ -85,7 +86,6 @@ class _Compiler:
         self._fixed = values
         self._input_names: dict[int, str] = {}
         """Names of the program's inputs by the identity of their values."""
-        self._uses = Counter(_uses(graph))
 
     def run(self) -> CompiledProgram:
         self._check_names()
@@ -95,11 +95,12 @@ class _Compiler:
         inputs = [self._input(entry) for entry in (*self._graph.inputs, *taken) if entry.name not in self._fixed]
         for name, array in {**self._graph.initializers, **self._fixed}.items():
             if name not in overridden or name in self._fixed:
-                self._bind(name, self._builder.constant(array))
+                self._values[name] = self._builder.constant(array)
         for node in self._graph.nodes:
             self._lower(node)
         outputs = self._outputs()
-        return encode(self._builder.operations, inputs, outputs, self._graph.initializers)
+        operations = optimised(self._builder.operations, [value for _, value in outputs])
+        return encode(operations, inputs, outputs, self._graph.initializers)
 
     def _check_names(self) -> None:
         """Raise ValueError for shapes and values of inputs that there are not."""
@@ -121,10 +122,6 @@ class _Compiler:
             if len(entry.name.encode()) > MAX_NAME_BYTES:
                 raise unsupported([Problem(f"the name {entry.name[:40]!r}… exceeds {MAX_NAME_BYTES} bytes")])
 
-    def _bind(self, name: str, value: Value) -> None:
-        value.uses += self._uses[name]
-        self._values[name] = value
-
     def _input(self, entry: GraphInput) -> NamedValue:
         if entry.dtype is None:
             raise ValueError(f"input {entry.name!r} has a type that no program takes")
@@ -133,7 +130,7 @@ class _Compiler:
             check_tensor(value.type)
         except Refused as refused:
             raise unsupported([Problem(f"input {entry.name!r}: {refused}", code=Reason.FORM)]) from None
-        self._bind(entry.name, value)
+        self._values[entry.name] = value
         self._input_names[id(value)] = entry.name
         return entry.name, value
 
@@ -151,7 +148,7 @@ class _Compiler:
         if len(named) < sum(bool(name) for name in node.outputs):
             raise _refusal(Refused(f"only its first {len(results)} outputs are supported"), node)
         for name, value in named:
-            self._bind(name, value)
+            self._values[name] = value
 
     def lower(self, node: GraphNode, inputs: Sequence[Value | None]) -> Sequence[Value]:
         """Emit a node's commands. Raises Refused."""
@@ -165,9 +162,9 @@ class _Compiler:
         try:
             for entry, value in zip(graph.inputs, inputs, strict=True):
                 if value is not None:
-                    self._bind(entry.name, value)
+                    self._values[entry.name] = value
             for name, array in graph.initializers.items():
-                self._bind(name, self._builder.constant(array))
+                self._values[name] = self._builder.constant(array)
             for node in graph.nodes:
                 self._lower(node)
             return [self._values[entry.name] for entry in graph.outputs]
@@ -214,16 +211,6 @@ class _Compiler:
 def _refusal(refused: Refused, node: GraphNode) -> UnsupportedModel:
     code = Reason.DATA if isinstance(refused, DataDependent) else Reason.FORM
     return unsupported([Problem(str(refused), node.subject, code)])
-
-
-def _uses(graph: Graph) -> Iterator[str]:
-    """Every name that is read, as often as it is."""
-    for node in graph.nodes:
-        yield from node.inputs
-        for attribute in node.attributes.values():
-            if isinstance(attribute, Graph):
-                yield from _uses(attribute)
-    yield from (entry.name for entry in graph.outputs)
 
 
 def _roots(value: Value) -> list[Value]:

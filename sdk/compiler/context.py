@@ -72,6 +72,15 @@ class NodeContext:
             raise NotConstant(value, f"its {what} must be constant whole numbers")
         return [int(element) for element in value.constant.reshape(-1)]
 
+    def constant_floats(self, position: int, what: str) -> list[float] | None:
+        """An optional operand that must be constant numbers, flattened."""
+        value = self.optional(position)
+        if value is None:
+            return None
+        if value.constant is None:
+            raise NotConstant(value, f"its {what} must be constant numbers")
+        return [float(element) for element in value.constant.reshape(-1)]
+
     def constant_float(self, position: int, what: str) -> float | None:
         """An optional operand that must be one constant number."""
         value = self.optional(position)

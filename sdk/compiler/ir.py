@@ -1,4 +1,4 @@
-"""The compiler's values and operations, in execution order, built, folded and fused as they are emitted.
+"""The compiler's values and operations, in execution order, built and folded as they are emitted.
 
 A `Value` is either a constant (an array) or the output of an operation or a graph input. Emitting an operation whose
 operands are all constants runs its golden kernel at once, so shape arithmetic never reaches the device.
@@ -7,8 +7,8 @@ operands are all constants runs its golden kernel at once, so shape arithmetic n
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,10 @@ FOLD_GROWTH = 2
 gigabyte is left to the device."""
 
 
+_LOOKED_AT_FIRST = frozenset({CommandKind.DEQUANTIZE})
+"""Kinds whose constants passes look at as they were; they are folded after those."""
+
+
 class Refused(Exception):
     """Something a model asks for is not possible; the message says why. The caller adds node and operator."""
 
@@ -39,15 +43,6 @@ class DataDependent(Refused):
         self.value = value
 
 
-class Quantised(NamedTuple):
-    """What a dequantised value was before: (integer − zero_point) · scale."""
-
-    integer: Value
-    scale: Value
-    zero_point: Value
-    axis: int
-
-
 @dataclasses.dataclass(eq=False, slots=True)
 class Value:
     """A tensor during compilation. Compared by identity."""
@@ -55,9 +50,6 @@ class Value:
     type: TensorType
     constant: Array | None = None
     producer: Operation | None = None
-    quantised: Quantised | None = None
-    uses: int = 0
-    """How often the model refers to it; an operation's result may be fused away when this is 1."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -77,14 +69,68 @@ class Operation:
     kind: CommandKind
     attributes: Any
     inputs: tuple[Value | None, ...]
-    node: str
-    """Name of the model's node that it came from."""
+    nodes: tuple[str, ...]
+    """Names of the model's nodes that it came from; several where they were fused."""
     outputs: tuple[Value, ...] = ()
+
+    @property
+    def node(self) -> str:
+        """The names in one text."""
+        return " + ".join(self.nodes)
 
 
 def fields_of(operation: Operation) -> dict[str, Any]:
     """An operation's attributes, to emit it anew with."""
     return {name: operation.attributes[name] for name in ATTRIBUTES[operation.kind].fields}
+
+
+def constant(array: Array) -> Value:
+    """A constant. Raises Refused for a type the device does not have."""
+    try:
+        return Value(TensorType(wire_type_of(array.dtype), array.shape), constant=array)
+    except UnsupportedType as error:
+        raise Refused(str(error)) from None
+
+
+def infer(
+    kind: CommandKind, inputs: Sequence[Value | None], attributes: Mapping[str, Any]
+) -> tuple[Any, Sequence[TensorType]]:
+    """(a command's attributes as the container has them, the types of its outputs). Raises Refused."""
+    types = [value.type if value is not None else None for value in inputs]
+    for tensor in types:
+        if tensor is not None:
+            check_tensor(tensor)
+    try:
+        fields = make_attributes(kind, **attributes)
+        outputs = OPERATORS[kind].infer(fields, types)
+    except (SemanticError, FieldError) as error:
+        raise Refused(str(error)) from None
+    for output in outputs:
+        check_tensor(output)
+    return fields, outputs
+
+
+def folded(
+    kind: CommandKind, fields: Any, inputs: Sequence[Value | None], outputs: Sequence[TensorType]
+) -> tuple[Array, ...] | None:
+    """What a command gives for constants; None where an operand is none, or the result would be too large.
+
+    Raises Refused when it cannot be computed.
+    """
+    if any(value is not None and value.constant is None for value in inputs):
+        return None
+    arrays = [value.constant if value is not None else None for value in inputs]
+    size = sum(array.nbytes for array in arrays if array is not None)
+    if sum(output.size_bytes for output in outputs) > max(FOLD_BYTES, FOLD_GROWTH * size):
+        return None
+    results = tuple(np.empty(output.shape, output.dtype.dtype) for output in outputs)
+    if any(result.size for result in results):
+        try:
+            with np.errstate(all="ignore"):
+                OPERATORS[kind].run(fields, arrays, results)
+        except KernelFault as fault:
+            raise Refused(f"its constant operands cannot be computed with: {fault.message}") from None
+    return results
 
 
 class Builder:
@@ -97,10 +143,7 @@ class Builder:
 
     def constant(self, array: Array) -> Value:
         """A constant. Raises Refused for a type the device does not have."""
-        try:
-            return Value(TensorType(wire_type_of(array.dtype), array.shape), constant=array)
-        except UnsupportedType as error:
-            raise Refused(str(error)) from None
+        return constant(array)
 
     def scalar(self, value: float, dtype: WireType) -> Value:
         """A constant of rank 0."""
@@ -114,48 +157,20 @@ class Builder:
         self, kind: CommandKind, inputs: Sequence[Value | None], count: int, **attributes: Any
     ) -> tuple[Value, ...]:
         """Append a command and return the first `count` of its outputs, or the folded constants. Raises Refused."""
-        operator = OPERATORS[kind]
-        for value in inputs:
-            if value is not None:
-                check_tensor(value.type)
-        try:
-            fields = make_attributes(kind, **attributes)
-            outputs = operator.infer(fields, [value.type if value is not None else None for value in inputs])[:count]
-        except (SemanticError, FieldError) as error:
-            raise Refused(str(error)) from None
-        for output in outputs:
-            check_tensor(output)
-        folded = self._fold(kind, fields, inputs, outputs)
-        return folded or self._append(kind, fields, inputs, outputs)
+        fields, types = infer(kind, inputs, attributes)
+        outputs = types[:count]
+        constants = folded(kind, fields, inputs, outputs) if kind not in _LOOKED_AT_FIRST else None
+        if constants is not None:
+            return tuple(Value(output, array) for output, array in zip(outputs, constants, strict=True))
+        return self._append(kind, fields, inputs, outputs)
 
     def _append(
         self, kind: CommandKind, fields: Any, inputs: Sequence[Value | None], outputs: Sequence[TensorType]
     ) -> tuple[Value, ...]:
-        operation = Operation(kind, fields, tuple(inputs), self.node)
+        operation = Operation(kind, fields, tuple(inputs), (self.node,))
         operation.outputs = tuple(Value(output, producer=operation) for output in outputs)
         self.operations.append(operation)
         return operation.outputs
-
-    def _fold(
-        self, kind: CommandKind, fields: Any, inputs: Sequence[Value | None], outputs: Sequence[TensorType]
-    ) -> tuple[Value, ...] | None:
-        arrays: list[Array | None] = []
-        size = 0
-        for value in inputs:
-            if value is not None and value.constant is None:
-                return None
-            arrays.append(value.constant if value is not None else None)
-            size += value.type.size_bytes if value is not None else 0
-        if sum(output.size_bytes for output in outputs) > max(FOLD_BYTES, FOLD_GROWTH * size):
-            return None
-        results = [np.empty(output.shape, output.dtype.dtype) for output in outputs]
-        if any(result.size for result in results):
-            try:
-                with np.errstate(all="ignore"):
-                    OPERATORS[kind].run(fields, arrays, results)
-            except KernelFault as fault:
-                raise Refused(f"its constant operands cannot be computed with: {fault.message}") from None
-        return tuple(Value(output, constant=result) for output, result in zip(outputs, results, strict=True))
 
     def reshape(self, value: Value, shape: Sequence[int]) -> Value:
         """The same elements in another shape; costs nothing when the shape is the same."""

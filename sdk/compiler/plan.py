@@ -1,4 +1,4 @@
-"""From operations to a container: drops what no output needs, places tensors, collects constants, encodes."""
+"""From operations to a container: places tensors, collects constants, encodes."""
 
 from __future__ import annotations
 
@@ -76,12 +76,11 @@ def encode(
     `initializers` are the model's, after which constants are called. Equal arguments give equal bytes. Raises
     UnsupportedModel when something does not fit a container.
     """
-    live = _needed(operations, outputs)
     table = _Table(inputs, outputs, initializers)
     workspace = _Workspace()
-    last = {id(v): index for index, operation in enumerate(live) for v in operation.inputs if v is not None}
+    last = {id(v): index for index, operation in enumerate(operations) for v in operation.inputs if v is not None}
     commands = []
-    for index, operation in enumerate(live):
+    for index, operation in enumerate(operations):
         operands = tuple(table.operand(value, operation) if value is not None else None for value in operation.inputs)
         results = tuple(table.result(value, workspace) for value in operation.outputs)
         commands.append(Command(operation.kind, operation.attributes, operands, results))
@@ -107,7 +106,7 @@ def encode(
     return CompiledProgram(
         _container(program),
         tuple(table.constants),
-        tuple(operation.node for operation in live),
+        tuple(operation.node for operation in operations),
         tuple(map(_info, inputs)),
         tuple(map(_info, outputs)),
         plan,
@@ -129,17 +128,6 @@ def _container(program: Program) -> bytes:
 def _info(named: NamedValue) -> TensorInfo:
     name, value = named
     return TensorInfo(name, value.shape, value.dtype.text)
-
-
-def _needed(operations: Sequence[Operation], outputs: Sequence[NamedValue]) -> list[Operation]:
-    """The operations that outputs depend on, in order."""
-    wanted = {id(value) for _, value in outputs}
-    kept = []
-    for operation in reversed(operations):
-        if any(id(value) in wanted for value in operation.outputs):
-            kept.append(operation)
-            wanted.update(id(value) for value in operation.inputs if value is not None)
-    return kept[::-1]
 
 
 class _Keys:

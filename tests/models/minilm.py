@@ -58,10 +58,15 @@ def weights() -> dict[str, NDArray[np.float32]]:
 # --- the tokeniser -----------------------------------------------------------------------------------------------
 
 
+def tokenizer_file() -> bytes:
+    """The package's `tokenizer.json`."""
+    return _archive().read("tokenizer.json")
+
+
 @functools.cache
 def vocabulary() -> dict[str, int]:
     """Piece → id."""
-    found: dict[str, int] = json.loads(_archive().read("tokenizer.json"))["model"]["vocab"]
+    found: dict[str, int] = json.loads(tokenizer_file())["model"]["vocab"]
     return found
 
 

@@ -17,7 +17,16 @@ import onnx
 from onnx import TensorProto, helper
 
 from driver_shim.protocol.program import TensorType
-from driver_shim.protocol.program_commands import Activation, CommandKind, PoolFunction, ReduceFunction, UnaryFunction
+from driver_shim.protocol.program_commands import (
+    Activation,
+    CommandKind,
+    Coordinates,
+    NearestMode,
+    PoolFunction,
+    ReduceFunction,
+    ResizeMode,
+    UnaryFunction,
+)
 from driver_shim.protocol.types import QUANTISED, WireType
 from emulator.engines.kernels.provider import Kernel, KernelRequest
 from emulator.model.operators.arrays import Array
@@ -117,14 +126,24 @@ def _spatial_rank(request: KernelRequest) -> int:
 
 
 def _conv(request: KernelRequest) -> _Graph | None:
+    return _convolution(request, "Conv")
+
+
+def _conv_transpose(request: KernelRequest) -> _Graph | None:
+    padding = list(request.attributes.output_padding[: _spatial_rank(request)])
+    return _convolution(request, "ConvTranspose", output_padding=padding)
+
+
+def _convolution(request: KernelRequest, op: str, **more: Any) -> _Graph | None:
     if not _is_float32(request):
         return None
     attributes, graph = request.attributes, _Graph()
     product = graph.add(
-        "Conv",
+        op,
         [f"i{i}" for i, operand in enumerate(request.inputs) if operand is not None],
         group=attributes.group,
         **_window(attributes, _spatial_rank(request)),
+        **more,
     )
     graph.activate(attributes, product)
     return graph
@@ -244,9 +263,38 @@ def _reduce(request: KernelRequest) -> _Graph | None:
     return graph
 
 
+_PLAIN_COORDINATES = frozenset(
+    {Coordinates.HALF_PIXEL, Coordinates.PYTORCH_HALF_PIXEL, Coordinates.ASYMMETRIC, Coordinates.ALIGN_CORNERS}
+)
+
+
+def _resize(request: KernelRequest) -> _Graph | None:
+    """The last two dimensions of images, where onnxruntime's places are the specification's."""
+    x, y, attributes = request.inputs[0], request.outputs[0], request.attributes
+    if x is None or len(x.shape) != 4 or x.shape[:2] != y.shape[:2] or not _is_float32(request):
+        return None
+    scales = attributes.scales[:4]
+    reached = [np.float32(extent) * np.float32(scale) for extent, scale in zip(x.shape, scales, strict=True)]
+    whole = attributes.coordinates != Coordinates.ALIGN_CORNERS or all(length == int(length) for length in reached)
+    plain = not attributes.antialias and not attributes.exclude_outside and list(scales[:2]) == [1, 1]
+    if not (plain and whole and attributes.coordinates in _PLAIN_COORDINATES and tuple(map(int, reached)) == y.shape):
+        return None
+    graph = _Graph()
+    graph.add(
+        "Resize",
+        ["i0", "", graph.constant(scales)],
+        mode=ResizeMode(attributes.mode).name.lower(),
+        coordinate_transformation_mode=Coordinates(attributes.coordinates).name.lower(),
+        nearest_mode=NearestMode(attributes.nearest).name.lower(),
+        cubic_coeff_a=attributes.cubic,
+    )
+    return graph
+
+
 _BUILD: dict[CommandKind, Callable[[KernelRequest], _Graph | None]] = {
     CommandKind.MATMUL: _matmul,
     CommandKind.CONV: _conv,
+    CommandKind.CONV_TRANSPOSE: _conv_transpose,
     CommandKind.POOL: _pool,
     CommandKind.QMATMUL: _qmatmul,
     CommandKind.QCONV: _qconv,
@@ -254,6 +302,7 @@ _BUILD: dict[CommandKind, Callable[[KernelRequest], _Graph | None]] = {
     CommandKind.SOFTMAX: _softmax,
     CommandKind.TRANSPOSE: _transpose,
     CommandKind.REDUCE: _reduce,
+    CommandKind.RESIZE: _resize,
 }
 KINDS = _BUILD.keys()
 """Kinds of command that have a kernel here."""

@@ -1,4 +1,4 @@
-"""Sums of products in floating point: MatMul, Gemm, Conv; and pooling."""
+"""Sums of products in floating point: MatMul, Gemm, Conv, ConvTranspose; and pooling."""
 
 from __future__ import annotations
 
@@ -23,7 +23,15 @@ from emulator.model.operators.arrays import (
     windows,
 )
 from emulator.model.operators.operator import STEP_EFFORT, Operator, Types, function, given, one_type, optional
-from emulator.model.operators.shapes import broadcast, conv_shape, matmul_shape, need, window_shape
+from emulator.model.operators.shapes import (
+    broadcast,
+    canvas_extent,
+    conv_shape,
+    conv_transpose_shape,
+    matmul_shape,
+    need,
+    window_shape,
+)
 
 WHOLE = frozenset({WireType.INT32, WireType.INT64})
 """Integers that MATMUL multiplies too."""
@@ -111,6 +119,75 @@ class Conv(Operator):
         outputs[0][...] = activate(sums, attributes)
 
 
+class ConvTranspose(Operator):
+    """CONV_TRANSPOSE."""
+
+    kind = CommandKind.CONV_TRANSPOSE
+
+    def infer(self, attributes: Any, inputs: Types) -> Sequence[TensorType]:
+        dtype = one_type(inputs, FLOATS)
+        function(Activation, attributes.activation)
+        shape = conv_transpose_shape(given(inputs, 0), given(inputs, 1), attributes)
+        need_bias(optional(inputs, 2), shape[1])
+        return [TensorType(dtype, shape)]
+
+    def macs(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
+        return given(inputs, 0).elements * math.prod(given(inputs, 1).shape[1:])
+
+    def passes(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
+        return math.prod(given(inputs, 1).shape[2:])
+
+    def effort(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
+        padding = (math.prod(self._canvas(attributes, inputs, outputs)) - outputs[0].elements) * 4
+        return super().effort(attributes, inputs, outputs) + padding
+
+    def _canvas(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> list[int]:
+        margins = zip(outputs[0].shape[2:], attributes.pads_begin, attributes.pads_end, strict=False)
+        return [*outputs[0].shape[:2], *(sum(extents) for extents in margins)]
+
+    def run(self, attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
+        """ConvTranspose (opset 11): activation(sums + B).
+
+        Y[n, m, i·stride + tap·dilation − pads_begin] is the sum of W[c, m, tap] · X[n, c, i] over the channels c of the
+        group; `output_padding` adds elements at the end, before `pads_end` takes some away.
+        """
+        x, w = widen(required(inputs, 0)), widen(required(inputs, 1))
+        bias = operand(inputs, 2)
+        group, per_group = attributes.group, w.shape[1]
+        n, channels, *spatial = x.shape
+        extents = [
+            canvas_extent(*sizes)
+            for sizes in zip(
+                spatial, w.shape[2:], attributes.strides, attributes.dilations, attributes.output_padding, strict=False
+            )
+        ]
+        canvas = np.zeros((n, group * per_group, *extents), np.float32)
+        data = x.reshape(n, group, channels // group, math.prod(spatial))
+        for tap in np.ndindex(*w.shape[2:]):
+            cut: tuple[Any, ...] = (..., *tap)
+            weights = w[cut].reshape(group, channels // group, per_group)
+            part = weights.swapaxes(1, 2) @ data
+            canvas[reach(tap, spatial, attributes)] += part.reshape(n, group * per_group, *spatial)
+        sums = canvas[inside(outputs[0].shape[2:], attributes)]
+        if bias is not None:
+            sums = sums + along(widen(bias), 1, sums.ndim)
+        outputs[0][...] = activate(sums, attributes)
+
+
+def reach(tap: Sequence[int], spatial: Sequence[int], attributes: Any) -> tuple[Any, ...]:
+    """Where on the canvas [N, M, *extents] of a transposed convolution one tap puts data [N, C, *spatial]."""
+    cuts: list[Any] = [slice(None), slice(None)]
+    for i, extent in enumerate(spatial):
+        start, stride = tap[i] * attributes.dilations[i], attributes.strides[i]
+        cuts.append(slice(start, start + (extent - 1) * stride + 1, stride))
+    return tuple(cuts)
+
+
+def inside(output: Sequence[int], attributes: Any) -> tuple[Any, ...]:
+    """The canvas of a transposed convolution without its padding."""
+    return (..., *(slice(begin, begin + extent) for begin, extent in zip(attributes.pads_begin, output, strict=False)))
+
+
 class Pool(Operator):
     """POOL."""
 
@@ -173,4 +250,4 @@ def _inside(attributes: Any) -> Any:
     return type(attributes)({**attributes, "pads_begin": [0] * len(attributes.pads_begin)})
 
 
-OPERATORS: tuple[Operator, ...] = (MatMul(), Conv(), Pool())
+OPERATORS: tuple[Operator, ...] = (MatMul(), Conv(), ConvTranspose(), Pool())

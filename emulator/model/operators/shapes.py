@@ -69,6 +69,11 @@ def window_shape(x: TensorType, kernel: Sequence[int], attributes: Any, *, ceil:
         )
         padded *= x.shape[2 + i] + sum(pads) + attributes.strides[i]
     need(padded <= MAX_PADDED_ELEMENTS, f"padded to {padded} elements; at most {MAX_PADDED_ELEMENTS}")
+    _need_neutral(attributes, rank)
+    return tuple(extents)
+
+
+def _need_neutral(attributes: Any, rank: int) -> None:
     unused = range(rank, MAX_SPATIAL)
     neutral = all(
         (attributes.strides[i], attributes.dilations[i], attributes.pads_begin[i], attributes.pads_end[i])
@@ -76,7 +81,6 @@ def window_shape(x: TensorType, kernel: Sequence[int], attributes: Any, *, ceil:
         for i in unused
     )
     need(neutral, "unused spatial dimensions must have stride 1, dilation 1, padding 0")
-    return tuple(extents)
 
 
 def conv_shape(x: TensorType, w: TensorType, attributes: Any) -> tuple[int, ...]:
@@ -88,6 +92,36 @@ def conv_shape(x: TensorType, w: TensorType, attributes: Any) -> tuple[int, ...]
         f"weights {w} in {group} groups for data {x}",
     )
     return (x.shape[0], outputs, *window_shape(x, w.shape[2:], attributes))
+
+
+def canvas_extent(size: int, kernel: int, stride: int, dilation: int, output_padding: int) -> int:
+    """Elements along one dimension that the windows of a transposed convolution cover, and what is added at the end."""
+    return (size - 1) * stride + (kernel - 1) * dilation + 1 + output_padding
+
+
+def conv_transpose_shape(x: TensorType, w: TensorType, attributes: Any) -> tuple[int, ...]:
+    """The shape of a transposed convolution's output. Raises SemanticError."""
+    rank, group = len(x.shape) - 2, attributes.group
+    need(len(w.shape) == len(x.shape) and 1 <= rank <= MAX_SPATIAL, f"weights {w} for data {x}")
+    need(group > 0 and x.shape[1] == w.shape[0] and x.shape[1] % group == 0, f"{w} in {group} groups for data {x}")
+    kernel = w.shape[2:]
+    need(
+        0 < math.prod(kernel) <= MAX_WINDOW_TAPS,
+        f"a window of {math.prod(kernel)}; 1 to {MAX_WINDOW_TAPS} are possible",
+    )
+    canvas = x.shape[0] * w.shape[1] * group
+    extents = []
+    for i in range(rank):
+        stride, dilation, added = attributes.strides[i], attributes.dilations[i], attributes.output_padding[i]
+        need(stride > 0 and dilation > 0 and x.shape[2 + i] > 0, "data, strides and dilations are at least 1")
+        covered = canvas_extent(x.shape[2 + i], kernel[i], stride, dilation, added)
+        extents.append(covered - attributes.pads_begin[i] - attributes.pads_end[i])
+        canvas *= covered
+    need(min(extents) > 0, f"padding leaves an output of {extents}")
+    need(canvas <= MAX_PADDED_ELEMENTS, f"{canvas} elements with padding; at most {MAX_PADDED_ELEMENTS}")
+    _need_neutral(attributes, rank)
+    need(not any(attributes.output_padding[rank:]), "unused spatial dimensions must have output padding 0")
+    return (x.shape[0], w.shape[1] * group, *extents)
 
 
 def reduced_shape(shape: Sequence[int], axes: Sequence[int], *, keep: bool) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from sdk.compiler.lowering import (
     products,
     quantised,
     reductions,
+    resizing,
     shapes,
 )
 
@@ -26,6 +27,7 @@ LOWERINGS: dict[str, Lowering] = {
     **products.LOWERINGS,
     **quantised.LOWERINGS,
     **reductions.LOWERINGS,
+    **resizing.LOWERINGS,
     **shapes.LOWERINGS,
 }
 """The operators that can be compiled."""

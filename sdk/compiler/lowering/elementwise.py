@@ -1,15 +1,14 @@
-"""Element-wise operators; activations are fused into the product before them."""
+"""Element-wise operators."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
 
-from driver_shim.protocol.program_commands import Activation, BinaryFunction, CommandKind, UnaryFunction
+from driver_shim.protocol.program_commands import BinaryFunction, CommandKind, UnaryFunction
 from driver_shim.protocol.types import WireType
-from emulator.model.operators.shapes import SemanticError, broadcast
 from sdk.compiler.context import Lowering, NodeContext
-from sdk.compiler.ir import Array, Builder, Operation, Refused, Value, fields_of
+from sdk.compiler.ir import Array, Builder, Refused, Value
 
 _COMPARISONS = {
     "Equal": BinaryFunction.EQUAL,
@@ -72,12 +71,6 @@ _UNARY = {
 }
 _PARAMETERS = {"LeakyRelu": {"alpha": 0.01}, "Elu": {"alpha": 1.0}, "HardSigmoid": {"alpha": 0.2, "beta": 0.5}}
 """Attributes and their defaults in the ONNX specification."""
-_FUSED = {
-    UnaryFunction.RELU: Activation.RELU,
-    UnaryFunction.CLIP: Activation.CLIP,
-    UnaryFunction.SIGMOID: Activation.SIGMOID,
-    UnaryFunction.TANH: Activation.TANH,
-}
 _CLIP_LIMITS_ARE_INPUTS_SINCE = 11
 _SHIFTS = {"LEFT": BinaryFunction.SHIFT_LEFT, "RIGHT": BinaryFunction.SHIFT_RIGHT}
 _LARGEST = {
@@ -88,21 +81,15 @@ _LARGEST = {
 """numeric_limits::max() of each float, by which Clip's specification closes a limit that is not given."""
 _MASK_IS_BOOL_SINCE = 10
 _MOD_OF_FLOATS_SINCE = 28
-_PRODUCTS = (CommandKind.MATMUL, CommandKind.CONV)
 
 
 def binary(builder: Builder, function: BinaryFunction, a: Value, b: Value) -> Value:
-    """A BINARY command; an Expand whose effect broadcasting has anyway is bypassed."""
-    a, b = _bypass_expand([a, b])
+    """A BINARY command."""
     return builder.emit(CommandKind.BINARY, [a, b], function=function)
 
 
 def unary(builder: Builder, function: UnaryFunction, x: Value, alpha: float = 0, beta: float = 0) -> Value:
-    """A UNARY command, or the product that gave `x` once more with this activation."""
-    product = x.producer
-    if function in _FUSED and product is not None and x.uses <= 1 and _plain_product(product):
-        fields = {**fields_of(product), "activation": _FUSED[function], "low": alpha, "high": beta}
-        return builder.emit(product.kind, product.inputs, **fields)
+    """A UNARY command."""
     return builder.emit(CommandKind.UNARY, [x], function=function, alpha=alpha, beta=beta)
 
 
@@ -111,58 +98,11 @@ def cast(builder: Builder, x: Value, dtype: WireType) -> Value:
     return x if x.dtype is dtype else builder.emit(CommandKind.CAST, [x], dtype=dtype)
 
 
-def _plain_product(made: Operation) -> bool:
-    """Whether an operation is a MATMUL or CONV of floats without activation."""
-    whole = not made.outputs[0].dtype.is_float
-    return made.kind in _PRODUCTS and made.attributes.activation == Activation.NONE and not whole
-
-
-def _broadcast(*values: Value) -> tuple[int, ...]:
-    try:
-        return broadcast(*(value.shape for value in values))
-    except SemanticError as error:
-        raise Refused(str(error)) from None
-
-
-def _bypass_expand(values: Sequence[Value]) -> list[Value]:
-    wanted = _broadcast(*values)
-    result = list(values)
-    for i, value in enumerate(values):
-        if value.producer is not None and value.producer.kind is CommandKind.EXPAND:
-            source = value.producer.inputs[0]
-            if source is not None and _broadcast(*result[:i], source, *result[i + 1 :]) == wanted:
-                result[i] = source
-    return result
-
-
 def _simple_binary(function: BinaryFunction) -> Lowering:
     def lower(node: NodeContext) -> Sequence[Value]:
-        a, b = node.value(0), node.value(1)
-        fused = _bias(node.builder, a, b) if function is BinaryFunction.ADD else None
-        return [fused or binary(node.builder, function, a, b)]
+        return [binary(node.builder, function, node.value(0), node.value(1))]
 
     return lower
-
-
-def _bias(builder: Builder, a: Value, b: Value) -> Value | None:
-    """The product before an Add once more with the other addend as its bias, where that is what it is."""
-    for product, bias in ((a, b), (b, a)):
-        made = product.producer
-        if made is None or product.uses > 1 or not _plain_product(made) or len(made.inputs) > 2:
-            continue
-        if bias.constant is None or bias.dtype is not product.dtype:
-            continue
-        channel_axis = 1 if made.kind is CommandKind.CONV else len(product.shape) - 1
-        channels = product.shape[channel_axis]
-        aligned = [1] * (len(product.shape) - len(bias.shape)) + list(bias.shape)
-        if aligned != [channels if i == channel_axis else 1 for i in range(len(product.shape))]:
-            continue
-        vector = builder.reshape(bias, (channels,))
-        fields = fields_of(made)
-        if made.kind is CommandKind.MATMUL:
-            fields["beta"] = 1.0
-        return builder.emit(made.kind, [*made.inputs, vector], **fields)
-    return None
 
 
 def _variadic(function: BinaryFunction) -> Lowering:
@@ -181,7 +121,8 @@ def _pow(node: NodeContext) -> Sequence[Value]:
     """Pow: the result has the base's type; squares are products, real powers of integers go by way of float32."""
     base, exponent, builder = node.value(0), node.value(1), node.builder
     power = exponent.constant
-    if power is not None and power.size == 1 and _broadcast(base, exponent) == base.shape and power.reshape(()) == 2:
+    narrow = len(exponent.shape) <= len(base.shape)
+    if power is not None and power.size == 1 and narrow and power.reshape(()) == 2:
         return [binary(builder, BinaryFunction.MUL, base, base)]
     if exponent.dtype.is_float and not base.dtype.is_float:
         real = cast(builder, base, WireType.FLOAT32), cast(builder, exponent, WireType.FLOAT32)
@@ -255,8 +196,7 @@ def _cast_like(node: NodeContext) -> Sequence[Value]:
 
 
 def _where(node: NodeContext) -> Sequence[Value]:
-    condition, x, y = _bypass_expand([node.value(i) for i in range(3)])
-    return [node.builder.emit(CommandKind.WHERE, [condition, x, y])]
+    return [node.builder.emit(CommandKind.WHERE, [node.value(i) for i in range(3)])]
 
 
 def _identity(node: NodeContext) -> Sequence[Value]:

@@ -1,4 +1,4 @@
-"""Normalisations, made of reductions and element-wise commands; one of batches goes into the convolution before it."""
+"""Normalisations, made of reductions and element-wise commands."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from driver_shim.protocol.program_commands import (
-    Activation,
     BinaryFunction,
     CommandKind,
     PoolFunction,
@@ -16,7 +15,7 @@ from driver_shim.protocol.program_commands import (
 )
 from driver_shim.protocol.types import WireType
 from sdk.compiler.context import Lowering, NodeContext
-from sdk.compiler.ir import Builder, Refused, Value, fields_of
+from sdk.compiler.ir import Builder, Refused, Value
 from sdk.compiler.lowering.elementwise import binary, cast, unary
 from sdk.compiler.lowering.products import spatial
 from sdk.compiler.lowering.reductions import reduced
@@ -79,33 +78,9 @@ def _batch_normalization(node: NodeContext) -> Sequence[Value]:
     inverse = _inverse_root(builder, variance, node.attribute("epsilon", _EPSILON))
     factor = binary(builder, BinaryFunction.MUL, scale, inverse)
     offset = binary(builder, BinaryFunction.SUB, bias, binary(builder, BinaryFunction.MUL, mean, factor))
-    merged = _into_convolution(builder, x, factor, offset)
-    if merged is not None:
-        return [merged]
     rank = len(x.shape)
     factors, offsets = (_by_channel(builder, vector, rank) for vector in (factor, offset))
     return [_scaled(builder, x, factors, offsets, x.dtype)]
-
-
-def _into_convolution(builder: Builder, x: Value, factor: Value, offset: Value) -> Value | None:
-    """The convolution that gave `x` once more, with weights and bias that do this too; None where that cannot be."""
-    made = x.producer
-    if made is None or x.uses > 1 or made.kind is not CommandKind.CONV:
-        return None
-    data, weights, bias = (*made.inputs, None)[:3]
-    known = [value for value in (weights, bias, factor, offset) if value is not None]
-    if weights is None or made.attributes.activation != Activation.NONE or any(v.constant is None for v in known):
-        return None
-    wide = cast(builder, weights, WireType.FLOAT32)
-    by_output = builder.reshape(factor, (factor.shape[0], *[1] * (len(weights.shape) - 1)))
-    scaled = cast(builder, binary(builder, BinaryFunction.MUL, wide, by_output), weights.dtype)
-    if bias is not None:
-        moved = binary(builder, BinaryFunction.MUL, cast(builder, bias, WireType.FLOAT32), factor)
-        offset = binary(builder, BinaryFunction.ADD, moved, offset)
-    shift = cast(builder, offset, x.dtype)
-    if scaled.constant is None or shift.constant is None:  # too large to be computed here
-        return None
-    return builder.emit(CommandKind.CONV, [data, scaled, shift], **fields_of(made))
 
 
 def _instance_normalization(node: NodeContext) -> Sequence[Value]:

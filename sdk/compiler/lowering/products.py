@@ -1,13 +1,17 @@
-"""MatMul, Gemm, Conv and pooling."""
+"""MatMul, Gemm, convolutions and pooling."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from driver_shim.protocol.program import TensorType
 from driver_shim.protocol.program_commands import MAX_SPATIAL, CommandKind, PoolFunction, ReduceFunction
-from sdk.compiler.context import Lowering, NodeContext
+from emulator.model.operators.shapes import canvas_extent
+from sdk.compiler.context import Lowering, NodeContext, checked_shape
 from sdk.compiler.ir import Refused, Value
 from sdk.compiler.lowering.reductions import reduced
 
@@ -108,6 +112,70 @@ def _conv(node: NodeContext) -> Sequence[Value]:
     return [node.builder.emit(CommandKind.CONV, operands, **conv_fields(node, x, w))]
 
 
+def _conv_transpose(node: NodeContext) -> Sequence[Value]:
+    """ConvTranspose (opset 11); `output_shape` and `auto_pad` are turned into padding."""
+    x, w, bias = node.value(0), node.value(1), node.optional(2)
+    if len(w.shape) != len(x.shape) or len(w.shape) < 3:
+        raise Refused(f"weights {w.type} for data {x.type}")
+    kernel = list(node.attribute("kernel_shape", w.shape[2:]))
+    if kernel != list(w.shape[2:]):
+        raise Refused(f"kernel_shape {kernel} for weights {w.type}")
+    operands = [x, w] if bias is None else [x, w, bias]
+    fields = {"group": node.attribute("group", 1), **_transposed_window(node, x.type, kernel)}
+    return [node.builder.emit(CommandKind.CONV_TRANSPOSE, operands, **fields)]
+
+
+def _transposed_window(node: NodeContext, x: TensorType, kernel: Sequence[int]) -> dict[str, list[int]]:
+    """A transposed window's movement, as attributes. Raises Refused."""
+    rank, fields = len(kernel), window(node, x, kernel)
+    added = _list(node, "output_padding", rank, 0)
+    auto, wanted = node.attribute("auto_pad", "NOTSET"), node.attribute("output_shape")
+    if min(added) < 0:
+        raise Refused(f"output_padding {added} is negative")
+    if wanted is not None and len(wanted) not in (rank, rank + 2):
+        raise Refused(f"output_shape {list(wanted)} for {rank} spatial dimensions")
+    begins, ends = fields["pads_begin"], fields["pads_end"]
+    for i in range(rank):
+        if wanted is not None:
+            extent = wanted[len(wanted) - rank + i]
+        elif auto.startswith("SAME"):
+            extent = x.shape[2 + i] * fields["strides"][i]
+        else:
+            continue
+        covered = canvas_extent(x.shape[2 + i], kernel[i], fields["strides"][i], fields["dilations"][i], added[i])
+        total = covered - extent
+        added[i] += max(0, -total)
+        small, large = max(0, total) // 2, max(0, total) - max(0, total) // 2
+        begins[i], ends[i] = (small, large) if auto == "SAME_UPPER" else (large, small)
+    return {**fields, "output_padding": spatial(added, 0)}
+
+
+def _col2im(node: NodeContext) -> Sequence[Value]:
+    """Col2Im: a transposed convolution, each channel by weights that put row t of its columns at tap t."""
+    x, builder = node.value(0), node.builder
+    image, block = node.constant_ints(1, "image_shape"), node.constant_ints(2, "block_shape")
+    if image is None or block is None or len(x.shape) != 3 or len(image) != len(block):
+        raise Refused(f"{x.type} for an image {image} of blocks {block}")
+    taps = math.prod(checked_shape(block))
+    channels = x.shape[1] // taps if taps else 0
+    if channels * taps != x.shape[1]:
+        raise Refused(f"{x.type} for blocks {block}")
+    whole = TensorType(x.dtype, (x.shape[0], channels, *checked_shape(image)))
+    fields = window(node, whole, block)
+    moves = zip(*(fields[name] for name in ("strides", "dilations", "pads_begin", "pads_end")), strict=True)
+    positions, added = [], []
+    for extent, size, (stride, dilation, begin, end) in zip(image, block, moves, strict=False):
+        positions.append(max(0, extent + begin + end - (size - 1) * dilation - 1) // stride + 1)
+        added.append(extent + begin + end - canvas_extent(positions[-1], size, stride, dilation, 0))
+    if math.prod(positions) != x.shape[2] or min(added) < 0:
+        raise Refused(f"{x.type} for an image {image} of blocks {block}: they have {positions} places")
+    data = builder.reshape(x, (x.shape[0], x.shape[1], *positions))
+    unit = np.eye(taps, dtype=x.dtype.dtype).reshape(taps, 1, *block)
+    weights = builder.constant(np.tile(unit, (channels, *[1] * (len(block) + 1))))
+    fields["output_padding"] = spatial(added, 0)
+    return [builder.emit(CommandKind.CONV_TRANSPOSE, [data, weights], group=channels, **fields)]
+
+
 def _pool(function: PoolFunction) -> Lowering:
     def lower(node: NodeContext) -> Sequence[Value]:
         if node.output_count > 1:
@@ -144,6 +212,8 @@ LOWERINGS: dict[str, Lowering] = {
     "MatMul": _matmul,
     "Gemm": _gemm,
     "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Col2Im": _col2im,
     "MaxPool": _pool(PoolFunction.MAX),
     "AveragePool": _pool(PoolFunction.AVERAGE),
     "GlobalMaxPool": _global_pool(ReduceFunction.MAX),

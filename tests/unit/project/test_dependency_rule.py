@@ -74,6 +74,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "sdk.memory",
         "sdk.queue",
         "sdk.compiler",
+        "sdk.quantisation",
         "sdk.model",
         "sdk.open_function",
         "sdk.device",

@@ -9,20 +9,22 @@ import functools
 from collections.abc import Callable
 
 from driver_shim.protocol.program_commands import CommandKind
-from emulator.engines.kernels.numpy import elementwise, products, quantised
+from emulator.engines.kernels.numpy import elementwise, products, quantised, resizing
 from emulator.engines.kernels.provider import Kernel, KernelRequest
 
 _RUN = {
     CommandKind.MATMUL: products.matmul,
     CommandKind.CONV: products.conv,
+    CommandKind.CONV_TRANSPOSE: products.conv_transpose,
     CommandKind.UNARY: elementwise.unary,
     CommandKind.BINARY: elementwise.binary,
     CommandKind.CAST: elementwise.cast,
 }
 """Kernels that have nothing to prepare."""
-_PREPARE: dict[CommandKind, Callable[[KernelRequest], Kernel]] = {
+_PREPARE: dict[CommandKind, Callable[[KernelRequest], Kernel | None]] = {
     CommandKind.QMATMUL: quantised.prepare_matmul,
     CommandKind.QCONV: quantised.prepare_conv,
+    CommandKind.RESIZE: resizing.prepare_resize,
 }
 KINDS = _RUN.keys() | _PREPARE.keys()
 """Kinds of command that have a kernel here."""

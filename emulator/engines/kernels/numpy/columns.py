@@ -10,6 +10,8 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from emulator.model.operators.arrays import Array
+from emulator.model.operators.products import inside, reach
+from emulator.model.operators.shapes import canvas_extent
 
 COLUMN_BYTES = 8 << 20
 """Size of one block of columns: large enough to keep BLAS busy, small enough for the last-level cache."""
@@ -85,6 +87,46 @@ def convolve_depthwise(x: Array, w: Array, sums: Array, attributes: Any) -> None
         taps = w[(slice(None), 0, *tap)].reshape(channels, w.shape[0] // channels, *(1,) * rank)
         np.multiply(x[tuple(cut)], taps, out=product, dtype=sums.dtype)
         per_channel += product
+
+
+def convolve_transposed(x: Array, w: Array, sums: Array, attributes: Any) -> None:
+    """Fill `sums` [N, M, *output] (dense) with the sums of ConvTranspose (opset 11), no bias.
+
+    One product gives what every tap makes of every element; taps are then laid over one another.
+    """
+    kernel, spatial, group = w.shape[2:], x.shape[2:], attributes.group
+    images, channels, per_group = x.shape[0], w.shape[0] // group, w.shape[1]
+    taps, positions = math.prod(kernel), math.prod(spatial)
+    weights = w.reshape(group, channels, per_group * taps).swapaxes(1, 2)
+    data = np.ascontiguousarray(x).reshape(images, group, channels, positions)
+    extents = [
+        canvas_extent(*sizes)
+        for sizes in zip(
+            spatial, kernel, attributes.strides, attributes.dilations, attributes.output_padding, strict=False
+        )
+    ]
+    whole = tuple(extents) == sums.shape[2:]
+    apart = whole and tuple(s * k for s, k in zip(spatial, kernel, strict=True)) == sums.shape[2:]
+    for image in range(images):
+        parts = np.matmul(weights, data[image]).reshape(group * per_group, *kernel, *spatial)
+        if apart:
+            _interleave(parts, sums[image], kernel)
+            continue
+        canvas = sums[image] if whole else np.empty((group * per_group, *extents), np.float32)
+        canvas[...] = 0
+        for tap in np.ndindex(*kernel):
+            canvas[reach(tap, spatial, attributes)[1:]] += parts[(slice(None), *tap)]
+        if not whole:
+            sums[image] = canvas[inside(sums.shape[2:], attributes)]
+
+
+def _interleave(parts: Array, sums: Array, kernel: Sequence[int]) -> None:
+    """[M, *kernel, *spatial] as [M, *(spatial · kernel)], where taps do not overlap: upsampling by strides."""
+    rank = len(kernel)
+    spatial = parts.shape[1 + rank :]
+    pairs = [axis for i in range(rank) for axis in (1 + rank + i, 1 + i)]
+    apart = sums.reshape(len(parts), *(size for pair in zip(spatial, kernel, strict=True) for size in pair))
+    apart[...] = parts.transpose(0, *pairs)
 
 
 def is_depthwise(weights: Sequence[int], group: int) -> bool:

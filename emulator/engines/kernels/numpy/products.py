@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from driver_shim.protocol.program_commands import Activation
-from emulator.engines.kernels.numpy.columns import convolve, convolve_depthwise, is_depthwise
+from emulator.engines.kernels.numpy.columns import convolve, convolve_depthwise, convolve_transposed, is_depthwise
 from emulator.model.operators.arrays import Array, activate, along, is_float, operand, required, widen
 
 
@@ -43,6 +43,17 @@ def conv(attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Arra
         convolve_depthwise(x, w, sums, attributes)
     else:
         convolve(x, w, sums, attributes, _multiply)
+    if bias is not None:
+        sums += along(widen(bias), 1, sums.ndim)
+    _finish(sums, y, attributes)
+
+
+def conv_transpose(attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
+    """CONV_TRANSPOSE as golden's, by one product."""
+    x, w, y = widen(required(inputs, 0)), widen(required(inputs, 1)), outputs[0]
+    bias = operand(inputs, 2)
+    sums = _sums_of(y)
+    convolve_transposed(x, w, sums, attributes)
     if bias is not None:
         sums += along(widen(bias), 1, sums.ndim)
     _finish(sums, y, attributes)

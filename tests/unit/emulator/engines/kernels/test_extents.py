@@ -25,6 +25,7 @@ from driver_shim.protocol.program_commands import (
     PadMode,
     PoolFunction,
     ReduceFunction,
+    ResizeMode,
     ScatterReduction,
     UnaryFunction,
 )
@@ -149,6 +150,13 @@ def conv(extent: Extent) -> Iterator[Row]:
         yield {"group": 1, **movement}, [x.astype(np.float16), w.astype(np.float16)]
 
 
+def conv_transpose(extent: Extent) -> Iterator[Row]:
+    for shape, filters, kernel, _ in windows(extent):
+        for pads in (0, 1):
+            fields = {"group": 1, **window(pads_begin=[pads]), "output_padding": [0] * 3}
+            yield fields, [real(shape), real((shape[1], filters, kernel)), real((filters,))]
+
+
 def qconv(extent: Extent) -> Iterator[Row]:
     for shape, filters, kernel, movement in windows(extent):
         w = array(WireType.INT8, (filters, shape[1], kernel))
@@ -218,6 +226,12 @@ def expand(extent: Extent) -> Iterator[Row]:
         yield target([0] * len(shape)), [real([1] * len(shape))]
 
 
+def resize(extent: Extent) -> Iterator[Row]:
+    for mode, shape, scale in itertools.product(ResizeMode, shapes(extent, 2, 3), (1, 2)):
+        wanted = [scale * held for held in shape]
+        yield {"mode": mode, "extents": filled(wanted), "scales": filled([scale] * len(shape))}, [real(shape)]
+
+
 def gather_elements(extent: Extent) -> Iterator[Row]:
     for shape in shapes(extent, 2, 3):
         for axis in range(len(shape)):
@@ -260,6 +274,8 @@ ROWS: dict[CommandKind, Callable[[Extent], Iterator[Row]]] = {
     CommandKind.MATMUL: matmul,
     CommandKind.CONV: conv,
     CommandKind.POOL: pool,
+    CommandKind.CONV_TRANSPOSE: conv_transpose,
+    CommandKind.RESIZE: resize,
     CommandKind.QMATMUL: qmatmul,
     CommandKind.QCONV: qconv,
     CommandKind.QUANTIZE: quantize,
@@ -291,7 +307,7 @@ SCALARS = frozenset(
     {
         *(CommandKind.UNARY, CommandKind.BINARY, CommandKind.WHERE, CommandKind.CAST, CommandKind.BITCAST),
         *(CommandKind.REDUCE, CommandKind.COPY, CommandKind.TRANSPOSE, CommandKind.SLICE, CommandKind.PAD),
-        *(CommandKind.EXPAND, CommandKind.QUANTIZE, CommandKind.DEQUANTIZE),
+        *(CommandKind.EXPAND, CommandKind.QUANTIZE, CommandKind.DEQUANTIZE, CommandKind.RESIZE),
     }
 )
 """Kinds that take operands of rank 0."""

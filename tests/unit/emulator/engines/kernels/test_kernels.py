@@ -23,15 +23,18 @@ from driver_shim.protocol.program_commands import (
     Activation,
     BinaryFunction,
     CommandKind,
+    Coordinates,
+    NearestMode,
     PoolFunction,
     ReduceFunction,
+    ResizeMode,
     UnaryFunction,
 )
 from driver_shim.protocol.types import wire_type_of
 from emulator.engines.kernels import numpy as numpy_kernels
 from emulator.engines.kernels import onnxruntime
 from emulator.engines.kernels.choice import prepare
-from emulator.engines.kernels.numpy import columns, quantised
+from emulator.engines.kernels.numpy import columns, quantised, resizing
 from emulator.engines.kernels.provider import KernelRequest
 from emulator.model.operators import OPERATORS, SemanticError
 from emulator.model.operators.shapes import reduced_shape, window_extent
@@ -166,6 +169,33 @@ def test_conv(
         patch.setattr(columns, "COLUMN_BYTES", block)
         fast, golden = both(CommandKind.CONV, given_, [x, w, bias], size, dtype)
     assert close(fast, golden, math.prod(shape["w"][1:]))
+
+
+@settings(deadline=None)
+@given(convolutions(), seeds, float_names, st.booleans(), st.sampled_from(Activation), st.booleans())
+def test_conv_transpose(
+    shape: dict[str, Any], seed: int, type_name: str, biased: bool, activation: Activation, apart: bool
+) -> None:
+    random = np.random.default_rng(seed)
+    dtype, fields = FLOATS[type_name], dict(shape["attributes"])
+    group, kernel = fields["group"], shape["w"][2:]
+    if apart:  # as in networks that upsample: windows that lie beside one another
+        fields |= {"strides": [*kernel, 1, 1][:3], "dilations": [1] * 3, "pads_begin": [0] * 3, "pads_end": [0] * 3}
+    assume(shape["x"][1] > 0)
+    x = numbers(random, shape["x"], dtype)
+    w = numbers(random, (shape["x"][1], shape["w"][0] // group, *kernel), dtype)
+    bias = numbers(random, shape["w"][:1], dtype) if biased else None
+    padding = [0 if apart else int(stride > 1) for stride in fields["strides"]]
+    given_ = attributes(
+        CommandKind.CONV_TRANSPOSE, **fields, activation=activation, low=-0.5, high=0.75, output_padding=padding
+    )
+    types = [TensorType(wire_type_of(dtype), operand.shape) for operand in (x, w)]
+    try:
+        (y,) = OPERATORS[CommandKind.CONV_TRANSPOSE].infer(given_, types)
+    except SemanticError:
+        assume(False)
+    fast, golden = both(CommandKind.CONV_TRANSPOSE, given_, [x, w, bias], y.shape, dtype)
+    assert close(fast, golden, x.shape[1] // group * math.prod(kernel))
 
 
 @st.composite
@@ -530,6 +560,60 @@ def test_pool(
     assert close(fast, golden)
 
 
+@st.composite
+def resizings(draw: st.DrawFn) -> tuple[tuple[int, ...], list[float]]:
+    """A shape and the scales of its dimensions."""
+    rank = draw(st.integers(1, 4))
+    shape = tuple(draw(st.integers(1, 9)) for _ in range(rank))
+    factors = st.sampled_from([1.0, 1.0, 2.0, 3.0, 0.5, 0.3, 1.7, 1 / 3, 7 / 3])
+    scales = [draw(factors) if i >= rank - 2 else 1.0 for i in range(rank)]
+    assume(all(int(np.float32(extent) * np.float32(scale)) for extent, scale in zip(shape, scales, strict=True)))
+    return shape, scales
+
+
+@settings(deadline=None)
+@given(
+    resizings(),
+    seeds,
+    st.sampled_from(ResizeMode),
+    st.sampled_from(Coordinates),
+    st.sampled_from(NearestMode),
+    st.tuples(st.booleans(), st.booleans()),
+    st.sampled_from([quantised.EXACT_LIMIT, 1]),
+)
+def test_resize(
+    changed: tuple[tuple[int, ...], list[float]],
+    seed: int,
+    mode: ResizeMode,
+    coordinates: Coordinates,
+    nearest: NearestMode,
+    flags: tuple[bool, bool],
+    dense: int,
+) -> None:
+    shape, scales = changed
+    rank = len(shape)
+    x = numbers(np.random.default_rng(seed), shape, FLOATS["float32"])
+    size = tuple(int(np.float32(extent) * np.float32(scale)) for extent, scale in zip(shape, scales, strict=True))
+    given_ = attributes(
+        CommandKind.RESIZE,
+        mode=mode,
+        coordinates=coordinates,
+        nearest=nearest,
+        exclude_outside=int(flags[0]),
+        antialias=int(flags[1] and mode is not ResizeMode.NEAREST),
+        cubic=-0.5,
+        extrapolation=3.0,
+        extents=[*size, *[0] * (8 - rank)],
+        scales=[*scales, *[0] * (8 - rank)],
+        starts=[0.1, *[-0.1] * 7],
+        ends=[1.1, *[0.9] * 7],
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resizing, "DENSE_EXTENT", dense)
+        fast, golden = both(CommandKind.RESIZE, given_, [x], size, x.dtype)
+    assert close(fast, golden, 4)
+
+
 def test_every_fast_kernel_has_a_comparison_here() -> None:
     compared: dict[CommandKind, Callable[..., Any]] = {
         CommandKind.MATMUL: test_matmul,
@@ -543,5 +627,7 @@ def test_every_fast_kernel_has_a_comparison_here() -> None:
         CommandKind.SOFTMAX: test_softmax,
         CommandKind.TRANSPOSE: test_transpose,
         CommandKind.REDUCE: test_reduce,
+        CommandKind.RESIZE: test_resize,
+        CommandKind.CONV_TRANSPOSE: test_conv_transpose,
     }
     assert compared.keys() == numpy_kernels.KINDS | onnxruntime.KINDS

@@ -126,6 +126,44 @@ def test_conv_as_the_reference(
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_conv_transpose_by_hand() -> None:
+    x, w = np.array([[[[1, 2]]]], F32), np.array([[[[1, 10], [100, 1000]]]], F32)
+    fields = {"group": 1, "output_padding": [0, 0, 0], **window(strides=[1, 1])}
+    result = golden(CommandKind.CONV_TRANSPOSE, [x, w, np.array([0.5], F32)], (1, 1, 2, 3), F32, **fields)
+    assert result.tolist() == [[[[1.5, 12.5, 20.5], [100.5, 1200.5, 2000.5]]]]
+
+
+def test_conv_transpose_cuts_its_padding_and_adds_to_its_end() -> None:
+    x, w = np.array([[[1, 2]]], F32), np.array([[[1, 1]]], F32)
+    fields = {"group": 1, "output_padding": [2, 0, 0], **window(strides=[3], dilations=[2], pads_begin=[1])}
+    # The canvas is 1 0 1 2 0 2 and two more; the first is cut away.
+    assert golden(CommandKind.CONV_TRANSPOSE, [x, w], (1, 1, 7), F32, **fields).tolist() == [[[0, 1, 2, 0, 2, 0, 0]]]
+
+
+def test_conv_transpose_of_groups_and_its_activation_by_hand() -> None:
+    x, w = np.array([[[1], [2], [-3], [4]]], F32), np.array([[[1], [2]], [[3], [4]], [[5], [6]], [[7], [8]]], F32)
+    fields = {"group": 2, "output_padding": [0, 0, 0], "activation": Activation.CLIP, "low": 9, "high": 12, **window()}
+    # (1·1 + 2·3, 1·2 + 2·4), (-3·5 + 4·7, -3·6 + 4·8), clipped
+    result = golden(CommandKind.CONV_TRANSPOSE, [x, w], (1, 4, 1), F32, **fields)
+    assert result.ravel().tolist() == [9, 10, 12, 12]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pads_begin": [2, 0, 0], "pads_end": [2, 0, 0]}, r"padding leaves an output of \[0\]"),
+        ({"strides": [0, 1, 1]}, "strides and dilations are at least 1"),
+        ({"group": 2}, "in 2 groups"),
+        ({"output_padding": [0, 1, 0]}, "must have output padding 0"),
+        ({"output_padding": [1 << 31, 0, 0]}, "2147483652 elements with padding"),
+    ],
+)
+def test_a_transposed_convolution_that_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:
+    fields = {"group": 1, "output_padding": [0, 0, 0], **window(), **changes}
+    with pytest.raises(SemanticError, match=message):
+        golden(CommandKind.CONV_TRANSPOSE, [random(1, 1, 3), random(1, 1, 2)], (1, 1, 4), F32, **fields)
+
+
 def test_max_pool_by_hand_ignores_padding() -> None:
     x = np.array([[[-3, -1, -2]]], F32)
     result = golden(

@@ -1,0 +1,36 @@
+"""Passes over a program's operations, each a function that rewrites them in place; `ALL` is their order.
+
+Lowerings say what each node means and look at nothing around it; what goes better together is found here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sdk.compiler.ir import Operation, Value
+from sdk.compiler.passes.dead import remove_dead
+from sdk.compiler.passes.fold import fold
+from sdk.compiler.passes.fuse_activation import fuse_activation
+from sdk.compiler.passes.fuse_batch_normalisation import fuse_batch_normalisation
+from sdk.compiler.passes.fuse_bias import fuse_bias
+from sdk.compiler.passes.fuse_quantised import fuse_quantised
+from sdk.compiler.passes.rewriting import Pass, Rewriting
+from sdk.compiler.passes.skip_expand import skip_expand
+
+ALL: tuple[Pass, ...] = (
+    skip_expand,
+    fuse_batch_normalisation,
+    fuse_bias,
+    fuse_activation,
+    fuse_quantised,
+    fold,
+    remove_dead,
+)
+
+
+def optimised(operations: Sequence[Operation], outputs: Sequence[Value]) -> list[Operation]:
+    """The operations that compute `outputs`, each still the result of one of its own."""
+    rewriting = Rewriting(operations, outputs)
+    for rewrite in ALL:
+        rewrite(rewriting)
+    return rewriting.operations

@@ -1,0 +1,88 @@
+"""A program's operations while passes rewrite them, with how often each value is used."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from driver_shim.protocol.program_commands import CommandKind
+from sdk.compiler.ir import Operation, Value, infer
+
+
+class Rewriting:
+    """Operations in execution order. An operation that takes another's place gives the same values."""
+
+    def __init__(self, operations: Sequence[Operation], outputs: Sequence[Value]) -> None:
+        self.operations = list(operations)
+        self.outputs = outputs
+        self._uses = Counter(id(value) for operation in operations for value in operation.inputs if value is not None)
+        self._given = {id(value) for value in outputs}
+        self._absorbed: set[int] = set()
+
+    def is_given(self, value: Value) -> bool:
+        """Whether it is an output of the program."""
+        return id(value) in self._given
+
+    def is_used(self, operation: Operation) -> bool:
+        """Whether anything reads what the operation gives."""
+        return any(self._uses[id(value)] or self.is_given(value) for value in operation.outputs)
+
+    def sole(self, value: Value | None) -> Operation | None:
+        """The operation that gives a value, when that is all it gives and the value is read once, by one operation."""
+        if value is None or value.producer is None or len(value.producer.outputs) != 1:
+            return None
+        return value.producer if self._uses[id(value)] == 1 and not self.is_given(value) else None
+
+    def replace(
+        self,
+        position: int,
+        kind: CommandKind,
+        inputs: Sequence[Value | None],
+        fields: Mapping[str, Any],
+        absorbed: Sequence[Operation] = (),
+    ) -> Operation:
+        """Put one operation in place of that at `position` and of the `absorbed` ones, which nothing else reads.
+
+        Raises Refused when there is no such command, ValueError when it would not
+        give the same types.
+        """
+        old = self.operations[position]
+        attributes, types = infer(kind, inputs, fields)
+        if list(types[: len(old.outputs)]) != [value.type for value in old.outputs]:
+            raise ValueError(f"{kind.name} would give {list(map(str, types))}")
+        nodes = dict.fromkeys(node for operation in (*absorbed, old) for node in operation.nodes)
+        new = Operation(kind, attributes, tuple(inputs), tuple(nodes), old.outputs)
+        for value in new.outputs:
+            value.producer = new
+        self.operations[position] = new
+        self._uses.update(id(value) for value in new.inputs if value is not None)
+        for operation in (old, *absorbed):
+            self._forget(operation)
+        self._absorbed.update(map(id, absorbed))
+        return new
+
+    def fold_away(self, position: int, constants: Sequence[Any]) -> None:
+        """Make constants of an operation's outputs."""
+        operation = self.operations[position]
+        for value, array in zip(operation.outputs, constants, strict=True):
+            value.constant, value.producer = array, None
+
+    def keep(self, wanted: Callable[[Operation], bool]) -> None:
+        """Drop the operations that are not wanted, the last first, and those that others absorbed."""
+        kept = []
+        for operation in reversed(self.operations):
+            if id(operation) in self._absorbed:
+                continue
+            if wanted(operation):
+                kept.append(operation)
+            else:
+                self._forget(operation)
+        self.operations = kept[::-1]
+
+    def _forget(self, operation: Operation) -> None:
+        """The operation reads its operands no more."""
+        self._uses.subtract(id(value) for value in operation.inputs if value is not None)
+
+
+Pass = Callable[[Rewriting], None]

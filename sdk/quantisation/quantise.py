@@ -1,0 +1,146 @@
+"""`quantize`: an int8 model of a float one, by onnxruntime's quantiser."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import onnx
+from numpy.typing import NDArray
+
+from driver_shim.errors import NpuError
+from sdk.compiler.loading import ModelSource, open_source
+from sdk.quantisation.samples import Sample, SampleReader
+
+Progress: TypeAlias = Callable[[str, int], object]
+"""Told "prepare", "calibrate" and "quantize", each with how many samples were read so far."""
+EXTRA = "models"
+FORMS = {"qdq": "QDQ", "qoperator": "QOperator"}
+ACTIVATIONS = {"int8": "QInt8", "uint8": "QUInt8"}
+QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"}
+
+
+def quantize(
+    model: ModelSource,
+    calibration: Iterable[Sample],
+    *,
+    form: str = "qdq",
+    per_channel: bool = True,
+    activations: str = "int8",
+    keep_float: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> onnx.ModelProto:
+    """The model in int8: weights as they are, activations by the range that they have over the calibration samples.
+
+    `form` is "qdq" (QuantizeLinear and DequantizeLinear around each node) or "qoperator" (QLinearConv and the like);
+    `keep_float` names nodes to leave alone. Raises NpuError without onnxruntime, UnsupportedModel for what is no
+    model, TypeError or ValueError for samples that do not fit it, none at all, or a model with nothing to quantise.
+    """
+    _require_choice("form", form, FORMS)
+    _require_choice("activations", activations, ACTIVATIONS)
+    require_onnxruntime()
+    from onnxruntime import quantization
+
+    tell = progress or (lambda stage, samples: None)
+    tell("prepare", 0)
+    prepared = prepare(model)
+    _require_float(prepared)
+    _require_nodes(prepared, keep_float)
+    reader = _Reader(SampleReader(prepared).read(calibration), tell)
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        path = Path(folder) / "quantised.onnx"
+        quantization.quantize_static(
+            prepared,
+            path,
+            reader,
+            quant_format=quantization.QuantFormat[FORMS[form]],
+            per_channel=per_channel,
+            activation_type=quantization.QuantType[ACTIVATIONS[activations]],
+            weight_type=quantization.QuantType.QInt8,
+            nodes_to_exclude=list(keep_float),
+        )
+        quantised = onnx.load(path)
+    tell("quantize", reader.count)
+    if not any(node.op_type in QUANTISED for node in quantised.graph.node):
+        raise ValueError("nothing was quantised: the model has no node that is worth it, such as Conv, Gemm or MatMul")
+    return quantised
+
+
+def prepare(model: ModelSource) -> onnx.ModelProto:
+    """The float model as it is quantised: norms made part of their convolutions, constants folded, shapes inferred."""
+    require_onnxruntime()
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        given, prepared = Path(folder) / "given.onnx", Path(folder) / "prepared.onnx"
+        onnx.save(whole(model), given)
+        quant_pre_process(given, prepared, skip_symbolic_shape=True)
+        return onnx.load(prepared)
+
+
+def whole(source: ModelSource) -> onnx.ModelProto:
+    """A model with all its data in it. Raises UnsupportedModel for what is none, OSError, TypeError."""
+    open_source(source)
+    if isinstance(source, onnx.ModelProto):
+        return source
+    return onnx.load_model_from_string(source) if isinstance(source, bytes) else onnx.load(source)
+
+
+def require_onnxruntime() -> None:
+    """Raise NpuError that names the extra to install unless onnxruntime is there."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise NpuError(
+            "onnxruntime, whose quantiser this uses, is not installed",
+            subsystem="quantisation",
+            remedy=f"pip install 'npu-sdk[{EXTRA}]'",
+            code="missing-extra",
+        )
+
+
+class _Reader:
+    """Samples as onnxruntime's calibration asks for them."""
+
+    def __init__(self, samples: Iterator[dict[str, NDArray[Any]]], tell: Progress) -> None:
+        self._samples, self._tell = samples, tell
+        self.count = 0
+
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
+        sample = next(self._samples, None)
+        if sample is not None:
+            self.count += 1
+            self._tell("calibrate", self.count)
+        return sample
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """onnxruntime's quantiser logs advice on the root logger that does not fit here: what it advises is done."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _require_choice(name: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{name}={value!r}; it is one of {', '.join(map(repr, known))}")
+
+
+def _require_float(model: onnx.ModelProto) -> None:
+    already = next((node for node in model.graph.node if node.op_type in QUANTISED), None)
+    if already is not None:
+        raise ValueError(f"the model is quantised already: node {already.name!r} is a {already.op_type}")
+
+
+def _require_nodes(model: onnx.ModelProto, names: Sequence[str]) -> None:
+    there = {node.name for node in model.graph.node}
+    unknown = [name for name in names if name not in there]
+    if unknown:
+        raise ValueError(f"keep_float names {unknown[0]!r}; the model has no such node. quantization_losses lists them")

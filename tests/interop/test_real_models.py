@@ -1,0 +1,61 @@
+"""Models that people use, from published packages, on a device against onnxruntime in a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import sdk
+from sdk.validate import barred
+from tests.models import minilm, zoo
+from tests.support.onnxruntime_peer import run as peer
+
+pytestmark = pytest.mark.slow
+OWN_KERNELS = "emulator:generic?kernels=numpy&core=none"
+"""A device in whose processes onnxruntime takes no part."""
+
+
+@pytest.fixture(scope="module")
+def device() -> Iterator[sdk.Device]:
+    with sdk.Device(OWN_KERNELS) as opened:
+        yield opened
+
+
+def on_device(device: sdk.Device, entry: zoo.Entry) -> dict[str, NDArray[np.float32]]:
+    """The model's answer; leaves the test out when its package's files are missing."""
+    if reason := entry.missing():
+        pytest.skip(reason)
+    answer: dict[str, NDArray[np.float32]] = device.load(entry.model())(dict(entry.inputs()))
+    assert device.info.pid is not None
+    processes, holding = barred.holders(device.info.pid)
+    assert processes and not holding, "onnxruntime takes part in the device's answer"
+    return answer
+
+
+@pytest.mark.parametrize("entry", zoo.ZOO, ids=lambda entry: entry.name)
+def test_a_published_model_gives_onnxruntimes_answers(device: sdk.Device, entry: zoo.Entry) -> None:
+    results = on_device(device, entry)
+    expected = peer(entry.model().SerializeToString(), entry.inputs())
+    assert results.keys() == expected.keys()
+    for name, reference in expected.items():
+        scale = np.abs(reference).max()
+        assert np.isfinite(scale) and np.ptp(reference) > 0, "outputs that are all alike prove nothing"
+        assert results[name].shape == reference.shape and results[name].dtype == reference.dtype
+        assert np.abs(results[name] - reference).max() <= entry.tolerance * scale
+
+
+def test_sentences_that_mean_the_same_are_each_others_nearest(device: sdk.Device) -> None:
+    vectors = on_device(device, next(entry for entry in zoo.ZOO if entry.package == minilm.PACKAGE))[minilm.OUTPUT]
+    nearest = (vectors @ vectors.T - 2 * np.eye(len(vectors))).argmax(axis=1)
+    assert [int(number) for number in nearest[:6]] == [1, 0, 3, 2, 5, 4]
+    assert nearest[7] == 8 and nearest[8] == 7
+
+
+def test_basic_pitch_hears_the_notes_of_a_chord(device: sdk.Device) -> None:
+    notes = on_device(device, zoo.BASIC_PITCH)["StatefulPartitionedCall:1"][0]
+    lowest_key = 21
+    heard = notes.max(axis=0).argsort()[-len(zoo.CHORD) :] + lowest_key
+    assert sorted(int(note) for note in heard) == sorted(zoo.CHORD)

@@ -1,0 +1,184 @@
+"""`sdk.quantize` and `sdk.quantization_losses`: what they make, and what they refuse."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import sdk
+from tests.support.needs import module_of_extra
+
+module_of_extra("onnxruntime", "models")
+RANDOM = np.random.default_rng(5)
+SAMPLES = [RANDOM.normal(size=(2, 3, 6, 6)).astype(np.float32) for _ in range(4)]
+
+
+def net(nodes: list[onnx.NodeProto] | None = None) -> onnx.ModelProto:
+    """Two convolutions, the first with a norm and ReLU behind it; `nodes` instead of them."""
+    own = [
+        helper.make_node("Conv", ["x", "w1"], ["c1"], name="first", pads=[1, 1, 1, 1]),
+        helper.make_node("BatchNormalization", ["c1", "scale", "shift", "mean", "variance"], ["n1"], name="norm"),
+        helper.make_node("Relu", ["n1"], ["r1"], name="relu"),
+        helper.make_node("Conv", ["r1", "w2"], ["y"], name="second"),
+    ]
+    weights = {
+        "w1": RANDOM.normal(size=(4, 3, 3, 3)),
+        "w2": RANDOM.normal(size=(5, 4, 1, 1)),
+        "scale": RANDOM.uniform(0.5, 2, 4),
+        "shift": RANDOM.normal(size=4),
+        "mean": RANDOM.normal(size=4),
+        "variance": RANDOM.uniform(0.5, 2, 4),
+    }
+    graph = helper.make_graph(
+        own if nodes is None else nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 6, 6])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
+        if nodes is None
+        else [],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def kinds(model: onnx.ModelProto) -> set[str]:
+    return {node.op_type for node in model.graph.node}
+
+
+def test_the_default_is_qdq_with_weights_of_int8_per_channel() -> None:
+    quantised = sdk.quantize(net(), SAMPLES)
+    assert {"QuantizeLinear", "DequantizeLinear", "Conv"} <= kinds(quantised)
+    assert not {"BatchNormalization", "Relu"} & kinds(quantised), "they become part of the convolution"
+    weights = [t for t in quantised.graph.initializer if t.data_type == TensorProto.INT8 and len(t.dims) == 4]
+    assert sorted(tuple(weight.dims) for weight in weights) == [(4, 3, 3, 3), (5, 4, 1, 1)]
+    scales = {tuple(t.dims) for t in quantised.graph.initializer if t.name.endswith("_scale")}
+    assert {(4,), (5,)} <= scales
+
+
+def test_the_other_form_has_operators_on_int8() -> None:
+    quantised = sdk.quantize(net(), SAMPLES, form="qoperator", activations="uint8")
+    assert "QLinearConv" in kinds(quantised) and "Conv" not in kinds(quantised)
+
+
+def test_a_node_can_stay_float() -> None:
+    quantised = sdk.quantize(net(), SAMPLES, keep_float=["second"])
+    weights = [t for t in quantised.graph.initializer if t.data_type == TensorProto.INT8 and len(t.dims) == 4]
+    assert [tuple(weight.dims) for weight in weights] == [(4, 3, 3, 3)]
+
+
+def test_path_bytes_and_model_give_the_same(tmp_path: Path) -> None:
+    model = net()
+    onnx.save(model, tmp_path / "net.onnx")
+    sources = (model, model.SerializeToString(), tmp_path / "net.onnx")
+    made = [sdk.quantize(source, SAMPLES).SerializeToString() for source in sources]
+    assert made[0] == made[1] == made[2]
+
+
+def test_the_given_model_is_left_alone() -> None:
+    model = net()
+    before = model.SerializeToString()
+    sdk.quantize(model, SAMPLES)
+    assert model.SerializeToString() == before
+
+
+def test_progress_tells_stages_and_samples() -> None:
+    told: list[tuple[str, int]] = []
+    sdk.quantize(net(), ({"x": sample} for sample in SAMPLES), progress=lambda *news: told.append(news))
+    assert told[0] == ("prepare", 0) and told[-1] == ("quantize", len(SAMPLES))
+    assert told[1:-1] == [("calibrate", count) for count in range(1, len(SAMPLES) + 1)]
+
+
+def test_logging_is_as_it_was_afterwards() -> None:
+    before = logging.root.manager.disable
+    sdk.quantize(net(), SAMPLES)
+    assert logging.root.manager.disable == before
+
+
+def test_losses_name_the_node_that_loses_most_first() -> None:
+    model = net()
+    # what the second convolution multiplies by 1000 is next to nothing, and all its other weights become 0 beside it
+    for name, place, value in (("scale", 0, 0.0), ("shift", 0, 1e-6), ("w2", (slice(None), 0), 1000.0)):
+        tensor = next(t for t in model.graph.initializer if t.name == name)
+        spoilt = numpy_helper.to_array(tensor).copy()
+        spoilt[place] = value
+        tensor.CopyFrom(numpy_helper.from_array(spoilt, name))
+    losses = sdk.quantization_losses(model, sdk.quantize(model, SAMPLES, per_channel=False), SAMPLES)
+    assert [loss.node for loss in losses] == ["second", "first"]
+    assert losses[0].sqnr_db < 3 < 30 < losses[1].sqnr_db
+    assert losses[0].added_noise > 0.5 and "Conv 'second'" in str(losses[0])
+
+
+def test_models_that_have_nothing_to_do_with_each_other_are_refused() -> None:
+    other = net([helper.make_node("Sin", ["x"], ["z"])])
+    other.graph.output[0].name = "z"
+    with pytest.raises(ValueError, match="no tensor in common"):
+        sdk.quantization_losses(net(), other, SAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("calibration", "error", "says"),
+    [
+        ([], ValueError, "there are no samples"),
+        (
+            [SAMPLES[0], SAMPLES[0][0]],
+            ValueError,
+            r"sample 1, input 'x': expected shape \(batch, 3, 6, 6\), got \(3, 6, 6\)",
+        ),
+        (
+            [SAMPLES[0].astype(np.float64)],
+            TypeError,
+            r"sample 0, input 'x': expected float32, got float64; use x.astype",
+        ),
+        ([{"z": SAMPLES[0]}], ValueError, "sample 0: input 'x' is missing; the model takes x"),
+        ([{"x": SAMPLES[0], "z": SAMPLES[0]}], ValueError, "sample 0: input 'z' is unknown"),
+        ([[[1.0]]], TypeError, "expected an array of float32, got list"),
+        (SAMPLES[0], TypeError, "put it into a list"),
+        ({"x": SAMPLES[0]}, TypeError, "put it into a list"),
+    ],
+)
+def test_samples_that_do_not_fit_are_told_apart(calibration: Any, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        sdk.quantize(net(), calibration)
+
+
+def test_a_quantised_model_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"is quantised already: node .* is a"):
+        sdk.quantize(sdk.quantize(net(), SAMPLES), SAMPLES)
+
+
+def test_a_model_with_nothing_to_quantise_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing was quantised"):
+        sdk.quantize(net([helper.make_node("Sin", ["x"], ["y"])]), SAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"form": "qqd"}, "form='qqd'; it is one of 'qdq', 'qoperator'"),
+        ({"activations": "int4"}, "activations='int4'; it is one of 'int8', 'uint8'"),
+        ({"keep_float": ["third"]}, "keep_float names 'third'; the model has no such node"),
+    ],
+)
+def test_options_that_do_not_exist_are_told(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        sdk.quantize(net(), SAMPLES, **options)
+
+
+def test_what_is_no_model_is_refused_as_by_load(tmp_path: Path) -> None:
+    (tmp_path / "weights.pt").write_bytes(b"PK\x03\x04" + bytes(100))
+    with pytest.raises(sdk.UnsupportedModel, match="a ZIP archive"):
+        sdk.quantize(tmp_path / "weights.pt", SAMPLES)
+
+
+def test_without_onnxruntime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(sdk.NpuError, match="onnxruntime") as caught:
+        sdk.quantize(net(), SAMPLES)
+    assert caught.value.code == "missing-extra" and "npu-sdk[models]" in str(caught.value.remedy)
