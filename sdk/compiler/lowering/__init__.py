@@ -5,6 +5,10 @@ from __future__ import annotations
 from sdk.compiler.context import Lowering
 from sdk.compiler.lowering import (
     activations,
+    attention,
+    contrib,
+    contrib_attention,
+    contrib_quantised,
     control,
     elementwise,
     indexing,
@@ -12,6 +16,7 @@ from sdk.compiler.lowering import (
     normalise,
     products,
     quantised,
+    recurrent,
     reductions,
     resizing,
     shapes,
@@ -19,6 +24,10 @@ from sdk.compiler.lowering import (
 
 LOWERINGS: dict[str, Lowering] = {
     **activations.LOWERINGS,
+    **attention.LOWERINGS,
+    **contrib.LOWERINGS,
+    **contrib_quantised.LOWERINGS,
+    **contrib_attention.LOWERINGS,
     **control.LOWERINGS,
     **elementwise.LOWERINGS,
     **indexing.LOWERINGS,
@@ -26,6 +35,7 @@ LOWERINGS: dict[str, Lowering] = {
     **normalise.LOWERINGS,
     **products.LOWERINGS,
     **quantised.LOWERINGS,
+    **recurrent.LOWERINGS,
     **reductions.LOWERINGS,
     **resizing.LOWERINGS,
     **shapes.LOWERINGS,

@@ -121,8 +121,7 @@ def _pow(node: NodeContext) -> Sequence[Value]:
     """Pow: the result has the base's type; squares are products, real powers of integers go by way of float32."""
     base, exponent, builder = node.value(0), node.value(1), node.builder
     power = exponent.constant
-    narrow = len(exponent.shape) <= len(base.shape)
-    if power is not None and power.size == 1 and narrow and power.reshape(()) == 2:
+    if power is not None and power.size == 1 and power.ndim <= len(base.shape) and power.reshape(()) == 2:
         return [binary(builder, BinaryFunction.MUL, base, base)]
     if exponent.dtype.is_float and not base.dtype.is_float:
         real = cast(builder, base, WireType.FLOAT32), cast(builder, exponent, WireType.FLOAT32)

@@ -20,10 +20,13 @@ from driver_shim.protocol.program_commands import (
     MAX_RANK,
     ArgumentFunction,
     BinaryFunction,
+    Cell,
+    CellActivation,
     CommandKind,
     CumulateFunction,
     PadMode,
     PoolFunction,
+    QBinaryFunction,
     ReduceFunction,
     ResizeMode,
     ScatterReduction,
@@ -150,13 +153,6 @@ def conv(extent: Extent) -> Iterator[Row]:
         yield {"group": 1, **movement}, [x.astype(np.float16), w.astype(np.float16)]
 
 
-def conv_transpose(extent: Extent) -> Iterator[Row]:
-    for shape, filters, kernel, _ in windows(extent):
-        for pads in (0, 1):
-            fields = {"group": 1, **window(pads_begin=[pads]), "output_padding": [0] * 3}
-            yield fields, [real(shape), real((shape[1], filters, kernel)), real((filters,))]
-
-
 def qconv(extent: Extent) -> Iterator[Row]:
     for shape, filters, kernel, movement in windows(extent):
         w = array(WireType.INT8, (filters, shape[1], kernel))
@@ -226,12 +222,6 @@ def expand(extent: Extent) -> Iterator[Row]:
         yield target([0] * len(shape)), [real([1] * len(shape))]
 
 
-def resize(extent: Extent) -> Iterator[Row]:
-    for mode, shape, scale in itertools.product(ResizeMode, shapes(extent, 2, 3), (1, 2)):
-        wanted = [scale * held for held in shape]
-        yield {"mode": mode, "extents": filled(wanted), "scales": filled([scale] * len(shape))}, [real(shape)]
-
-
 def gather_elements(extent: Extent) -> Iterator[Row]:
     for shape in shapes(extent, 2, 3):
         for axis in range(len(shape)):
@@ -270,12 +260,82 @@ def determinant(extent: Extent) -> Iterator[Row]:
         yield {}, [real((batch, size, size))]
 
 
+def conv_transpose(extent: Extent) -> Iterator[Row]:
+    for (batch, channels, size), filters, kernel, movement in windows(extent):
+        w = real((channels, filters, kernel))
+        yield {"group": 1, **movement}, [real((batch, channels, size)), w, real((filters,))]
+
+
+def resize(extent: Extent) -> Iterator[Row]:
+    for mode, shape in itertools.product(ResizeMode, shapes(extent, 2, 3)):
+        wanted = [size * 2 for size in shape]
+        yield (
+            {"mode": mode, "cubic": -0.75, "extents": filled(wanted), "scales": [2.0] * len(shape) + [0.0] * 6},
+            [real(shape)],
+        )
+
+
+def matmul_integer(extent: Extent) -> Iterator[Row]:
+    for m, k, n in shapes(extent, 2, 3, 4):
+        zeros = [np.ones((), np.int8), np.ones((n,), np.int8)]
+        yield {}, [array(WireType.INT8, (m, k)), array(WireType.INT8, (k, n)), *zeros]
+
+
+def conv_integer(extent: Extent) -> Iterator[Row]:
+    for shape, filters, kernel, movement in windows(extent):
+        w = array(WireType.INT8, (filters, shape[1], kernel))
+        yield {"group": 1, **movement}, [array(WireType.UINT8, shape), w, np.ones((), np.uint8)]
+
+
+def dynamic_quantize(extent: Extent) -> Iterator[Row]:
+    for shape in shapes(extent, 2, 3):
+        yield {}, [real(shape)]
+
+
+def qbinary(extent: Extent) -> Iterator[Row]:
+    scales: list[Array] = [np.full((), 0.5, F32), np.ones((), np.int8)] * 3
+    for function, shape in itertools.product(QBinaryFunction, shapes(extent, 2, 3)):
+        yield {"function": function}, [array(WireType.INT8, shape), array(WireType.INT8, shape[1:]), *scales]
+
+
+def lookup(extent: Extent) -> Iterator[Row]:
+    for dtype, shape in itertools.product((WireType.INT8, WireType.UINT8), shapes(extent, 2, 3)):
+        yield {}, [array(dtype, shape), array(WireType.INT8, (256,))]
+
+
+def matmul_nbits(extent: Extent) -> Iterator[Row]:
+    for m, k, n in shapes(extent, 2, 32, 4):
+        blocks = -(-k // 16)
+        yield {"bits": 4, "block": 16}, [real((m, k)), array(WireType.UINT8, (n, blocks, 8)), real((n, blocks))]
+
+
+def recurrent(extent: Extent) -> Iterator[Row]:
+    fields = {"cell": Cell.RNN, "activations": [CellActivation.TANH, *[0] * 5], "alphas": [0.0] * 6, "betas": [0.0] * 6}
+    for steps, batch, features, hidden in shapes(extent, 2, 3, 4, 5):
+        yield fields, [real((steps, batch, features)), real((1, hidden, features)), real((1, hidden, hidden))]
+
+
+def attention(extent: Extent) -> Iterator[Row]:
+    fields = {"scale": 1.0, "left_window": -1, "right_window": -1}
+    for batch, heads, queries, keys, size in shapes(extent, 2, 3, 4, 5, 6):
+        yield fields, [real((batch, heads, queries, size)), *[real((batch, heads, keys, size))] * 2]
+
+
+def layer_norm(extent: Extent) -> Iterator[Row]:
+    for shape, axes in itertools.product(shapes(extent, 2, 3), (0b01, 0b10, 0b11)):
+        yield {"axes": axes, "epsilon": 1e-5}, [real(shape), real(shape[-1:])]
+
+
+def rotary(extent: Extent) -> Iterator[Row]:
+    for batch, heads, steps, size in shapes(extent, 2, 3, 4, 6):
+        turns = real((batch, steps, size // 2))
+        yield {}, [real((batch, heads, steps, size)), turns, turns]
+
+
 ROWS: dict[CommandKind, Callable[[Extent], Iterator[Row]]] = {
     CommandKind.MATMUL: matmul,
     CommandKind.CONV: conv,
     CommandKind.POOL: pool,
-    CommandKind.CONV_TRANSPOSE: conv_transpose,
-    CommandKind.RESIZE: resize,
     CommandKind.QMATMUL: qmatmul,
     CommandKind.QCONV: qconv,
     CommandKind.QUANTIZE: quantize,
@@ -302,12 +362,25 @@ ROWS: dict[CommandKind, Callable[[Extent], Iterator[Row]]] = {
     CommandKind.CUMULATE: along_an_axis(function=list(CumulateFunction), exclusive=(0, 1), reverse=(0, 1)),
     CommandKind.DETERMINANT: determinant,
     CommandKind.BITCAST: cast,
+    CommandKind.CONV_TRANSPOSE: conv_transpose,
+    CommandKind.RESIZE: resize,
+    CommandKind.MATMUL_INTEGER: matmul_integer,
+    CommandKind.CONV_INTEGER: conv_integer,
+    CommandKind.DYNAMIC_QUANTIZE: dynamic_quantize,
+    CommandKind.QBINARY: qbinary,
+    CommandKind.LOOKUP: lookup,
+    CommandKind.MATMUL_NBITS: matmul_nbits,
+    CommandKind.RECURRENT: recurrent,
+    CommandKind.ATTENTION: attention,
+    CommandKind.LAYER_NORM: layer_norm,
+    CommandKind.ROTARY: rotary,
 }
 SCALARS = frozenset(
     {
         *(CommandKind.UNARY, CommandKind.BINARY, CommandKind.WHERE, CommandKind.CAST, CommandKind.BITCAST),
         *(CommandKind.REDUCE, CommandKind.COPY, CommandKind.TRANSPOSE, CommandKind.SLICE, CommandKind.PAD),
-        *(CommandKind.EXPAND, CommandKind.QUANTIZE, CommandKind.DEQUANTIZE, CommandKind.RESIZE),
+        *(CommandKind.EXPAND, CommandKind.QUANTIZE, CommandKind.DEQUANTIZE, CommandKind.DYNAMIC_QUANTIZE),
+        *(CommandKind.QBINARY, CommandKind.LOOKUP),
     }
 )
 """Kinds that take operands of rank 0."""
