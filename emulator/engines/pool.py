@@ -314,9 +314,9 @@ class EnginePool:
         """
         self._engines.remove(engine)
         engine.process.kill()
+        self._ending.append(engine.process)
         if engine.job is not None and engine.job.states and not engine.process.wait(timeouts.REAP_WRITER_S):
             raise EngineStuck(f"engine worker {engine.process.pid} may still write device memory")
-        self._ending.append(engine.process)
 
 
 def _lost_result(job: EngineJob, message: str = "the engine died while it ran the program") -> JobResult:

@@ -16,6 +16,7 @@ from emulator.model.operators import (
     movement,
     normalise,
     packed_products,
+    pooling,
     products,
     quantised,
     quantised_elementwise,
@@ -23,6 +24,7 @@ from emulator.model.operators import (
     reductions,
     resizing,
     rotary,
+    sampling,
     states,
 )
 from emulator.model.operators.arrays import KernelFault
@@ -33,6 +35,7 @@ OPERATORS: dict[CommandKind, Operator] = {
     operator.kind: operator
     for room in (
         products,
+        pooling,
         quantised,
         integer_products,
         packed_products,
@@ -43,6 +46,7 @@ OPERATORS: dict[CommandKind, Operator] = {
         movement,
         indexing,
         resizing,
+        sampling,
         recurrent,
         attention,
         rotary,
