@@ -101,6 +101,8 @@ class CommandKind(enum.IntEnum):
     """LayerNormalization and its relatives over any dimensions."""
     ROTARY = 0x33
     """RotaryEmbedding."""
+    TENSOR_SCATTER = 0x34
+    """TensorScatter; updates a state in place."""
     UNPOOL = 0x42
     """MaxUnpool."""
     GRID_SAMPLE = 0x43
@@ -111,6 +113,13 @@ class CommandKind(enum.IntEnum):
     """MaxRoiPool."""
     DEFORM_CONV = 0x46
     """DeformConv; with bias."""
+
+
+class ScatterMode(enum.IntEnum):
+    """Modes of TENSOR_SCATTER, by the names of the ONNX attribute."""
+
+    LINEAR = 0
+    CIRCULAR = 1
 
 
 class Activation(enum.IntEnum):
@@ -431,6 +440,7 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
         "pad", 72, "mode" / u8, reserved(7), "begins" / array(MAX_RANK, u32), "ends" / array(MAX_RANK, u32)
     ),
     CommandKind.EXPAND: Layout("expand", 40, *_SHAPE),
+    CommandKind.TENSOR_SCATTER: Layout("tensor_scatter", 8, "axis" / u32, "mode" / u8, reserved(3)),
     CommandKind.CONV_TRANSPOSE: Layout(
         "conv_transpose",
         80,
@@ -543,6 +553,8 @@ class Operands(NamedTuple):
     """True when the last required operand may occur several times."""
     outputs: int = 1
     """The most outputs that a command of the kind may have; it has the first of them, at least one."""
+    in_place: int | None = None
+    """The input that the first output may be, where it is a state: the command updates it."""
 
 
 _QUANTISED_LEFT = ("x", "w", "x_scale", "x_zero_point", "w_scale", "w_zero_point", "y_scale", "y_zero_point")
@@ -569,6 +581,7 @@ OPERANDS: dict[CommandKind, Operands] = {
     CommandKind.GATHER: Operands(("x", "indices")),
     CommandKind.PAD: Operands(("x",), ("value",)),
     CommandKind.EXPAND: Operands(("x",)),
+    CommandKind.TENSOR_SCATTER: Operands(("past", "update"), ("write_indices",), in_place=0),
     CommandKind.RESIZE: Operands(("x",)),
     CommandKind.UNPOOL: Operands(("x", "indices")),
     CommandKind.GRID_SAMPLE: Operands(("x", "grid")),
@@ -601,6 +614,3 @@ OPERANDS: dict[CommandKind, Operands] = {
     CommandKind.LAYER_NORM: Operands(("x",), ("scale", "bias"), outputs=3),
     CommandKind.ROTARY: Operands(("x", "cos", "sin"), ("positions",)),
 }
-
-UPDATED_INPUT: dict[CommandKind, int] = {}
-"""Kinds that update in place: which of their inputs their first output may be."""

@@ -25,6 +25,7 @@ from emulator.model.operators import (
     resizing,
     rotary,
     sampling,
+    states,
 )
 from emulator.model.operators.arrays import KernelFault
 from emulator.model.operators.operator import Operator
@@ -49,6 +50,7 @@ OPERATORS: dict[CommandKind, Operator] = {
         recurrent,
         attention,
         rotary,
+        states,
     )
     for operator in room.OPERATORS
 }
