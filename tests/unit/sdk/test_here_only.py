@@ -124,7 +124,7 @@ def test_facts_come_back_equal(facts: Any, trip: Trip) -> None:
         (sdk.Event, ".result()"),
         (importlib.import_module("sdk.memory.buffers").Span, ".array"),
         (importlib.import_module("sdk.model.model").Model, "ModelProto"),
-        (importlib.import_module("sdk.model.programs").RunEvent, ".result()"),
+        (importlib.import_module("sdk.model.runs").RunEvent, ".result()"),
         (importlib.import_module("sdk.queue.events").StatusesEvent, ".result()"),
     ],
 )
