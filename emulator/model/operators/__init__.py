@@ -8,14 +8,44 @@ stored. A command whose outputs have no elements is not run.
 from __future__ import annotations
 
 from driver_shim.protocol.program_commands import CommandKind
-from emulator.model.operators import elementwise, movement, products, quantised, reductions, resizing
+from emulator.model.operators import (
+    attention,
+    elementwise,
+    indexing,
+    integer_products,
+    movement,
+    normalise,
+    packed_products,
+    products,
+    quantised,
+    quantised_elementwise,
+    recurrent,
+    reductions,
+    resizing,
+    rotary,
+)
 from emulator.model.operators.arrays import KernelFault
 from emulator.model.operators.operator import Operator
 from emulator.model.operators.shapes import SemanticError
 
 OPERATORS: dict[CommandKind, Operator] = {
     operator.kind: operator
-    for room in (products, quantised, elementwise, reductions, movement, resizing)
+    for room in (
+        products,
+        quantised,
+        integer_products,
+        packed_products,
+        quantised_elementwise,
+        elementwise,
+        reductions,
+        normalise,
+        movement,
+        indexing,
+        resizing,
+        recurrent,
+        attention,
+        rotary,
+    )
     for operator in room.OPERATORS
 }
 """What there is, by kind."""

@@ -9,8 +9,10 @@ PRODUCTS = (CommandKind.MATMUL, CommandKind.CONV, CommandKind.CONV_TRANSPOSE)
 
 
 def is_plain(operation: Operation | None) -> bool:
-    """Whether an operation is a product without activation."""
-    return operation is not None and operation.kind in PRODUCTS and operation.attributes.activation == Activation.NONE
+    """Whether an operation is a product of floats without activation."""
+    if operation is None or operation.kind not in PRODUCTS or not operation.outputs[0].dtype.is_float:
+        return False
+    return bool(operation.attributes.activation == Activation.NONE)
 
 
 def channel_axis(product: Operation) -> int:
