@@ -54,6 +54,7 @@ STATUSES: Mapping[IoOpcode | AdminOpcode, tuple[Status, ...]] = {
         Status.ENGINE_LOST,
     ),
     AdminOpcode.UNLOAD_PROGRAM: (*_ALWAYS, Status.INVALID_PROGRAM),
+    AdminOpcode.GET_PROGRAM_REPORT: (*_ALWAYS, Status.DMA_FAULT, Status.INVALID_PROGRAM),
 }
 
 NEVER_COMPLETED = (Status.QUEUE_CORRUPT, Status.INTERNAL)
