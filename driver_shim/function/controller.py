@@ -426,3 +426,8 @@ class Controller:
             return
         self.registers.control.write(enable=0)
         self.registers.identity.read()  # the write is posted; a read that returned means that it has arrived
+
+    def let_go(self) -> None:
+        """Keep no host memory: whoever still holds this object should not hold that. After `shut_down`."""
+        with self._lock:
+            self._admin, self._blocks, self._shadows = None, [], None

@@ -105,6 +105,12 @@ class Status(enum.IntEnum):
         return slug(self)
 
 
+DATA_FAULTS = frozenset(
+    {Status.VALUE_OUT_OF_RANGE, Status.INDEX_OUT_OF_RANGE, Status.DIVISION_BY_ZERO, Status.EXECUTION_FAULT}
+)
+"""With these an exec ends by the data of one of its program's commands: the completion's result is its position."""
+
+
 def status_slug(value: int) -> str:
     """`Status.slug` of a status byte, also for values this version does not know."""
     return slug_of(Status, value, f"status-{value:#04x}")

@@ -24,7 +24,7 @@ class CommandKind(enum.IntEnum):
     CONV = 0x02
     """Conv; with bias and activation."""
     POOL = 0x03
-    """MaxPool, AveragePool."""
+    """MaxPool, AveragePool, LpPool."""
     QMATMUL = 0x08
     """QLinearMatMul; with int32 bias and ReLU."""
     QCONV = 0x09
@@ -61,6 +61,38 @@ class CommandKind(enum.IntEnum):
     """Pad."""
     EXPAND = 0x26
     """Expand."""
+    RESIZE = 0x40
+    """Resize, Upsample."""
+    CONV_TRANSPOSE = 0x41
+    """ConvTranspose, Col2Im; with bias and activation."""
+    GATHER_ELEMENTS = 0x50
+    """GatherElements."""
+    GATHER_ND = 0x51
+    """GatherND."""
+    SCATTER_ELEMENTS = 0x52
+    """ScatterElements, Scatter."""
+    SCATTER_ND = 0x53
+    """ScatterND."""
+    TOP_K = 0x54
+    """TopK."""
+    CUMULATE = 0x55
+    """CumSum, CumProd."""
+    DETERMINANT = 0x56
+    """Det."""
+    BITCAST = 0x57
+    """BitCast."""
+    MATMUL_INTEGER = 0x60
+    """MatMulInteger."""
+    CONV_INTEGER = 0x61
+    """ConvInteger."""
+    DYNAMIC_QUANTIZE = 0x62
+    """DynamicQuantizeLinear."""
+    QBINARY = 0x63
+    """onnxruntime's QLinearAdd and QLinearMul, broadcast."""
+    LOOKUP = 0x64
+    """Element-wise functions of 8-bit integers, by a table of their 256 values."""
+    MATMUL_NBITS = 0x65
+    """onnxruntime's MatMulNBits: weights of 4 or 8 bits with a scale for each block."""
     RECURRENT = 0x30
     """RNN, GRU, LSTM: all steps, one or both directions."""
     ATTENTION = 0x31
@@ -69,10 +101,16 @@ class CommandKind(enum.IntEnum):
     """LayerNormalization and its relatives over any dimensions."""
     ROTARY = 0x33
     """RotaryEmbedding."""
-    RESIZE = 0x40
-    """Resize, Upsample."""
-    CONV_TRANSPOSE = 0x41
-    """ConvTranspose, Col2Im; with bias and activation."""
+    UNPOOL = 0x42
+    """MaxUnpool."""
+    GRID_SAMPLE = 0x43
+    """GridSample."""
+    ROI_ALIGN = 0x44
+    """RoiAlign."""
+    ROI_POOL = 0x45
+    """MaxRoiPool."""
+    DEFORM_CONV = 0x46
+    """DeformConv; with bias."""
 
 
 class Activation(enum.IntEnum):
@@ -115,6 +153,22 @@ class UnaryFunction(enum.IntEnum):
     NOT = 20
     SIN = 21
     COS = 22
+    TAN = 0x60
+    ASIN = 0x61
+    ACOS = 0x62
+    ATAN = 0x63
+    SINH = 0x64
+    COSH = 0x65
+    ASINH = 0x66
+    ACOSH = 0x67
+    ATANH = 0x68
+    IS_NAN = 0x69
+    """Gives bool."""
+    IS_INF = 0x6A
+    """Gives bool; infinities below zero count where alpha is not 0, those above where beta is not 0."""
+    BITWISE_NOT = 0x6B
+    SHRINK = 0x6C
+    """x + beta below -alpha, x - beta above alpha, else 0."""
     GELU = 0x40
     """x / 2 · (1 + erf(x / √2))."""
     GELU_TANH = 0x41
@@ -141,6 +195,7 @@ class BinaryFunction(enum.IntEnum):
     DIV = 4
     """Integers: rounded towards zero; a zero divisor fails the command."""
     POW = 5
+    """Integers: wraps; a negative power of zero fails the command."""
     MIN = 6
     MAX = 7
     EQUAL = 8
@@ -151,6 +206,22 @@ class BinaryFunction(enum.IntEnum):
     AND = 13
     OR = 14
     XOR = 15
+    MOD = 0x60
+    """The sign that of the divisor; a zero divisor of integers fails the command."""
+    FMOD = 0x61
+    """The sign that of the dividend (C's fmod and %); a zero divisor of integers fails the command."""
+    SHIFT_LEFT = 0x62
+    SHIFT_RIGHT = 0x63
+    BITWISE_AND = 0x64
+    BITWISE_OR = 0x65
+    BITWISE_XOR = 0x66
+
+
+class QBinaryFunction(enum.IntEnum):
+    """Functions of QBINARY."""
+
+    ADD = 1
+    MUL = 2
 
 
 class ReduceFunction(enum.IntEnum):
@@ -164,6 +235,7 @@ class ReduceFunction(enum.IntEnum):
     L1 = 6
     L2 = 7
     LOG_SUM_EXP = 8
+    PROD = 0x60
 
 
 class ArgumentFunction(enum.IntEnum):
@@ -173,11 +245,31 @@ class ArgumentFunction(enum.IntEnum):
     MIN = 2
 
 
+class ScatterReduction(enum.IntEnum):
+    """What SCATTER_ELEMENTS and SCATTER_ND do with the element that is there."""
+
+    NONE = 0
+    """Replaced; of several updates for one element, the last in row-major order."""
+    ADD = 1
+    MUL = 2
+    MAX = 3
+    MIN = 4
+
+
+class CumulateFunction(enum.IntEnum):
+    """Functions of CUMULATE."""
+
+    SUM = 1
+    PROD = 2
+
+
 class PoolFunction(enum.IntEnum):
     """Functions of POOL."""
 
     MAX = 1
+    """The only one with a second output, of indices."""
     AVERAGE = 2
+    LP = 3
 
 
 class Cell(enum.IntEnum):
@@ -233,11 +325,19 @@ class PadMode(enum.IntEnum):
 
 
 class ResizeMode(enum.IntEnum):
-    """How RESIZE makes an element of those around its place, by the names of the ONNX attribute `mode`."""
+    """How RESIZE and GRID_SAMPLE make an element of those around its place, by the names of ONNX's `mode`."""
 
     NEAREST = 0
     LINEAR = 1
     CUBIC = 2
+
+
+class GridPadding(enum.IntEnum):
+    """What GRID_SAMPLE finds outside of the data, by the names of the ONNX attribute `padding_mode`."""
+
+    ZEROS = 0
+    BORDER = 1
+    REFLECTION = 2
 
 
 class Coordinates(enum.IntEnum):
@@ -295,18 +395,20 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
     ),
     CommandKind.POOL: Layout(
         "pool",
-        64,
+        72,
         "function" / u8,
         "count_include_pad" / u8,
         "ceil_mode" / u8,
-        reserved(1),
+        "column_major" / u8,
+        "p" / u32,
         "kernel" / array(MAX_SPATIAL, u32),
         *_WINDOW,
+        reserved(4),
     ),
     CommandKind.QMATMUL: Layout("qmatmul", 8, "relu" / u8, reserved(7)),
     CommandKind.QCONV: Layout("qconv", 56, "group" / u32, "relu" / u8, reserved(3), *_WINDOW),
-    CommandKind.QUANTIZE: Layout("quantize", 8, "axis" / u32, reserved(4)),
-    CommandKind.DEQUANTIZE: Layout("dequantize", 8, "axis" / u32, reserved(4)),
+    CommandKind.QUANTIZE: Layout("quantize", 8, "axis" / u32, "block" / u32),
+    CommandKind.DEQUANTIZE: Layout("dequantize", 8, "axis" / u32, "block" / u32),
     CommandKind.UNARY: Layout("unary", 16, "function" / u16, reserved(6), "alpha" / f32, "beta" / f32),
     CommandKind.BINARY: Layout("binary", 8, "function" / u16, reserved(6)),
     CommandKind.WHERE: _NONE,
@@ -329,6 +431,66 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
         "pad", 72, "mode" / u8, reserved(7), "begins" / array(MAX_RANK, u32), "ends" / array(MAX_RANK, u32)
     ),
     CommandKind.EXPAND: Layout("expand", 40, *_SHAPE),
+    CommandKind.CONV_TRANSPOSE: Layout(
+        "conv_transpose",
+        80,
+        "group" / u32,
+        "activation" / u8,
+        reserved(3),
+        "low" / f32,
+        "high" / f32,
+        *_WINDOW,
+        "output_padding" / array(MAX_SPATIAL, u32),
+        reserved(4),
+    ),
+    CommandKind.UNPOOL: Layout("unpool", 40, *_SHAPE),
+    CommandKind.GRID_SAMPLE: Layout("grid_sample", 8, "mode" / u8, "padding" / u8, "align_corners" / u8, reserved(5)),
+    CommandKind.ROI_ALIGN: Layout(
+        "roi_align",
+        24,
+        "function" / u8,
+        "half_pixel" / u8,
+        reserved(2),
+        "sampling_ratio" / u32,
+        "output_height" / u32,
+        "output_width" / u32,
+        "spatial_scale" / f32,
+        reserved(4),
+    ),
+    CommandKind.ROI_POOL: Layout(
+        "roi_pool", 16, "output_height" / u32, "output_width" / u32, "spatial_scale" / f32, reserved(4)
+    ),
+    CommandKind.DEFORM_CONV: Layout("deform_conv", 56, "group" / u32, "offset_group" / u32, *_WINDOW),
+    CommandKind.RESIZE: Layout(
+        "resize",
+        144,
+        "mode" / u8,
+        "coordinates" / u8,
+        "nearest" / u8,
+        "exclude_outside" / u8,
+        "antialias" / u8,
+        reserved(3),
+        "cubic" / f32,
+        "extrapolation" / f32,
+        "extents" / array(MAX_RANK, u32),
+        "scales" / array(MAX_RANK, f32),
+        "starts" / array(MAX_RANK, f32),
+        "ends" / array(MAX_RANK, f32),
+    ),
+    CommandKind.GATHER_ELEMENTS: Layout("gather_elements", 8, "axis" / u32, reserved(4)),
+    CommandKind.GATHER_ND: Layout("gather_nd", 8, "batch_dims" / u32, reserved(4)),
+    CommandKind.SCATTER_ELEMENTS: Layout("scatter_elements", 8, "axis" / u32, "reduction" / u8, reserved(3)),
+    CommandKind.SCATTER_ND: Layout("scatter_nd", 8, "reduction" / u8, reserved(7)),
+    CommandKind.TOP_K: Layout("top_k", 16, "axis" / u32, "k" / u32, "largest" / u8, reserved(7)),
+    CommandKind.CUMULATE: Layout("cumulate", 8, "function" / u16, "exclusive" / u8, "reverse" / u8, "axis" / u32),
+    CommandKind.DETERMINANT: _NONE,
+    CommandKind.BITCAST: Layout("bitcast", 8, "dtype" / u16, reserved(6)),
+    CommandKind.MATMUL_INTEGER: _NONE,
+    CommandKind.CONV_INTEGER: Layout("conv_integer", 56, "group" / u32, reserved(4), *_WINDOW),
+    CommandKind.DYNAMIC_QUANTIZE: _NONE,
+    CommandKind.QBINARY: Layout("qbinary", 8, "function" / u16, reserved(6)),
+    CommandKind.LOOKUP: _NONE,
+    CommandKind.MATMUL_NBITS: Layout("matmul_nbits", 8, "block" / u32, "bits" / u8, reserved(3)),
     CommandKind.RECURRENT: Layout(
         "recurrent",
         64,
@@ -359,40 +521,17 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
         "layer_norm", 16, "axes" / u32, "epsilon" / f32, "root_mean_square" / u8, reserved(7)
     ),
     CommandKind.ROTARY: Layout("rotary", 8, "heads" / u32, "interleaved" / u8, reserved(3)),
-    CommandKind.CONV_TRANSPOSE: Layout(
-        "conv_transpose",
-        80,
-        "group" / u32,
-        "activation" / u8,
-        reserved(3),
-        "low" / f32,
-        "high" / f32,
-        *_WINDOW,
-        "output_padding" / array(MAX_SPATIAL, u32),
-        reserved(4),
-    ),
-    CommandKind.RESIZE: Layout(
-        "resize",
-        144,
-        "mode" / u8,
-        "coordinates" / u8,
-        "nearest" / u8,
-        "exclude_outside" / u8,
-        "antialias" / u8,
-        reserved(3),
-        "cubic" / f32,
-        "extrapolation" / f32,
-        "extents" / array(MAX_RANK, u32),
-        "scales" / array(MAX_RANK, f32),
-        "starts" / array(MAX_RANK, f32),
-        "ends" / array(MAX_RANK, f32),
-    ),
 }
-"""`axes` of REDUCE and LAYER_NORM is a mask: bit i stands for dimension i; `keep` leaves reduced dimensions in, as
-ones. Axes count from 0, never from the end. `dtype` of CAST is a `WireType`. RESIZE: `cubic` is ONNX's
-`cubic_coeff_a`; `starts` and `ends` are its `roi`, by dimension; unused dimensions hold 0. RECURRENT: a `clip` of 0
-clips nothing. ATTENTION: a `softcap` of 0 caps nothing, a window of -1 is open; heads are 0 where operands have a
-dimension for them."""
+"""Axes count from 0, never from the end; `axes` is a mask: bit i stands for dimension i.
+
+`keep` leaves reduced dimensions in, as ones.
+`dtype` of CAST and BITCAST is a `WireType`.
+`block` of QUANTIZE and DEQUANTIZE is how many elements along the axis share a scale; 0 where the scale has no blocks.
+RESIZE: `cubic` is ONNX's `cubic_coeff_a`; `starts` and `ends` are its `roi`, by dimension; unused dimensions hold 0.
+ROI_ALIGN: `function` is a `PoolFunction`.
+RECURRENT: a `clip` of 0 clips nothing.
+ATTENTION: a `softcap` of 0 caps nothing, a window of -1 is open; heads are 0 where operands have a dimension for them.
+"""
 
 
 class Operands(NamedTuple):
@@ -411,7 +550,7 @@ _QUANTISED_LEFT = ("x", "w", "x_scale", "x_zero_point", "w_scale", "w_zero_point
 OPERANDS: dict[CommandKind, Operands] = {
     CommandKind.MATMUL: Operands(("a", "b"), ("bias",)),
     CommandKind.CONV: Operands(("x", "w"), ("bias",)),
-    CommandKind.POOL: Operands(("x",)),
+    CommandKind.POOL: Operands(("x",), outputs=2),
     CommandKind.QMATMUL: Operands(_QUANTISED_LEFT, ("bias",)),
     CommandKind.QCONV: Operands(_QUANTISED_LEFT, ("bias",)),
     CommandKind.QUANTIZE: Operands(("x", "scale", "zero_point")),
@@ -430,6 +569,29 @@ OPERANDS: dict[CommandKind, Operands] = {
     CommandKind.GATHER: Operands(("x", "indices")),
     CommandKind.PAD: Operands(("x",), ("value",)),
     CommandKind.EXPAND: Operands(("x",)),
+    CommandKind.RESIZE: Operands(("x",)),
+    CommandKind.UNPOOL: Operands(("x", "indices")),
+    CommandKind.GRID_SAMPLE: Operands(("x", "grid")),
+    CommandKind.ROI_ALIGN: Operands(("x", "rois", "batch_indices")),
+    CommandKind.ROI_POOL: Operands(("x", "rois")),
+    CommandKind.DEFORM_CONV: Operands(("x", "w", "offset"), ("bias", "mask")),
+    CommandKind.CONV_TRANSPOSE: Operands(("x", "w"), ("bias",)),
+    CommandKind.GATHER_ELEMENTS: Operands(("data", "indices")),
+    CommandKind.GATHER_ND: Operands(("data", "indices")),
+    CommandKind.SCATTER_ELEMENTS: Operands(("data", "indices", "updates")),
+    CommandKind.SCATTER_ND: Operands(("data", "indices", "updates")),
+    CommandKind.TOP_K: Operands(("x",), outputs=2),
+    CommandKind.CUMULATE: Operands(("x",)),
+    CommandKind.DETERMINANT: Operands(("x",)),
+    CommandKind.BITCAST: Operands(("x",)),
+    CommandKind.MATMUL_INTEGER: Operands(("a", "b"), ("a_zero_point", "b_zero_point")),
+    CommandKind.CONV_INTEGER: Operands(("x", "w"), ("x_zero_point", "w_zero_point")),
+    CommandKind.DYNAMIC_QUANTIZE: Operands(("x",), outputs=3),
+    CommandKind.QBINARY: Operands(
+        ("a", "b", "a_scale", "a_zero_point", "b_scale", "b_zero_point", "y_scale", "y_zero_point")
+    ),
+    CommandKind.LOOKUP: Operands(("x", "table")),
+    CommandKind.MATMUL_NBITS: Operands(("a", "b", "scales"), ("zero_points", "bias")),
     CommandKind.RECURRENT: Operands(
         ("x", "w", "r"), ("bias", "lengths", "initial_h", "initial_c", "peepholes"), outputs=3
     ),
@@ -438,8 +600,6 @@ OPERANDS: dict[CommandKind, Operands] = {
     ),
     CommandKind.LAYER_NORM: Operands(("x",), ("scale", "bias"), outputs=3),
     CommandKind.ROTARY: Operands(("x", "cos", "sin"), ("positions",)),
-    CommandKind.RESIZE: Operands(("x",)),
-    CommandKind.CONV_TRANSPOSE: Operands(("x", "w"), ("bias",)),
 }
 
 UPDATED_INPUT: dict[CommandKind, int] = {}

@@ -328,7 +328,7 @@ class Controller:
             )
         )
         start, end = ticks or self._clock.schedule(queue.last_end_tick, 0)
-        self._post(queue, entry, error.status, 0, start, end)
+        self._post(queue, entry, error.status, error.command_index, start, end)
 
     def _signal(self, queue: QueuePair) -> None:
         """Raise the queue's vector if the completions just posted passed the host's interrupt index."""

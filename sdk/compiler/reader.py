@@ -102,6 +102,8 @@ class _Reader:
             tuple(self.problems),
             frozenset(scope.host_only),
             tuple(Opset(domain, version) for domain, version in self.versions.items()),
+            self.model.ir_version,
+            {tensor.name: tensor for tensor in self.model.graph.initializer},
             self.data,
         )
 

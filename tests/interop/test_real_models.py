@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 import sdk
 from sdk.validate import barred
 from tests.models import minilm, zoo
+from tests.support.needs import require_all_there
 from tests.support.onnxruntime_peer import run as peer
 
 pytestmark = pytest.mark.slow
@@ -26,8 +27,7 @@ def device() -> Iterator[sdk.Device]:
 
 def on_device(device: sdk.Device, entry: zoo.Entry) -> dict[str, NDArray[np.float32]]:
     """The model's answer; leaves the test out when its package's files are missing."""
-    if reason := entry.missing():
-        pytest.skip(reason)
+    require_all_there(entry.missing())
     answer: dict[str, NDArray[np.float32]] = device.load(entry.model())(dict(entry.inputs()))
     assert device.info.pid is not None
     processes, holding = barred.holders(device.info.pid)
@@ -59,3 +59,14 @@ def test_basic_pitch_hears_the_notes_of_a_chord(device: sdk.Device) -> None:
     lowest_key = 21
     heard = notes.max(axis=0).argsort()[-len(zoo.CHORD) :] + lowest_key
     assert sorted(int(note) for note in heard) == sorted(zoo.CHORD)
+
+
+def test_pp_ocr_reads_a_line(device: sdk.Device) -> None:
+    entry = next(entry for entry in zoo.ZOO if "PP-OCRv4_rec" in entry.file)
+    (scores,) = on_device(device, entry).values()
+    (characters,) = (entry.value for entry in entry.model().metadata_props if entry.key == "character")
+    nothing = ""
+    symbols = [nothing, *characters.split("\n"), " "]
+    best = [int(index) for index in scores[0].argmax(axis=1)]
+    changes = [index for index, before in zip(best, [None, *best], strict=False) if index != before]
+    assert "".join(symbols[index] for index in changes) == zoo.TEXT

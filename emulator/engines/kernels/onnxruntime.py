@@ -24,8 +24,10 @@ from driver_shim.protocol.program_commands import (
     CommandKind,
     Coordinates,
     Direction,
+    GridPadding,
     NearestMode,
     PoolFunction,
+    QBinaryFunction,
     ReduceFunction,
     ResizeMode,
     UnaryFunction,
@@ -164,7 +166,7 @@ def _pool(request: KernelRequest) -> _Graph | None:
         if not _is_float32(request) and request.outputs[0].dtype not in QUANTISED:
             return None
         graph.add("MaxPool", ["i0"], **window)
-    elif _is_float32(request):
+    elif attributes.function == PoolFunction.AVERAGE and _is_float32(request):
         graph.add("AveragePool", ["i0"], count_include_pad=attributes.count_include_pad, **window)
     else:
         return None
@@ -182,11 +184,81 @@ def _qconv(request: KernelRequest) -> _Graph | None:
 
 
 def _qmatmul(request: KernelRequest) -> _Graph | None:
+    a, b = request.inputs[:2]
     graph = _Graph(floor=_floor(request))
-    if len(request.inputs) > 8 or not _eight_bit_is_exact(request):
+    if not _eight_bit_is_exact(request):
         return None
-    graph.add("QLinearMatMul", [f"i{i}" for i in (0, 2, 3, 1, 4, 5, 6, 7)])
+    if len(request.inputs) <= 8 or request.inputs[8] is None:
+        graph.add("QLinearMatMul", [f"i{i}" for i in (0, 2, 3, 1, 4, 5, 6, 7)])
+    elif a is not None and b is not None and len(a.shape) == len(b.shape) == 2:
+        graph.add("QGemm", [f"i{i}" for i in (0, 2, 3, 1, 4, 5, 8, 6, 7)], _CONTRIB)
+    else:
+        return None
     return graph
+
+
+def _matmul_integer(request: KernelRequest) -> _Graph | None:
+    graph, b = _Graph(), request.inputs[1]
+    by_column = b is not None and len(b.shape) == 2 and not _one_zero_point(request, 3)
+    if not _has_byte_products() or not _one_zero_point(request, 2) or not (by_column or _one_zero_point(request, 3)):
+        return None
+    graph.add("MatMulInteger", _present(request))
+    return graph
+
+
+def _conv_integer(request: KernelRequest) -> _Graph | None:
+    graph = _Graph()
+    if not _has_byte_products() or not _one_zero_point(request, 3):
+        return None
+    graph.add(
+        "ConvInteger",
+        _present(request),
+        group=request.attributes.group,
+        **_window(request.attributes, _spatial_rank(request)),
+    )
+    return graph
+
+
+def _one_zero_point(request: KernelRequest, position: int) -> bool:
+    zero = request.inputs[position] if position < len(request.inputs) else None
+    return zero is None or zero.elements == 1
+
+
+def _present(request: KernelRequest) -> list[str]:
+    """All operands; "" for one that is absent."""
+    return ["" if operand is None else f"i{i}" for i, operand in enumerate(request.inputs)]
+
+
+def _qbinary(request: KernelRequest) -> _Graph | None:
+    a = request.inputs[0]
+    known = all(request.constant(i) is not None for i in range(2, 8))
+    # the first operand is the one that is not repeated: onnxruntime rounds in another order otherwise
+    if a is None or a.shape != request.outputs[0].shape or not known or not _rounds_once() or not _modest(request):
+        return None
+    graph = _Graph()
+    op = "QLinearAdd" if request.attributes.function == QBinaryFunction.ADD else "QLinearMul"
+    graph.add(op, [f"i{i}" for i in (0, 2, 3, 1, 4, 5, 6, 7)], _CONTRIB)
+    return graph
+
+
+def _matmul_nbits(request: KernelRequest) -> _Graph | None:
+    a, b = request.inputs[:2]
+    attributes, zeros = request.attributes, request.inputs[3] if len(request.inputs) > 3 else None
+    packed_zeros = zeros is None or zeros.dtype is WireType.UINT8
+    if a is None or b is None or a.dtype is not _FLOAT32 or not packed_zeros or attributes.block not in _NBITS_BLOCKS:
+        return None
+    graph = _Graph()
+    present = _present(request)
+    inputs = [*present[:4], *[""] * (4 - len(present)), "", *present[4:]]
+    while not inputs[-1]:
+        inputs.pop()
+    sizes = {"N": b.shape[0], "K": a.shape[-1], "block_size": attributes.block, "bits": attributes.bits}
+    graph.add("MatMulNBits", inputs, _CONTRIB, **sizes)
+    return graph
+
+
+_NBITS_BLOCKS = (16, 32, 64, 128, 256)
+"""Sizes of blocks that onnxruntime knows."""
 
 
 def _floor(request: KernelRequest) -> int | None:
@@ -208,20 +280,37 @@ def _eight_bit_is_exact(request: KernelRequest) -> bool:
     zeros = [request.constant(position) for position in (3, 5, 7)]
     if any(values is None for values in (*scales, *zeros)) or not _has_byte_products():
         return False
-    modest = all(np.all((s >= _MODEST_SCALE[0]) & (s <= _MODEST_SCALE[1])) for s in scales if s is not None)
+    if any(values is not None and (values.size != 1 or values.ndim > 1) for values in (scales[0], zeros[0])):
+        return False
     same_weights_zero = zeros[1] is not None and bool(np.all(zeros[1] == zeros[1].reshape(-1)[0]))
-    return modest and same_weights_zero
+    return _modest(request) and same_weights_zero
+
+
+def _modest(request: KernelRequest) -> bool:
+    """Whether no scale of two operands and a result is extreme, which makes infinities or subnormal numbers."""
+    scales = [request.constant(position) for position in (2, 4, 6)]
+    return all(np.all((s >= _MODEST_SCALE[0]) & (s <= _MODEST_SCALE[1])) for s in scales if s is not None)
 
 
 @functools.cache
 def _has_byte_products() -> bool:
     """Whether the CPU multiplies and adds bytes into 32 bits (VNNI, or AArch64's dot products)."""
+    return not _cpu_features().isdisjoint({"avx512_vnni", "avx_vnni", "asimddp"})
+
+
+@functools.cache
+def _rounds_once() -> bool:
+    """Whether onnxruntime multiplies and adds floats in one rounding: its kernels for x86 do where the CPU can."""
+    return {"avx2", "fma"} <= _cpu_features()
+
+
+@functools.cache
+def _cpu_features() -> frozenset[str]:
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            words = set(file.read().split())
+            return frozenset(file.read().split())
     except OSError:
-        return False
-    return not words.isdisjoint({"avx512_vnni", "avx_vnni", "asimddp"})
+        return frozenset()
 
 
 _UNARY = {
@@ -397,6 +486,25 @@ def _resize(request: KernelRequest) -> _Graph | None:
     return graph
 
 
+def _grid_sample(request: KernelRequest) -> _Graph | None:
+    """Reflection is left out: onnxruntime has no bounds for a place that is no number."""
+    attributes = request.attributes
+    rank = _spatial_rank(request)
+    if not _is_float32(request) or attributes.padding == GridPadding.REFLECTION or rank not in (2, 3):
+        return None
+    if rank > 2 and attributes.mode == ResizeMode.CUBIC:
+        return None
+    graph = _Graph()
+    graph.add(
+        "GridSample",
+        ["i0", "i1"],
+        mode=ResizeMode(attributes.mode).name.lower(),
+        padding_mode=GridPadding(attributes.padding).name.lower(),
+        align_corners=attributes.align_corners,
+    )
+    return graph
+
+
 _BUILD: dict[CommandKind, Callable[[KernelRequest], _Graph | None]] = {
     CommandKind.MATMUL: _matmul,
     CommandKind.CONV: _conv,
@@ -404,14 +512,19 @@ _BUILD: dict[CommandKind, Callable[[KernelRequest], _Graph | None]] = {
     CommandKind.POOL: _pool,
     CommandKind.QMATMUL: _qmatmul,
     CommandKind.QCONV: _qconv,
+    CommandKind.MATMUL_INTEGER: _matmul_integer,
+    CommandKind.CONV_INTEGER: _conv_integer,
+    CommandKind.QBINARY: _qbinary,
+    CommandKind.MATMUL_NBITS: _matmul_nbits,
     CommandKind.UNARY: _unary,
     CommandKind.SOFTMAX: _softmax,
     CommandKind.TRANSPOSE: _transpose,
     CommandKind.REDUCE: _reduce,
+    CommandKind.RESIZE: _resize,
     CommandKind.LAYER_NORM: _layer_norm,
     CommandKind.RECURRENT: _recurrent,
     CommandKind.ATTENTION: _attention,
-    CommandKind.RESIZE: _resize,
+    CommandKind.GRID_SAMPLE: _grid_sample,
 }
 KINDS = _BUILD.keys()
 """Kinds of command that have a kernel here."""

@@ -11,14 +11,20 @@ from driver_shim.protocol.program_commands import CommandKind
 from emulator.model.operators import (
     attention,
     elementwise,
+    indexing,
+    integer_products,
     movement,
     normalise,
+    packed_products,
+    pooling,
     products,
     quantised,
+    quantised_elementwise,
     recurrent,
     reductions,
     resizing,
     rotary,
+    sampling,
 )
 from emulator.model.operators.arrays import KernelFault
 from emulator.model.operators.operator import Operator
@@ -28,14 +34,20 @@ OPERATORS: dict[CommandKind, Operator] = {
     operator.kind: operator
     for room in (
         products,
+        pooling,
         quantised,
+        integer_products,
+        packed_products,
+        quantised_elementwise,
         elementwise,
         reductions,
+        normalise,
         movement,
+        indexing,
         resizing,
+        sampling,
         recurrent,
         attention,
-        normalise,
         rotary,
     )
     for operator in room.OPERATORS

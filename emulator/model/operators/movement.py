@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,6 +14,14 @@ from driver_shim.protocol.types import WireType
 from emulator.model.operators.arrays import Array, KernelFault, operand, required
 from emulator.model.operators.operator import Operator, Types, checked_axis, function, given, one_type, optional
 from emulator.model.operators.shapes import broadcast, need, shape_of
+
+_PAD_MODES: dict[PadMode, Literal["reflect", "edge", "wrap"]] = {
+    PadMode.REFLECT: "reflect",
+    PadMode.EDGE: "edge",
+    PadMode.WRAP: "wrap",
+}
+_FROM_ELEMENTS = frozenset({PadMode.EDGE, PadMode.WRAP})
+"""Modes that repeat elements, of which there must be one."""
 
 
 class Copy(Operator):
@@ -139,21 +147,23 @@ class Pad(Operator):
             need(
                 mode is not PadMode.REFLECT or max(begin, end) < extent, f"dimension {i}: cannot reflect {begin}, {end}"
             )
-            need(mode is not PadMode.EDGE or extent > 0 or not begin + end, f"dimension {i} has no edge")
+            need(mode not in _FROM_ELEMENTS or extent > 0 or not begin + end, f"dimension {i} has no edge")
             shape.append(begin + extent + end)
         need(not any((*attributes.begins[rank:], *attributes.ends[rank:])), "unused dimensions must be zero")
         need(max(shape, default=0) <= MAX_DIMENSION, f"{x} padded to {shape}")
         return [TensorType(x.dtype, tuple(shape))]
 
     def run(self, attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
-        """Pad (opset 18) with a constant (0 without `value`), reflected or edge elements."""
+        """Pad (opset 19) with a constant (0 without `value`), reflected or edge elements, or those of the other end."""
         x, value = required(inputs, 0), operand(inputs, 1)
         margins = list(zip(attributes.begins[: x.ndim], attributes.ends[: x.ndim], strict=True))
-        if attributes.mode == PadMode.CONSTANT:
+        if not margins:
+            outputs[0][...] = x
+        elif attributes.mode == PadMode.CONSTANT:
             fill = x.dtype.type(0) if value is None else value.reshape(())[()]
             outputs[0][...] = np.pad(x, margins, constant_values=fill)
         else:
-            outputs[0][...] = np.pad(x, margins, mode="reflect" if attributes.mode == PadMode.REFLECT else "edge")
+            outputs[0][...] = np.pad(x, margins, mode=_PAD_MODES[PadMode(attributes.mode)])
 
 
 class Expand(Operator):

@@ -1,4 +1,4 @@
-"""Normalisations: most are one LAYER_NORM command, the others reductions and element-wise ones."""
+"""Normalisations: most are one LAYER_NORM command; one of batches is a factor and an offset for each channel."""
 
 from __future__ import annotations
 

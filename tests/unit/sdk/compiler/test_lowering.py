@@ -245,12 +245,34 @@ CASES = [
 ]
 
 FOLDED_ALWAYS = {"Shape", "Size", "Constant", "ConstantOfShape", "Range"}
+IMAGES = {
+    *(
+        "Resize",
+        "Upsample",
+        "ConvTranspose",
+        "Col2Im",
+        "LpPool",
+        "GlobalLpPool",
+        "MaxUnpool",
+        "GridSample",
+        "AffineGrid",
+    ),
+    *("RoiAlign", "MaxRoiPool", "DeformConv", "CenterCropPad"),
+}
+"""Compared in test_lowering_images.py."""
 ELSEWHERE = {
-    *("QLinearConv", "QLinearMatMul", "If", "Loop", "Scan", "RNN", "GRU", "LSTM", "SimplifiedLayerNormalization"),
+    *("QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger", "DynamicQuantizeLinear"),
+    *("If", "Loop", "Scan", "RNN", "GRU", "LSTM", "SimplifiedLayerNormalization"),
 }
 """Compared with onnxruntime, whose arithmetic is the reference; control flow and networks in modules of their own."""
-IMAGES = {"Resize", "Upsample", "ConvTranspose", "Col2Im"}
-"""Compared in test_lowering_images.py."""
+
+INDEXING = {
+    *("GatherElements", "GatherND", "Scatter", "ScatterElements", "ScatterND", "TopK", "CumSum", "CumProd", "OneHot"),
+    *("EyeLike", "ReverseSequence", "NonZero", "Compress", "Unique", "Hardmax", "Shrink", "Det", "BitCast"),
+    *("Tan", "Asin", "Acos", "Atan", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh", "IsNaN", "IsInf", "ReduceProd"),
+    *("BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot", "BitShift", "Mod"),
+}
+"""Compared in `test_lowering_indexing.py`."""
 
 
 def identify(case: Case) -> str:
@@ -314,4 +336,4 @@ def test_a_norm_of_zero_gives_zeros(p: int) -> None:
 
 def test_every_operator_is_compared_somewhere() -> None:
     own = {op for op in LOWERINGS if not op.startswith(f"{contrib.DOMAIN}.")}
-    assert {case.op for case in CASES} | FOLDED_ALWAYS | ELSEWHERE | IMAGES == own
+    assert {case.op for case in CASES} | FOLDED_ALWAYS | ELSEWHERE | IMAGES | INDEXING == own
