@@ -13,6 +13,7 @@ from sdk.compiler.lowering import (
     einsum,
     elementwise,
     indexing,
+    losses,
     movement,
     normalise,
     pooling,
@@ -23,6 +24,7 @@ from sdk.compiler.lowering import (
     resizing,
     sampling,
     shapes,
+    spectra,
 )
 
 LOWERINGS: dict[str, Lowering] = {
@@ -35,6 +37,7 @@ LOWERINGS: dict[str, Lowering] = {
     **einsum.LOWERINGS,
     **elementwise.LOWERINGS,
     **indexing.LOWERINGS,
+    **losses.LOWERINGS,
     **movement.LOWERINGS,
     **normalise.LOWERINGS,
     **pooling.LOWERINGS,
@@ -45,5 +48,6 @@ LOWERINGS: dict[str, Lowering] = {
     **resizing.LOWERINGS,
     **sampling.LOWERINGS,
     **shapes.LOWERINGS,
+    **spectra.LOWERINGS,
 }
 """The operators that can be compiled."""
