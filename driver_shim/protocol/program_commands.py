@@ -101,6 +101,8 @@ class CommandKind(enum.IntEnum):
     """LayerNormalization and its relatives over any dimensions."""
     ROTARY = 0x33
     """RotaryEmbedding."""
+    LINEAR_ATTENTION = 0x34
+    """LinearAttention: its rule is what the operands decay and rate make of it."""
     UNPOOL = 0x42
     """MaxUnpool."""
     GRID_SAMPLE = 0x43
@@ -521,6 +523,9 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
         "layer_norm", 16, "axes" / u32, "epsilon" / f32, "root_mean_square" / u8, reserved(7)
     ),
     CommandKind.ROTARY: Layout("rotary", 8, "heads" / u32, "interleaved" / u8, reserved(3)),
+    CommandKind.LINEAR_ATTENTION: Layout(
+        "linear_attention", 16, "scale" / f32, "query_heads" / u32, "key_heads" / u32, reserved(4)
+    ),
 }
 """Axes count from 0, never from the end; `axes` is a mask: bit i stands for dimension i.
 
@@ -600,6 +605,7 @@ OPERANDS: dict[CommandKind, Operands] = {
     ),
     CommandKind.LAYER_NORM: Operands(("x",), ("scale", "bias"), outputs=3),
     CommandKind.ROTARY: Operands(("x", "cos", "sin"), ("positions",)),
+    CommandKind.LINEAR_ATTENTION: Operands(("query", "key", "value"), ("past", "decay", "rate"), outputs=2),
 }
 
 UPDATED_INPUT: dict[CommandKind, int] = {}

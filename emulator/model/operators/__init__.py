@@ -13,6 +13,7 @@ from emulator.model.operators import (
     elementwise,
     indexing,
     integer_products,
+    linear_attention,
     movement,
     normalise,
     packed_products,
@@ -49,6 +50,7 @@ OPERATORS: dict[CommandKind, Operator] = {
         recurrent,
         attention,
         rotary,
+        linear_attention,
     )
     for operator in room.OPERATORS
 }

@@ -39,4 +39,5 @@ def optimised(operations: Sequence[Operation], outputs: Sequence[Value]) -> list
     rewriting = Rewriting(operations, outputs)
     for rewrite in ALL:
         rewrite(rewriting)
+        rewriting.drop_absorbed()  # which the next one must not take for operations of the program
     return rewriting.operations

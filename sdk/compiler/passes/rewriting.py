@@ -115,6 +115,10 @@ class Rewriting:
                 self._forget(operation)
         self.operations = kept[::-1]
 
+    def drop_absorbed(self) -> None:
+        """Drop the operations that others absorbed."""
+        self.operations = [operation for operation in self.operations if id(operation) not in self._absorbed]
+
     def _forget(self, operation: Operation) -> None:
         """The operation reads its operands no more."""
         self._uses.subtract(id(value) for value in operation.inputs if value is not None)

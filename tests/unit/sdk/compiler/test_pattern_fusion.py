@@ -137,6 +137,12 @@ def test_swish_and_quick_gelu() -> None:
     assert function is UnaryFunction.SWISH and math.isclose(alpha, 1.702, rel_tol=1e-6)
 
 
+def test_a_gate_of_a_convolution_leaves_the_convolution_to_it() -> None:
+    net = Net(x=real(1, 2, 5))
+    product = net("Conv", "x", real(3, 2, 3))
+    assert net.kinds(net("Mul", product, net("Sigmoid", product))) == {CommandKind.CONV: 1, CommandKind.UNARY: 1}
+
+
 def test_mish() -> None:
     net = Net(x=real(2, 3))
     assert net.function(net("Mul", "x", net("Tanh", net("Softplus", "x"))))[0] is UnaryFunction.MISH
