@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from driver_shim.protocol.program_commands import BinaryFunction, CommandKind
+from driver_shim.protocol.program_commands import BinaryFunction, CommandKind, ReduceFunction, UnaryFunction
 from sdk.compiler.ir import Operation, Value, fields_of, shape_fields
-from sdk.compiler.passes.patterns import binary, made_by, scalar
+from sdk.compiler.passes.patterns import binary, made_by, scalar, unary
 from sdk.compiler.passes.products import is_plain
 from sdk.compiler.passes.rewriting import Rewriting
 
@@ -86,13 +86,19 @@ def _is_bare(product: Operation | None) -> bool:
 
 
 def _scores(probabilities: Value | None) -> _Scores | None:
-    softmax = made_by(probabilities, CommandKind.SOFTMAX, logarithm=0)
+    guard = _guard(probabilities)
+    softmax = made_by(guard.guarded, CommandKind.SOFTMAX, logarithm=0)
     if softmax is None or softmax.inputs[0] is None or softmax.attributes.axis != len(softmax.inputs[0].shape) - 1:
         return None
-    biased, operations = softmax.inputs[0], [softmax]
-    plain = _products(biased, None, operations)
-    if plain is not None:
-        return plain
+    biased, operations = softmax.inputs[0], [softmax, *guard.operations]
+    scores = _products(biased, None, operations) or _masked(biased, operations)
+    if scores is None or (guard.mask is not None and guard.mask is not scores.mask):
+        return None
+    return scores
+
+
+def _masked(biased: Value, operations: list[Operation]) -> _Scores | None:
+    """Scores with a mask added, or chosen by one."""
     total = binary(biased, BinaryFunction.ADD)
     if total is not None:
         a, b = total.inputs
@@ -101,6 +107,37 @@ def _scores(probabilities: Value | None) -> _Scores | None:
     if chosen is not None and scalar(chosen.inputs[2]) == -math.inf:
         return _products(chosen.inputs[1], chosen.inputs[0], [*operations, chosen])
     return None
+
+
+class _Guard(NamedTuple):
+    """Probabilities, where queries that may attend nothing are given zeros as ATTENTION does anyway."""
+
+    guarded: Value | None
+    operations: list[Operation]
+    mask: Value | None = None
+    """That the guard looks at."""
+
+
+def _guard(value: Value | None) -> _Guard:
+    """What zeros take the place of, where it has no numbers or where a mask lets nothing through."""
+    chosen = made_by(value, CommandKind.WHERE)
+    if chosen is None or scalar(chosen.inputs[1]) != 0:
+        return _Guard(value, [])
+    condition, _, guarded = chosen.inputs
+    if value is None or condition is None or guarded is None or guarded.shape != value.shape:
+        return _Guard(value, [])
+    if condition.constant is not None:
+        return _Guard(value, []) if condition.constant.any() else _Guard(guarded, [chosen])
+    not_numbers = unary(condition, UnaryFunction.IS_NAN)
+    if not_numbers is not None and not_numbers.inputs[0] is guarded:
+        return _Guard(guarded, [chosen, not_numbers])
+    nothing = binary(condition, BinaryFunction.EQUAL)
+    peak = made_by(nothing.inputs[0], CommandKind.REDUCE, function=ReduceFunction.MAX, keep=1) if nothing else None
+    mask = peak.inputs[0] if peak is not None else None
+    if nothing is None or peak is None or mask is None or scalar(nothing.inputs[1]) != -math.inf:
+        return _Guard(value, [])
+    along_keys = peak.attributes.axes == 1 << (len(mask.shape) - 1)
+    return _Guard(guarded, [chosen, nothing, peak], mask) if along_keys else _Guard(value, [])
 
 
 def _products(value: Value | None, mask: Value | None, after: list[Operation]) -> _Scores | None:

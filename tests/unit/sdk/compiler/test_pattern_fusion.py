@@ -300,6 +300,27 @@ def test_attention_of_stacks_of_one_head() -> None:
     assert net.kinds(net("MatMul", net("Softmax", products, axis=-1), "v")) == {CommandKind.ATTENTION: 1}
 
 
+def test_zeros_for_queries_that_may_attend_nothing_are_what_attention_gives() -> None:
+    mask = np.where(real(S, T) > -1, 0, -np.inf).astype(F32)
+    mask[0] = -np.inf
+    for guard in (guard_by_numbers, guard_by_mask):
+        net = Net(**attention_inputs(), m=mask)
+        products = net("MatMul", "q", net("Transpose", "k", perm=[0, 1, 3, 2]))
+        probabilities = net("Softmax", net("Add", products, "m"), axis=-1)
+        with np.errstate(invalid="ignore"):
+            kinds = net.kinds(net("MatMul", guard(net, probabilities), "v"))
+        assert kinds == {CommandKind.ATTENTION: 1}
+
+
+def guard_by_numbers(net: Net, probabilities: str) -> str:
+    return net("Where", net("IsNaN", probabilities), 0.0, probabilities)
+
+
+def guard_by_mask(net: Net, probabilities: str) -> str:
+    peak = net("ReduceMax", "m", [-1], keepdims=1)
+    return net("Where", net("Equal", peak, -np.inf), 0.0, probabilities)
+
+
 def split(net: Net, x: str, perm: list[int], length: int) -> str:
     return net("Transpose", net("Reshape", x, [B, length, N, D]), perm=perm)
 
