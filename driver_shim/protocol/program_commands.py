@@ -103,6 +103,8 @@ class CommandKind(enum.IntEnum):
     """RotaryEmbedding."""
     TENSOR_SCATTER = 0x34
     """TensorScatter; updates a state in place."""
+    LINEAR_ATTENTION = 0x35
+    """LinearAttention: its rule is what the operands decay and rate make of it."""
     UNPOOL = 0x42
     """MaxUnpool."""
     GRID_SAMPLE = 0x43
@@ -531,6 +533,9 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
         "layer_norm", 16, "axes" / u32, "epsilon" / f32, "root_mean_square" / u8, reserved(7)
     ),
     CommandKind.ROTARY: Layout("rotary", 8, "heads" / u32, "interleaved" / u8, reserved(3)),
+    CommandKind.LINEAR_ATTENTION: Layout(
+        "linear_attention", 16, "scale" / f32, "query_heads" / u32, "key_heads" / u32, reserved(4)
+    ),
 }
 """Axes count from 0, never from the end; `axes` is a mask: bit i stands for dimension i.
 
@@ -613,4 +618,5 @@ OPERANDS: dict[CommandKind, Operands] = {
     ),
     CommandKind.LAYER_NORM: Operands(("x",), ("scale", "bias"), outputs=3),
     CommandKind.ROTARY: Operands(("x", "cos", "sin"), ("positions",)),
+    CommandKind.LINEAR_ATTENTION: Operands(("query", "key", "value"), ("past", "decay", "rate"), outputs=2),
 }
