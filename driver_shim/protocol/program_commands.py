@@ -75,6 +75,42 @@ class CommandKind(enum.IntEnum):
     """MaxRoiPool."""
     DEFORM_CONV = 0x46
     """DeformConv; with bias."""
+    GATHER_ELEMENTS = 0x50
+    """GatherElements."""
+    GATHER_ND = 0x51
+    """GatherND."""
+    SCATTER_ELEMENTS = 0x52
+    """ScatterElements, Scatter."""
+    SCATTER_ND = 0x53
+    """ScatterND."""
+    TOP_K = 0x54
+    """TopK."""
+    CUMULATE = 0x55
+    """CumSum, CumProd."""
+    DETERMINANT = 0x56
+    """Det."""
+    BITCAST = 0x57
+    """BitCast."""
+    MATMUL_INTEGER = 0x60
+    """MatMulInteger."""
+    CONV_INTEGER = 0x61
+    """ConvInteger."""
+    DYNAMIC_QUANTIZE = 0x62
+    """DynamicQuantizeLinear."""
+    QBINARY = 0x63
+    """onnxruntime's QLinearAdd and QLinearMul, broadcast."""
+    LOOKUP = 0x64
+    """Element-wise functions of 8-bit integers, by a table of their 256 values."""
+    MATMUL_NBITS = 0x65
+    """onnxruntime's MatMulNBits: weights of 4 or 8 bits with a scale for each block."""
+    RECURRENT = 0x30
+    """RNN, GRU, LSTM: all steps, one or both directions."""
+    ATTENTION = 0x31
+    """Attention: products, mask, Softmax, with a cache's past and present."""
+    LAYER_NORM = 0x32
+    """LayerNormalization and its relatives over any dimensions."""
+    ROTARY = 0x33
+    """RotaryEmbedding."""
 
 
 class Activation(enum.IntEnum):
@@ -117,6 +153,37 @@ class UnaryFunction(enum.IntEnum):
     NOT = 20
     SIN = 21
     COS = 22
+    TAN = 0x60
+    ASIN = 0x61
+    ACOS = 0x62
+    ATAN = 0x63
+    SINH = 0x64
+    COSH = 0x65
+    ASINH = 0x66
+    ACOSH = 0x67
+    ATANH = 0x68
+    IS_NAN = 0x69
+    """Gives bool."""
+    IS_INF = 0x6A
+    """Gives bool; infinities below zero count where alpha is not 0, those above where beta is not 0."""
+    BITWISE_NOT = 0x6B
+    SHRINK = 0x6C
+    """x + beta below -alpha, x - beta above alpha, else 0."""
+    GELU = 0x40
+    """x / 2 · (1 + erf(x / √2))."""
+    GELU_TANH = 0x41
+    """Gelu's approximation by tanh."""
+    SWISH = 0x42
+    """x · sigmoid(alpha · x)."""
+    HARD_SWISH = 0x43
+    MISH = 0x44
+    SELU = 0x45
+    """alpha; beta is the operator's gamma."""
+    CELU = 0x46
+    """alpha."""
+    SOFTSIGN = 0x47
+    THRESHOLDED_RELU = 0x48
+    """alpha: what is not above it becomes 0."""
 
 
 class BinaryFunction(enum.IntEnum):
@@ -128,6 +195,7 @@ class BinaryFunction(enum.IntEnum):
     DIV = 4
     """Integers: rounded towards zero; a zero divisor fails the command."""
     POW = 5
+    """Integers: wraps; a negative power of zero fails the command."""
     MIN = 6
     MAX = 7
     EQUAL = 8
@@ -138,6 +206,22 @@ class BinaryFunction(enum.IntEnum):
     AND = 13
     OR = 14
     XOR = 15
+    MOD = 0x60
+    """The sign that of the divisor; a zero divisor of integers fails the command."""
+    FMOD = 0x61
+    """The sign that of the dividend (C's fmod and %); a zero divisor of integers fails the command."""
+    SHIFT_LEFT = 0x62
+    SHIFT_RIGHT = 0x63
+    BITWISE_AND = 0x64
+    BITWISE_OR = 0x65
+    BITWISE_XOR = 0x66
+
+
+class QBinaryFunction(enum.IntEnum):
+    """Functions of QBINARY."""
+
+    ADD = 1
+    MUL = 2
 
 
 class ReduceFunction(enum.IntEnum):
@@ -151,6 +235,7 @@ class ReduceFunction(enum.IntEnum):
     L1 = 6
     L2 = 7
     LOG_SUM_EXP = 8
+    PROD = 0x60
 
 
 class ArgumentFunction(enum.IntEnum):
@@ -160,6 +245,24 @@ class ArgumentFunction(enum.IntEnum):
     MIN = 2
 
 
+class ScatterReduction(enum.IntEnum):
+    """What SCATTER_ELEMENTS and SCATTER_ND do with the element that is there."""
+
+    NONE = 0
+    """Replaced; of several updates for one element, the last in row-major order."""
+    ADD = 1
+    MUL = 2
+    MAX = 3
+    MIN = 4
+
+
+class CumulateFunction(enum.IntEnum):
+    """Functions of CUMULATE."""
+
+    SUM = 1
+    PROD = 2
+
+
 class PoolFunction(enum.IntEnum):
     """Functions of POOL."""
 
@@ -167,6 +270,49 @@ class PoolFunction(enum.IntEnum):
     """The only one with a second output, of indices."""
     AVERAGE = 2
     LP = 3
+
+
+class Cell(enum.IntEnum):
+    """Cells of RECURRENT, by the names of their ONNX operators."""
+
+    RNN = 1
+    GRU = 2
+    LSTM = 3
+
+
+class Direction(enum.IntEnum):
+    """Directions of RECURRENT."""
+
+    FORWARD = 0
+    REVERSE = 1
+    BIDIRECTIONAL = 2
+
+
+class CellActivation(enum.IntEnum):
+    """Activations of RECURRENT, by their names in the ONNX specification; 0 stands for none."""
+
+    RELU = 1
+    TANH = 2
+    SIGMOID = 3
+    AFFINE = 4
+    """alpha · x + beta."""
+    LEAKY_RELU = 5
+    THRESHOLDED_RELU = 6
+    SCALED_TANH = 7
+    """alpha · tanh(beta · x)."""
+    HARD_SIGMOID = 8
+    ELU = 9
+    SOFTSIGN = 10
+    SOFTPLUS = 11
+
+
+class Scores(enum.IntEnum):
+    """What the last output of ATTENTION holds, by the numbers of the ONNX attribute qk_matmul_output_mode."""
+
+    PRODUCTS = 0
+    CAPPED = 1
+    BIASED = 2
+    PROBABILITIES = 3
 
 
 class PadMode(enum.IntEnum):
@@ -215,6 +361,9 @@ class NearestMode(enum.IntEnum):
     CEIL = 3
 
 
+MAX_CELL_ACTIVATIONS = 6
+"""Of both directions of an LSTM: (f, g, h) each."""
+
 _WINDOW = (
     "strides" / array(MAX_SPATIAL, u32),
     "dilations" / array(MAX_SPATIAL, u32),
@@ -258,8 +407,8 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
     ),
     CommandKind.QMATMUL: Layout("qmatmul", 8, "relu" / u8, reserved(7)),
     CommandKind.QCONV: Layout("qconv", 56, "group" / u32, "relu" / u8, reserved(3), *_WINDOW),
-    CommandKind.QUANTIZE: Layout("quantize", 8, "axis" / u32, reserved(4)),
-    CommandKind.DEQUANTIZE: Layout("dequantize", 8, "axis" / u32, reserved(4)),
+    CommandKind.QUANTIZE: Layout("quantize", 8, "axis" / u32, "block" / u32),
+    CommandKind.DEQUANTIZE: Layout("dequantize", 8, "axis" / u32, "block" / u32),
     CommandKind.UNARY: Layout("unary", 16, "function" / u16, reserved(6), "alpha" / f32, "beta" / f32),
     CommandKind.BINARY: Layout("binary", 8, "function" / u16, reserved(6)),
     CommandKind.WHERE: _NONE,
@@ -328,10 +477,61 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
         "starts" / array(MAX_RANK, f32),
         "ends" / array(MAX_RANK, f32),
     ),
+    CommandKind.GATHER_ELEMENTS: Layout("gather_elements", 8, "axis" / u32, reserved(4)),
+    CommandKind.GATHER_ND: Layout("gather_nd", 8, "batch_dims" / u32, reserved(4)),
+    CommandKind.SCATTER_ELEMENTS: Layout("scatter_elements", 8, "axis" / u32, "reduction" / u8, reserved(3)),
+    CommandKind.SCATTER_ND: Layout("scatter_nd", 8, "reduction" / u8, reserved(7)),
+    CommandKind.TOP_K: Layout("top_k", 16, "axis" / u32, "k" / u32, "largest" / u8, reserved(7)),
+    CommandKind.CUMULATE: Layout("cumulate", 8, "function" / u16, "exclusive" / u8, "reverse" / u8, "axis" / u32),
+    CommandKind.DETERMINANT: _NONE,
+    CommandKind.BITCAST: Layout("bitcast", 8, "dtype" / u16, reserved(6)),
+    CommandKind.MATMUL_INTEGER: _NONE,
+    CommandKind.CONV_INTEGER: Layout("conv_integer", 56, "group" / u32, reserved(4), *_WINDOW),
+    CommandKind.DYNAMIC_QUANTIZE: _NONE,
+    CommandKind.QBINARY: Layout("qbinary", 8, "function" / u16, reserved(6)),
+    CommandKind.LOOKUP: _NONE,
+    CommandKind.MATMUL_NBITS: Layout("matmul_nbits", 8, "block" / u32, "bits" / u8, reserved(3)),
+    CommandKind.RECURRENT: Layout(
+        "recurrent",
+        64,
+        "cell" / u8,
+        "direction" / u8,
+        "input_forget" / u8,
+        "linear_before_reset" / u8,
+        "clip" / f32,
+        "activations" / array(MAX_CELL_ACTIVATIONS, u8),
+        reserved(2),
+        "alphas" / array(MAX_CELL_ACTIVATIONS, f32),
+        "betas" / array(MAX_CELL_ACTIVATIONS, f32),
+    ),
+    CommandKind.ATTENTION: Layout(
+        "attention",
+        32,
+        "scale" / f32,
+        "softcap" / f32,
+        "query_heads" / u32,
+        "key_heads" / u32,
+        "left_window" / i32,
+        "right_window" / i32,
+        "causal" / u8,
+        "scores" / u8,
+        reserved(6),
+    ),
+    CommandKind.LAYER_NORM: Layout(
+        "layer_norm", 16, "axes" / u32, "epsilon" / f32, "root_mean_square" / u8, reserved(7)
+    ),
+    CommandKind.ROTARY: Layout("rotary", 8, "heads" / u32, "interleaved" / u8, reserved(3)),
 }
-"""`axes` of REDUCE is a mask: bit i stands for dimension i; `keep` leaves reduced dimensions in, as ones. Axes count
-from 0, never from the end. `dtype` of CAST is a `WireType`. RESIZE: `cubic` is ONNX's `cubic_coeff_a`; `starts` and
-`ends` are its `roi`, by dimension; unused dimensions hold 0. `function` of ROI_ALIGN is a `PoolFunction`."""
+"""Axes count from 0, never from the end; `axes` is a mask: bit i stands for dimension i.
+
+`keep` leaves reduced dimensions in, as ones.
+`dtype` of CAST and BITCAST is a `WireType`.
+`block` of QUANTIZE and DEQUANTIZE is how many elements along the axis share a scale; 0 where the scale has no blocks.
+RESIZE: `cubic` is ONNX's `cubic_coeff_a`; `starts` and `ends` are its `roi`, by dimension; unused dimensions hold 0.
+`function` of ROI_ALIGN is a `PoolFunction`.
+RECURRENT: a `clip` of 0 clips nothing.
+ATTENTION: a `softcap` of 0 caps nothing, a window of -1 is open; heads are 0 where operands have a dimension for them.
+"""
 
 
 class Operands(NamedTuple):
@@ -376,6 +576,30 @@ OPERANDS: dict[CommandKind, Operands] = {
     CommandKind.ROI_POOL: Operands(("x", "rois")),
     CommandKind.DEFORM_CONV: Operands(("x", "w", "offset"), ("bias", "mask")),
     CommandKind.CONV_TRANSPOSE: Operands(("x", "w"), ("bias",)),
+    CommandKind.GATHER_ELEMENTS: Operands(("data", "indices")),
+    CommandKind.GATHER_ND: Operands(("data", "indices")),
+    CommandKind.SCATTER_ELEMENTS: Operands(("data", "indices", "updates")),
+    CommandKind.SCATTER_ND: Operands(("data", "indices", "updates")),
+    CommandKind.TOP_K: Operands(("x",), outputs=2),
+    CommandKind.CUMULATE: Operands(("x",)),
+    CommandKind.DETERMINANT: Operands(("x",)),
+    CommandKind.BITCAST: Operands(("x",)),
+    CommandKind.MATMUL_INTEGER: Operands(("a", "b"), ("a_zero_point", "b_zero_point")),
+    CommandKind.CONV_INTEGER: Operands(("x", "w"), ("x_zero_point", "w_zero_point")),
+    CommandKind.DYNAMIC_QUANTIZE: Operands(("x",), outputs=3),
+    CommandKind.QBINARY: Operands(
+        ("a", "b", "a_scale", "a_zero_point", "b_scale", "b_zero_point", "y_scale", "y_zero_point")
+    ),
+    CommandKind.LOOKUP: Operands(("x", "table")),
+    CommandKind.MATMUL_NBITS: Operands(("a", "b", "scales"), ("zero_points", "bias")),
+    CommandKind.RECURRENT: Operands(
+        ("x", "w", "r"), ("bias", "lengths", "initial_h", "initial_c", "peepholes"), outputs=3
+    ),
+    CommandKind.ATTENTION: Operands(
+        ("query", "key", "value"), ("mask", "past_key", "past_value", "valid_keys"), outputs=4
+    ),
+    CommandKind.LAYER_NORM: Operands(("x",), ("scale", "bias"), outputs=3),
+    CommandKind.ROTARY: Operands(("x", "cos", "sin"), ("positions",)),
 }
 
 UPDATED_INPUT: dict[CommandKind, int] = {}

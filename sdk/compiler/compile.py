@@ -12,7 +12,7 @@ from sdk.compiler.compiled import CompiledProgram, Signature
 from sdk.compiler.context import NodeContext, NotConstant
 from sdk.compiler.graph import Graph, GraphInput, GraphNode
 from sdk.compiler.inlining import inlined
-from sdk.compiler.ir import Builder, Refused, Value, check_tensor
+from sdk.compiler.ir import Builder, DataDependent, Refused, Value, check_tensor
 from sdk.compiler.loading import ModelSource, open_source
 from sdk.compiler.lowering import LOWERINGS
 from sdk.compiler.passes import optimised
@@ -209,7 +209,8 @@ class _Compiler:
 
 
 def _refusal(refused: Refused, node: GraphNode) -> UnsupportedModel:
-    return unsupported([Problem(str(refused), node.subject, Reason.FORM)])
+    code = Reason.DATA if isinstance(refused, DataDependent) else Reason.FORM
+    return unsupported([Problem(str(refused), node.subject, code)])
 
 
 def _roots(value: Value) -> list[Value]:

@@ -47,6 +47,10 @@ class NodeContext:
         self.output_count = len(node.outputs)
         self._attributes = node.attributes
 
+    def wants(self, position: int) -> bool:
+        """Whether the model reads an output that may be left out."""
+        return position < len(self._node.outputs) and bool(self._node.outputs[position])
+
     def attribute(self, name: str, default: Any = None) -> Any:
         """An attribute's value, strings decoded."""
         value = self._attributes.get(name)

@@ -197,12 +197,13 @@ class _Table:
         """The id of a value that a command writes."""
         if id(value) in self._outputs:
             return self._add(value, Storage.OUTPUT, 0)
-        return self._add(value, Storage.WORKSPACE, workspace.take(value.type.size_bytes))
+        place = workspace.take(value.type.size_bytes) if value.type.elements else 0
+        return self._add(value, Storage.WORKSPACE, place)
 
     def release(self, value: Value, workspace: _Workspace) -> None:
         """No later command reads the value."""
         entry = self.tensors[self.ids[id(value)]]
-        if entry.storage is Storage.WORKSPACE:
+        if entry.storage is Storage.WORKSPACE and entry.type.elements:
             workspace.give(entry.offset)
 
     def _add(self, value: Value, storage: Storage, offset: int) -> int:

@@ -28,6 +28,8 @@ class Reason(enum.StrEnum):
     """It reads or gives elements of a type that the device does not have."""
     FORM = "unsupported-form"
     """The device has the operator, but not with these attributes, operands or shapes."""
+    DATA = "data-dependent-shape"
+    """How many elements it gives depends on what it reads."""
     BETWEEN = "between-host-nodes"
     """The device could run it, but what it reads and gives is on the host."""
 

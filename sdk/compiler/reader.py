@@ -15,6 +15,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from driver_shim.protocol.types import UnsupportedType, wire_type
+from sdk.compiler import contrib
 from sdk.compiler.graph import Graph, GraphInput, GraphNode, Opset
 from sdk.compiler.loading import Source
 from sdk.compiler.problems import MODEL, Problem, Reason, Subject, unsupported
@@ -310,14 +311,12 @@ class _Scope:
         """(opset version that gave the operator its meaning, the node's attributes), as far as they are right."""
         opset, handled = self._reader.opset, self._reader.handled
         if proto.domain not in DEFAULT_DOMAINS:
-            if _key(proto) not in handled:
-                self._note(f"operators of the domain {proto.domain!r} are not supported", subject, Reason.DOMAIN)
-                return 0, {}
-            attributes = {attribute.name: self._attribute(attribute, subject) for attribute in proto.attribute}
-            return self._reader.versions.get(proto.domain, 1), attributes
+            return self._foreign_operator(proto, subject)
         if not opset:  # which operators there are depends on it
             return 0, {}
         if not onnx.defs.has(proto.op_type, opset):
+            if proto.op_type in contrib.UNDER_ONNX and proto.op_type in handled:
+                return self._form(proto, contrib.UNDER_ONNX[proto.op_type], subject)
             known = onnx.defs.has(proto.op_type) or proto.op_type in handled
             reason = f"the operator does not exist in opset {opset}" if known else "ONNX has no operator of this name"
             self._note(reason, subject)
@@ -325,7 +324,18 @@ class _Scope:
         if proto.op_type not in handled:
             self._note("the operator is not supported", subject, Reason.OPERATOR)
             return 0, {}
-        schema = onnx.defs.get_schema(proto.op_type, opset, "")
+        return self._form(proto, onnx.defs.get_schema(proto.op_type, opset, ""), subject)
+
+    def _foreign_operator(self, proto: onnx.NodeProto, subject: Subject) -> tuple[int, dict[str, Any]]:
+        """The same for an operator that is none of ONNX's own."""
+        schema = contrib.SCHEMAS.get(proto.op_type) if proto.domain == contrib.DOMAIN else None
+        if schema is None or _key(proto) not in self._reader.handled:
+            self._note(f"operators of the domain {proto.domain!r} are not supported", subject, Reason.DOMAIN)
+            return 0, {}
+        return self._form(proto, schema, subject)
+
+    def _form(self, proto: onnx.NodeProto, schema: Any, subject: Subject) -> tuple[int, dict[str, Any]]:
+        """The same, as the operator's schema has it."""
         attributes = self._attributes(proto, schema, subject)
         if not schema.min_input <= len(proto.input) <= schema.max_input:
             takes = _range(schema.min_input, schema.max_input)

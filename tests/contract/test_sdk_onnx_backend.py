@@ -94,9 +94,9 @@ def test_a_node_without_some_of_its_inputs_takes_arrays_for_the_others(backend: 
 
 
 def test_what_the_device_cannot_run_is_incompatible_and_raises_when_prepared(backend: Any) -> None:
-    unsupported = model([node("Det", ["x"], ["y"])], {"x": (np.float32, (2, 2))}, {"y": np.float32})
+    unsupported = model([node("Multinomial", ["x"], ["y"])], {"x": (np.float32, (2, 2))}, {"y": np.float32})
     assert backend.is_compatible(relu()) and not backend.is_compatible(unsupported)
-    with pytest.raises(UnsupportedModel, match="Det"):
+    with pytest.raises(UnsupportedModel, match="Multinomial"):
         backend.prepare(unsupported)
 
 

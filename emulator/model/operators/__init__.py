@@ -9,13 +9,21 @@ from __future__ import annotations
 
 from driver_shim.protocol.program_commands import CommandKind
 from emulator.model.operators import (
+    attention,
     elementwise,
+    indexing,
+    integer_products,
     movement,
+    normalise,
+    packed_products,
     pooling,
     products,
     quantised,
+    quantised_elementwise,
+    recurrent,
     reductions,
     resizing,
+    rotary,
     sampling,
 )
 from emulator.model.operators.arrays import KernelFault
@@ -24,7 +32,24 @@ from emulator.model.operators.shapes import SemanticError
 
 OPERATORS: dict[CommandKind, Operator] = {
     operator.kind: operator
-    for room in (products, pooling, quantised, elementwise, reductions, movement, resizing, sampling)
+    for room in (
+        products,
+        pooling,
+        quantised,
+        integer_products,
+        packed_products,
+        quantised_elementwise,
+        elementwise,
+        reductions,
+        normalise,
+        movement,
+        indexing,
+        resizing,
+        sampling,
+        recurrent,
+        attention,
+        rotary,
+    )
     for operator in room.OPERATORS
 }
 """What there is, by kind."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from driver_shim.protocol.commands import Status
 from driver_shim.protocol.program_commands import Activation
+from driver_shim.protocol.types import INT64_STORAGE_MAX, INT64_STORAGE_MIN
 
 Array = NDArray[Any]
 Kernel = Callable[[Any, Sequence[Array | None], Sequence[Array]], None]
@@ -107,8 +108,49 @@ def grouped_sums(x: Array, w: Array, output: Sequence[int], attributes: Any) -> 
     return sums.reshape(n, m, *output)
 
 
+def truncated(x: Array, dtype: np.dtype[Any]) -> Array:
+    """Floats as integers: towards zero; what does not fit, at the type's limit, and NaN as 0.
+
+    Raises KernelFault for those that do not fit int64 (storage of int32 values).
+    """
+    whole = np.trunc(x.astype(np.float64))
+    if dtype == np.int64:
+        if not np.all((whole >= INT64_STORAGE_MIN) & (whole <= INT64_STORAGE_MAX)):
+            raise KernelFault(Status.VALUE_OUT_OF_RANGE, "a float cast to int64 does not fit 32 bits")
+        return whole.astype(np.int64)
+    limits = np.iinfo(dtype)
+    fitting: Array = np.clip(np.nan_to_num(whole, nan=0), limits.min, limits.max)
+    return fitting.astype(dtype)
+
+
 def along(vector: Array, axis: int, rank: int) -> Array:
-    """A per-channel vector shaped to broadcast along `axis`; a single value as it is, as a scalar."""
+    """A per-channel vector shaped to broadcast along `axis`; a single value as a scalar, others as they are."""
     if vector.size == 1:
         return vector.reshape(())
+    if vector.ndim > 1:
+        return vector
     return vector.reshape([-1 if i == axis else 1 for i in range(rank)])
+
+
+def blocks(values: Array, attributes: Any, shape: Sequence[int]) -> Array:
+    """Scales or zero points shaped to broadcast to data of `shape`: one, one for each position, or one a block."""
+    if not attributes.block:
+        return along(values, attributes.axis, len(shape))
+    axis = int(attributes.axis)
+    repeated: Array = np.repeat(values, int(attributes.block), axis)
+    return repeated[(slice(None),) * axis + (slice(shape[axis]),)]
+
+
+def exact(inputs: Sequence[Array | None], values: int, zero_point: int, axis: int) -> Array:
+    """integer − zero point, as float64: whole numbers whose sums of products stay below 2⁵³ are exact there.
+
+    `values` and `zero_point` are positions of operands; zero points of channels lie along `axis`.
+    """
+    centred = required(inputs, values).astype(np.float64)
+    zero = operand(inputs, zero_point)
+    return centred if zero is None else centred - along(zero, axis % centred.ndim, centred.ndim).astype(np.float64)
+
+
+def wrapped(sums: Array) -> Array:
+    """Exact sums as a 32-bit accumulator holds them."""
+    return sums.astype(np.int64).astype(np.int32)

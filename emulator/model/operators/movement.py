@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,8 +15,13 @@ from emulator.model.operators.arrays import Array, KernelFault, operand, require
 from emulator.model.operators.operator import Operator, Types, checked_axis, function, given, one_type, optional
 from emulator.model.operators.shapes import broadcast, need, shape_of
 
-_PAD_MODES: dict[PadMode, Any] = {PadMode.REFLECT: "reflect", PadMode.EDGE: "edge", PadMode.WRAP: "wrap"}
-"""What numpy calls them."""
+_PAD_MODES: dict[PadMode, Literal["reflect", "edge", "wrap"]] = {
+    PadMode.REFLECT: "reflect",
+    PadMode.EDGE: "edge",
+    PadMode.WRAP: "wrap",
+}
+_FROM_ELEMENTS = frozenset({PadMode.EDGE, PadMode.WRAP})
+"""Modes that repeat elements, of which there must be one."""
 
 
 class Copy(Operator):
@@ -142,8 +147,7 @@ class Pad(Operator):
             need(
                 mode is not PadMode.REFLECT or max(begin, end) < extent, f"dimension {i}: cannot reflect {begin}, {end}"
             )
-            need(mode is not PadMode.EDGE or extent > 0 or not begin + end, f"dimension {i} has no edge")
-            need(mode is not PadMode.WRAP or extent > 0 or not begin + end, f"dimension {i} has nothing to wrap")
+            need(mode not in _FROM_ELEMENTS or extent > 0 or not begin + end, f"dimension {i} has no edge")
             shape.append(begin + extent + end)
         need(not any((*attributes.begins[rank:], *attributes.ends[rank:])), "unused dimensions must be zero")
         need(max(shape, default=0) <= MAX_DIMENSION, f"{x} padded to {shape}")
@@ -153,7 +157,9 @@ class Pad(Operator):
         """Pad (opset 19) with a constant (0 without `value`), reflected or edge elements, or those of the other end."""
         x, value = required(inputs, 0), operand(inputs, 1)
         margins = list(zip(attributes.begins[: x.ndim], attributes.ends[: x.ndim], strict=True))
-        if attributes.mode == PadMode.CONSTANT:
+        if not margins:
+            outputs[0][...] = x
+        elif attributes.mode == PadMode.CONSTANT:
             fill = x.dtype.type(0) if value is None else value.reshape(())[()]
             outputs[0][...] = np.pad(x, margins, constant_values=fill)
         else:

@@ -10,7 +10,7 @@ import numpy as np
 
 from driver_shim.protocol.program import TensorType
 from driver_shim.protocol.program_commands import Activation, CommandKind
-from driver_shim.protocol.types import FLOATS
+from driver_shim.protocol.types import FLOATS, WireType
 from emulator.model.operators.arrays import (
     Array,
     activate,
@@ -30,6 +30,11 @@ from emulator.model.operators.shapes import (
     need,
 )
 
+WHOLE = frozenset({WireType.INT32, WireType.INT64})
+"""Integers that MATMUL multiplies too."""
+WHOLE_EFFORT = 8
+"""Of a product of integers, for which hosts have no library, for each multiplication."""
+
 
 def need_bias(bias: TensorType | None, channels: int) -> None:
     """Raise SemanticError unless the bias, if any, has one value for each channel."""
@@ -43,9 +48,11 @@ class MatMul(Operator):
     flags = ("transpose_a", "transpose_b")
 
     def infer(self, attributes: Any, inputs: Types) -> Sequence[TensorType]:
-        dtype = one_type(inputs, FLOATS)
-        function(Activation, attributes.activation)
+        dtype = one_type(inputs, FLOATS | WHOLE)
+        activation = function(Activation, attributes.activation)
         a, b, bias = list(given(inputs, 0).shape), list(given(inputs, 1).shape), optional(inputs, 2)
+        plain = activation is Activation.NONE and attributes.alpha == 1 and (bias is None or attributes.beta == 1)
+        need(dtype.is_float or plain, f"a product of {dtype.text} has neither factors nor an activation")
         if attributes.transpose_a:
             a[-2:] = reversed(a[-2:])
         if attributes.transpose_b:
@@ -57,10 +64,15 @@ class MatMul(Operator):
     def macs(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
         return outputs[0].elements * given(inputs, 0).shape[-2 if attributes.transpose_a else -1]
 
+    def effort(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
+        slow = 1 if outputs[0].dtype.is_float else WHOLE_EFFORT
+        return super().effort(attributes, inputs, outputs) + (slow - 1) * self.macs(attributes, inputs, outputs)
+
     def run(self, attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
         """MatMul (opset 13), Gemm (opset 13): activation(alpha · A' B' + beta · bias).
 
-        A' and B' are transposed in their last two dimensions on request; leading dimensions broadcast.
+        A' and B' are transposed in their last two dimensions on request; leading dimensions broadcast. Sums of
+        integers wrap.
         """
         a, b = widen(required(inputs, 0)), widen(required(inputs, 1))
         bias = operand(inputs, 2)
@@ -72,7 +84,7 @@ class MatMul(Operator):
         if attributes.alpha != 1:
             sums *= np.float32(attributes.alpha)
         if bias is not None:
-            sums += np.float32(attributes.beta) * widen(bias)
+            sums += widen(bias) if attributes.beta == 1 else np.float32(attributes.beta) * widen(bias)
         outputs[0][...] = activate(sums, attributes)
 
 

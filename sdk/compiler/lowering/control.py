@@ -15,8 +15,30 @@ MAX_ITERATIONS = 1024
 """Iterations of a loop that are unrolled."""
 MAX_UNROLLED_COMMANDS = 32768
 _SCAN_HAS_NO_BATCH_SINCE = 9
-_FAILING = frozenset({CommandKind.GATHER})
+_FAILING = frozenset(
+    {
+        CommandKind.GATHER,
+        CommandKind.GATHER_ELEMENTS,
+        CommandKind.GATHER_ND,
+        CommandKind.SCATTER_ELEMENTS,
+        CommandKind.SCATTER_ND,
+    }
+)
 """Commands that fail for what their operands hold, whatever their element type."""
+_DIVISIONS = frozenset({BinaryFunction.DIV, BinaryFunction.MOD, BinaryFunction.FMOD, BinaryFunction.POW})
+"""Functions that fail for zeros among integers."""
+_COMPUTING = frozenset(
+    {
+        CommandKind.BINARY,
+        CommandKind.UNARY,
+        CommandKind.CAST,
+        CommandKind.REDUCE,
+        CommandKind.MATMUL,
+        CommandKind.CUMULATE,
+        CommandKind.BITCAST,
+    }
+)
+"""Commands that can make an int64 of values which do not fit 32 bits."""
 
 
 def _if(node: NodeContext) -> Sequence[Value]:
@@ -42,10 +64,9 @@ def _may_fail(operation: Operation) -> bool:
     """Whether a command can fail for what its operands hold: it must not be run where the model would not."""
     if operation.kind in _FAILING:
         return True
-    if operation.kind is CommandKind.BINARY and operation.attributes.function in (BinaryFunction.DIV,):
+    if operation.kind is CommandKind.BINARY and operation.attributes.function in _DIVISIONS:
         return any(value is not None and not value.dtype.is_float for value in operation.inputs)
-    computes = operation.kind in (CommandKind.BINARY, CommandKind.UNARY, CommandKind.CAST, CommandKind.REDUCE)
-    return computes and any(output.dtype is WireType.INT64 for output in operation.outputs)
+    return operation.kind in _COMPUTING and any(output.dtype is WireType.INT64 for output in operation.outputs)
 
 
 def _loop(node: NodeContext) -> Sequence[Value]:

@@ -179,9 +179,9 @@ def _tile(node: NodeContext) -> Sequence[Value]:
     """Tile: each dimension repeated; [a, b] becomes [1, a, 1, b], broadcast along the ones, and [ra * a, rb * b]."""
     x, builder = node.value(0), node.builder
     repeats = node.constant_ints(1, "repeats") or []
-    if len(repeats) != len(x.shape) or min(repeats, default=1) < 1:
-        raise Refused(f"repeats {repeats} for {x.type}; one for each dimension, at least 1")
-    repeated = [axis for axis, count in enumerate(repeats) if count > 1]
+    if len(repeats) != len(x.shape) or min(repeats, default=0) < 0:
+        raise Refused(f"repeats {repeats} for {x.type}; one for each dimension, none negative")
+    repeated = [axis for axis, count in enumerate(repeats) if count != 1]
     apart: list[int] = []
     spread: list[int] = []
     for axis, extent in enumerate(x.shape):

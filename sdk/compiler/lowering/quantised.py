@@ -1,90 +1,180 @@
-"""Quantised operators, in operator form (QLinear…) and in QDQ form, which a pass makes the same commands of."""
+"""Quantised operators, in operator form (QLinear…) and in QDQ form, which means the same net.
+
+DequantizeLinear → Conv, MatMul or Gemm (→ Relu) → QuantizeLinear becomes one quantised command when every operand
+was dequantised with scales the command can express. Any other QuantizeLinear or DequantizeLinear is a command.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from driver_shim.protocol.program_commands import CommandKind
 from driver_shim.protocol.types import WireType
 from sdk.compiler.context import Lowering, NodeContext
-from sdk.compiler.ir import Refused, Value
+from sdk.compiler.ir import Builder, Refused, Value
+from sdk.compiler.lowering.elementwise import cast
 from sdk.compiler.lowering.products import conv_fields
 
+_PRECISION_SINCE = 23
+"""Opset version of QuantizeLinear in which the type of the scale became the type of the quotient."""
 
-def _scalars(node: NodeContext, positions: Sequence[int]) -> list[Value]:
-    """Scales and zero points: constants, scales positive and finite."""
-    values = []
-    for position in positions:
-        value = node.value(position)
-        if value.constant is None:
-            raise Refused("its scales and zero points must be constants")
-        if value.dtype.is_float and not (np.isfinite(value.constant) & (value.constant > 0)).all():
-            raise Refused("its scales must be positive and finite")
-        values.append(node.builder.reshape(value, value.shape if len(value.shape) < 2 else (value.type.elements,)))
-    return values
+
+def scale_of(node: NodeContext, position: int) -> Value:
+    """An operand that scales, in float32. Constants must be positive and finite. Raises Refused."""
+    value = node.value(position)
+    constant = value.constant
+    if constant is not None and not (np.isfinite(constant.astype(np.float32)) & (constant > 0)).all():
+        raise Refused("its scales must be positive and finite")
+    return cast(node.builder, value, WireType.FLOAT32)
+
+
+def zero_of(node: NodeContext, position: int, scale: Value, dtype: WireType) -> Value:
+    """A zero point; zeros in the shape of the scale where it is left out."""
+    zero = node.optional(position)
+    return node.builder.constant(np.zeros(scale.shape, dtype.dtype)) if zero is None else zero
+
+
+def scaled(node: NodeContext, position: int, dtype: WireType) -> list[Value]:
+    """A scale and the zero point after it, each one element or a vector."""
+    scale = scale_of(node, position)
+    return [_flat(node.builder, value) for value in (scale, zero_of(node, position + 1, scale, dtype))]
+
+
+def _flat(builder: Builder, value: Value) -> Value:
+    return value if len(value.shape) < 2 else builder.reshape(value, (value.type.elements,))
 
 
 def _qlinear_conv(node: NodeContext) -> Sequence[Value]:
     x, w = node.value(0), node.value(3)
-    x_scale, x_zero, w_scale, w_zero, y_scale, y_zero = _scalars(node, (1, 2, 4, 5, 6, 7))
-    operands = [x, w, x_scale, x_zero, w_scale, w_zero, y_scale, y_zero]
+    scales = [*scaled(node, 1, x.dtype), *scaled(node, 4, w.dtype), *scaled(node, 6, x.dtype)]
     bias = node.optional(8)
-    operands += [] if bias is None else [bias]
+    operands = [x, w, *scales] + ([] if bias is None else [bias])
     return [node.builder.emit(CommandKind.QCONV, operands, **conv_fields(node, x, w))]
 
 
+def _by_row(builder: Builder, value: Value, a: Value) -> Value:
+    """A scale or zero point of a product's left operand, a column where there is one for each row."""
+    if value.type.elements == 1 or not a.shape:
+        return value
+    if len(value.shape) == 1:
+        value = builder.reshape(value, (*[1] * (len(a.shape) - 2), value.shape[0], 1))
+    return builder.expand(value, (*a.shape[:-1], 1))
+
+
+def as_matrices(node: NodeContext, a: Value, b: Value) -> tuple[Value, Value, Callable[[Value], Value]]:
+    """The operands of a product as stacks of matrices, and what makes its result of theirs (numpy.matmul's rule)."""
+    builder = node.builder
+    if not a.shape or not b.shape:
+        raise Refused(f"operands {a.type} and {b.type}; rank 1 at least")
+    vectors = len(a.shape) == 1, len(b.shape) == 1
+
+    def result(product: Value) -> Value:
+        shape = list(product.shape)
+        if vectors[1]:
+            del shape[-1]
+        if vectors[0]:
+            del shape[-1 if vectors[1] else -2]
+        return builder.reshape(product, shape)
+
+    left = builder.reshape(a, (1, *a.shape)) if vectors[0] else a
+    right = builder.reshape(b, (*b.shape, 1)) if vectors[1] else b
+    return left, right, result
+
+
 def _qlinear_matmul(node: NodeContext) -> Sequence[Value]:
-    a, b = node.value(0), node.value(3)
-    a_scale, a_zero, b_scale, b_zero, y_scale, y_zero = _scalars(node, (1, 2, 4, 5, 6, 7))
-    operands = [a, b, a_scale, a_zero, b_scale, b_zero, y_scale, y_zero]
-    return [node.builder.emit(CommandKind.QMATMUL, operands)]
+    a, b, result = as_matrices(node, node.value(0), node.value(3))
+    a_scales = [_by_row(node.builder, value, a) for value in (scale_of(node, 1), node.value(2))]
+    if any(node.value(position).type.elements != 1 for position in (6, 7)):
+        raise Refused("its result can have one scale and zero point only")
+    operands = [a, b, *a_scales, scale_of(node, 4), node.value(5), *scaled(node, 6, a.dtype)]
+    return [result(node.builder.emit(CommandKind.QMATMUL, operands))]
 
 
-def _axis(node: NodeContext, x: Value, scale: Value) -> int:
-    """The axis that a vector of scales belongs to; 0 when there is one scale."""
+def _matmul_integer(node: NodeContext) -> Sequence[Value]:
+    a, b, result = as_matrices(node, node.value(0), node.value(1))
+    a_zero, b_zero = node.optional(2), node.optional(3)
+    operands = [a, b, None if a_zero is None else _by_row(node.builder, a_zero, a), b_zero]
+    return [result(node.builder.emit(CommandKind.MATMUL_INTEGER, trimmed(operands)))]
+
+
+def _conv_integer(node: NodeContext) -> Sequence[Value]:
+    x, w = node.value(0), node.value(1)
+    operands = trimmed([x, w, node.optional(2), node.optional(3)])
+    return [node.builder.emit(CommandKind.CONV_INTEGER, operands, **conv_fields(node, x, w))]
+
+
+def trimmed(operands: Sequence[Value | None]) -> list[Value | None]:
+    """Operands without those that are left out at the end."""
+    kept = list(operands)
+    while kept and kept[-1] is None:
+        del kept[-1]
+    return kept
+
+
+def _dynamic_quantize(node: NodeContext) -> Sequence[Value]:
+    return node.builder.emit_all(CommandKind.DYNAMIC_QUANTIZE, [node.value(0)], 3)
+
+
+class _Granularity(NamedTuple):
+    """What shares a scale, as attributes of commands have it."""
+
+    axis: int
+    block: int
+
+
+def _granularity(node: NodeContext, x: Value, scale: Value) -> _Granularity:
+    size = node.attribute("block_size", 0)
+    if size < 0:
+        raise Refused(f"block_size is {size}")
+    if size:
+        axis = node.axis(node.attribute("axis", 1), len(x.shape))
+        return _Granularity(axis, min(size, max(1, x.shape[axis])))
     if scale.type.elements == 1:
-        return 0
-    return node.axis(node.attribute("axis", 1), len(x.shape))
+        return _Granularity(0, 0)
+    return _Granularity(node.axis(node.attribute("axis", 1), len(x.shape)), 0)
 
 
-def _zero_point(node: NodeContext, scale: Value, dtype: WireType) -> Value:
-    zero = node.optional(2)
-    if zero is None:
-        return node.builder.constant(np.zeros(scale.shape, dtype.dtype))
-    return _scalars(node, (2,))[0]
-
-
-def _output_type(node: NodeContext, default: WireType) -> WireType:
-    """The element type a node asks for. Raises Refused for forms of quantisation that the device does not have."""
-    if node.attribute("block_size", 0):
-        raise Refused("blocked quantisation is not supported")
-    number = node.attribute("output_dtype", 0)
+def _named_type(node: NodeContext, attribute: str, default: WireType) -> WireType:
+    """The element type that an attribute names."""
+    number = node.attribute(attribute, 0)
     return node.wire_type(number) if number else default
 
 
 def _dequantize(node: NodeContext) -> Sequence[Value]:
-    if _output_type(node, WireType.FLOAT32) is not WireType.FLOAT32:
-        raise Refused("only float32 results are supported")
-    x = node.value(0)
-    (scale,) = _scalars(node, (1,))
-    zero = _zero_point(node, scale, x.dtype)
-    axis = _axis(node, x, scale)
-    return [node.builder.emit(CommandKind.DEQUANTIZE, [x, scale, zero], axis=axis)]
+    x, wide, builder = node.value(0), scale_of(node, 1), node.builder
+    own = node.value(1)
+    dtype = _named_type(node, "output_dtype", own.dtype if own.dtype.is_float else WireType.FLOAT32)
+    scale = own if own.dtype is dtype else wide
+    axis, block = _granularity(node, x, scale)
+    zero = zero_of(node, 2, scale, x.dtype)
+    if not block:
+        scale, zero = _flat(builder, scale), _flat(builder, zero)
+    result = builder.emit(CommandKind.DEQUANTIZE, [x, scale, zero], axis=axis, block=block)
+    return [cast(builder, result, dtype)]
 
 
 def _quantize(node: NodeContext) -> Sequence[Value]:
-    x = node.value(0)
-    (scale,) = _scalars(node, (1,))
-    zero = _zero_point(node, scale, _output_type(node, WireType.UINT8))
-    operands = [x, scale, zero]
-    return [node.builder.emit(CommandKind.QUANTIZE, operands, axis=_axis(node, x, scale))]
+    builder, own, wide = node.builder, node.value(1), scale_of(node, 1)
+    # before opset 23, the quotient is float32 whatever the types are, as it is in onnxruntime
+    has_precision = node.since >= _PRECISION_SINCE and own.dtype.is_float
+    precision = _named_type(node, "precision", own.dtype if has_precision else WireType.FLOAT32)
+    x, scale = cast(builder, node.value(0), precision), cast(builder, own if has_precision else wide, precision)
+    zero = zero_of(node, 2, scale, _named_type(node, "output_dtype", WireType.UINT8))
+    axis, block = _granularity(node, x, scale)
+    if not block:
+        scale, zero = _flat(builder, scale), _flat(builder, zero)
+    return [builder.emit(CommandKind.QUANTIZE, [x, scale, zero], axis=axis, block=block)]
 
 
 LOWERINGS: dict[str, Lowering] = {
     "QLinearConv": _qlinear_conv,
     "QLinearMatMul": _qlinear_matmul,
+    "MatMulInteger": _matmul_integer,
+    "ConvInteger": _conv_integer,
+    "DynamicQuantizeLinear": _dynamic_quantize,
     "QuantizeLinear": _quantize,
     "DequantizeLinear": _dequantize,
 }

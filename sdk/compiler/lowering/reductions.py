@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 
 from driver_shim.protocol.program_commands import ArgumentFunction, CommandKind, ReduceFunction, UnaryFunction
+from driver_shim.protocol.types import WireType
 from sdk.compiler.context import Lowering, NodeContext
 from sdk.compiler.ir import Builder, Value
-from sdk.compiler.lowering.elementwise import unary
+from sdk.compiler.lowering.elementwise import cast, unary
 
 _AXES_ARE_INPUT_SINCE = {"ReduceSum": 13}
 _OTHERS_SINCE = 18
@@ -23,6 +24,7 @@ _REDUCE = {
     "ReduceL1": ReduceFunction.L1,
     "ReduceL2": ReduceFunction.L2,
     "ReduceLogSumExp": ReduceFunction.LOG_SUM_EXP,
+    "ReduceProd": ReduceFunction.PROD,
 }
 
 
@@ -33,9 +35,10 @@ def reduced(builder: Builder, function: ReduceFunction, x: Value, axes: Sequence
 
 
 def _reduce_log_sum(node: NodeContext) -> Sequence[Value]:
-    """ReduceLogSum: the logarithm of the sum."""
+    """ReduceLogSum: the logarithm of the sum; of integers by way of float32."""
     (total,) = _reduce(ReduceFunction.SUM)(node)
-    return [unary(node.builder, UnaryFunction.LOG, total)]
+    real = cast(node.builder, total, WireType.FLOAT32) if not total.dtype.is_float else total
+    return [cast(node.builder, unary(node.builder, UnaryFunction.LOG, real), total.dtype)]
 
 
 def _reduce(function: ReduceFunction) -> Lowering:

@@ -11,15 +11,14 @@ from typing import NamedTuple
 import numpy as np
 
 from driver_shim.protocol.program_commands import Activation, CommandKind
-from driver_shim.protocol.types import WireType
+from driver_shim.protocol.types import QUANTISED, WireType
 from sdk.compiler.ir import Operation, Value, constant
 from sdk.compiler.passes.rewriting import Rewriting
 
 _BIAS_SCALE_TOLERANCE = 1e-5
 """Relative; a bias quantised with another scale than x_scale · w_scale is no int32 bias."""
 _WINDOW_FIELDS = ("group", "strides", "dilations", "pads_begin", "pads_end")
-_PRODUCTS = (CommandKind.MATMUL, CommandKind.CONV)
-"""Those with a quantised kind."""
+_PRODUCTS = (CommandKind.CONV, CommandKind.MATMUL)
 _PLAIN = (Activation.NONE, Activation.RELU)
 
 
@@ -35,7 +34,7 @@ class _Quantised(NamedTuple):
 def fuse_quantised(program: Rewriting) -> None:
     """Compute in integers what is dequantised, multiplied and quantised again."""
     for position, operation in enumerate(program.operations):
-        if operation.kind is not CommandKind.QUANTIZE:
+        if operation.kind is not CommandKind.QUANTIZE or operation.attributes.block:
             continue
         product = program.sole(operation.inputs[0])
         if product is None or product.kind not in _PRODUCTS or product.attributes.activation not in _PLAIN:
@@ -56,10 +55,10 @@ def _operands(product: Operation, quantisation: Operation) -> list[Value] | None
     if y_scale is None or y_zero is None:
         return None
     data, weights = (_before(value) for value in product.inputs[:2])
-    single = y_scale.type.elements == 1 and y_zero.dtype in (WireType.INT8, WireType.UINT8)
+    single = y_scale.type.elements == 1 and y_scale.dtype is WireType.FLOAT32 and y_zero.dtype in QUANTISED
     if not single or data is None or weights is None or data.scale.type.elements != 1:
         return None
-    if WireType.INT32 in (data.integer.dtype, weights.integer.dtype):
+    if not {data.integer.dtype, weights.integer.dtype} <= QUANTISED:
         return None
     if weights.scale.type.elements != 1 and weights.axis != _channel_axis(product, weights.integer):
         return None
@@ -77,10 +76,10 @@ def _operands(product: Operation, quantisation: Operation) -> list[Value] | None
 
 def _before(value: Value | None) -> _Quantised | None:
     made = value.producer if value is not None else None
-    if made is None or made.kind is not CommandKind.DEQUANTIZE:
+    if made is None or made.kind is not CommandKind.DEQUANTIZE or made.attributes.block:
         return None
     integer, scale, zero = made.inputs[:3]
-    if integer is None or scale is None or zero is None:
+    if integer is None or scale is None or zero is None or scale.dtype is not WireType.FLOAT32:
         return None
     return _Quantised(integer, scale, zero, made.attributes.axis)
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 from driver_shim.protocol.program_commands import Activation, CommandKind
 from sdk.compiler.ir import Operation, Value, constant
 
-CONVOLUTIONS = (CommandKind.CONV, CommandKind.CONV_TRANSPOSE)
-PRODUCTS = (CommandKind.MATMUL, *CONVOLUTIONS)
+PRODUCTS = (CommandKind.MATMUL, CommandKind.CONV, CommandKind.CONV_TRANSPOSE)
 
 
 def is_plain(operation: Operation | None) -> bool:
-    """Whether an operation is a product without activation."""
-    return operation is not None and operation.kind in PRODUCTS and operation.attributes.activation == Activation.NONE
+    """Whether an operation is a product of floats without activation."""
+    if operation is None or operation.kind not in PRODUCTS or not operation.outputs[0].dtype.is_float:
+        return False
+    return bool(operation.attributes.activation == Activation.NONE)
 
 
 def channel_axis(product: Operation) -> int:
     """The dimension of a product's result that has a bias for each place."""
-    return 1 if product.kind in CONVOLUTIONS else len(product.outputs[0].shape) - 1
+    return len(product.outputs[0].shape) - 1 if product.kind is CommandKind.MATMUL else 1
 
 
 def by_channel(value: Value, product: Operation) -> Value | None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from driver_shim.protocol.program_commands import Activation
 from emulator.engines.kernels.numpy.columns import convolve, convolve_depthwise, convolve_transposed, is_depthwise
-from emulator.model.operators.arrays import Array, activate, along, operand, required, widen
+from emulator.model.operators.arrays import Array, activate, along, is_float, operand, required, widen
 
 
 def matmul(attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
@@ -61,7 +61,7 @@ def conv_transpose(attributes: Any, inputs: Sequence[Array | None], outputs: Seq
 
 def _sums_of(y: Array) -> Array:
     """Where float32 sums go: the output itself if it holds them. Verified programs keep operands out of it."""
-    return y if y.dtype == np.float32 else np.empty(y.shape, np.float32)
+    return np.empty(y.shape, np.float32) if is_float(y) and y.dtype != np.float32 else y
 
 
 def _multiply(weights: Array, columns: Array, sums: Array) -> None:

@@ -15,9 +15,12 @@ import numpy as np
 from emulator.engines.kernels.numpy.columns import convolve, convolve_depthwise, is_depthwise
 from emulator.engines.kernels.provider import Kernel, KernelRequest
 from emulator.model.operators.arrays import Array, along, operand, required
+from emulator.model.operators.quantised_elementwise import VALUES, combine
 
 EXACT_LIMIT = 1 << 24
 """float32 has 24 bits of significand."""
+_PAIRS = VALUES * VALUES // 4
+"""Elements below which a table of all pairs costs more than it saves."""
 
 
 def prepare_matmul(request: KernelRequest) -> Kernel:
@@ -55,32 +58,85 @@ def prepare_conv(request: KernelRequest) -> Kernel:
     return run
 
 
-def _packed(request: KernelRequest, axis: int, dtype: type[Any]) -> Array | None:
-    """The weights without their zero point, once for all runs; None when they are no constants."""
-    if request.constant(1) is None or request.constant(5) is None:
+def prepare_matmul_integer(request: KernelRequest) -> Kernel:
+    """MATMUL_INTEGER as golden's."""
+    packed = _packed(request, -1, np.float32, zero_point=3)
+
+    def run(inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
+        x = _centred(inputs, 0, 2, -1, np.float32)
+        w = _centred(inputs, 1, 3, -1, np.float32) if packed is None else packed
+        _exact_product(x, w, outputs[0], _chunk(inputs, 2, 3))
+
+    return run
+
+
+def prepare_conv_integer(request: KernelRequest) -> Kernel:
+    """CONV_INTEGER as golden's."""
+    attributes, weights = request.attributes, request.inputs[1]
+    depthwise = weights is not None and is_depthwise(weights.shape, attributes.group)
+    dtype = np.int32 if depthwise else np.float32
+    packed = _packed(request, 0, dtype, zero_point=3)
+
+    def run(inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
+        x = _centred(inputs, 0, 2, 1, dtype)
+        w = _centred(inputs, 1, 3, 0, dtype) if packed is None else packed
+        if depthwise:
+            convolve_depthwise(x, w, outputs[0], attributes)
+        else:
+            chunk = _chunk(inputs, 2, 3)
+            convolve(x, w, outputs[0], attributes, lambda a, b, out: _exact_product(a, b, out, chunk))
+
+    return run
+
+
+def prepare_binary(request: KernelRequest) -> Kernel | None:
+    """QBINARY by a table of all pairs of its operands' values; None where the scales are not known, or few elements."""
+    kinds = [tensor for tensor in request.inputs[:2] if tensor is not None]
+    if any(request.constant(i) is None for i in range(2, 8)) or request.outputs[0].elements < _PAIRS:
         return None
-    return _centred(request.constants, 1, 5, axis, dtype)
+    every = [np.arange(VALUES, dtype=np.uint8).view(kind.dtype.dtype) for kind in kinds]
+    table = np.empty((VALUES, VALUES), request.outputs[0].dtype.dtype)
+    with np.errstate(all="ignore"):
+        combine(request.attributes, every[0][:, None], every[1], request.constants, table)
+    flat = table.reshape(-1)
+
+    def run(inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
+        a, b = (required(inputs, i).view(np.uint8) for i in (0, 1))
+        index = np.left_shift(a, 8, dtype=np.uint16) | b
+        np.take(flat, index, out=outputs[0], mode="wrap")
+
+    return run
+
+
+def _packed(request: KernelRequest, axis: int, dtype: type[Any], zero_point: int = 5) -> Array | None:
+    """The weights without their zero point, once for all runs; None when they are no constants."""
+    absent = zero_point >= len(request.inputs) or request.inputs[zero_point] is None
+    if request.constant(1) is None or (request.constant(zero_point) is None and not absent):
+        return None
+    return _centred(request.constants, 1, zero_point, axis, dtype)
 
 
 def _centred(inputs: Sequence[Array | None], values: int, zero_point: int, axis: int, dtype: type[Any]) -> Array:
     """integer − zero_point in `dtype`, which holds it exactly; zero points of channels lie along `axis`."""
     centred = required(inputs, values).astype(dtype)
-    zero = required(inputs, zero_point)
-    if zero.any():
+    zero = operand(inputs, zero_point)
+    if zero is not None and zero.any():
         centred -= along(zero, axis % centred.ndim, centred.ndim).astype(dtype)
     return centred
 
 
-def _chunk(inputs: Sequence[Array | None]) -> int:
-    """The number of products that float32 adds exactly, whatever the values are."""
+def _chunk(inputs: Sequence[Array | None], x_zero: int = 3, w_zero: int = 5) -> int:
+    """The number of products that float32 adds exactly, whatever the values are. Takes positions of zero points."""
     return EXACT_LIMIT // math.prod(
-        _largest(required(inputs, values), required(inputs, zero)) for values, zero in ((0, 3), (1, 5))
+        _largest(required(inputs, values), operand(inputs, zero)) for values, zero in ((0, x_zero), (1, w_zero))
     )
 
 
-def _largest(values: Array, zero_point: Array) -> int:
+def _largest(values: Array, zero_point: Array | None) -> int:
     """Largest magnitude of integer − zero_point (there are no zero points where there are no channels)."""
     limits = np.iinfo(values.dtype)
+    if zero_point is None:
+        return max(limits.max, -limits.min)
     if not zero_point.size:
         return 1
     return max(limits.max - int(zero_point.min()), int(zero_point.max()) - limits.min)
@@ -101,7 +157,7 @@ def _requantise(attributes: Any, sums: Array, inputs: Sequence[Array | None], y:
     bias = operand(inputs, 8)
     if bias is not None:
         sums += along(bias, axis, y.ndim)
-    multiplier = (x_scale.reshape(()) * along(w_scale, axis, y.ndim)) / y_scale.reshape(())
+    multiplier = (along(x_scale, axis, y.ndim) * along(w_scale, axis, y.ndim)) / y_scale.reshape(())
     zero_point = int(required(inputs, 7).reshape(()))
     limits = np.iinfo(y.dtype)
     low = zero_point if attributes.relu else limits.min

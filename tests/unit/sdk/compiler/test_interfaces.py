@@ -151,14 +151,14 @@ def test_a_value_of_another_type_than_the_input_is_refused() -> None:
 
 def test_every_problem_has_a_code() -> None:
     nodes = [
-        node("Det", ["x"], ["a"]),
+        node("Multinomial", ["x"], ["a"]),
         helper.make_node("Thing", ["x"], ["b"], domain="com.example"),
         helper.make_node("Nonsense", ["x"], ["c"]),
     ]
     net = model(nodes, {"x": (F32, (2, 2)), "d": (np.float64, (2,))}, {"a": F32})
     assert [(p.subject.op, str(p.code)) for p in read_model(net).problems] == [
         (None, "unsupported-type"),
-        ("Det", "unsupported-operator"),
+        ("Multinomial", "unsupported-operator"),
         ("Thing", "unsupported-domain"),
         ("Nonsense", "malformed"),
     ]

@@ -22,13 +22,18 @@ from driver_shim.protocol.program_commands import (
     ATTRIBUTES,
     Activation,
     BinaryFunction,
+    Cell,
+    CellActivation,
     CommandKind,
     Coordinates,
+    Direction,
     GridPadding,
     NearestMode,
     PoolFunction,
+    QBinaryFunction,
     ReduceFunction,
     ResizeMode,
+    Scores,
     UnaryFunction,
 )
 from driver_shim.protocol.types import wire_type_of
@@ -37,13 +42,16 @@ from emulator.engines.kernels import onnxruntime
 from emulator.engines.kernels.choice import prepare
 from emulator.engines.kernels.numpy import columns, quantised, resizing
 from emulator.engines.kernels.provider import KernelRequest
-from emulator.model.operators import OPERATORS
-from emulator.model.operators.shapes import SemanticError, reduced_shape, window_extent
+from emulator.model.operators import OPERATORS, SemanticError
+from emulator.model.operators.shapes import reduced_shape, window_extent
 from tests.support.needs import module_of_extra
 
 Array = NDArray[Any]
 FLOATS = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 NARROW_BOUNDS = {"float16": 2**-9, "bfloat16": 2**-6}
+OF_FLOATS = [function for function in UnaryFunction if function not in (UnaryFunction.NOT, UnaryFunction.BITWISE_NOT)]
+TESTS = (UnaryFunction.IS_NAN, UnaryFunction.IS_INF)
+"""Of floats, but they give bool."""
 seeds = st.integers(0, 2**32 - 1)
 float_names = st.sampled_from(sorted(FLOATS))
 
@@ -83,11 +91,30 @@ def both(
     return results[0], results[1]
 
 
+def both_of_all(kind: CommandKind, given_: Any, inputs: list[Array | None], count: int) -> list[tuple[Array, Array]]:
+    """(fast, golden) for each of the first `count` outputs of one command."""
+    types = [None if a is None else TensorType(wire_type_of(a.dtype), a.shape) for a in inputs]
+    outputs = tuple(OPERATORS[kind].infer(given_, types)[:count])
+    results = []
+    for kernels in (_FAST[0], "golden"):
+        arrays = [np.full(tensor.shape, 77, tensor.dtype.dtype) for tensor in outputs]
+        asked = KernelRequest(kind, given_, tuple(types), outputs, (None, *inputs[1:]))
+        with np.errstate(all="ignore"):
+            prepare(kernels, asked).run(inputs, arrays)
+        results.append(arrays)
+    return list(zip(*results, strict=True))
+
+
 def request(kind: CommandKind, given_: Any, inputs: list[Array | None], output: Array) -> KernelRequest:
     """The preparation of a kernel for these very operands, weights and scales being constants."""
     types = tuple(None if a is None else TensorType(wire_type_of(a.dtype), a.shape) for a in inputs)
     outputs = (TensorType(wire_type_of(output.dtype), output.shape),)
-    return KernelRequest(kind, given_, types, outputs, (None, *inputs[1:]))
+    return KernelRequest(kind, given_, types, outputs, _constants(kind, inputs))
+
+
+def _constants(kind: CommandKind, inputs: list[Array | None]) -> tuple[Array | None, ...]:
+    """All but the data, of which there are two operands where elements are combined."""
+    return (None, None, *inputs[2:]) if kind is CommandKind.QBINARY else (None, *inputs[1:])
 
 
 def close(fast: Array, golden: Array, depth: int = 1) -> bool:
@@ -315,6 +342,93 @@ def test_qmatmul_to_the_bit(
     assert np.array_equal(fast, golden)
 
 
+def some_zero_points(random: np.random.Generator, kind: str, x: Array, w: Array, channels: int) -> list[Array | None]:
+    """Zero points of the data and of the weights: none, one each, or one for each channel of the weights."""
+    if kind == "none":
+        return []
+    return [
+        np.asarray(numbers(random, (), x.dtype)),
+        np.asarray(numbers(random, (channels,) if kind == "each" else (), w.dtype)),
+    ]
+
+
+zero_points = st.sampled_from(["none", "one", "each"])
+
+
+@settings(deadline=None)
+@given(products(), seeds, st.tuples(bytes_types, bytes_types), zero_points)
+def test_matmul_integer_to_the_bit(
+    shapes: tuple[tuple[int, ...], tuple[int, ...]], seed: int, types: tuple[Any, Any], zeros: str
+) -> None:
+    random = np.random.default_rng(seed)
+    x, w = numbers(random, shapes[0], types[0]), numbers(random, shapes[1], types[1])
+    inputs = [x, w, *some_zero_points(random, zeros, x, w, w.shape[-1])]
+    size = (*np.broadcast_shapes(x.shape[:-2], w.shape[:-2]), x.shape[-2], w.shape[-1])
+    kind = CommandKind.MATMUL_INTEGER
+    fast, golden = both(kind, attributes(kind), inputs, size, np.int32)
+    assert np.array_equal(fast, golden)
+
+
+@settings(deadline=None)
+@given(convolutions(), seeds, st.tuples(bytes_types, bytes_types), zero_points)
+def test_conv_integer_to_the_bit(shape: dict[str, Any], seed: int, types: tuple[Any, Any], zeros: str) -> None:
+    random = np.random.default_rng(seed)
+    x, w = numbers(random, shape["x"], types[0]), numbers(random, shape["w"], types[1])
+    inputs = [x, w, *some_zero_points(random, zeros, x, w, w.shape[0])]
+    kind = CommandKind.CONV_INTEGER
+    fast, golden = both(
+        kind, attributes(kind, **shape["attributes"]), inputs, (x.shape[0], w.shape[0], *shape["y"]), np.int32
+    )
+    assert np.array_equal(fast, golden)
+
+
+@settings(deadline=None)
+@given(
+    seeds,
+    bytes_types,
+    st.sampled_from(QBinaryFunction),
+    st.sampled_from([((200, 100), (200, 100)), ((150, 130), (130,)), ((1, 130), (140, 1)), ((), ()), ((0, 4), (4,))]),
+    st.sampled_from([None, None, math.nan, math.inf, 0.0]),
+)
+def test_qbinary_to_the_bit(
+    seed: int,
+    dtype: np.dtype[Any],
+    function: QBinaryFunction,
+    shapes: tuple[tuple[int, ...], tuple[int, ...]],
+    special: float | None,
+) -> None:
+    random = np.random.default_rng(seed)
+    inputs: list[Array | None] = [numbers(random, shape, dtype) for shape in shapes]
+    for scale in (
+        random.choice([0.1, 0.5, 0.3]),
+        random.uniform(0.1, 1) if special is None else special,
+        random.choice([1.0, 0.2, 20]),
+    ):
+        inputs += [np.array(scale, np.float32), np.asarray(numbers(random, (), dtype))]
+    kind = CommandKind.QBINARY
+    size = np.broadcast_shapes(*shapes)
+    fast, golden = both(kind, attributes(kind, function=function), inputs, size, dtype)
+    assert np.array_equal(fast, golden)
+
+
+@settings(deadline=None)
+@given(seeds, st.sampled_from([4, 8]), st.sampled_from([16, 32]), st.booleans(), st.booleans(), float_names)
+def test_matmul_nbits(seed: int, bits: int, block: int, zeros: bool, biased: bool, type_name: str) -> None:
+    random = np.random.default_rng(seed)
+    dtype, rows, depth = FLOATS[type_name], 7, 70
+    blocks = -(-depth // block)
+    inputs: list[Array | None] = [
+        numbers(random, (2, 3, depth), dtype),
+        numbers(random, (rows, blocks, block * bits // 8), np.dtype(np.uint8)),
+        numbers(random, (rows, blocks), dtype),
+        numbers(random, (rows, -(-blocks * bits // 8)), np.dtype(np.uint8)) if zeros else None,
+        numbers(random, (rows,), dtype) if biased else None,
+    ]
+    kind = CommandKind.MATMUL_NBITS
+    fast, golden = both(kind, attributes(kind, bits=bits, block=block), inputs, (2, 3, rows), dtype)
+    assert close(fast, golden, depth)
+
+
 @pytest.mark.parametrize("depth", [257, 258, 259, 5000])
 @pytest.mark.parametrize("sign", [255, 0])
 def test_long_sums_of_the_largest_products_stay_exact(depth: int, sign: int) -> None:
@@ -368,25 +482,27 @@ def special_floats(random: np.random.Generator, dtype: np.dtype[Any]) -> Array:
 
 @settings(deadline=None, max_examples=20)
 @given(seeds, float_names)
-@pytest.mark.parametrize("function", [function for function in UnaryFunction if function is not UnaryFunction.NOT])
+@pytest.mark.parametrize("function", OF_FLOATS)
 def test_unary(function: UnaryFunction, seed: int, type_name: str) -> None:
     random = np.random.default_rng(seed)
     x = special_floats(random, FLOATS[type_name])
     given_ = attributes(CommandKind.UNARY, function=function, alpha=0.25, beta=0.75)
     with np.errstate(all="ignore"):
         for start in range(x.shape[0]):  # row by row: small values are not judged by large ones
-            fast, golden = both(CommandKind.UNARY, given_, [x[start : start + 1].copy()], (1, x.shape[1]), x.dtype)
+            row, result = x[start : start + 1].copy(), np.dtype(bool) if function in TESTS else x.dtype
+            fast, golden = both(CommandKind.UNARY, given_, [row], row.shape, result)
             assert close(fast, golden)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (0,), (2, 0)], ids=str)
 @pytest.mark.parametrize("type_name", sorted(FLOATS))
-@pytest.mark.parametrize("function", [function for function in UnaryFunction if function is not UnaryFunction.NOT])
+@pytest.mark.parametrize("function", OF_FLOATS)
 def test_unary_of_a_scalar_of_one_element_and_of_none(
     function: UnaryFunction, type_name: str, shape: tuple[int, ...]
 ) -> None:
     given_ = attributes(CommandKind.UNARY, function=function, alpha=0.25, beta=0.75)
-    fast, golden = both(CommandKind.UNARY, given_, [np.full(shape, 0.5, FLOATS[type_name])], shape, FLOATS[type_name])
+    x = np.full(shape, 0.5, FLOATS[type_name])
+    fast, golden = both(CommandKind.UNARY, given_, [x], shape, np.dtype(bool) if function in TESTS else x.dtype)
     assert fast.shape == shape and close(fast, golden)
 
 
@@ -400,6 +516,10 @@ def test_erf_is_accurate_near_zero_and_at_its_end() -> None:
     assert np.max(np.abs(output - exact) / np.abs(exact)) < 3e-7
 
 
+DIVISIONS = {BinaryFunction.DIV, BinaryFunction.MOD, BinaryFunction.FMOD, BinaryFunction.POW}
+"""What some divisors or powers of integers fail."""
+
+
 @pytest.mark.parametrize(
     "type_name", ["int8", "uint8", "int16", "int32", "int64", "float32", "float16", "bfloat16", "bool"]
 )
@@ -408,21 +528,17 @@ def test_erf_is_accurate_near_zero_and_at_its_end() -> None:
 def test_binary(type_name: str, seed: int, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     random = np.random.default_rng(seed)
     dtype = FLOATS.get(type_name) or np.dtype(type_name)
-    logical = {BinaryFunction.AND, BinaryFunction.OR, BinaryFunction.XOR}
-    comparisons = range(BinaryFunction.EQUAL, BinaryFunction.GREATER_OR_EQUAL + 1)
     for function in BinaryFunction:
-        if dtype.kind == "b" and function not in logical | {BinaryFunction.EQUAL}:
-            continue
-        if dtype.kind != "b" and function in logical:
-            continue
-        if function is BinaryFunction.POW and type_name not in FLOATS:
-            continue
         a, b = numbers(random, shapes[0], dtype), numbers(random, shapes[1], dtype)
-        if function is BinaryFunction.DIV and dtype.kind in "iu":
-            b = np.where(b == 0, dtype.type(3), b)
-        size = np.broadcast_shapes(a.shape, b.shape)
-        result = np.dtype(bool) if function in comparisons or function in logical else dtype
-        fast, golden = both(CommandKind.BINARY, attributes(CommandKind.BINARY, function=function), [a, b], size, result)
+        if function in DIVISIONS and dtype.kind in "iu":
+            b = np.where(b <= 0, dtype.type(3), b)
+        given_ = attributes(CommandKind.BINARY, function=function)
+        try:
+            (y,) = OPERATORS[CommandKind.BINARY].infer(given_, [TensorType(wire_type_of(dtype), s) for s in shapes])
+        except SemanticError:  # not defined for this type
+            continue
+        size, result = y.shape, y.dtype.dtype
+        fast, golden = both(CommandKind.BINARY, given_, [a, b], size, result)
         assert close(fast, golden), function
 
 
@@ -624,12 +740,150 @@ def test_grid_sample(mode: ResizeMode, padding: GridPadding, align: int, spatial
     assert close(fast, golden, 16)
 
 
+@pytest.mark.parametrize("type_name", sorted(FLOATS))
+@pytest.mark.parametrize("root_mean_square", [0, 1])
+@pytest.mark.parametrize(
+    ("axes", "scale", "bias"),
+    [
+        (0b100, (5,), (5,)),
+        (0b100, (5,), None),
+        (0b110, (3, 5), (3, 5)),
+        (0b110, (3, 1), (1,)),
+        (0b111, None, None),
+        (0b101, (5,), None),
+        (0, None, None),
+    ],
+)
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_layer_norm(
+    axes: int,
+    scale: tuple[int, ...] | None,
+    bias: tuple[int, ...] | None,
+    root_mean_square: int,
+    outputs: int,
+    type_name: str,
+) -> None:
+    random, dtype = np.random.default_rng(1), FLOATS[type_name]
+    vectors = [None if shape is None else numbers(random, shape, dtype) for shape in (scale, bias)]
+    given_ = attributes(CommandKind.LAYER_NORM, axes=axes, epsilon=1e-5, root_mean_square=root_mean_square)
+    x = numbers(random, (2, 3, 5), dtype) + dtype.type(3)
+    for fast, golden in both_of_all(CommandKind.LAYER_NORM, given_, [x, *vectors], outputs):
+        assert close(fast, golden, 8)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0), (1, 1)], ids=str)
+def test_layer_norm_of_few_elements(shape: tuple[int, int]) -> None:
+    given_ = attributes(CommandKind.LAYER_NORM, axes=0b10, epsilon=1e-5)
+    scale = np.ones(shape[1:], np.float32)
+    for fast, golden in both_of_all(CommandKind.LAYER_NORM, given_, [np.ones(shape, np.float32), scale, scale], 3):
+        assert close(fast, golden)
+
+
+_USUAL = {
+    Cell.RNN: [CellActivation.TANH],
+    Cell.GRU: [CellActivation.SIGMOID, CellActivation.TANH],
+    Cell.LSTM: [CellActivation.SIGMOID, CellActivation.TANH, CellActivation.TANH],
+}
+
+
+@pytest.mark.parametrize("type_name", ["float32", "float16"])
+@pytest.mark.parametrize("variant", ["usual", "bare", "linear", "coupled", "clipped", "peeping", "uneven", "rare"])
+@pytest.mark.parametrize("direction", Direction)
+@pytest.mark.parametrize("cell", Cell)
+def test_recurrent(cell: Cell, direction: Direction, variant: str, type_name: str) -> None:
+    random, dtype = np.random.default_rng(1), FLOATS[type_name]
+    steps, batch, features, hidden = 4, 3, 5, 6
+    directions, gates = 2 if direction is Direction.BIDIRECTIONAL else 1, {Cell.RNN: 1, Cell.GRU: 3, Cell.LSTM: 4}[cell]
+    if cell is not Cell.LSTM and variant in ("coupled", "peeping"):
+        return
+    chosen = [CellActivation.SOFTSIGN] * len(_USUAL[cell]) if variant == "rare" else _USUAL[cell]
+    given_ = attributes(
+        CommandKind.RECURRENT,
+        cell=cell,
+        direction=direction,
+        activations=[*chosen * directions, *[0] * (6 - len(chosen) * directions)],
+        alphas=[0.0] * 6,
+        betas=[0.0] * 6,
+        clip=0.5 if variant == "clipped" else 0.0,
+        input_forget=int(variant == "coupled"),
+        linear_before_reset=int(variant == "linear"),
+    )
+    state = (directions, batch, hidden)
+    inputs: list[Array | None] = [
+        numbers(random, shape, dtype)
+        for shape in (
+            (steps, batch, features),
+            (directions, gates * hidden, features),
+            (*state[:1], gates * hidden, hidden),
+        )
+    ]
+    if variant != "bare":
+        inputs += [numbers(random, (directions, 2 * gates * hidden), dtype), None, numbers(random, state, dtype)]
+        inputs += [numbers(random, state, dtype)] if cell is Cell.LSTM else []
+    if variant == "peeping":
+        inputs.append(numbers(random, (directions, 3 * hidden), dtype))
+    if variant == "uneven":
+        inputs[4] = np.array([4, 1, 2], np.int32)
+    for fast, golden in both_of_all(CommandKind.RECURRENT, given_, inputs, 3 if cell is Cell.LSTM else 2):
+        assert close(fast, golden, 64)
+
+
+@pytest.mark.parametrize("type_name", ["float32", "float16"])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (3, 1)], ids=str)
+@pytest.mark.parametrize("flat", [False, True], ids=["apart", "beside"])
+@pytest.mark.parametrize(
+    "variant",
+    ["plain", "bool", "float", "rows", "batch", "narrow", "vector", "causal", "past", "window", "cap", "valid"],
+)
+@pytest.mark.parametrize("outputs", [1, 3, 4])
+def test_attention(variant: str, flat: bool, heads: tuple[int, int], outputs: int, type_name: str) -> None:
+    random, dtype = np.random.default_rng(1), FLOATS[type_name]
+    batch, queries, keys, size, value_size = 2, 5, 6, 4, 3
+    shapes = [(heads[0], queries, size), (heads[1], keys, size), (heads[1], keys, value_size)]
+    inputs: list[Array | None] = [numbers(random, (batch, *shape), dtype) for shape in shapes]
+    if flat:
+        inputs = [a.swapaxes(1, 2).reshape(batch, a.shape[2], -1).copy() for a in inputs if a is not None]
+    masks: dict[str, Array] = {
+        "bool": random.random((queries, keys)) > 0.5,
+        "float": np.where(random.random((1, heads[0], queries, keys)) > 0.5, 0, -np.inf).astype(dtype),
+        "rows": numbers(random, (queries, keys), dtype),
+        "batch": numbers(random, (batch, 1, 1, keys), dtype),
+        "narrow": numbers(random, (queries, keys - 2), dtype),
+        "vector": numbers(random, (keys,), dtype),
+    }
+    if variant == "bool":
+        masks["bool"][0] = False
+    if variant in masks:
+        inputs.append(masks[variant])
+    elif variant == "past":
+        inputs += [None, *(numbers(random, (batch, heads[1], 2, n), dtype) for n in (size, value_size))]
+    elif variant == "valid":
+        inputs += [None, None, None, np.array([3, 6])]
+    given_ = attributes(
+        CommandKind.ATTENTION,
+        scale=0.5,
+        softcap=2.0 if variant == "cap" else 0.0,
+        query_heads=heads[0] if flat else 0,
+        key_heads=heads[1] if flat else 0,
+        left_window=2 if variant == "window" else -1,
+        right_window=1 if variant == "window" else -1,
+        causal=int(variant in ("causal", "past", "valid")),
+        scores=Scores.PROBABILITIES,
+    )
+    for fast, golden in both_of_all(CommandKind.ATTENTION, given_, inputs, outputs):
+        assert close(fast, golden, 16)
+
+
 def test_every_fast_kernel_has_a_comparison_here() -> None:
     compared: dict[CommandKind, Callable[..., Any]] = {
         CommandKind.MATMUL: test_matmul,
         CommandKind.CONV: test_conv,
         CommandKind.QMATMUL: test_qmatmul_to_the_bit,
         CommandKind.QCONV: test_qconv_to_the_bit,
+        CommandKind.MATMUL_INTEGER: test_matmul_integer_to_the_bit,
+        CommandKind.CONV_INTEGER: test_conv_integer_to_the_bit,
+        CommandKind.QBINARY: test_qbinary_to_the_bit,
+        CommandKind.MATMUL_NBITS: test_matmul_nbits,
         CommandKind.UNARY: test_unary,
         CommandKind.BINARY: test_binary,
         CommandKind.CAST: test_cast,
@@ -640,5 +894,8 @@ def test_every_fast_kernel_has_a_comparison_here() -> None:
         CommandKind.RESIZE: test_resize,
         CommandKind.CONV_TRANSPOSE: test_conv_transpose,
         CommandKind.GRID_SAMPLE: test_grid_sample,
+        CommandKind.LAYER_NORM: test_layer_norm,
+        CommandKind.RECURRENT: test_recurrent,
+        CommandKind.ATTENTION: test_attention,
     }
     assert compared.keys() == numpy_kernels.KINDS | onnxruntime.KINDS
