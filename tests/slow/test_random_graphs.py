@@ -30,7 +30,7 @@ GRAPHS = 50
 """In a block."""
 RELATIVE, OF_THE_LARGEST = 1e-3, 1e-4
 """How far two engines may lie apart: of an element, and of the largest in its tensor (1 at least)."""
-LEAST_SHARE = 0.95
+LEAST_SHARE = 0.9
 """Of the graphs, those that onnxruntime has all the types for."""
 
 

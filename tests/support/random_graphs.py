@@ -484,7 +484,7 @@ def _trilu(graph: Graph) -> Draft | None:
 
 
 def _one_hot(graph: Graph) -> Draft | None:
-    x = graph.pick(("int32", "int64"))
+    x = graph.pick(("int32", "int64"), rank=1)  # onnxruntime takes no scalar
     if x is None or x.rank > 4:
         return None
     return Draft("OneHot", [x, np.array([4], np.int64), graph.constant([2])], {"axis": graph.below(x.rank + 1)})
