@@ -152,6 +152,27 @@ def _pad(node: NodeContext) -> Sequence[Value]:
     return [node.builder.emit(CommandKind.PAD, operands, **fields)]
 
 
+def _center_crop_pad(node: NodeContext) -> Sequence[Value]:
+    """CenterCropPad: dimensions cut and padded with zeros to a shape, evenly; an odd one out is at the end."""
+    x, builder = node.value(0), node.builder
+    rank = len(x.shape)
+    axes = [node.axis(axis, rank) for axis in node.attribute("axes", range(rank))]
+    wanted = checked_shape(node.constant_ints(1, "shape") or [])
+    if len(wanted) != len(axes) or len(set(axes)) != len(axes):
+        raise Refused(f"shape {list(wanted)} for axes {axes}")
+    starts, inner, begins, ends = [0] * rank, list(x.shape), [0] * rank, [0] * rank
+    for axis, extent in zip(axes, wanted, strict=True):
+        over = x.shape[axis] - extent
+        starts[axis], inner[axis] = max(0, over) // 2, min(x.shape[axis], extent)
+        begins[axis] = max(0, -over) // 2
+        ends[axis] = max(0, -over) - begins[axis]
+    middle = cut(builder, x, starts, [1] * rank, inner)
+    if not any((*begins, *ends)):
+        return [middle]
+    fields = {"mode": PadMode.CONSTANT, "begins": filled(begins), "ends": filled(ends)}
+    return [builder.emit(CommandKind.PAD, [middle], **fields)]
+
+
 def _expand(node: NodeContext) -> Sequence[Value]:
     """Expand (opset 13): broadcast with the given shape, in both directions."""
     x = node.value(0)
@@ -251,6 +272,7 @@ LOWERINGS: dict[str, Lowering] = {
     "Concat": _concat,
     "Gather": _gather,
     "Pad": _pad,
+    "CenterCropPad": _center_crop_pad,
     "Expand": _expand,
     "Tile": _tile,
     "DepthToSpace": _depth_to_space,
