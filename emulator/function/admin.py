@@ -9,6 +9,7 @@ from driver_shim.protocol.commands import (
     CREATE_QUEUE,
     DELETE_QUEUE,
     GET_LOG_PAGE,
+    GET_PROGRAM_REPORT,
     IDENTIFY,
     IDENTIFY_DATA,
     LINE_BYTES,
@@ -47,6 +48,7 @@ class AdminCommands:
             AdminOpcode.GET_LOG_PAGE: self._get_log_page,
             AdminOpcode.LOAD_PROGRAM: self._load_program,
             AdminOpcode.UNLOAD_PROGRAM: self._unload_program,
+            AdminOpcode.GET_PROGRAM_REPORT: self._get_program_report,
         }
 
     def clear(self) -> None:
@@ -132,6 +134,17 @@ class AdminCommands:
         refuse_reserved(UNLOAD_PROGRAM, entry)
         self._programs.unload(UNLOAD_PROGRAM.codec.unpack(entry)[-1])
         return 0
+
+    def _get_program_report(self, entry: bytes) -> int:
+        """As for log pages: the result is the size of all of it; only the bytes that exist are written."""
+        refuse_reserved(GET_PROGRAM_REPORT, entry)
+        *_, destination, size, handle, offset = GET_PROGRAM_REPORT.codec.unpack(entry)
+        whole = self._programs.report(handle)
+        if size > MAX_LOG_BYTES:
+            raise CommandError(Status.INVALID_FIELD, f"report: {size} bytes asked for; at most {MAX_LOG_BYTES}")
+        check_host_range(self._space, destination, size, write=True, what="program report")
+        self._send(destination, whole[offset : offset + size], "program report")
+        return len(whole)
 
     def _send(self, iova: int, data: bytes, what: str) -> None:
         check_host_range(self._space, iova, len(data), write=True, what=what)

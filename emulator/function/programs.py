@@ -10,10 +10,10 @@ import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
-from driver_shim.protocol.commands import Status
+from driver_shim.protocol.commands import COMMAND_RUN, Status
 from driver_shim.protocol.program import MAX_CONTAINER_BYTES, MAX_TENSORS, Program
 from emulator.chip.chip import Chip
-from emulator.engines.job import EngineJob, JobResult, ProgramImage
+from emulator.engines.job import EngineJob, JobResult, KernelRun, ProgramImage
 from emulator.function.command_error import CommandError, check_device_range, check_tensor_aligned
 from emulator.model import timing
 from emulator.model.profile import Profile
@@ -54,6 +54,7 @@ class Programs:
         self.outstanding: dict[int, OnResult] = {}
         """Engine jobs whose result somebody wants, by id."""
         self._loaded: dict[int, PlacedProgram] = {}
+        self._reports: dict[int, tuple[KernelRun, ...]] = {}
         self._handles = itertools.count(1)
         self._job_ids = itertools.count(1)
         self._generation = 0
@@ -104,7 +105,18 @@ class Programs:
         """Forget a program. Jobs of it that run end normally."""
         self.find(handle)
         del self._loaded[handle]
+        self._reports.pop(handle, None)
         self._engines.unload(handle)
+
+    def note_run(self, program: PlacedProgram, report: tuple[KernelRun, ...]) -> None:
+        """Keep the report of a program's newest run."""
+        self._reports[program.handle] = report
+
+    def report(self, handle: int) -> bytes:
+        """A COMMAND_RUN for each command of the program's newest run. Raises CommandError."""
+        self.find(handle)
+        runs = self._reports.get(handle, ())
+        return b"".join(COMMAND_RUN.pack(run.wall_ns, run.kernel.encode()) for run in runs)
 
     def find(self, handle: int) -> PlacedProgram:
         """The program of a handle. Raises CommandError."""
@@ -163,6 +175,7 @@ class Programs:
         for handle in self._loaded:
             self._engines.unload(handle)
         self._loaded.clear()
+        self._reports.clear()
 
 
 def _placed(profile: Profile, program: Program, entry: VerifiedEntry) -> PlacedEntry:

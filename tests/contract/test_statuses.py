@@ -213,6 +213,14 @@ def unload(client: BusClient) -> bytes:
     return c.UNLOAD_PROGRAM.build(opcode=Admin.UNLOAD_PROGRAM, program=load(client, build(add_twice()), ADDED_PLACE))
 
 
+def report(**fields: Any) -> Case:
+    def case(client: BusClient) -> bytes:
+        loaded = {"destination": host(client), "size": 128, "program": load(client, build(add_twice()), ADDED_PLACE)}
+        return c.GET_PROGRAM_REPORT.build(opcode=Admin.GET_PROGRAM_REPORT, **{**loaded, **fields})
+
+    return case
+
+
 def plain(opcode: int) -> Case:
     return lambda _: c.NOP.build(opcode=opcode)
 
@@ -230,6 +238,7 @@ GOOD: dict[str, Case] = {
     "get_log_page": log_page(),
     "load_program": program(),
     "unload_program": unload,
+    "get_program_report": report(),
     UNKNOWN_IO: plain(0x60),
     UNKNOWN_ADMIN: plain(0x00),
 }
@@ -299,6 +308,9 @@ CASES: list[tuple[str, Status, Case]] = [
     ("get_log_page", Status.INVALID_LOG_PAGE, log_page(page=200)),
     ("get_log_page", Status.DMA_FAULT, log_page(destination=UNMAPPED_IOVA)),
     ("get_log_page", Status.INVALID_FIELD, log_page(size=(1 << 20) + 1)),
+    ("get_program_report", Status.INVALID_PROGRAM, report(program=77)),
+    ("get_program_report", Status.DMA_FAULT, report(destination=UNMAPPED_IOVA)),
+    ("get_program_report", Status.INVALID_FIELD, report(size=(1 << 20) + 1)),
     ("load_program", Status.NOT_SHAREABLE, program(source=UNMAPPED_IOVA)),
     ("load_program", Status.PROGRAM_REJECTED, program(b"no container at all")),
     ("load_program", Status.PROGRAM_REJECTED, program(size=0)),
@@ -320,7 +332,7 @@ CASES: list[tuple[str, Status, Case]] = [
     (UNKNOWN_IO, Status.INVALID_OPCODE, plain(Admin.IDENTIFY)),
     (UNKNOWN_IO, Status.INVALID_OPCODE, lambda _: b"\xff" + bytes(63)),
     (UNKNOWN_ADMIN, Status.INVALID_OPCODE, plain(Io.NOP)),
-    (UNKNOWN_ADMIN, Status.INVALID_OPCODE, plain(0x87)),
+    (UNKNOWN_ADMIN, Status.INVALID_OPCODE, plain(0x88)),
 ]
 
 

@@ -103,6 +103,7 @@ class ExecJob:
         counters = self._chip.counters
         counters.program_commands += len(result.report)
         counters.fast_program_commands += sum(not run.kernel.startswith(GOLDEN_PREFIX) for run in result.report)
+        self._programs.note_run(self._program, result.report)
         self._programs.release(result)
         return 0
 
