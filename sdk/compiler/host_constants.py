@@ -40,15 +40,19 @@ def is_static(op: str, inputs: Iterable[str], known: Collection[str]) -> bool:
     return bool(read) and op not in _RANDOM | _UNBOUNDED and all(name in known for name in read)
 
 
-def folded(graph: Graph, foreign: Collection[str]) -> frozenset[int]:
-    """Positions of static nodes whose results of `foreign` types nothing but such nodes reads."""
+def folded(graph: Graph, foreign: Collection[str], refused: Collection[int] = ()) -> frozenset[int]:
+    """Positions of static nodes whose results of `foreign` types nothing but such nodes reads.
+
+    `refused` are positions of nodes that could not be computed after all.
+    """
     known = set(graph.tensors)
     static: dict[int, GraphNode] = {}
     readers: dict[str, set[int]] = {entry.name: {0} for entry in graph.outputs}
     for node in graph.nodes:
         for name in node.reads:
             readers.setdefault(name, set()).add(node.subject.position)
-        if not node.problems and not node.captured and is_static(node.op, node.inputs, known):
+        possible = not node.problems and not node.captured and node.subject.position not in refused
+        if possible and is_static(node.op, node.inputs, known):
             static[node.subject.position] = node
             known.update(node.outputs)
     while True:

@@ -103,7 +103,7 @@ def place(graph: Graph, refused: Mapping[int, Problem] | None = None) -> Placeme
     refused = refused or {}
     reasons = [_reason(node, refused) for node in graph.nodes]
     foreign = graph.host_only | _foreign_values(graph)
-    computed = folded(graph, foreign)
+    computed = folded(graph, foreign, refused)
     reasons = [
         known or (None if node.subject.position in computed else _by_type(node, foreign))
         for node, known in zip(graph.nodes, reasons, strict=True)

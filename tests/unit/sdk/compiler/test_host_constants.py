@@ -13,6 +13,7 @@ from driver_shim.errors import UnsupportedModel
 from sdk.compiler import compile_model, model_signature, read_model
 from sdk.compiler.host_constants import MOST_ELEMENTS
 from sdk.compiler.placement import place
+from sdk.compiler.problems import Problem, Reason
 from tests.support.models import model, node
 from tests.support.programs import run
 
@@ -101,6 +102,18 @@ def test_a_foreign_result_that_the_host_reads_is_computed_on_the_host() -> None:
     ]
     placement = place(read_model(model(nodes, {"x": (F32, (3,))}, {"y": F32}, {"table": np.ones(3)})))
     assert all(reason is not None for reason in placement.reasons)
+
+
+def test_what_cannot_be_computed_after_all_is_placed_on_the_host_with_what_reads_it() -> None:
+    nodes = [
+        node("Neg", ["table"], ["negative"]),
+        node("Exp", ["negative"], ["power"]),
+        node("Cast", ["power"], ["narrow"], to=FLOAT),
+        node("Mul", ["x", "narrow"], ["y"]),
+    ]
+    graph = read_model(model(nodes, {"x": (F32, (3,))}, {"y": F32}, {"table": np.ones(3)}))
+    refused = {2: Problem("it is refused", graph.nodes[1].subject, Reason.FORM)}
+    assert [reason is None for reason in place(graph, refused).reasons] == [False, False, False, True]
 
 
 def test_what_would_become_large_is_refused() -> None:
