@@ -179,20 +179,31 @@ def convolutions(draw: st.DrawFn) -> dict[str, Any]:
 
 @settings(deadline=None)
 @given(
-    convolutions(), seeds, float_names, st.booleans(), st.sampled_from(Activation), st.sampled_from([1, 100, 1 << 20])
+    convolutions(),
+    seeds,
+    float_names,
+    st.tuples(st.booleans(), st.booleans()),
+    st.sampled_from(Activation),
+    st.sampled_from([1, 100, 1 << 20]),
 )
 def test_conv(
-    shape: dict[str, Any], seed: int, type_name: str, biased: bool, activation: Activation, block: int
+    shape: dict[str, Any],
+    seed: int,
+    type_name: str,
+    added: tuple[bool, bool],
+    activation: Activation,
+    block: int,
 ) -> None:
     random = np.random.default_rng(seed)
     dtype = FLOATS[type_name]
     x, w = numbers(random, shape["x"], dtype), numbers(random, shape["w"], dtype)
-    bias = numbers(random, shape["w"][:1], dtype) if biased else None
-    given_ = attributes(CommandKind.CONV, **shape["attributes"], activation=activation, low=-0.5, high=0.75)
     size = (shape["x"][0], shape["w"][0], *shape["y"])
+    inputs = [x, w, numbers(random, shape["w"][:1], dtype) if added[0] else None]
+    inputs += [numbers(random, size, dtype)] if added[1] else []
+    given_ = attributes(CommandKind.CONV, **shape["attributes"], activation=activation, low=-0.5, high=0.75)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(columns, "COLUMN_BYTES", block)
-        fast, golden = both(CommandKind.CONV, given_, [x, w, bias], size, dtype)
+        fast, golden = both(CommandKind.CONV, given_, inputs, size, dtype)
     assert close(fast, golden, math.prod(shape["w"][1:]))
 
 
