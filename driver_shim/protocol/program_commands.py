@@ -24,7 +24,7 @@ class CommandKind(enum.IntEnum):
     CONV = 0x02
     """Conv; with bias and activation."""
     POOL = 0x03
-    """MaxPool, AveragePool."""
+    """MaxPool, AveragePool, LpPool."""
     QMATMUL = 0x08
     """QLinearMatMul; with int32 bias and ReLU."""
     QCONV = 0x09
@@ -101,6 +101,16 @@ class CommandKind(enum.IntEnum):
     """LayerNormalization and its relatives over any dimensions."""
     ROTARY = 0x33
     """RotaryEmbedding."""
+    UNPOOL = 0x42
+    """MaxUnpool."""
+    GRID_SAMPLE = 0x43
+    """GridSample."""
+    ROI_ALIGN = 0x44
+    """RoiAlign."""
+    ROI_POOL = 0x45
+    """MaxRoiPool."""
+    DEFORM_CONV = 0x46
+    """DeformConv; with bias."""
 
 
 class Activation(enum.IntEnum):
@@ -257,7 +267,9 @@ class PoolFunction(enum.IntEnum):
     """Functions of POOL."""
 
     MAX = 1
+    """The only one with a second output, of indices."""
     AVERAGE = 2
+    LP = 3
 
 
 class Cell(enum.IntEnum):
@@ -313,11 +325,19 @@ class PadMode(enum.IntEnum):
 
 
 class ResizeMode(enum.IntEnum):
-    """How RESIZE makes an element of those around its place, by the names of the ONNX attribute `mode`."""
+    """How RESIZE and GRID_SAMPLE make an element of those around its place, by the names of ONNX's `mode`."""
 
     NEAREST = 0
     LINEAR = 1
     CUBIC = 2
+
+
+class GridPadding(enum.IntEnum):
+    """What GRID_SAMPLE finds outside of the data, by the names of the ONNX attribute `padding_mode`."""
+
+    ZEROS = 0
+    BORDER = 1
+    REFLECTION = 2
 
 
 class Coordinates(enum.IntEnum):
@@ -375,13 +395,15 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
     ),
     CommandKind.POOL: Layout(
         "pool",
-        64,
+        72,
         "function" / u8,
         "count_include_pad" / u8,
         "ceil_mode" / u8,
-        reserved(1),
+        "column_major" / u8,
+        "p" / u32,
         "kernel" / array(MAX_SPATIAL, u32),
         *_WINDOW,
+        reserved(4),
     ),
     CommandKind.QMATMUL: Layout("qmatmul", 8, "relu" / u8, reserved(7)),
     CommandKind.QCONV: Layout("qconv", 56, "group" / u32, "relu" / u8, reserved(3), *_WINDOW),
@@ -421,6 +443,24 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
         "output_padding" / array(MAX_SPATIAL, u32),
         reserved(4),
     ),
+    CommandKind.UNPOOL: Layout("unpool", 40, *_SHAPE),
+    CommandKind.GRID_SAMPLE: Layout("grid_sample", 8, "mode" / u8, "padding" / u8, "align_corners" / u8, reserved(5)),
+    CommandKind.ROI_ALIGN: Layout(
+        "roi_align",
+        24,
+        "function" / u8,
+        "half_pixel" / u8,
+        reserved(2),
+        "sampling_ratio" / u32,
+        "output_height" / u32,
+        "output_width" / u32,
+        "spatial_scale" / f32,
+        reserved(4),
+    ),
+    CommandKind.ROI_POOL: Layout(
+        "roi_pool", 16, "output_height" / u32, "output_width" / u32, "spatial_scale" / f32, reserved(4)
+    ),
+    CommandKind.DEFORM_CONV: Layout("deform_conv", 56, "group" / u32, "offset_group" / u32, *_WINDOW),
     CommandKind.RESIZE: Layout(
         "resize",
         144,
@@ -488,6 +528,7 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
 `dtype` of CAST and BITCAST is a `WireType`.
 `block` of QUANTIZE and DEQUANTIZE is how many elements along the axis share a scale; 0 where the scale has no blocks.
 RESIZE: `cubic` is ONNX's `cubic_coeff_a`; `starts` and `ends` are its `roi`, by dimension; unused dimensions hold 0.
+ROI_ALIGN: `function` is a `PoolFunction`.
 RECURRENT: a `clip` of 0 clips nothing.
 ATTENTION: a `softcap` of 0 caps nothing, a window of -1 is open; heads are 0 where operands have a dimension for them.
 """
@@ -509,7 +550,7 @@ _QUANTISED_LEFT = ("x", "w", "x_scale", "x_zero_point", "w_scale", "w_zero_point
 OPERANDS: dict[CommandKind, Operands] = {
     CommandKind.MATMUL: Operands(("a", "b"), ("bias",)),
     CommandKind.CONV: Operands(("x", "w"), ("bias",)),
-    CommandKind.POOL: Operands(("x",)),
+    CommandKind.POOL: Operands(("x",), outputs=2),
     CommandKind.QMATMUL: Operands(_QUANTISED_LEFT, ("bias",)),
     CommandKind.QCONV: Operands(_QUANTISED_LEFT, ("bias",)),
     CommandKind.QUANTIZE: Operands(("x", "scale", "zero_point")),
@@ -529,6 +570,11 @@ OPERANDS: dict[CommandKind, Operands] = {
     CommandKind.PAD: Operands(("x",), ("value",)),
     CommandKind.EXPAND: Operands(("x",)),
     CommandKind.RESIZE: Operands(("x",)),
+    CommandKind.UNPOOL: Operands(("x", "indices")),
+    CommandKind.GRID_SAMPLE: Operands(("x", "grid")),
+    CommandKind.ROI_ALIGN: Operands(("x", "rois", "batch_indices")),
+    CommandKind.ROI_POOL: Operands(("x", "rois")),
+    CommandKind.DEFORM_CONV: Operands(("x", "w", "offset"), ("bias", "mask")),
     CommandKind.CONV_TRANSPOSE: Operands(("x", "w"), ("bias",)),
     CommandKind.GATHER_ELEMENTS: Operands(("data", "indices")),
     CommandKind.GATHER_ND: Operands(("data", "indices")),

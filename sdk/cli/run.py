@@ -59,7 +59,7 @@ def command(
         entry["files"] = write_outputs(folder, outputs)
         frame.say(f"wrote {', '.join(entry['files'])}")
     if verify:
-        _verify(frame, entry, model_path, inputs, outputs)
+        _verify(frame, entry, model_path, model, inputs, outputs)
 
 
 def _inputs(frame: Frame, model: Graph, given: tuple[str, ...]) -> dict[str, NDArray[Any]]:
@@ -120,11 +120,12 @@ def _verify(
     frame: Frame,
     entry: dict[str, Any],
     model_path: str,
+    model: Graph,
     inputs: Mapping[str, NDArray[Any]],
     outputs: Mapping[str, NDArray[Any]],
 ) -> None:
     """Compare with onnxruntime and add the verdict. Raises Failure beyond the tolerance (exit 5)."""
-    from sdk.validate import agreement, peer_process
+    from sdk.validate import agreement, differences, peer_process
 
     foreign = [name for name, array in inputs.items() if array.dtype.isbuiltin != 1]
     if foreign:
@@ -153,5 +154,7 @@ def _verify(
         )
     wrong = [one.name for one in compared if not one.holds]
     if wrong:
+        for line in differences.known(node.op for node in model.nodes):
+            frame.say(f"may differ by right, see {differences.PAGE}: {line}")
         message = f"outputs beyond the tolerance: {', '.join(wrong)}"
         frame.fail(Failure(message, ExitCode.UNHEALTHY, slug="validation-failed"), entry["address"])

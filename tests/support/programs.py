@@ -144,7 +144,7 @@ def golden_outputs(kind: CommandKind, inputs: Sequence[Array | None], count: int
 def _implied(kind: CommandKind, rank: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Any]:
     """The attributes that say what the output looks like."""
     filled = [*shape, *[0] * (MAX_RANK - len(shape))]
-    if kind in (CommandKind.COPY, CommandKind.EXPAND):
+    if kind in (CommandKind.COPY, CommandKind.EXPAND, CommandKind.UNPOOL):
         return {"rank": len(shape), "shape": filled}
     if kind is CommandKind.CAST:
         return {"dtype": wire_type_of(dtype)}

@@ -24,6 +24,7 @@ from driver_shim.protocol.program_commands import (
     CommandKind,
     Coordinates,
     Direction,
+    GridPadding,
     NearestMode,
     PoolFunction,
     QBinaryFunction,
@@ -165,7 +166,7 @@ def _pool(request: KernelRequest) -> _Graph | None:
         if not _is_float32(request) and request.outputs[0].dtype not in QUANTISED:
             return None
         graph.add("MaxPool", ["i0"], **window)
-    elif _is_float32(request):
+    elif attributes.function == PoolFunction.AVERAGE and _is_float32(request):
         graph.add("AveragePool", ["i0"], count_include_pad=attributes.count_include_pad, **window)
     else:
         return None
@@ -485,6 +486,25 @@ def _resize(request: KernelRequest) -> _Graph | None:
     return graph
 
 
+def _grid_sample(request: KernelRequest) -> _Graph | None:
+    """Reflection is left out: onnxruntime has no bounds for a place that is no number."""
+    attributes = request.attributes
+    rank = _spatial_rank(request)
+    if not _is_float32(request) or attributes.padding == GridPadding.REFLECTION or rank not in (2, 3):
+        return None
+    if rank > 2 and attributes.mode == ResizeMode.CUBIC:
+        return None
+    graph = _Graph()
+    graph.add(
+        "GridSample",
+        ["i0", "i1"],
+        mode=ResizeMode(attributes.mode).name.lower(),
+        padding_mode=GridPadding(attributes.padding).name.lower(),
+        align_corners=attributes.align_corners,
+    )
+    return graph
+
+
 _BUILD: dict[CommandKind, Callable[[KernelRequest], _Graph | None]] = {
     CommandKind.MATMUL: _matmul,
     CommandKind.CONV: _conv,
@@ -504,6 +524,7 @@ _BUILD: dict[CommandKind, Callable[[KernelRequest], _Graph | None]] = {
     CommandKind.LAYER_NORM: _layer_norm,
     CommandKind.RECURRENT: _recurrent,
     CommandKind.ATTENTION: _attention,
+    CommandKind.GRID_SAMPLE: _grid_sample,
 }
 KINDS = _BUILD.keys()
 """Kinds of command that have a kernel here."""

@@ -16,6 +16,7 @@ from emulator.model.operators import (
     movement,
     normalise,
     packed_products,
+    pooling,
     products,
     quantised,
     quantised_elementwise,
@@ -23,6 +24,7 @@ from emulator.model.operators import (
     reductions,
     resizing,
     rotary,
+    sampling,
 )
 from emulator.model.operators.arrays import KernelFault
 from emulator.model.operators.operator import Operator
@@ -32,6 +34,7 @@ OPERATORS: dict[CommandKind, Operator] = {
     operator.kind: operator
     for room in (
         products,
+        pooling,
         quantised,
         integer_products,
         packed_products,
@@ -42,6 +45,7 @@ OPERATORS: dict[CommandKind, Operator] = {
         movement,
         indexing,
         resizing,
+        sampling,
         recurrent,
         attention,
         rotary,

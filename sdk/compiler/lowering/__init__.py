@@ -14,11 +14,13 @@ from sdk.compiler.lowering import (
     indexing,
     movement,
     normalise,
+    pooling,
     products,
     quantised,
     recurrent,
     reductions,
     resizing,
+    sampling,
     shapes,
 )
 
@@ -33,11 +35,13 @@ LOWERINGS: dict[str, Lowering] = {
     **indexing.LOWERINGS,
     **movement.LOWERINGS,
     **normalise.LOWERINGS,
+    **pooling.LOWERINGS,
     **products.LOWERINGS,
     **quantised.LOWERINGS,
     **recurrent.LOWERINGS,
     **reductions.LOWERINGS,
     **resizing.LOWERINGS,
+    **sampling.LOWERINGS,
     **shapes.LOWERINGS,
 }
 """The operators that can be compiled."""

@@ -245,7 +245,20 @@ CASES = [
 ]
 
 FOLDED_ALWAYS = {"Shape", "Size", "Constant", "ConstantOfShape", "Range"}
-IMAGES = {"Resize", "Upsample", "ConvTranspose", "Col2Im"}
+IMAGES = {
+    *(
+        "Resize",
+        "Upsample",
+        "ConvTranspose",
+        "Col2Im",
+        "LpPool",
+        "GlobalLpPool",
+        "MaxUnpool",
+        "GridSample",
+        "AffineGrid",
+    ),
+    *("RoiAlign", "MaxRoiPool", "DeformConv", "CenterCropPad"),
+}
 """Compared in test_lowering_images.py."""
 ELSEWHERE = {
     *("QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger", "DynamicQuantizeLinear"),

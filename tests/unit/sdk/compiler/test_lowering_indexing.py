@@ -267,6 +267,22 @@ def computed(op: str, operands: dict[str, Any], dtype: Any, opset: int = NEWEST,
     return run(compile_model(one_node(op, operands, dtype, opset, attributes)), operands)["y"].tolist()
 
 
+@pytest.mark.parametrize(
+    ("start", "end", "step", "expected"),
+    [
+        (-9, -8, -1, [0]),
+        (9, -9, -2, [3, 1]),
+        (-9, 9, 1, [0, 1, 2, 3]),
+        (4, 9, 1, []),
+        (1, -9, -1, [1, 0]),
+        (3, 3, -1, []),
+    ],
+)
+def test_slice_clamps_its_limits_to_the_data(start: int, end: int, step: int, expected: list[int]) -> None:
+    limits = {"c:s": ints(start), "c:e": ints(end), "c:a": ints(0), "c:t": ints(step)}
+    assert computed("Slice", {"x": ints(0, 1, 2, 3), **limits}, np.int64, 13) == expected
+
+
 @pytest.mark.parametrize("opset", [9, 10])
 def test_scatter_is_what_scatter_elements_is_later(opset: int) -> None:
     operands = {"x": np.zeros((3, 3), F32), "i": ints([1, 0, 2], [0, 2, 1]), "u": np.array([[1, 2, 3], [4, 5, 6]], F32)}

@@ -27,6 +27,7 @@ from driver_shim.protocol.program_commands import (
     CommandKind,
     Coordinates,
     Direction,
+    GridPadding,
     NearestMode,
     PoolFunction,
     QBinaryFunction,
@@ -652,21 +653,22 @@ def test_pool(
     kernel: int, stride: int, pads: int, ceil: int, count: int, function: PoolFunction, type_name: str
 ) -> None:
     dtype = FLOATS.get(type_name, np.dtype(np.int8))
-    if function is PoolFunction.AVERAGE and dtype.kind == "i":
-        return
+    if function is not PoolFunction.MAX:
+        dtype = FLOATS.get(type_name, FLOATS["bfloat16"])
     x = numbers(np.random.default_rng(1), (2, 3, 9, 8), dtype)
     given_ = attributes(
         CommandKind.POOL,
         function=function,
         count_include_pad=count,
         ceil_mode=ceil,
+        p=3 if function is PoolFunction.LP else 0,
         kernel=[kernel, kernel, 1],
         strides=[stride, stride, 1],
         dilations=[1] * 3,
         pads_begin=[pads, pads, 0],
         pads_end=[pads, pads, 0],
     )
-    (y,) = OPERATORS[CommandKind.POOL].infer(given_, [TensorType(wire_type_of(dtype), x.shape)])
+    y = OPERATORS[CommandKind.POOL].infer(given_, [TensorType(wire_type_of(dtype), x.shape)])[0]
     fast, golden = both(CommandKind.POOL, given_, [x], y.shape, dtype)
     assert close(fast, golden)
 
@@ -859,6 +861,19 @@ def test_attention(variant: str, flat: bool, heads: tuple[int, int], outputs: in
         assert close(fast, golden, 16)
 
 
+@pytest.mark.parametrize("spatial", [(5, 4), (3, 4, 2), (1, 1)])
+@pytest.mark.parametrize("align", [0, 1])
+@pytest.mark.parametrize("padding", list(GridPadding))
+@pytest.mark.parametrize("mode", list(ResizeMode))
+def test_grid_sample(mode: ResizeMode, padding: GridPadding, align: int, spatial: tuple[int, ...]) -> None:
+    random = np.random.default_rng(1)
+    x = numbers(random, (2, 3, *spatial), FLOATS["float32"])
+    grid = random.uniform(-1.6, 1.6, (2, *[3] * len(spatial), len(spatial))).astype(np.float32)
+    given_ = attributes(CommandKind.GRID_SAMPLE, mode=mode, padding=padding, align_corners=align)
+    fast, golden = both(CommandKind.GRID_SAMPLE, given_, [x, grid], (2, 3, *[3] * len(spatial)), x.dtype)
+    assert close(fast, golden, 16)
+
+
 def test_every_fast_kernel_has_a_comparison_here() -> None:
     compared: dict[CommandKind, Callable[..., Any]] = {
         CommandKind.MATMUL: test_matmul,
@@ -881,5 +896,6 @@ def test_every_fast_kernel_has_a_comparison_here() -> None:
         CommandKind.LAYER_NORM: test_layer_norm,
         CommandKind.RECURRENT: test_recurrent,
         CommandKind.ATTENTION: test_attention,
+        CommandKind.GRID_SAMPLE: test_grid_sample,
     }
     assert compared.keys() == numpy_kernels.KINDS | onnxruntime.KINDS
