@@ -17,6 +17,7 @@ from sdk import environment
 from sdk.here_only import HereOnly
 from sdk.log_pages import Activity, ErrorLogEntry, decode_activity, decode_error_log
 from sdk.memory.buffers import DeviceBuffer, HostBuffer
+from sdk.model.programs import ProgramCounts
 from sdk.open_function import OpenFunction
 from sdk.opening.addresses import Opened, open_address
 from sdk.opening.listing import DeviceInfo, bus_facts
@@ -102,6 +103,11 @@ class Device(HereOnly):
         """Whether it was closed or lost."""
         return self._function.closed is not None
 
+    @property
+    def programs(self) -> ProgramCounts:
+        """How many compiled programs the device holds, how many it takes, and how many gave way to others so far."""
+        return self._function.programs.counts
+
     def sensors(self) -> SensorReadings | None:
         """What the management core last measured; None without one, or when it has not measured for a second."""
         return read_sensors(self.registers)
@@ -173,15 +179,27 @@ class Device(HereOnly):
             raise ValueError(f'when_full must be "wait" or "raise", got {when_full!r}')
         return self._function.create_queue(depth, when_full)
 
-    def load(self, model: Any, *, shapes: Mapping[str, Sequence[Sequence[int]]] | None = None) -> Model:
+    def load(
+        self,
+        model: Any,
+        example_inputs: Any = None,
+        *,
+        shapes: Mapping[str, Sequence[Sequence[int]]] | None = None,
+    ) -> Model:
         """Load a model: an ONNX path, bytes or ModelProto. Checks every operator now, compiles when first called.
 
+        `example_inputs` go with a torch.nn.Module, which is traced on them: tensors by place, or a dict by name.
         `shapes` maps an input to the shapes to compile now: {"data": [(1, 3, 224, 224)]}.
         Raises UnsupportedModel (node, operator, reason), FileNotFoundError, OutOfDeviceMemory.
         """
+        from sdk.compiler import torch_export
         from sdk.model.model import Model  # it imports the compiler, which not every program needs
 
         self._function.check_operable()
+        if torch_export.comes_from_torch(model):
+            model = torch_export.to_onnx(model, example_inputs)
+        elif example_inputs is not None:
+            raise TypeError(f"example_inputs go with a torch.nn.Module, not with a {type(model).__name__}")
         loaded = Model(self._function, model)
         self._function.add_model(loaded._parts)
         try:

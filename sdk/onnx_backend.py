@@ -10,7 +10,6 @@ when first needed, kept, and closed when the process ends.
 
 from __future__ import annotations
 
-import atexit
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -22,35 +21,12 @@ from onnx.backend.base import Backend, BackendRep, namedtupledict
 from sdk.device import Device
 from sdk.errors import UnsupportedModel
 from sdk.model.model import Model
-from sdk.shared_devices import Share, share
+from sdk.shared_devices import kept_device
 
 _SCHEMES = ("emulator", "pci", "vfio-user")
 """Of the addresses, those of devices that run models."""
 _TAKEN = frozenset({"shapes", "rtol", "atol"})
 """Further arguments of `prepare`: `shapes` is that of `Device.load`; ONNX's suite hands in the tolerances it uses."""
-
-
-class _Kept:
-    """Shares of the devices that this process keeps open, by address."""
-
-    def __init__(self) -> None:
-        self._shares: dict[str | None, Share] = {}
-
-    def device(self, address: str | None) -> Device:
-        """The device there, opened unless it is open."""
-        kept = self._shares.get(address)
-        if kept is None or kept.device.closed:
-            kept = self._shares[address] = share(address)
-        return kept.device
-
-    def close(self) -> None:
-        """Give all of them up."""
-        while self._shares:
-            self._shares.popitem()[1].close()
-
-
-_kept = _Kept()
-atexit.register(_kept.close)
 
 
 class NpuBackendRep(BackendRep):  # type: ignore[misc]
@@ -126,7 +102,7 @@ class NpuBackend(Backend):  # type: ignore[misc]
         if not cls.supports_device(device):
             known = ", ".join(map(repr, cls.addresses))
             raise ValueError(f"device {device!r} is not supported; there are {known} and the addresses of sdk.Device")
-        return _kept.device(cls.addresses.get(cls._type_of(device), device))
+        return kept_device(cls.addresses.get(cls._type_of(device), device))
 
     @staticmethod
     def _type_of(device: str) -> str:

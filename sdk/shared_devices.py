@@ -1,11 +1,13 @@
 """Devices that several of this process's parts use at once, since a card has one holder: one per address.
 
-What opens devices for its caller (`onnx_backend`, `inference_session`, `torch_backend`) takes a share of one here; the
-last share that is closed closes the device. Shares that are let go, not closed, leave it to the device's own end.
+What opens devices for its caller takes a share of one here (`inference_session`); the last share that is closed closes
+the device. Shares that are let go, not closed, leave it to the device's own end. What has no end of its own
+(`onnx_backend`, `torch_backend`) keeps its share until the process ends.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import weakref
@@ -87,3 +89,21 @@ def share(address: str | None = None) -> Share:
             shared = _Shared(Device(address))
             _pool.add(asked, shared)
         return Share(shared)
+
+
+_kept: dict[str | None, Share] = {}
+"""Shares that nobody gives up before the process ends, by the address that was asked for."""
+
+
+def kept_device(address: str | None = None) -> Device:
+    """The device at an address, opened unless it is open, and kept until the process ends."""
+    kept = _kept.get(address)
+    if kept is None or kept.device.closed:
+        kept = _kept[address] = share(address)
+    return kept.device
+
+
+@atexit.register
+def _give_up() -> None:
+    while _kept:
+        _kept.popitem()[1].close()

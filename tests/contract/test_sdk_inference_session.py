@@ -23,7 +23,8 @@ from tests.support.models import model, node
 from tests.support.needs import module_of_extra
 from tests.support.rigs import in_process_rig
 
-EMULATOR = "emulator:?core=none"
+EMULATOR = "emulator:?kernels=numpy&core=none"
+"""One that no other test opens: sessions share the device of an address with whatever has it open."""
 X: NDArray[Any] = np.array([[-1, 2, -3]], np.float32)
 
 

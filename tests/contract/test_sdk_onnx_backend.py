@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,13 @@ from tests.support.models import model, node
 
 EMULATOR = "emulator:?core=none"
 X: NDArray[Any] = np.array([[-1, 2, -3]], np.float32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_kept() -> Iterator[None]:
+    """The device that these tests share would else be kept until their process ends."""
+    yield
+    NpuBackend.device(EMULATOR).close()
 
 
 @pytest.fixture

@@ -148,13 +148,11 @@ def _convolution(request: KernelRequest, op: str, **more: Any) -> _Graph | None:
     attributes, graph = request.attributes, _Graph()
     product = graph.add(
         op,
-        [f"i{i}" for i, operand in enumerate(request.inputs[:3]) if operand is not None],
+        [f"i{i}" for i, operand in enumerate(request.inputs) if operand is not None],
         group=attributes.group,
         **_window(attributes, _spatial_rank(request)),
         **more,
     )
-    if len(request.inputs) > 3:
-        product = graph.add("Add", [product, "i3"])
     graph.activate(attributes, product)
     return graph
 
@@ -187,8 +185,11 @@ def _qconv(request: KernelRequest) -> _Graph | None:
 
 def _qmatmul(request: KernelRequest) -> _Graph | None:
     a, b = request.inputs[:2]
+    scale = request.inputs[4]
     graph = _Graph(floor=_floor(request))
     if not _eight_bit_is_exact(request):
+        return None
+    if scale is None or b is None or (scale.elements > 1 and len(b.shape) > 2):  # columns of stacks it refuses
         return None
     if len(request.inputs) <= 8 or request.inputs[8] is None:
         graph.add("QLinearMatMul", [f"i{i}" for i in (0, 2, 3, 1, 4, 5, 6, 7)])
@@ -523,10 +524,10 @@ _BUILD: dict[CommandKind, Callable[[KernelRequest], _Graph | None]] = {
     CommandKind.TRANSPOSE: _transpose,
     CommandKind.REDUCE: _reduce,
     CommandKind.RESIZE: _resize,
-    CommandKind.GRID_SAMPLE: _grid_sample,
     CommandKind.LAYER_NORM: _layer_norm,
     CommandKind.RECURRENT: _recurrent,
     CommandKind.ATTENTION: _attention,
+    CommandKind.GRID_SAMPLE: _grid_sample,
 }
 KINDS = _BUILD.keys()
 """Kinds of command that have a kernel here."""

@@ -66,7 +66,7 @@ def _tap(at: Array, weight: Array, extent: int, beyond: Callable[[Array], Array]
 def blend(data: Array, taps: Sequence[Sequence[Tap]]) -> Array:
     """Samples [C, P] of `data` [C, *spatial], by the taps along each spatial dimension."""
     channels, *spatial = data.shape
-    flat = data.reshape(channels, -1)
+    flat = data.reshape(channels, math.prod(spatial))
     result = np.zeros((channels, len(taps[0][0].element)), np.float32)
     for combination in itertools.product(*taps):
         index = np.ravel_multi_index([tap.element for tap in combination], spatial)

@@ -30,6 +30,7 @@ EXTRAS = {
     "onnxruntime": ("onnxruntime", "models"),
     "peakrdl_html": ("peakrdl-html", "firmware"),
     "systemrdl": ("systemrdl-compiler", "firmware"),
+    "torch": ("torch", "torch"),
     "unicorn": ("unicorn", "firmware"),
     "usb": ("pyusb", "usb"),
 }

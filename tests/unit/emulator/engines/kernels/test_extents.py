@@ -29,6 +29,7 @@ from driver_shim.protocol.program_commands import (
     QBinaryFunction,
     ReduceFunction,
     ResizeMode,
+    ScatterMode,
     ScatterReduction,
     UnaryFunction,
 )
@@ -332,6 +333,45 @@ def rotary(extent: Extent) -> Iterator[Row]:
         yield {}, [real((batch, heads, steps, size)), turns, turns]
 
 
+def unpool(extent: Extent) -> Iterator[Row]:
+    for shape in shapes(extent, 2, 3):
+        yield target((2, *shape)), [real(shape), np.arange(int(np.prod(shape))).reshape(shape)]
+
+
+def grid_sample(extent: Extent) -> Iterator[Row]:
+    for batch, channels, size, samples in shapes(extent, 2, 3, 4, 5):
+        for mode in ResizeMode:
+            yield {"mode": mode}, [real((batch, channels, size)), real((batch, samples, 1)) / 2]
+
+
+def roi_align(extent: Extent) -> Iterator[Row]:
+    size = {"output_height": 2, "output_width": 2, "spatial_scale": 1.0, "function": PoolFunction.AVERAGE}
+    for batch, channels, side, regions in shapes(extent, 2, 3, 4, 5):
+        if batch or not regions:
+            yield size, [real((batch, channels, side, side)), real((regions, 4)), places(regions)]
+
+
+def roi_pool(extent: Extent) -> Iterator[Row]:
+    size = {"output_height": 2, "output_width": 2, "spatial_scale": 1.0}
+    for batch, channels, side, regions in shapes(extent, 2, 3, 4, 5):
+        if batch or not regions:
+            yield size, [real((batch, channels, side, side)), np.zeros((regions, 5), F32)]
+
+
+def deform_conv(extent: Extent) -> Iterator[Row]:
+    for batch, channels, filters, size in shapes(extent, 2, 3, 4, 5):
+        kept = max(0, size - 1)
+        operands = [real((batch, channels, size, 5)), real((filters, channels, 2, 1)), real((batch, 4, kept, 5))]
+        yield {"group": 1, "offset_group": 1, **window()}, operands
+
+
+def tensor_scatter(extent: Extent) -> Iterator[Row]:
+    for batch, size, features in shapes(extent, 2, 3, 4):
+        for mode, written in itertools.product(ScatterMode, {min(1, size), size}):
+            operands = [real((batch, size, features)), real((batch, written, features)), places(batch)]
+            yield {"axis": 1, "mode": mode}, operands
+
+
 ROWS: dict[CommandKind, Callable[[Extent], Iterator[Row]]] = {
     CommandKind.MATMUL: matmul,
     CommandKind.CONV: conv,
@@ -374,6 +414,12 @@ ROWS: dict[CommandKind, Callable[[Extent], Iterator[Row]]] = {
     CommandKind.ATTENTION: attention,
     CommandKind.LAYER_NORM: layer_norm,
     CommandKind.ROTARY: rotary,
+    CommandKind.TENSOR_SCATTER: tensor_scatter,
+    CommandKind.UNPOOL: unpool,
+    CommandKind.GRID_SAMPLE: grid_sample,
+    CommandKind.ROI_ALIGN: roi_align,
+    CommandKind.ROI_POOL: roi_pool,
+    CommandKind.DEFORM_CONV: deform_conv,
 }
 SCALARS = frozenset(
     {

@@ -740,19 +740,6 @@ def test_resize(
     assert close(fast, golden, 4)
 
 
-@pytest.mark.parametrize("spatial", [(5, 4), (3, 4, 2), (1, 1)])
-@pytest.mark.parametrize("align", [0, 1])
-@pytest.mark.parametrize("padding", list(GridPadding))
-@pytest.mark.parametrize("mode", list(ResizeMode))
-def test_grid_sample(mode: ResizeMode, padding: GridPadding, align: int, spatial: tuple[int, ...]) -> None:
-    random = np.random.default_rng(1)
-    x = numbers(random, (2, 3, *spatial), FLOATS["float32"])
-    grid = random.uniform(-1.6, 1.6, (2, *[3] * len(spatial), len(spatial))).astype(np.float32)
-    given_ = attributes(CommandKind.GRID_SAMPLE, mode=mode, padding=padding, align_corners=align)
-    fast, golden = both(CommandKind.GRID_SAMPLE, given_, [x, grid], (2, 3, *[3] * len(spatial)), x.dtype)
-    assert close(fast, golden, 16)
-
-
 @pytest.mark.parametrize("type_name", sorted(FLOATS))
 @pytest.mark.parametrize("root_mean_square", [0, 1])
 @pytest.mark.parametrize(
@@ -887,6 +874,19 @@ def test_attention(variant: str, flat: bool, heads: tuple[int, int], outputs: in
         assert close(fast, golden, 16)
 
 
+@pytest.mark.parametrize("spatial", [(5, 4), (3, 4, 2), (1, 1)])
+@pytest.mark.parametrize("align", [0, 1])
+@pytest.mark.parametrize("padding", list(GridPadding))
+@pytest.mark.parametrize("mode", list(ResizeMode))
+def test_grid_sample(mode: ResizeMode, padding: GridPadding, align: int, spatial: tuple[int, ...]) -> None:
+    random = np.random.default_rng(1)
+    x = numbers(random, (2, 3, *spatial), FLOATS["float32"])
+    grid = random.uniform(-1.6, 1.6, (2, *[3] * len(spatial), len(spatial))).astype(np.float32)
+    given_ = attributes(CommandKind.GRID_SAMPLE, mode=mode, padding=padding, align_corners=align)
+    fast, golden = both(CommandKind.GRID_SAMPLE, given_, [x, grid], (2, 3, *[3] * len(spatial)), x.dtype)
+    assert close(fast, golden, 16)
+
+
 def test_every_fast_kernel_has_a_comparison_here() -> None:
     compared: dict[CommandKind, Callable[..., Any]] = {
         CommandKind.MATMUL: test_matmul,
@@ -906,9 +906,9 @@ def test_every_fast_kernel_has_a_comparison_here() -> None:
         CommandKind.REDUCE: test_reduce,
         CommandKind.RESIZE: test_resize,
         CommandKind.CONV_TRANSPOSE: test_conv_transpose,
-        CommandKind.GRID_SAMPLE: test_grid_sample,
         CommandKind.LAYER_NORM: test_layer_norm,
         CommandKind.RECURRENT: test_recurrent,
         CommandKind.ATTENTION: test_attention,
+        CommandKind.GRID_SAMPLE: test_grid_sample,
     }
     assert compared.keys() == numpy_kernels.KINDS | onnxruntime.KINDS
