@@ -203,6 +203,7 @@ def test_conv(
     given_ = attributes(CommandKind.CONV, **shape["attributes"], activation=activation, low=-0.5, high=0.75)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(columns, "COLUMN_BYTES", block)
+        patch.setattr(columns, "DEPTHWISE_BYTES", block)
         fast, golden = both(CommandKind.CONV, given_, inputs, size, dtype)
     assert close(fast, golden, math.prod(shape["w"][1:]))
 
@@ -659,9 +660,10 @@ def test_reduce(function: ReduceFunction, axes: int, keep: int) -> None:
 @pytest.mark.parametrize("type_name", ["float32", "float16", "int8"])
 @pytest.mark.parametrize("function", list(PoolFunction))
 @pytest.mark.parametrize("count", [0, 1])
+@pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize(("kernel", "stride", "pads", "ceil"), [(3, 2, 1, 0), (2, 2, 0, 0), (3, 2, 0, 1), (3, 1, 2, 1)])
 def test_pool(
-    kernel: int, stride: int, pads: int, ceil: int, count: int, function: PoolFunction, type_name: str
+    kernel: int, stride: int, pads: int, ceil: int, dilation: int, count: int, function: PoolFunction, type_name: str
 ) -> None:
     dtype = FLOATS.get(type_name, np.dtype(np.int8))
     if function is not PoolFunction.MAX:
@@ -673,11 +675,11 @@ def test_pool(
         count_include_pad=count,
         ceil_mode=ceil,
         p=3 if function is PoolFunction.LP else 0,
-        kernel=[kernel, kernel, 1],
-        strides=[stride, stride, 1],
-        dilations=[1] * 3,
-        pads_begin=[pads, pads, 0],
-        pads_end=[pads, pads, 0],
+        kernel=[kernel, 2, 1],
+        strides=[stride, 1, 1],
+        dilations=[dilation, 1, 1],
+        pads_begin=[pads, 0, 0],
+        pads_end=[pads, 1, 0],
     )
     y = OPERATORS[CommandKind.POOL].infer(given_, [TensorType(wire_type_of(dtype), x.shape)])[0]
     fast, golden = both(CommandKind.POOL, given_, [x], y.shape, dtype)
