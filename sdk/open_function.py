@@ -194,6 +194,12 @@ class OpenFunction:
             if self.closed is None and reset_count == self.reset_count:
                 self.controller.unload_program(handle)
 
+    def program_report(self, program: ModelProgram) -> list[tuple[str, int]]:
+        """(kernel, nanoseconds) of each command of a program's newest run; empty when the device has it not."""
+        with self._lock:
+            self.check_open()
+            return self.controller.program_report(program.handle) if program.handle is not None else []
+
     def make_resident(self, program: ModelProgram) -> None:
         """Put a program on the device, in place of others if need be."""
         with self._lock:

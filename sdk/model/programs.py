@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from driver_shim.errors import CommandFailed
@@ -48,6 +48,16 @@ class ModelProgram:
         """In flight. Adding and removing need no lock of their own."""
 
 
+class CommandRun(NamedTuple):
+    """One command of a run, and who carried it out."""
+
+    node: str
+    """The node or nodes of the model that it came from."""
+    kernel: str
+    """Provider and kind: "onnxruntime.conv", "numpy.binary", "golden.gather"."""
+    wall_seconds: float
+
+
 class ProgramCounts(NamedTuple):
     """How many programs a device holds for this process."""
 
@@ -81,6 +91,11 @@ class ResidentPrograms:
                 program.runs.add(run)
                 self._resident.move_to_end(program)
             return program.handle
+
+    def newest(self, programs: Collection[ModelProgram]) -> ModelProgram | None:
+        """Which of these was used last."""
+        with self._lock:
+            return next((program for program in reversed(self._resident) if program in programs), None)
 
     def load(self, program: ModelProgram, loader: ProgramLoader) -> None:
         """Put a program on the device; others go for it as far as it takes. The caller serialises.

@@ -198,8 +198,11 @@ def _qconv(request: KernelRequest) -> _Graph | None:
 
 def _qmatmul(request: KernelRequest) -> _Graph | None:
     a, b = request.inputs[:2]
+    scale = request.inputs[4]
     graph = _Graph(floor=_floor(request))
     if not _eight_bit_is_exact(request):
+        return None
+    if scale is None or b is None or (scale.elements > 1 and len(b.shape) > 2):  # columns of stacks it refuses
         return None
     if len(request.inputs) <= 8 or request.inputs[8] is None:
         graph.add("QLinearMatMul", [f"i{i}" for i in (0, 2, 3, 1, 4, 5, 6, 7)])
