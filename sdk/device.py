@@ -17,6 +17,7 @@ from sdk import environment
 from sdk.here_only import HereOnly
 from sdk.log_pages import Activity, ErrorLogEntry, decode_activity, decode_error_log
 from sdk.memory.buffers import DeviceBuffer, HostBuffer
+from sdk.model.programs import ProgramCounts
 from sdk.open_function import OpenFunction
 from sdk.opening.addresses import Opened, open_address
 from sdk.opening.listing import DeviceInfo, bus_facts
@@ -101,6 +102,11 @@ class Device(HereOnly):
     def closed(self) -> bool:
         """Whether it was closed or lost."""
         return self._function.closed is not None
+
+    @property
+    def programs(self) -> ProgramCounts:
+        """How many compiled programs the device holds, how many it takes, and how many gave way to others so far."""
+        return self._function.programs.counts
 
     def sensors(self) -> SensorReadings | None:
         """What the management core last measured; None without one, or when it has not measured for a second."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from pathlib import Path
 
 from driver_shim import timeouts
 from driver_shim.cards.discovery import visible_entries
@@ -28,6 +29,12 @@ def visible_devices() -> tuple[str, ...] | None:
 def profile() -> str:
     """`NPU_PROFILE`: the chip of a private emulator whose address names none."""
     return os.environ.get("NPU_PROFILE") or "generic"
+
+
+def cache_folder() -> Path | None:
+    """`NPU_CACHE_DIR`: where compiled programs are kept for the next time; None without it, and nothing is."""
+    value = os.environ.get("NPU_CACHE_DIR")
+    return Path(value) if value else None
 
 
 def strict() -> bool:

@@ -27,6 +27,8 @@ from driver_shim.function.register_window import RegisterWindow
 from driver_shim.shared.weak_callback import weak_callback
 from sdk.memory.buffers import DEVICE_ALIGNMENT, Buffer, DeviceBuffer, HostBuffer, as_dtype, as_shape
 from sdk.memory.device_memory import DeviceMemory, out_of_memory
+from sdk.model.programs import ModelProgram, ResidentPrograms
+from sdk.model.queue_pool import QueuePool
 from sdk.opening.addresses import Opened
 from sdk.queue.queue import Queue, ring_entries
 
@@ -65,8 +67,8 @@ class OpenFunction:
         self._buffers: weakref.WeakSet[Buffer] = weakref.WeakSet()
         self._lock = threading.RLock()
         self._interrupts: list[int] = []
-        self._left: deque[tuple[Queue | None, Callable[[], None], int]] = deque()
-        """What is to be cleaned up once a queue is idle, with the reset it belongs to."""
+        self._left: deque[tuple[Callable[[], bool], Callable[[], None], int]] = deque()
+        """What is to be cleaned up once it is idle, with the reset it belongs to."""
         self.transport.on_unplug = weak_callback(self.lost)
         self.host_memory = HostMemory(self.transport, memory_limit)
         kind = Controller if self.transport.has_dma else RegisterWindow
@@ -81,6 +83,9 @@ class OpenFunction:
         except BaseException:
             self._release_everything()
             raise
+        self.engines = max(1, self.controller.identity.engines or 1)
+        self.programs = ResidentPrograms(self.controller.identity.max_programs or 1)
+        self._model_queues = QueuePool(self.engines)
         self._finalizer = weakref.finalize(self, _let_go, opened, self._interrupts, os.getpid())
         _open_functions.add(self)
 
@@ -189,22 +194,51 @@ class OpenFunction:
             if self.closed is None and reset_count == self.reset_count:
                 self.controller.unload_program(handle)
 
-    def when_idle(self, queue: Queue | None, clean_up: Callable[[], None], reset_count: int) -> None:
-        """Have `clean_up` called once nothing is in flight on the queue. Runs inside finalisers: it only notes it."""
-        self._left.append((queue, clean_up, reset_count))
+    def program_report(self, program: ModelProgram) -> list[tuple[str, int]]:
+        """(kernel, nanoseconds) of each command of a program's newest run; empty when the device has it not."""
+        with self._lock:
+            self.check_open()
+            return self.controller.program_report(program.handle) if program.handle is not None else []
+
+    def make_resident(self, program: ModelProgram) -> None:
+        """Put a program on the device, in place of others if need be."""
+        with self._lock:
+            self.check_open()
+            if program.reset_count != self.reset_count:
+                raise Closed("the device was reset", device=self.address, remedy="load the model again")
+            self._clean_up()
+            self.programs.load(program, self)
+
+    def drop_program(self, program: ModelProgram) -> None:
+        """Take a program off the device for good, unless a reset did so already."""
+        self.programs.drop(program, self)
+
+    def take_queue(self) -> Queue:
+        """A queue for a lane of a model, which other lanes may use, too. Raises CommandFailed."""
+        with self._lock:
+            return self._model_queues.take(self.create_queue)
+
+    def give_queue(self, queue: Queue) -> None:
+        """A lane needs its queue no more; the last one closes it."""
+        with self._lock:
+            unused = self._model_queues.give(queue)
+        if unused is not None:
+            unused.close()
+
+    def when_idle(self, idle: Callable[[], bool], clean_up: Callable[[], None], reset_count: int) -> None:
+        """Have `clean_up` called once `idle` says so. Runs inside finalisers: it only notes it."""
+        self._left.append((idle, clean_up, reset_count))
 
     def _clean_up(self) -> None:
         """Clean up what was let go and is idle now; called with the lock held."""
         for _ in range(len(self._left)):
-            queue, clean_up, reset_count = self._left.popleft()
+            idle, clean_up, reset_count = self._left.popleft()
             if reset_count != self.reset_count:
                 continue
-            if queue is not None:
-                if not queue._completions.idle():
-                    self._left.append((queue, clean_up, reset_count))
-                    continue
-                queue.close()
-            clean_up()
+            if idle():
+                clean_up()
+            else:
+                self._left.append((idle, clean_up, reset_count))
         self.device_memory.reclaim()
 
     # --- life cycle --------------------------------------------------------------------------------------------
@@ -268,6 +302,8 @@ class OpenFunction:
                     buffer._invalidate()
             for model in list(self._models):
                 model.invalidate(gone)
+            self.programs.forget_all()
+            self._model_queues.forget_all()
             self._left.clear()
             self.device_memory = DeviceMemory(self.controller.device_memory(DEVICE_ALIGNMENT))
 
@@ -305,6 +341,9 @@ class OpenFunction:
             self.queues = []
             for model in list(self._models):
                 model.invalidate(closed)
+            self.programs.forget_all()
+            self._model_queues.forget_all()
+            self._left.clear()
             for buffer in list(self._buffers):
                 buffer._invalidate()
             self._finalizer.detach()  # last: what Ctrl-C cuts short, the next call or the end of the process completes
@@ -314,6 +353,7 @@ class OpenFunction:
             self.controller.shut_down()
         except NpuError:
             pass  # it is gone already, or never came up: what is left to do is local
+        self.controller.let_go()
         self.host_memory.close()
         _let_go(self.opened, self._interrupts, os.getpid())
 
@@ -339,6 +379,8 @@ class OpenFunction:
             queue._completions.shut_in_child(gone)
         for model in list(self._models):
             model.abandon_in_child(gone)
+        self.programs.abandon_in_child()
+        self._model_queues.forget_all()
         for buffer in list(self._buffers):
             buffer._invalidate()
 

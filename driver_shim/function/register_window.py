@@ -28,6 +28,7 @@ class RegisterIdentity(NamedTuple):
     kernels: bytes = b""
     max_io_queues: int | None = None
     engines: int | None = None
+    max_programs: int | None = None
     emulated: int | None = None
 
 

@@ -24,7 +24,7 @@ class CommandKind(enum.IntEnum):
     CONV = 0x02
     """Conv; with bias and activation."""
     POOL = 0x03
-    """MaxPool, AveragePool."""
+    """MaxPool, AveragePool, LpPool."""
     QMATMUL = 0x08
     """QLinearMatMul; with int32 bias and ReLU."""
     QCONV = 0x09
@@ -93,6 +93,35 @@ class CommandKind(enum.IntEnum):
     """Element-wise functions of 8-bit integers, by a table of their 256 values."""
     MATMUL_NBITS = 0x65
     """onnxruntime's MatMulNBits: weights of 4 or 8 bits with a scale for each block."""
+    RECURRENT = 0x30
+    """RNN, GRU, LSTM: all steps, one or both directions."""
+    ATTENTION = 0x31
+    """Attention: products, mask, Softmax, with a cache's past and present."""
+    LAYER_NORM = 0x32
+    """LayerNormalization and its relatives over any dimensions."""
+    ROTARY = 0x33
+    """RotaryEmbedding."""
+    TENSOR_SCATTER = 0x34
+    """TensorScatter; updates a state in place."""
+    LINEAR_ATTENTION = 0x35
+    """LinearAttention: its rule is what the operands decay and rate make of it."""
+    UNPOOL = 0x42
+    """MaxUnpool."""
+    GRID_SAMPLE = 0x43
+    """GridSample."""
+    ROI_ALIGN = 0x44
+    """RoiAlign."""
+    ROI_POOL = 0x45
+    """MaxRoiPool."""
+    DEFORM_CONV = 0x46
+    """DeformConv; with bias."""
+
+
+class ScatterMode(enum.IntEnum):
+    """Modes of TENSOR_SCATTER, by the names of the ONNX attribute."""
+
+    LINEAR = 0
+    CIRCULAR = 1
 
 
 class Activation(enum.IntEnum):
@@ -151,6 +180,21 @@ class UnaryFunction(enum.IntEnum):
     BITWISE_NOT = 0x6B
     SHRINK = 0x6C
     """x + beta below -alpha, x - beta above alpha, else 0."""
+    GELU = 0x40
+    """x / 2 · (1 + erf(x / √2))."""
+    GELU_TANH = 0x41
+    """Gelu's approximation by tanh."""
+    SWISH = 0x42
+    """x · sigmoid(alpha · x)."""
+    HARD_SWISH = 0x43
+    MISH = 0x44
+    SELU = 0x45
+    """alpha; beta is the operator's gamma."""
+    CELU = 0x46
+    """alpha."""
+    SOFTSIGN = 0x47
+    THRESHOLDED_RELU = 0x48
+    """alpha: what is not above it becomes 0."""
 
 
 class BinaryFunction(enum.IntEnum):
@@ -234,7 +278,52 @@ class PoolFunction(enum.IntEnum):
     """Functions of POOL."""
 
     MAX = 1
+    """The only one with a second output, of indices."""
     AVERAGE = 2
+    LP = 3
+
+
+class Cell(enum.IntEnum):
+    """Cells of RECURRENT, by the names of their ONNX operators."""
+
+    RNN = 1
+    GRU = 2
+    LSTM = 3
+
+
+class Direction(enum.IntEnum):
+    """Directions of RECURRENT."""
+
+    FORWARD = 0
+    REVERSE = 1
+    BIDIRECTIONAL = 2
+
+
+class CellActivation(enum.IntEnum):
+    """Activations of RECURRENT, by their names in the ONNX specification; 0 stands for none."""
+
+    RELU = 1
+    TANH = 2
+    SIGMOID = 3
+    AFFINE = 4
+    """alpha · x + beta."""
+    LEAKY_RELU = 5
+    THRESHOLDED_RELU = 6
+    SCALED_TANH = 7
+    """alpha · tanh(beta · x)."""
+    HARD_SIGMOID = 8
+    ELU = 9
+    SOFTSIGN = 10
+    SOFTPLUS = 11
+
+
+class Scores(enum.IntEnum):
+    """What the last output of ATTENTION holds, by the numbers of the ONNX attribute qk_matmul_output_mode."""
+
+    PRODUCTS = 0
+    CAPPED = 1
+    BIASED = 2
+    PROBABILITIES = 3
 
 
 class PadMode(enum.IntEnum):
@@ -247,11 +336,19 @@ class PadMode(enum.IntEnum):
 
 
 class ResizeMode(enum.IntEnum):
-    """How RESIZE makes an element of those around its place, by the names of the ONNX attribute `mode`."""
+    """How RESIZE and GRID_SAMPLE make an element of those around its place, by the names of ONNX's `mode`."""
 
     NEAREST = 0
     LINEAR = 1
     CUBIC = 2
+
+
+class GridPadding(enum.IntEnum):
+    """What GRID_SAMPLE finds outside of the data, by the names of the ONNX attribute `padding_mode`."""
+
+    ZEROS = 0
+    BORDER = 1
+    REFLECTION = 2
 
 
 class Coordinates(enum.IntEnum):
@@ -274,6 +371,9 @@ class NearestMode(enum.IntEnum):
     FLOOR = 2
     CEIL = 3
 
+
+MAX_CELL_ACTIVATIONS = 6
+"""Of both directions of an LSTM: (f, g, h) each."""
 
 _WINDOW = (
     "strides" / array(MAX_SPATIAL, u32),
@@ -306,13 +406,15 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
     ),
     CommandKind.POOL: Layout(
         "pool",
-        64,
+        72,
         "function" / u8,
         "count_include_pad" / u8,
         "ceil_mode" / u8,
-        reserved(1),
+        "column_major" / u8,
+        "p" / u32,
         "kernel" / array(MAX_SPATIAL, u32),
         *_WINDOW,
+        reserved(4),
     ),
     CommandKind.QMATMUL: Layout("qmatmul", 8, "relu" / u8, reserved(7)),
     CommandKind.QCONV: Layout("qconv", 56, "group" / u32, "relu" / u8, reserved(3), *_WINDOW),
@@ -340,6 +442,7 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
         "pad", 72, "mode" / u8, reserved(7), "begins" / array(MAX_RANK, u32), "ends" / array(MAX_RANK, u32)
     ),
     CommandKind.EXPAND: Layout("expand", 40, *_SHAPE),
+    CommandKind.TENSOR_SCATTER: Layout("tensor_scatter", 8, "axis" / u32, "mode" / u8, reserved(3)),
     CommandKind.CONV_TRANSPOSE: Layout(
         "conv_transpose",
         80,
@@ -352,6 +455,24 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
         "output_padding" / array(MAX_SPATIAL, u32),
         reserved(4),
     ),
+    CommandKind.UNPOOL: Layout("unpool", 40, *_SHAPE),
+    CommandKind.GRID_SAMPLE: Layout("grid_sample", 8, "mode" / u8, "padding" / u8, "align_corners" / u8, reserved(5)),
+    CommandKind.ROI_ALIGN: Layout(
+        "roi_align",
+        24,
+        "function" / u8,
+        "half_pixel" / u8,
+        reserved(2),
+        "sampling_ratio" / u32,
+        "output_height" / u32,
+        "output_width" / u32,
+        "spatial_scale" / f32,
+        reserved(4),
+    ),
+    CommandKind.ROI_POOL: Layout(
+        "roi_pool", 16, "output_height" / u32, "output_width" / u32, "spatial_scale" / f32, reserved(4)
+    ),
+    CommandKind.DEFORM_CONV: Layout("deform_conv", 56, "group" / u32, "offset_group" / u32, *_WINDOW),
     CommandKind.RESIZE: Layout(
         "resize",
         144,
@@ -382,6 +503,39 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
     CommandKind.QBINARY: Layout("qbinary", 8, "function" / u16, reserved(6)),
     CommandKind.LOOKUP: _NONE,
     CommandKind.MATMUL_NBITS: Layout("matmul_nbits", 8, "block" / u32, "bits" / u8, reserved(3)),
+    CommandKind.RECURRENT: Layout(
+        "recurrent",
+        64,
+        "cell" / u8,
+        "direction" / u8,
+        "input_forget" / u8,
+        "linear_before_reset" / u8,
+        "clip" / f32,
+        "activations" / array(MAX_CELL_ACTIVATIONS, u8),
+        reserved(2),
+        "alphas" / array(MAX_CELL_ACTIVATIONS, f32),
+        "betas" / array(MAX_CELL_ACTIVATIONS, f32),
+    ),
+    CommandKind.ATTENTION: Layout(
+        "attention",
+        32,
+        "scale" / f32,
+        "softcap" / f32,
+        "query_heads" / u32,
+        "key_heads" / u32,
+        "left_window" / i32,
+        "right_window" / i32,
+        "causal" / u8,
+        "scores" / u8,
+        reserved(6),
+    ),
+    CommandKind.LAYER_NORM: Layout(
+        "layer_norm", 16, "axes" / u32, "epsilon" / f32, "root_mean_square" / u8, reserved(7)
+    ),
+    CommandKind.ROTARY: Layout("rotary", 8, "heads" / u32, "interleaved" / u8, reserved(3)),
+    CommandKind.LINEAR_ATTENTION: Layout(
+        "linear_attention", 16, "scale" / f32, "query_heads" / u32, "key_heads" / u32, reserved(4)
+    ),
 }
 """Axes count from 0, never from the end; `axes` is a mask: bit i stands for dimension i.
 
@@ -389,6 +543,9 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
 `dtype` of CAST and BITCAST is a `WireType`.
 `block` of QUANTIZE and DEQUANTIZE is how many elements along the axis share a scale; 0 where the scale has no blocks.
 RESIZE: `cubic` is ONNX's `cubic_coeff_a`; `starts` and `ends` are its `roi`, by dimension; unused dimensions hold 0.
+ROI_ALIGN: `function` is a `PoolFunction`.
+RECURRENT: a `clip` of 0 clips nothing.
+ATTENTION: a `softcap` of 0 caps nothing, a window of -1 is open; heads are 0 where operands have a dimension for them.
 """
 
 
@@ -401,6 +558,8 @@ class Operands(NamedTuple):
     """True when the last required operand may occur several times."""
     outputs: int = 1
     """The most outputs that a command of the kind may have; it has the first of them, at least one."""
+    in_place: int | None = None
+    """The input that the first output may be, where it is a state: the command updates it."""
 
 
 _QUANTISED_LEFT = ("x", "w", "x_scale", "x_zero_point", "w_scale", "w_zero_point", "y_scale", "y_zero_point")
@@ -408,7 +567,7 @@ _QUANTISED_LEFT = ("x", "w", "x_scale", "x_zero_point", "w_scale", "w_zero_point
 OPERANDS: dict[CommandKind, Operands] = {
     CommandKind.MATMUL: Operands(("a", "b"), ("bias",)),
     CommandKind.CONV: Operands(("x", "w"), ("bias",)),
-    CommandKind.POOL: Operands(("x",)),
+    CommandKind.POOL: Operands(("x",), outputs=2),
     CommandKind.QMATMUL: Operands(_QUANTISED_LEFT, ("bias",)),
     CommandKind.QCONV: Operands(_QUANTISED_LEFT, ("bias",)),
     CommandKind.QUANTIZE: Operands(("x", "scale", "zero_point")),
@@ -427,7 +586,13 @@ OPERANDS: dict[CommandKind, Operands] = {
     CommandKind.GATHER: Operands(("x", "indices")),
     CommandKind.PAD: Operands(("x",), ("value",)),
     CommandKind.EXPAND: Operands(("x",)),
+    CommandKind.TENSOR_SCATTER: Operands(("past", "update"), ("write_indices",), in_place=0),
     CommandKind.RESIZE: Operands(("x",)),
+    CommandKind.UNPOOL: Operands(("x", "indices")),
+    CommandKind.GRID_SAMPLE: Operands(("x", "grid")),
+    CommandKind.ROI_ALIGN: Operands(("x", "rois", "batch_indices")),
+    CommandKind.ROI_POOL: Operands(("x", "rois")),
+    CommandKind.DEFORM_CONV: Operands(("x", "w", "offset"), ("bias", "mask")),
     CommandKind.CONV_TRANSPOSE: Operands(("x", "w"), ("bias",)),
     CommandKind.GATHER_ELEMENTS: Operands(("data", "indices")),
     CommandKind.GATHER_ND: Operands(("data", "indices")),
@@ -445,7 +610,13 @@ OPERANDS: dict[CommandKind, Operands] = {
     ),
     CommandKind.LOOKUP: Operands(("x", "table")),
     CommandKind.MATMUL_NBITS: Operands(("a", "b", "scales"), ("zero_points", "bias")),
+    CommandKind.RECURRENT: Operands(
+        ("x", "w", "r"), ("bias", "lengths", "initial_h", "initial_c", "peepholes"), outputs=3
+    ),
+    CommandKind.ATTENTION: Operands(
+        ("query", "key", "value"), ("mask", "past_key", "past_value", "valid_keys"), outputs=4
+    ),
+    CommandKind.LAYER_NORM: Operands(("x",), ("scale", "bias"), outputs=3),
+    CommandKind.ROTARY: Operands(("x", "cos", "sin"), ("positions",)),
+    CommandKind.LINEAR_ATTENTION: Operands(("query", "key", "value"), ("past", "decay", "rate"), outputs=2),
 }
-
-UPDATED_INPUT: dict[CommandKind, int] = {}
-"""Kinds that update in place: which of their inputs their first output may be."""

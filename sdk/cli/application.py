@@ -20,6 +20,7 @@ VERBS = {
     "info": ("info", "Show what devices say of themselves."),
     "regs": ("regs", "Read registers, or write one."),
     "run": ("run", "Run an ONNX model."),
+    "compile": ("compile", "Say what an ONNX model takes, without a device."),
     "bench": ("bench", "Measure round trips, commands per second and copies."),
     "emulate": ("emulate", "Serve an emulated device until interrupted."),
     "reset": ("reset", "Reset devices."),

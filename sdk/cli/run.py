@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,7 @@ def command(
         entry["files"] = write_outputs(folder, outputs)
         frame.say(f"wrote {', '.join(entry['files'])}")
     if verify:
-        _verify(frame, entry, model_path, inputs, outputs)
+        _verify(frame, entry, model_path, model, inputs, outputs)
 
 
 def _inputs(frame: Frame, model: Graph, given: tuple[str, ...]) -> dict[str, NDArray[Any]]:
@@ -96,6 +97,9 @@ def _run(
     first, median = walls[0] * 1e3, statistics.median(walls) * 1e3
     frame.say(f"loaded in {load_seconds:.3f} s, first run {first:.3f} ms, median of {repeat} {median:.3f} ms (wall)")
     frame.say(f"{statistics.median(ticks):,.0f} ticks (device_model), kernels {device.info.kernels}")
+    kernels = Counter(run.kernel for run in model.command_runs())
+    if kernels:
+        frame.say(f"commands by kernel: {', '.join(f'{kernel} {count}' for kernel, count in kernels.most_common())}")
     ran = {
         "inputs": [_tensor(name, array) for name, array in inputs.items()],
         "outputs": [_tensor(name, array) for name, array in outputs.items()],
@@ -106,6 +110,7 @@ def _run(
         "device_model_median_ticks": statistics.median(ticks),
         "device_model_median_seconds": device_seconds,
         "kernels": device.info.kernels,
+        "commands_by_kernel": dict(kernels),
         "files": [],
         "verification": None,
     }
@@ -120,11 +125,12 @@ def _verify(
     frame: Frame,
     entry: dict[str, Any],
     model_path: str,
+    model: Graph,
     inputs: Mapping[str, NDArray[Any]],
     outputs: Mapping[str, NDArray[Any]],
 ) -> None:
     """Compare with onnxruntime and add the verdict. Raises Failure beyond the tolerance (exit 5)."""
-    from sdk.validate import agreement, peer_process
+    from sdk.validate import agreement, differences, peer_process
 
     foreign = [name for name, array in inputs.items() if array.dtype.isbuiltin != 1]
     if foreign:
@@ -153,5 +159,7 @@ def _verify(
         )
     wrong = [one.name for one in compared if not one.holds]
     if wrong:
+        for line in differences.known(node.op for node in model.nodes):
+            frame.say(f"may differ by right, see {differences.PAGE}: {line}")
         message = f"outputs beyond the tolerance: {', '.join(wrong)}"
         frame.fail(Failure(message, ExitCode.UNHEALTHY, slug="validation-failed"), entry["address"])

@@ -7,14 +7,15 @@ these functions is first called.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sdk.compiler.compiled import ANY_SHAPE, CompiledProgram, Constant, Plan, Signature, TensorInfo
+from sdk.compiler.compiled import ANY_SHAPE, CompiledProgram, Constant, LiveRange, Plan, Signature, TensorInfo
 
 if TYPE_CHECKING:
     from sdk.compiler.graph import Graph
     from sdk.compiler.loading import ModelSource
+    from sdk.compiler.program import Program
 
 
 def read_model(source: ModelSource | Graph) -> Graph:
@@ -35,21 +36,48 @@ def compile_model(
     source: ModelSource | Graph,
     shapes: Mapping[str, Sequence[int]] | None = None,
     values: Mapping[str, Any] | None = None,
+    *,
+    target: str = "",
+    progress: Callable[[int, int], None] | None = None,
 ) -> CompiledProgram:
     """See `compile.compile_model`."""
     from sdk.compiler import compile as compilation
 
-    return compilation.compile_model(source, shapes, values)
+    return compilation.compile_model(source, shapes, values, target=target, progress=progress)
+
+
+def compile_program(
+    model: ModelSource | Graph,
+    *,
+    target: str = "generic",
+    fallback: str = "error",
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    values: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Program:
+    """Compile a model without a device.
+
+    `target` names the chip. With `fallback="cpu"` nodes that the device has no command for are left to the host; with
+    "error" they are an error. `shapes` gives inputs' shapes by name, where the model leaves dimensions open; `values`
+    those inputs' values that shapes depend on. `progress(done, of)` is told of every node, and may raise to cancel.
+
+    Raises UnsupportedModel, which lists all that stands against it; ValueError; FileNotFoundError.
+    """
+    from sdk.compiler import ahead
+
+    return ahead.compile_program(model, target, fallback, shapes, values, progress)
 
 
 __all__ = [
     "ANY_SHAPE",
     "CompiledProgram",
     "Constant",
+    "LiveRange",
     "Plan",
     "Signature",
     "TensorInfo",
     "compile_model",
+    "compile_program",
     "model_signature",
     "read_model",
 ]

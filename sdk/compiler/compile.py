@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from driver_shim.errors import UnsupportedModel
 from driver_shim.protocol.program import MAX_BINDINGS, MAX_NAME_BYTES, TensorType
+from sdk import environment
+from sdk.compiler.cache import cache_key, cached
 from sdk.compiler.compiled import CompiledProgram, Signature
 from sdk.compiler.context import NodeContext, NotConstant
 from sdk.compiler.graph import Graph, GraphInput, GraphNode
+from sdk.compiler.host_constants import HostConstants
 from sdk.compiler.inlining import inlined
-from sdk.compiler.ir import Builder, DataDependent, Refused, Value, check_tensor
+from sdk.compiler.ir import Builder, DataDependent, NoSuchType, Refused, Value, check_tensor
 from sdk.compiler.loading import ModelSource, open_source
 from sdk.compiler.lowering import LOWERINGS
 from sdk.compiler.passes import optimised
@@ -23,7 +26,12 @@ from sdk.compiler.tensor_data import Array
 
 MAX_SHAPE_ELEMENTS = 1024
 """Elements of an input that may be compiled for by value: those that say shapes, axes, counts."""
+MAX_REAL_ELEMENTS = 8
+"""The same of real numbers that are asked for as they are: limits, depths, scales."""
+_CODES = ((DataDependent, Reason.DATA), (NoSuchType, Reason.TYPE))
 HANDLED = frozenset(LOWERINGS)
+Progress = Callable[[int, int], None]
+"""Told how many nodes are done, of how many."""
 
 
 def read_model(source: ModelSource | Graph) -> Graph:
@@ -48,18 +56,28 @@ def compile_model(
     source: ModelSource | Graph,
     shapes: Mapping[str, Sequence[int]] | None = None,
     values: Mapping[str, Array] | None = None,
+    *,
+    target: str = "",
+    progress: Progress | None = None,
 ) -> CompiledProgram:
     """Compile a model. `shapes` gives inputs' shapes by name; those with fixed dimensions may be left out.
 
     An initialiser that the model declares as an input, too, is one where `shapes` names it. `values` gives those inputs
-    their value for good; the program does not take them. Deterministic: equal arguments give equal bytes. Raises
-    UnsupportedModel for what the device cannot run, NeedsValues when shapes depend on inputs that `values` lacks,
-    ValueError for shapes that do not go with the model.
+    their value for good; the program does not take them. `progress(done, of)` is called for every node, and what it
+    raises ends the compilation. Deterministic: equal arguments give equal bytes. Where `NPU_CACHE_DIR` names a folder,
+    the program comes from there if it was compiled before, for the same `target`.
+
+    Raises UnsupportedModel for what the device cannot run, NeedsValues when shapes depend on inputs that `values`
+    lacks, ValueError for shapes that do not go with the model.
     """
     graph = _checked(source)
     if graph.data is not None:
         graph.data.check_unchanged()
-    return _Compiler(graph, dict(shapes or {}), dict(values or {})).run()
+    compiler = _Compiler(graph, dict(shapes or {}), dict(values or {}), progress)
+    folder = environment.cache_folder()
+    if folder is None:
+        return compiler.run()
+    return cached(folder, cache_key(graph, compiler.input_shapes(), values or {}, target), graph, compiler.run)
 
 
 def _checked(source: ModelSource | Graph) -> Graph:
@@ -69,7 +87,16 @@ def _checked(source: ModelSource | Graph) -> Graph:
     return graph
 
 
-class NeedsValues(UnsupportedModel):
+class NodeRefused(UnsupportedModel):
+    """A node cannot run on the device with these shapes."""
+
+    def __init__(self, message: str, *, position: int = 0, **details: Any) -> None:
+        super().__init__(message, **details)
+        self.position = position
+        """Which of the model's nodes it is, or is within; from 1."""
+
+
+class NeedsValues(NodeRefused):
     """Shapes depend on what these inputs hold: a program can be compiled for each of their values."""
 
     def __init__(self, message: str, *, inputs: tuple[str, ...] = (), **details: Any) -> None:
@@ -78,25 +105,47 @@ class NeedsValues(UnsupportedModel):
 
 
 class _Compiler:
-    def __init__(self, graph: Graph, shapes: dict[str, Sequence[int]], values: dict[str, Array]) -> None:
+    def __init__(
+        self, graph: Graph, shapes: dict[str, Sequence[int]], values: dict[str, Array], progress: Progress | None
+    ) -> None:
         self._graph = graph
+        self._progress = progress
         self._builder = Builder()
         self._values: ChainMap[str, Value] = ChainMap()
+        self._host = HostConstants(graph)
         self._shapes = shapes
         self._fixed = values
         self._input_names: dict[int, str] = {}
         """Names of the program's inputs by the identity of their values."""
+        self._outermost = 0
+        """Position of the model's own node that is being lowered."""
+
+    def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of what the program takes. Raises ValueError for names and shapes that do not go with the model.
+
+        Those with a default are among it where a shape was given for them.
+        """
+        self._check_names()
+        taken = [entry for entry in self._graph.optional if entry.name in self._shapes]
+        return {
+            entry.name: _concrete(entry, self._shapes.get(entry.name))
+            for entry in (*self._graph.inputs, *taken)
+            if entry.name not in self._fixed
+        }
 
     def run(self) -> CompiledProgram:
-        self._check_names()
+        shapes = self.input_shapes()
         self._check_bindings()
         overridden = {entry.name for entry in self._graph.optional if entry.name in self._shapes}
-        taken = [entry for entry in self._graph.optional if entry.name in overridden]
-        inputs = [self._input(entry) for entry in (*self._graph.inputs, *taken) if entry.name not in self._fixed]
+        declared = {entry.name: entry for entry in (*self._graph.inputs, *self._graph.optional)}
+        inputs = [self._input(declared[name], shape) for name, shape in shapes.items()]
         for name, array in {**self._graph.initializers, **self._fixed}.items():
             if name not in overridden or name in self._fixed:
                 self._values[name] = self._builder.constant(array)
-        for node in self._graph.nodes:
+        for done, node in enumerate(self._graph.nodes):
+            if self._progress is not None:
+                self._progress(done, len(self._graph.nodes))
+            self._outermost = node.subject.position
             self._lower(node)
         outputs = self._outputs()
         operations = optimised(self._builder.operations, [value for _, value in outputs])
@@ -122,10 +171,10 @@ class _Compiler:
             if len(entry.name.encode()) > MAX_NAME_BYTES:
                 raise unsupported([Problem(f"the name {entry.name[:40]!r}… exceeds {MAX_NAME_BYTES} bytes")])
 
-    def _input(self, entry: GraphInput) -> NamedValue:
+    def _input(self, entry: GraphInput, shape: tuple[int, ...]) -> NamedValue:
         if entry.dtype is None:
             raise ValueError(f"input {entry.name!r} has a type that no program takes")
-        value = Value(TensorType(entry.dtype, _concrete(entry, self._shapes.get(entry.name))))
+        value = Value(TensorType(entry.dtype, shape))
         try:
             check_tensor(value.type)
         except Refused as refused:
@@ -136,19 +185,32 @@ class _Compiler:
 
     def _lower(self, node: GraphNode) -> None:
         outer, self._builder.node = self._builder.node, node.subject.node or ""
-        inputs = [self._values[name] if name else None for name in node.inputs]
         try:
-            results = self.lower(node, inputs)
+            self._values.update(self._results(node))
         except NotConstant as refused:
-            raise self._needs_values(refused, node) or _refusal(refused, node) from None
+            raise self._needs_values(refused, node) or self._refusal(refused, node) from None
         except Refused as refused:
-            raise _refusal(refused, node) from None
+            raise self._refusal(refused, node) from None
         self._builder.node = outer
-        named = [(name, value) for name, value in zip(node.outputs, results, strict=False) if name]
+
+    def _results(self, node: GraphNode) -> dict[str, Value]:
+        """What a node gives, by name, but for what only the host can hold. Raises Refused."""
+        if any(name in self._host for name in node.reads):
+            return self._computed(node)
+        try:
+            results = self.lower(node, [self._values[name] if name else None for name in node.inputs])
+        except NoSuchType:
+            if any(self._values[name].constant is None for name in node.reads):
+                raise
+            return self._computed(node)
+        named = {name: value for name, value in zip(node.outputs, results, strict=False) if name}
         if len(named) < sum(bool(name) for name in node.outputs):
-            raise _refusal(Refused(f"only its first {len(results)} outputs are supported"), node)
-        for name, value in named:
-            self._values[name] = value
+            raise Refused(f"only its first {len(results)} outputs are supported")
+        return named
+
+    def _computed(self, node: GraphNode) -> dict[str, Value]:
+        """The same for a node of constants that reads or gives types that the device does not have."""
+        return {name: self._builder.constant(array) for name, array in self._host.compute(node, self._values).items()}
 
     def lower(self, node: GraphNode, inputs: Sequence[Value | None]) -> Sequence[Value]:
         """Emit a node's commands. Raises Refused."""
@@ -175,14 +237,28 @@ class _Compiler:
         """The error that asks for the inputs' values, where those alone make up what has to be constant."""
         roots = _roots(refused.value)
         names = [self._input_names.get(id(root)) for root in roots]
-        whole = all(not root.dtype.is_float and root.type.elements <= MAX_SHAPE_ELEMENTS for root in roots)
+        few = all(root.type.elements <= MAX_SHAPE_ELEMENTS and not root.dtype.is_float for root in roots)
+        few = few or (roots == [refused.value] and refused.value.type.elements <= MAX_REAL_ELEMENTS)
         known = tuple(sorted(name for name in names if name is not None))
-        if not whole or not known or len(known) < len(roots):
+        if not few or not known or len(known) < len(roots):
             return None
-        error = _refusal(refused, node)
+        error = self._refusal(refused, node)
         return NeedsValues(
             f"{error.message}; it depends on the values of {', '.join(map(repr, known))}",
             inputs=known,
+            position=error.position,
+            node=error.node,
+            op=error.op,
+            problems=error.problems,
+            subsystem="compiler",
+        )
+
+    def _refusal(self, refused: Refused, node: GraphNode) -> NodeRefused:
+        code = next((code for kind, code in _CODES if isinstance(refused, kind)), Reason.FORM)
+        error = unsupported([Problem(str(refused), node.subject, code)])
+        return NodeRefused(
+            error.message,
+            position=self._outermost,
             node=error.node,
             op=error.op,
             problems=error.problems,
@@ -194,6 +270,9 @@ class _Compiler:
         outputs: list[NamedValue] = []
         taken: set[int] = set()
         for entry in self._graph.outputs:
+            if entry.name in self._host:
+                refusal = str(self._host.refusal(entry.name))
+                raise unsupported([Problem(f"output {entry.name!r}: {refusal}", code=Reason.TYPE)])
             value = self._values[entry.name]
             if entry.dtype is not None and value.dtype is not entry.dtype:
                 raise unsupported([Problem(f"output {entry.name!r} is {value.dtype.text}, declared {entry.type_name}")])
@@ -206,11 +285,6 @@ class _Compiler:
             taken.add(id(value))
             outputs.append((entry.name, value))
         return outputs
-
-
-def _refusal(refused: Refused, node: GraphNode) -> UnsupportedModel:
-    code = Reason.DATA if isinstance(refused, DataDependent) else Reason.FORM
-    return unsupported([Problem(str(refused), node.subject, code)])
 
 
 def _roots(value: Value) -> list[Value]:

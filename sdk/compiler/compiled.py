@@ -50,6 +50,20 @@ class Constant:
     """A view of the model's own memory, where it is an initialiser as it stands."""
 
 
+class LiveRange(NamedTuple):
+    """An intermediate result in the workspace."""
+
+    node: str
+    """The node or nodes that give it."""
+    offset: int
+    size_bytes: int
+    """With what fills its last cache line."""
+    first: int
+    """The command that writes it."""
+    last: int
+    """The last command that reads it."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
     """What a program takes."""
@@ -57,12 +71,26 @@ class Plan:
     commands: int
     constants_bytes: int
     """Device memory for weights, each on a cache line of its own."""
+    operands_bytes: int
+    """Device memory for inputs and outputs, each on a cache line of its own."""
     workspace_bytes: int
+    """Device memory for intermediates: as far as their placement reaches at its peak."""
+    peak_live_bytes: int
+    """What intermediates take at most at one time; the workspace is larger where it has holes then."""
+    largest_hole_bytes: int
+    """The largest piece of the workspace that is free when it reaches its full size."""
     unshared_workspace_bytes: int
     """What the workspace would be without reuse."""
     macs: int
     moved_bytes: int
     """Read and written by all commands together."""
+    live: tuple[LiveRange, ...]
+    """Every intermediate, in the order of their making."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """Device memory for one run at a time."""
+        return self.constants_bytes + self.operands_bytes + self.workspace_bytes
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

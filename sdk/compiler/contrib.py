@@ -44,6 +44,17 @@ _WINDOW = {"auto_pad": STRING, "dilations": INTS, "group": INT, "kernel_shape": 
 _TRANSPOSED = {"transA": INT, "transB": INT, "alpha": FLOAT}
 
 SCHEMAS: dict[str, Schema] = {
+    "Attention": operator(
+        (2, 7),
+        {"num_heads": INT},
+        do_rotary=INT,
+        mask_filter_value=FLOAT,
+        past_present_share_buffer=INT,
+        qkv_hidden_sizes=INTS,
+        rotary_embedding_dim=INT,
+        scale=FLOAT,
+        unidirectional=INT,
+    )._replace(max_output=2),
     "BiasGelu": operator((2, 2)),
     "DequantizeLinear": operator((2, 3), axis=INT),
     "DynamicQuantizeLSTM": operator(
@@ -57,6 +68,7 @@ SCHEMAS: dict[str, Schema] = {
         input_forget=INT,
     )._replace(min_output=0, max_output=3),
     "DynamicQuantizeMatMul": operator((3, 5)),
+    "EmbedLayerNormalization": operator((7, 9), epsilon=FLOAT, mask_index_type=INT)._replace(max_output=3),
     "FastGelu": operator((1, 2)),
     "FusedConv": operator((2, 4), **_WINDOW, activation=STRING, activation_params=FLOATS),
     "FusedGemm": operator(
@@ -70,10 +82,32 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "FusedMatMul": operator((2, 2), **_TRANSPOSED, transBatchA=INT, transBatchB=INT),
     "Gelu": operator((1, 1)),
+    "GroupQueryAttention": operator(
+        (7, 17),
+        {"num_heads": INT, "kv_num_heads": INT},
+        causal=INT,
+        do_rotary=INT,
+        k_norm_epsilon=FLOAT,
+        k_quant_type=STRING,
+        kv_cache_bit_width=INT,
+        local_window_size=INT,
+        q_norm_epsilon=FLOAT,
+        qk_norm_epsilon=FLOAT,
+        qk_output=INT,
+        rotary_interleaved=INT,
+        scale=FLOAT,
+        sliding_window_cache=INT,
+        smooth_softmax=INT,
+        softcap=FLOAT,
+        v_quant_type=STRING,
+    )._replace(max_output=4),
     "MatMulIntegerToFloat": operator((4, 7)),
     "MatMulNBits": operator(
         (3, 6), {"K": INT, "N": INT, "block_size": INT}, bits=INT, accuracy_level=INT, weight_prepacked=INT
     ),
+    "MultiHeadAttention": operator(
+        (1, 10), {"num_heads": INT}, mask_filter_value=FLOAT, scale=FLOAT, unidirectional=INT
+    )._replace(max_output=4),
     "QAttention": operator(
         (5, 9),
         {"num_heads": INT},
@@ -106,8 +140,19 @@ SCHEMAS: dict[str, Schema] = {
     "QLinearWhere": operator((9, 9)),
     "QuantizeLinear": operator((2, 3), axis=INT),
     "QuickGelu": operator((1, 1), alpha=FLOAT),
+    "RotaryEmbedding": operator(
+        (4, 4), interleaved=INT, is_packed_batching=INT, num_heads=INT, rotary_embedding_dim=INT, scale=FLOAT
+    ),
+    "SkipLayerNormalization": operator((3, 5), epsilon=FLOAT)._replace(max_output=4),
+    "SkipSimplifiedLayerNormalization": operator((3, 4), epsilon=FLOAT)._replace(max_output=4),
 }
 """By name."""
+
+UNDER_ONNX: dict[str, Schema] = {
+    "LayerNormalization": operator((2, 3), axis=INT, epsilon=FLOAT, stash_type=INT)._replace(max_output=3),
+    "SimplifiedLayerNormalization": operator((2, 2), axis=INT, epsilon=FLOAT, stash_type=INT)._replace(max_output=2),
+}
+"""Those that onnxruntime has in ONNX's own domain, in opsets where ONNX has no operator of that name."""
 
 
 def qualified(name: str) -> str:

@@ -79,6 +79,9 @@ class Graph:
     host_only: frozenset[str] = frozenset()
     """Names whose values the device cannot hold."""
     opsets: tuple[Opset, ...] = ()
+    ir_version: int = 0
+    tensors: dict[str, onnx.TensorProto] = dataclasses.field(default_factory=dict)
+    """The initialisers as the model has them, those included that the device cannot hold."""
     data: TensorData | None = None
 
     @property

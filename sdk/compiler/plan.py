@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,7 +26,7 @@ from driver_shim.protocol.program import (
 )
 from driver_shim.protocol.types import INT64_STORAGE_MAX, INT64_STORAGE_MIN, WireType
 from emulator.model.work import program_work
-from sdk.compiler.compiled import CompiledProgram, Constant, Plan, TensorInfo
+from sdk.compiler.compiled import CompiledProgram, Constant, LiveRange, Plan, TensorInfo
 from sdk.compiler.ir import Operation, Value
 
 NamedValue = tuple[str, Value]
@@ -36,33 +35,48 @@ NAMED_BYTES = 1 << 20
 """Larger initialisers are told apart by name: to read them for their contents would take as long as to send them."""
 
 
-@dataclasses.dataclass(slots=True)
 class _Workspace:
-    """First-fit placement of tensors that live at the same time."""
+    """First-fit placement of tensors that live at the same time, and what became of it."""
 
-    size: int = 0
-    unshared: int = 0
-    _starts: list[int] = dataclasses.field(default_factory=list)
-    _sizes: dict[int, int] = dataclasses.field(default_factory=dict)
+    def __init__(self) -> None:
+        self.size = 0
+        self.unshared = 0
+        self.live: list[LiveRange] = []
+        self.peak_live_bytes = 0
+        self.largest_hole_bytes = 0
+        """At the command that needed the most room."""
+        self._live_bytes = 0
+        self._starts: list[int] = []
+        self._held: dict[int, LiveRange] = {}
 
-    def take(self, size: int) -> int:
-        """The lowest place that is free."""
+    def take(self, size: int, node: str, index: int) -> int:
+        """The lowest place that is free, from the command `index` on."""
         needed = align_up(size)
         place = 0
         for start in self._starts:
             if start - place >= needed:
                 break
-            place = start + self._sizes[start]
+            place = start + self._held[start].size_bytes
         bisect.insort(self._starts, place)
-        self._sizes[place] = needed
-        self.size = max(self.size, place + needed)
+        self._held[place] = LiveRange(node, place, needed, index, index)
         self.unshared += needed
+        self._live_bytes += needed
+        self.peak_live_bytes = max(self.peak_live_bytes, self._live_bytes)
+        if place + needed > self.size:
+            self.size = place + needed
+            self.largest_hole_bytes = self._largest_hole()
         return place
 
-    def give(self, place: int) -> None:
-        """Free a place."""
+    def give(self, place: int, index: int) -> None:
+        """Free a place after the command `index`."""
         del self._starts[bisect.bisect_left(self._starts, place)]
-        del self._sizes[place]
+        freed = self._held.pop(place)
+        self._live_bytes -= freed.size_bytes
+        self.live.append(freed._replace(last=index))
+
+    def _largest_hole(self) -> int:
+        ends = [0, *(start + self._held[start].size_bytes for start in self._starts)]
+        return max(start - end for start, end in zip([*self._starts, ends[-1]], ends, strict=True))
 
 
 def encode(
@@ -82,11 +96,11 @@ def encode(
     commands = []
     for index, operation in enumerate(operations):
         operands = tuple(table.operand(value, operation) if value is not None else None for value in operation.inputs)
-        results = tuple(table.result(value, workspace) for value in operation.outputs)
+        results = tuple(table.result(value, workspace, operation.node, index) for value in operation.outputs)
         commands.append(Command(operation.kind, operation.attributes, operands, results))
         for value in dict.fromkeys([*operation.inputs, *operation.outputs]):
             if value is not None and last.get(id(value), index) <= index:
-                table.release(value, workspace)
+                table.release(value, workspace, index)
     entry = EntryPoint(
         tuple(commands),
         tuple(Binding(name, table.ids[id(value)]) for name, value in inputs),
@@ -100,6 +114,10 @@ def encode(
         constants_bytes=sum({each.key: align_up(each.type.size_bytes) for each in table.constants}.values()),
         workspace_bytes=workspace.size,
         unshared_workspace_bytes=workspace.unshared,
+        operands_bytes=sum(align_up(value.type.size_bytes) for _, value in (*inputs, *outputs)),
+        peak_live_bytes=workspace.peak_live_bytes,
+        largest_hole_bytes=workspace.largest_hole_bytes,
+        live=tuple(sorted(workspace.live, key=lambda each: (each.first, each.offset))),
         macs=sum(item.macs for item in work),
         moved_bytes=sum(item.bytes for item in work),
     )
@@ -193,18 +211,18 @@ class _Table:
         self.ids[id(value)] = known
         return known
 
-    def result(self, value: Value, workspace: _Workspace) -> int:
+    def result(self, value: Value, workspace: _Workspace, node: str, index: int) -> int:
         """The id of a value that a command writes."""
         if id(value) in self._outputs:
             return self._add(value, Storage.OUTPUT, 0)
-        place = workspace.take(value.type.size_bytes) if value.type.elements else 0
+        place = workspace.take(value.type.size_bytes, node, index) if value.type.elements else 0
         return self._add(value, Storage.WORKSPACE, place)
 
-    def release(self, value: Value, workspace: _Workspace) -> None:
-        """No later command reads the value."""
+    def release(self, value: Value, workspace: _Workspace, index: int) -> None:
+        """No command after `index` reads the value."""
         entry = self.tensors[self.ids[id(value)]]
         if entry.storage is Storage.WORKSPACE and entry.type.elements:
-            workspace.give(entry.offset)
+            workspace.give(entry.offset, index)
 
     def _add(self, value: Value, storage: Storage, offset: int) -> int:
         self.tensors.append(Tensor(value.type, storage, offset))

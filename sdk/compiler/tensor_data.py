@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import mmap
 import os
@@ -66,6 +67,7 @@ class TensorData:
         """Where external data lie; None for a model that came as bytes."""
         self._files: dict[str, MappedFile] = {}
         self._own_file = own_file
+        self._digest: str | None = None
 
     def array(self, tensor: onnx.TensorProto) -> Array:
         """A tensor's array, a read-only view where that is possible.
@@ -89,6 +91,16 @@ class TensorData:
         whole.data_location = onnx.TensorProto.DEFAULT
         whole.raw_data = bytes(self._bytes_of(tensor))
         return whole
+
+    def digest(self) -> str:
+        """What the model and all files of it that were read hold, as hexadecimal SHA-256."""
+        if self._digest is None:
+            whole = hashlib.sha256(self._content)
+            for location, file in sorted(self._files.items()):
+                whole.update(location.encode() + b"\0")
+                whole.update(hashlib.sha256(file.content).digest())
+            self._digest = whole.hexdigest()
+        return self._digest
 
     def check_unchanged(self) -> None:
         """Raise UnsupportedModel when a mapped file was written to since: its contents would be another model's."""

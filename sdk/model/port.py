@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sdk.memory.buffers import DeviceBuffer, HostBuffer
+from sdk.model.programs import ModelProgram, ResidentPrograms
 from sdk.queue.queue import Queue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from numpy.typing import DTypeLike
 
@@ -30,14 +31,28 @@ class ModelOwner(Protocol):
     def device_buffer(self, shape: Any, dtype: DTypeLike) -> DeviceBuffer:
         """Device memory, contents unspecified."""
 
-    def create_queue(self, depth: int, when_full: str) -> Queue:
-        """A queue."""
+    @property
+    def engines(self) -> int:
+        """Programs that the device runs at one time."""
 
-    def load_program(self, image: bytes, constants: Sequence[tuple[int, int]]) -> int:
-        """Load a compiled container whose constants lie at these (device address, bytes); returns its handle."""
+    @property
+    def programs(self) -> ResidentPrograms:
+        """The programs of all models."""
 
-    def unload_program(self, handle: int, reset_count: int) -> None:
-        """Forget a program, unless a reset (they are counted) did so already."""
+    def take_queue(self) -> Queue:
+        """A queue for a lane, which other lanes may use, too. Raises CommandFailed when the application has all."""
 
-    def when_idle(self, queue: Queue | None, clean_up: Callable[[], None], reset_count: int) -> None:
-        """Have `clean_up` called once nothing is in flight on the queue. Runs inside finalisers: it only notes it."""
+    def give_queue(self, queue: Queue) -> None:
+        """A lane needs its queue no more."""
+
+    def program_report(self, program: ModelProgram) -> list[tuple[str, int]]:
+        """(kernel, nanoseconds) of each command of a program's newest run; empty when the device has it not."""
+
+    def make_resident(self, program: ModelProgram) -> None:
+        """Put a program on the device, in place of others if need be."""
+
+    def drop_program(self, program: ModelProgram) -> None:
+        """Take a program off the device for good, unless a reset did so already."""
+
+    def when_idle(self, idle: Callable[[], bool], clean_up: Callable[[], None], reset_count: int) -> None:
+        """Have `clean_up` called once `idle` says so. Runs inside finalisers: it only notes it."""

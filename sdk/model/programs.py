@@ -1,130 +1,160 @@
-"""One loaded program: operands and workspace in device memory, staging in host memory for each run in flight."""
+"""Compiled programs, and which of them the device holds: as many as it takes, the least recently used give way."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from driver_shim.errors import QueueFull
-from driver_shim.protocol.commands import BINDING
+from driver_shim.errors import CommandFailed
+from driver_shim.protocol.commands import Status
 from sdk.compiler import CompiledProgram
-from sdk.memory.buffers import HostBuffer
-from sdk.model.port import ModelOwner
-from sdk.model.weights import Weights
-from sdk.queue.batch import Batch
+from sdk.model.layout import RunLayout
 from sdk.queue.events import Event
-from sdk.queue.queue import Queue
 
-Outputs = dict[str, NDArray[Any]]
-
-
-class RunEvent(Event[Outputs]):
-    """The end of a model's run: its last copy, failed if any command before it failed."""
-
-    __slots__ = ("earlier",)
-    earlier: list[Event[Any]]
-
-    def follows(self, earlier: list[Event[Any]]) -> None:
-        """It answers for these commands of the run, too."""
-        self.earlier = earlier
-        for event in earlier:
-            event._answered = True
-
-    def _finish(self, status: int, start_tick: int, end_tick: int) -> None:
-        """The last command completed; those before it had already, queues being in order."""
-        for event in self.earlier:
-            failure = event._take_failure()
-            if failure is not None:
-                self._fail(failure)
-                return
-        super()._finish(status, self.earlier[0].start_tick or start_tick, end_tick)
+_log = logging.getLogger("npu")
 
 
-class Staging:
-    """Host memory of one run in flight; reused by a later one."""
+class ProgramLoader(Protocol):
+    """What puts programs on the device."""
 
-    def __init__(self, owner: ModelOwner, program: CompiledProgram) -> None:
-        self.inputs = [owner.host_buffer(t.shape, t.dtype) for t in program.inputs]
-        self.outputs = [owner.host_buffer(t.shape, t.dtype) for t in program.outputs]
+    def load_program(self, image: bytes, constants: Sequence[tuple[int, int]]) -> int:
+        """Load a container; returns its handle."""
+
+    def unload_program(self, handle: int, reset_count: int) -> None:
+        """Forget a program, unless a reset (they are counted) did so already."""
 
 
-class LoadedProgram:
-    """A compiled program on the device, with its operands.
+class ModelProgram:
+    """A program of a model, whose weights are on the device. It itself is there while it has a handle."""
 
-    All runs go through one queue, which is in order, so they share operands and workspace in device memory: the next
-    run's inputs are copied in after this one's outputs were copied out.
+    def __init__(
+        self, compiled: CompiledProgram, constants: Sequence[tuple[int, int]], reset_count: int, keep: Any
+    ) -> None:
+        self.compiled = dataclasses.replace(compiled, constants=())
+        """Without the arrays, which are on the device."""
+        self.layout = RunLayout(compiled)
+        self.constants = constants
+        """(device address, bytes) of each."""
+        self.keep = keep
+        """What its constants lie in."""
+        self.reset_count = reset_count
+        """The reset that it was made after."""
+        self.handle: int | None = None
+        self.runs: set[Event[Any]] = set()
+        """In flight. Adding and removing need no lock of their own."""
+
+
+class CommandRun(NamedTuple):
+    """One command of a run, and who carried it out."""
+
+    node: str
+    """The node or nodes of the model that it came from."""
+    kernel: str
+    """Provider and kind: "onnxruntime.conv", "numpy.binary", "golden.gather"."""
+    wall_seconds: float
+
+
+class ProgramCounts(NamedTuple):
+    """How many programs a device holds for this process."""
+
+    loaded: int
+    limit: int
+    evicted: int
+    """Programs that were taken off the device for others since it was opened; they come back when they run again."""
+
+
+class ResidentPrograms:
+    """The programs on one device, of all models, in the order in which they were used. Thread-safe.
+
+    Its lock is held for book-keeping alone, never while the device is asked for something.
     """
 
-    def __init__(self, owner: ModelOwner, program: CompiledProgram, weights: Weights, queue: Queue) -> None:
-        self._owner = owner
-        self._reset_count = owner.reset_count
-        constants = weights.place(program.constants, queue)
-        self.program = dataclasses.replace(program, constants=())
-        """Without its constants, which are on the device now."""
-        self._inputs = [owner.device_buffer(t.shape, t.dtype) for t in program.inputs]
-        self._outputs = [owner.device_buffer(t.shape, t.dtype) for t in program.outputs]
-        self._workspace = owner.device_buffer(program.workspace_bytes, "uint8")
-        self._bindings = self._binding_table(owner)
-        self._operands = (*self._inputs, *self._outputs, self._workspace, self._bindings, *weights.buffers)
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._lock = threading.Lock()
-        self._idle: list[Staging] = []
-        self.handle = owner.load_program(program.image, constants)
+        self._resident: OrderedDict[ModelProgram, None] = OrderedDict()
+        self._evicted = 0
 
-    def start(self, queue: Queue, arrays: list[NDArray[Any]], *, may_wait: bool = True) -> Event[Outputs]:
-        """Submit one run: inputs in, exec, outputs back. The arrays were checked and may be reused on return.
+    @property
+    def counts(self) -> ProgramCounts:
+        """How many there are."""
+        return ProgramCounts(len(self._resident), self._limit, self._evicted)
 
-        Raises QueueFull where `may_wait` is False and the queue has no room for the run.
-        """
+    def begin(self, program: ModelProgram, run: Event[Any]) -> int | None:
+        """Have a program stay while this run is in flight; its handle, or None if it has to be loaded first."""
         with self._lock:
-            staging = self._idle.pop() if self._idle else None
-        if staging is None:
-            staging = Staging(self._owner, self.program)
-        for host, array in zip(staging.inputs, arrays, strict=True):
-            np.copyto(host.array, array)
-        try:
-            return self._submit(queue.batch() if may_wait else queue._batch_that_never_waits(), queue, staging)
-        except QueueFull:  # nothing of it was submitted
+            if program.handle is not None:
+                program.runs.add(run)
+                self._resident.move_to_end(program)
+            return program.handle
+
+    def newest(self, programs: Collection[ModelProgram]) -> ModelProgram | None:
+        """Which of these was used last."""
+        with self._lock:
+            return next((program for program in reversed(self._resident) if program in programs), None)
+
+    def load(self, program: ModelProgram, loader: ProgramLoader) -> None:
+        """Put a program on the device; others go for it as far as it takes. The caller serialises.
+
+        Raises CommandFailed, Timeout, DeviceLost, Closed.
+        """
+        if program.handle is not None:
+            return
+        while len(self._resident) >= self._limit:
+            if not self._evict(loader):
+                break
+        while True:
+            try:
+                handle = loader.load_program(program.compiled.image, program.constants)
+                break
+            except CommandFailed as error:
+                if error.status != Status.PROGRAM_LIMIT or not self._evict(loader):
+                    raise
+        with self._lock:
+            program.handle = handle
+            self._resident[program] = None
+
+    def drop(self, program: ModelProgram, loader: ProgramLoader) -> None:
+        """Take a program off the device for good."""
+        with self._lock:
+            handle, program.handle = program.handle, None
+            self._resident.pop(program, None)
+        if handle is not None:
+            loader.unload_program(handle, program.reset_count)
+
+    def forget_all(self) -> None:
+        """The device was reset, or is gone, and holds none any more."""
+        with self._lock:
+            for program in self._resident:
+                program.handle = None
+            self._resident.clear()
+
+    def abandon_in_child(self) -> None:
+        """In a forked child; the lock may be held by a thread that does not exist here."""
+        self._lock = threading.Lock()
+        self.forget_all()
+
+    def _evict(self, loader: ProgramLoader) -> bool:
+        """Take the least recently used program that nothing runs off the device, waiting for one; False if none is."""
+        while True:
             with self._lock:
-                self._idle.append(staging)
-            raise
-
-    def _submit(self, recording: Batch, queue: Queue, staging: Staging) -> Event[Outputs]:
-        with recording as batch:
-            for operand, host in zip(self._inputs, staging.inputs, strict=True):
-                batch.copy(operand, host)
-            batch._exec(self.handle, self._bindings, self._workspace, self._operands)
-            for host, operand in zip(staging.outputs, self._outputs, strict=True):
-                batch.copy(host, operand)
-            event = RunEvent(queue._completions, "model run", staging.outputs, self._outputs_of(staging))
-            event.follows(batch._events())
-            batch._conclude(event)
-        return event
-
-    def _binding_table(self, owner: ModelOwner) -> HostBuffer:
-        """Addresses and sizes of inputs and outputs, as exec reads them."""
-        operands = self._inputs + self._outputs
-        bindings = owner.host_buffer(len(operands) * BINDING.size, "uint8")
-        table = BINDING.view(bindings.array, count=len(operands))
-        table["address"] = [operand.address for operand in operands]
-        table["size"] = [operand.nbytes for operand in operands]
-        return bindings
-
-    def _outputs_of(self, staging: Staging) -> Callable[[], Outputs]:
-        def convert() -> Outputs:
-            outputs = {
-                info.name: host.array.copy() for info, host in zip(self.program.outputs, staging.outputs, strict=True)
-            }
-            with self._lock:
-                self._idle.append(staging)
-            return outputs
-
-        return convert
-
-    def unload(self) -> None:
-        """Take it off the device."""
-        self._owner.unload_program(self.handle, self._reset_count)
+                idle = next((program for program in self._resident if not program.runs), None)
+                oldest = next(iter(self._resident), None)
+                if idle is not None:
+                    handle, idle.handle = idle.handle, None
+                    del self._resident[idle]
+                    self._evicted += 1
+                run = None if oldest is None else next(iter(tuple(oldest.runs)), None)
+            if idle is not None and handle is not None:
+                names = ", ".join(map(str, idle.compiled.inputs))
+                _log.info("program for inputs %s left the device for another; it is loaded again when it runs", names)
+                loader.unload_program(handle, idle.reset_count)
+                return True
+            if oldest is None:
+                return False
+            if run is not None:
+                run._await_end()

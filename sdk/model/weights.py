@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from driver_shim.errors import HostMemoryLimit
 from driver_shim.protocol.program import align_up
 from sdk.compiler import Constant
 from sdk.memory.buffers import DeviceBuffer, HostBuffer, Span
@@ -17,6 +18,8 @@ from sdk.queue.queue import Queue
 
 STAGING_BYTES = 4 << 20
 """Of each of the two pieces of host memory that weights go through: large enough for the link, small beside a model."""
+
+LEAST_STAGING_BYTES = 64 << 10
 
 
 class Weights:
@@ -28,14 +31,18 @@ class Weights:
         self.buffers: list[DeviceBuffer] = []
         """What they lie in: a buffer for each program that brought new ones."""
 
-    def place(self, constants: Sequence[Constant], queue: Queue) -> list[tuple[int, int]]:
-        """(device address, bytes) of each constant; those that are not there yet are sent through the queue.
+    def place(self, constants: Sequence[Constant]) -> list[tuple[int, int]]:
+        """(device address, bytes) of each constant; those that are not there yet are sent first.
 
         Raises OutOfDeviceMemory, HostMemoryLimit, CommandFailed, Timeout, DeviceLost, Closed.
         """
         missing = {constant.key: constant for constant in constants if constant.key not in self._places}
         if missing:
-            self._add(list(missing.values()), queue)
+            queue = self._owner.take_queue()
+            try:
+                self._add(list(missing.values()), queue)
+            finally:
+                self._owner.give_queue(queue)
         spans = [self._places[constant.key] for constant in constants]
         return [(span.address, span.nbytes) for span in spans]
 
@@ -50,7 +57,7 @@ class Weights:
             offsets.append(end)
             end += align_up(constant.type.size_bytes)
         buffer = self._owner.device_buffer(end, "uint8")
-        with Upload(self._owner, queue, min(end, STAGING_BYTES)) as upload:
+        with Upload(self._owner, queue, min(max(end, 1), STAGING_BYTES)) as upload:
             for constant, offset in zip(constants, offsets, strict=True):
                 upload.send(constant.array, buffer[offset : offset + constant.type.size_bytes])
         for constant, offset in zip(constants, offsets, strict=True):
@@ -66,8 +73,8 @@ class Upload:
 
     def __init__(self, owner: ModelOwner, queue: Queue, staging_bytes: int) -> None:
         self._queue = queue
-        self._size = staging_bytes
-        self._pieces: list[HostBuffer] = [owner.host_buffer(staging_bytes, "uint8") for _ in range(2)]
+        self._pieces = _pieces(owner, staging_bytes)
+        self._size = self._pieces[0].nbytes
         self._busy: list[Event[None] | None] = [None, None]
         self._turn = 0
 
@@ -98,6 +105,17 @@ class Upload:
         np.copyto(there, part)
         self._busy[turn] = self._queue.copy(destination, piece)
         return part.nbytes
+
+
+def _pieces(owner: ModelOwner, size: int) -> list[HostBuffer]:
+    """Two pieces of host memory of this size, or of less where a limit forbids it. Raises HostMemoryLimit."""
+    while True:
+        try:
+            return [owner.host_buffer(size, "uint8") for _ in range(2)]
+        except HostMemoryLimit:
+            if size <= LEAST_STAGING_BYTES:
+                raise
+            size = max(size // 4, LEAST_STAGING_BYTES)
 
 
 def _parts(array: NDArray[Any], most_bytes: int) -> Iterator[NDArray[Any]]:

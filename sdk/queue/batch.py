@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 from driver_shim.errors import CommandFailed
-from driver_shim.protocol.commands import BARRIER, IoOpcode
 from sdk.queue.commands import Commands
 from sdk.queue.completions import Completions
 from sdk.queue.events import Event, T
@@ -33,18 +32,10 @@ class Batch(Commands):
         self._recorded.append((event, codec, opcode, values))
         return event
 
-    def _conclude(self, event: Event[T]) -> Event[T]:
-        """Record a barrier whose event stands for everything before it."""
-        return self._issue(event, BARRIER.codec, int(IoOpcode.BARRIER), ())
-
     @property
     def _is_open(self) -> bool:
         """Whether the block has not ended."""
         return self._state == "open"
-
-    def _events(self) -> list[Event[Any]]:
-        """Events of what was recorded so far."""
-        return [event for event, *_ in self._recorded]
 
     def __len__(self) -> int:
         return len(self._recorded)

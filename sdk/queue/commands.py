@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from driver_shim.protocol.commands import BARRIER, BINDING, COPY, EXEC, FILL, NOP, PATTERN_SIZES, IoOpcode
+from driver_shim.protocol.commands import BARRIER, COPY, FILL, NOP, PATTERN_SIZES, IoOpcode
 from sdk.here_only import HereOnly
-from sdk.memory.buffers import Buffer, Span
+from sdk.memory.buffers import Span
 from sdk.queue.completions import Completions
 from sdk.queue.events import Event, T
 
-_NOP, _BARRIER, _COPY, _FILL, _EXEC = (
-    int(o) for o in (IoOpcode.NOP, IoOpcode.BARRIER, IoOpcode.COPY, IoOpcode.FILL, IoOpcode.EXEC)
-)
+_NOP, _BARRIER, _COPY, _FILL = (int(o) for o in (IoOpcode.NOP, IoOpcode.BARRIER, IoOpcode.COPY, IoOpcode.FILL))
 
 
 class Commands(HereOnly, abc.ABC):
@@ -77,14 +74,6 @@ class Commands(HereOnly, abc.ABC):
         )
         event: Event[None] = Event(self._completions, "fill", (destination._root,))
         return self._issue(event, FILL.codec, _FILL, values)
-
-    def _exec(
-        self, program: int, bindings: Span, workspace: Span, keep: Sequence[Buffer], entry: int = 0
-    ) -> Event[None]:
-        """Run a loaded program (models call this). `bindings` is a host buffer holding the whole binding table."""
-        event: Event[None] = Event(self._completions, "exec", keep)
-        count = bindings.nbytes // BINDING.size
-        return self._issue(event, EXEC.codec, _EXEC, (entry, program, count, bindings.address, workspace.address))
 
 
 def _same_dtype(one: np.dtype[Any], other: np.dtype[Any]) -> bool:

@@ -13,7 +13,7 @@ import select
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from driver_shim import timeouts
 from driver_shim.errors import Closed, CommandFailed, ContractMismatch, DeviceLost, NpuError, Timeout
@@ -51,6 +51,22 @@ class Piece:
         self.event._drop(error)
 
 
+class SlotOwner(Protocol):
+    """Who is told of a command's end."""
+
+    def _finish(self, status: int, start_tick: int, end_tick: int, result: int) -> None:
+        """The completion arrived."""
+
+    def _keeps(self, thing: object) -> bool:
+        """Whether the command, still in flight, uses this buffer."""
+
+    def _fail(self, error: NpuError) -> None:
+        """It ended with its queue."""
+
+    def _drop(self, error: NpuError) -> None:
+        """It is not submitted, or belongs to the parent of this process; nobody need be told."""
+
+
 class Completions:
     """Reaps one queue's completions, settles their events and wakes who waits. `Queue` puts commands in."""
 
@@ -61,7 +77,7 @@ class Completions:
         self.lock = threading.Lock()
         """Guards rings and slots."""
         self.convert_lock = threading.Lock()
-        self.slots: list[Event[Any] | Piece | None] = [None] * pair.entries
+        self.slots: list[SlotOwner | Piece | None] = [None] * pair.entries
         """Who waits for the completion of each slot of the submission ring."""
         self.slot_mask = pair.entries - 1
         self.closed: NpuError | None = None
@@ -103,7 +119,7 @@ class Completions:
                         self._settle_piece(owner, slot)
                     else:
                         if owner is not None:
-                            owner._finish(completion[2], completion[5], completion[6])
+                            owner._finish(completion[2], completion[5], completion[6], completion[4])
                             slots[slot] = None
                         pair.advance()
                     completion = pair.peek() if pair.cq_head != pair.sq_tail else None

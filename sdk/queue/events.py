@@ -103,13 +103,7 @@ class Event(HereOnly, Generic[T]):
     def result(self, timeout: float | None = None) -> T:
         """Wait like `wait` and return the command's value (None for nop, copy, fill, barrier)."""
         self.wait(timeout)
-        if self._convert is not None:
-            with self._queue.convert_lock:
-                convert = self._convert
-                if convert is not None:
-                    self._value = convert()
-                    self._convert = None
-                    self._keep = None
+        self._take_value()
         return self._value  # type: ignore[no-any-return]
 
     @property
@@ -126,11 +120,7 @@ class Event(HereOnly, Generic[T]):
         if not self.done():
             if self._recording is not None:
                 self._check_submitted(self._recording)
-            import asyncio  # whoever awaits has it; nobody else should pay for it
-
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._queue.notify(self, future)
-            yield from future
+            yield from self._future()
         return self.result(0)
 
     def __repr__(self) -> str:
@@ -141,9 +131,32 @@ class Event(HereOnly, Generic[T]):
         if recording._is_open:
             raise ValueError("the command is only recorded; leave the batch's with block before waiting for it")
 
+    def _future(self) -> asyncio.Future[None]:
+        """A future of the running loop that resolves when this has ended, well or not."""
+        import asyncio  # whoever awaits has it; nobody else should pay for it
+
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.notify(self, future)
+        return future
+
+    def _await_end(self) -> None:
+        """Wait for the end, well or not. Raises Timeout, DeviceLost, or the error the queue ended with."""
+        if not self._done:
+            self._queue.wait_for(self, None)
+
+    def _take_value(self) -> None:
+        """Make the value of what the command left in host memory, once it has ended well."""
+        if self._convert is not None:
+            with self._queue.convert_lock:
+                convert = self._convert
+                if convert is not None:
+                    self._value = convert()
+                    self._convert = None
+                    self._keep = None
+
     # --- for the queue -----------------------------------------------------------------------------------------
 
-    def _finish(self, status: int, start_tick: int, end_tick: int) -> None:
+    def _finish(self, status: int, start_tick: int, end_tick: int, result: int = 0) -> None:
         """The completion arrived. Idempotent."""
         self._start = start_tick
         self._end = end_tick

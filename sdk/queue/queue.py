@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from driver_shim.protocol.commands import DESCRIPTOR
 from sdk.memory.buffers import Span
 from sdk.queue.batch import Batch, Recorded
 from sdk.queue.commands import Commands, check_buffer
-from sdk.queue.completions import Completions, Piece
+from sdk.queue.completions import Completions, Piece, SlotOwner
 from sdk.queue.events import Event, StatusesEvent, T
 from sdk.queue.port import QueueOwner
 
@@ -26,6 +25,8 @@ _RING_FACTOR = 2
 """Rings hold this many times the depth, so that neither ring is ever the limit."""
 _SMALLEST_RING = 64
 _INDEX_MASK = ring.INDEX_MASK
+Entry = tuple[Any, int, tuple[Any, ...]]
+"""(codec, opcode, values) of a command."""
 
 
 class Queue(Commands):
@@ -114,16 +115,12 @@ class Queue(Commands):
         """Record many calls for one doorbell: `with q.batch() as b: b.copy(...); b.nop()`."""
         return Batch(self._completions, self._submit_recorded)
 
-    def _batch_that_never_waits(self) -> Batch:
-        """As `batch`; where there is no room for all of it at once, leaving its block raises QueueFull."""
-        return Batch(self._completions, partial(self._submit_recorded, may_wait=False))
-
-    def _submit_recorded(self, recorded: deque[Recorded], may_wait: bool = True) -> None:
+    def _submit_recorded(self, recorded: deque[Recorded]) -> None:
         """Make a batch's commands visible; empties `recorded`.
 
         A batch that fits the queue's depth goes in whole, with one doorbell and nobody's command in between.
         """
-        if self.when_full == "raise" or not may_wait:
+        if self.when_full == "raise":
             with self._completions.lock:
                 self._require_room(len(recorded))
                 if recorded:
@@ -149,6 +146,35 @@ class Queue(Commands):
             self._pair.put(codec, opcode, values)
             recorded.popleft()
         self._pair.publish()
+
+    def _submit_group(
+        self, owners: Sequence[SlotOwner], event: Event[Any], entries: Sequence[Entry], *, may_wait: bool
+    ) -> None:
+        """Submit commands with one doorbell and nobody's in between; `owners` are told of each, `event` stands for all.
+
+        Raises QueueFull where it `may_wait` not, Closed, DeviceLost.
+        """
+        completions, pair, count = self._completions, self._pair, len(entries)
+        while True:
+            with completions.lock:
+                if completions.closed is not None:
+                    completions.refuse()
+                if pair.outstanding() + count > self.depth:
+                    completions.reap_locked()
+                if pair.outstanding() + count <= self.depth:
+                    event._check_kept()
+                    for owner, (codec, opcode, values) in zip(owners, entries, strict=True):
+                        completions.slots[pair.sq_tail & completions.slot_mask] = owner
+                        pair.put(codec, opcode, values)
+                    try:
+                        pair.publish()
+                    except NpuError as error:
+                        event._drop(error)  # this call reports the loss; nobody else has the event
+                        raise
+                    return
+            if not may_wait:
+                raise self._full(count)
+            self._await_room(count)
 
     def _require_room(self, count: int) -> None:
         """Raise QueueFull unless `count` more commands fit now; called with the lock held."""

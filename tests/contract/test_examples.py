@@ -10,9 +10,9 @@ from pathlib import Path
 import onnx
 import pytest
 
-from tests.models import minilm
+from tests.models import minilm, packages
 from tests.support.children import PROGRAM_TIMEOUT_S
-from tests.support.needs import require_model_files
+from tests.support.needs import require_all_there
 from tests.support.paths import ROOT
 
 OF_A_MODEL = ROOT / "examples" / "similar_sentences.py"
@@ -44,7 +44,7 @@ def test_the_example_runs(path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_example_of_a_sentence_encoder_runs_with_minilm(tmp_path: Path) -> None:
-    require_model_files(minilm.PACKAGE)
+    require_all_there(packages.missing(minilm.PACKAGE))
     onnx.save(minilm.model(), tmp_path / "model.onnx")
     (tmp_path / "tokenizer.json").write_bytes(minilm.tokenizer_file())
     run(OF_A_MODEL, str(tmp_path / "model.onnx"), str(tmp_path / "tokenizer.json"))

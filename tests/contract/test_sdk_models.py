@@ -443,13 +443,13 @@ def test_a_further_shape_costs_its_operands_and_workspace_alone(device: sdk.Devi
         return total - device._function.device_memory.free_bytes
 
     before = used()
-    for batch, weights in ((1, first.nbytes + second.nbytes), (3, 0), (2, 0)):
+    weights, largest = first.nbytes + second.nbytes, 0
+    for batch in (1, 3, 2):
         x = rng.standard_normal((batch, 1024)).astype(np.float32)
         result = loaded(x)["y"]
         np.testing.assert_allclose(result, np.maximum(x @ first, 0) @ second, rtol=1e-3, atol=1e-2)
-        row_bytes = batch * 1024 * 4
-        assert used() - before == weights + 3 * row_bytes  # x, r (which h was fused into) and y
-        before = used()
+        largest = max(largest, batch)
+        assert used() - before == weights + 3 * largest * 1024 * 4  # x, r (which h was fused into) and y of the largest
     loaded.close()
     hog.free()
     assert used() == 0
@@ -488,7 +488,7 @@ def test_run_async_holds_no_loop_up_while_a_program_is_compiled_or_the_queue_is_
 
     monkeypatch.setattr("sdk.model.model.compile_model", compiling)
     monkeypatch.setattr(Completions, "wait_until", waiting)
-    monkeypatch.setattr("sdk.model.model.QUEUE_DEPTH", 6)  # room for one run, of which many are started at once
+    monkeypatch.setattr("sdk.model.lanes.MOST_STAGINGS", 1)  # room for two runs, of which many are started at once
     net = emulated.load(product())
 
     async def main() -> list[Any]:
@@ -496,5 +496,24 @@ def test_run_async_holds_no_loop_up_while_a_program_is_compiled_or_the_queue_is_
 
     for value, result in enumerate(asyncio.run(main())):
         np.testing.assert_allclose(result["y"], x_of(1, value) @ WEIGHTS + B, rtol=1e-5)
-    assert len(waited) > 1 and loop_thread not in waited
+    assert waited and loop_thread not in waited
     net.close()
+
+
+def test_a_model_says_which_kernel_carried_out_each_command_of_its_newest_run(emulated: sdk.Device) -> None:
+    net = model(
+        [node("MatMul", ["x", "w"], ["p"]), node("Exp", ["p"], ["y"])],
+        {"x": (np.float32, ("batch", 4))},
+        {"y": np.float32},
+        {"w": WEIGHTS},
+    )
+    loaded = emulated.load(net)
+    assert loaded.command_runs() == ()
+    loaded(x_of(1))
+    runs = loaded.command_runs()
+    assert [run.node for run in runs] == ["make_p", "make_y"]
+    assert [run.kernel.partition(".")[2] for run in runs] == ["matmul", "unary"]
+    assert all(run.wall_seconds > 0 for run in runs)
+    loaded.close()
+    with pytest.raises(sdk.Closed):
+        loaded.command_runs()

@@ -54,6 +54,18 @@ def test_without_inputs_it_says_that_it_makes_seeded_ones(npuctl: Npuctl, tmp_pa
     assert "largest difference" in done.stdout
 
 
+def test_a_difference_that_may_be_by_right_is_named(npuctl: Npuctl, tmp_path: Path) -> None:
+    cast = helper.make_node("Cast", ["x"], ["y"], to=TensorProto.INT8)
+    x, y = (helper.make_tensor_value_info(n, k, [1]) for n, k in (("x", TensorProto.FLOAT), ("y", TensorProto.INT8)))
+    graph = helper.make_graph([cast], "cast", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "cast.onnx")
+    np.save(tmp_path / "x.npy", np.array([300], np.float32))
+    done = npuctl("run", str(tmp_path / "cast.onnx"), "-i", f"x={tmp_path / 'x.npy'}", "--verify")
+    assert done.returncode == 5
+    assert "docs/numerics.md: Cast: floats that do not fit" in done.stdout
+
+
 def test_bfloat16_inputs_and_outputs_travel_as_uint16(npuctl: Npuctl, tmp_path: Path) -> None:
     model = save_product(tmp_path / "product.onnx", TensorProto.BFLOAT16)
     x = np.array([[1, 0, 0], [0, 1, 1]], ml_dtypes.bfloat16)

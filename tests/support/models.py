@@ -10,6 +10,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from sdk.compiler.compile import HANDLED
+from sdk.compiler.graph import Graph
+from sdk.compiler.loading import open_source
+from sdk.compiler.reader import read_graph
+
 Array = NDArray[Any]
 OPSET = 17
 IR_VERSION = 8
@@ -42,6 +47,11 @@ def model(
 def node(op: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> onnx.NodeProto:
     """A node named after its first output."""
     return helper.make_node(op, inputs, outputs, name=f"make_{outputs[0]}", **attributes)
+
+
+def read_without(source: Any, *ops: str) -> Graph:
+    """A model as it is read where the device has no command for some operators."""
+    return read_graph(open_source(source), HANDLED - set(ops))
 
 
 def storage_net() -> onnx.ModelProto:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from tests.models import packages
 from tests.support.waiting import PATIENCE_S
 
 PACKAGES = {
@@ -51,10 +50,10 @@ def module_of_extra(module: str, extra: str) -> Any:
     return pytest.importorskip(module, reason=f"needs {module}: pip install 'npu-sdk[{extra}]'")
 
 
-def require_model_files(package: str) -> None:
-    """Leave the running test out unless this package's model files are there."""
-    if reason := packages.missing(package):
-        pytest.skip(reason)
+def require_all_there(missing: str | None) -> None:
+    """Leave the running test out when this says what is missing, and how to get it."""
+    if missing:
+        pytest.skip(missing)
 
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: sudo make test")

@@ -2,6 +2,7 @@
 
     run(model, inputs, session_config) -> {output name: array}
     run_many([(model, inputs), ...], session_config) -> [{output name: array}, ...]
+    try_many([(model, inputs), ...]) -> [{output name: array} or PeerError, ...]
 
 As a script it reads an .npz request from standard input and writes an .npz answer to standard output.
 """
@@ -24,6 +25,7 @@ PEER_TIMEOUT_SECONDS = 120
 _MESSAGE_CHARACTERS = 2000
 _FATAL_ONLY = 4
 _CONFIG = "config"
+_ERROR = "error"
 
 
 class PeerError(RuntimeError):
@@ -46,6 +48,17 @@ def run_many(
     jobs: Sequence[tuple[Model, Arrays]], session_config: Mapping[str, str] | None = None
 ) -> list[dict[str, NDArray[Any]]]:
     """`run` for several models in one process."""
+    answers = try_many(jobs, session_config)
+    for answer in answers:
+        if isinstance(answer, PeerError):
+            raise answer
+    return [answer for answer in answers if not isinstance(answer, PeerError)]
+
+
+def try_many(
+    jobs: Sequence[tuple[Model, Arrays]], session_config: Mapping[str, str] | None = None
+) -> list[dict[str, NDArray[Any]] | PeerError]:
+    """`run_many` whose answer to a job that onnxruntime refuses is its error."""
     arrays: dict[str, Any] = {_CONFIG: np.frombuffer(json.dumps(dict(session_config or {})).encode(), np.uint8)}
     for index, (model, inputs) in enumerate(jobs):
         data = model if isinstance(model, bytes) else Path(model).read_bytes()
@@ -63,7 +76,14 @@ def run_many(
     if done.returncode != 0:
         raise PeerError(done.stderr.decode(errors="replace")[-_MESSAGE_CHARACTERS:])
     with np.load(io.BytesIO(done.stdout)) as answer:
-        return [_group(answer, f"{index}/output/") for index in range(len(jobs))]
+        return [_answer(answer, index) for index in range(len(jobs))]
+
+
+def _answer(arrays: Any, index: int) -> dict[str, NDArray[Any]] | PeerError:
+    error = f"{index}/{_ERROR}"
+    if error in arrays.files:
+        return PeerError(arrays[error].tobytes().decode(errors="replace"))
+    return _group(arrays, f"{index}/output/")
 
 
 def _group(arrays: Any, prefix: str) -> dict[str, NDArray[Any]]:
@@ -79,11 +99,16 @@ def _serve() -> None:
     options.log_severity_level = _FATAL_ONLY
     for key, value in json.loads(request[_CONFIG].tobytes()).items():
         options.add_session_config_entry(key, value)
-    results = {}
+    results: dict[str, Any] = {}
     for index in range(sum(name.endswith("/model") for name in request.files)):
         data = request[f"{index}/model"].tobytes()
-        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        arrays = session.run(None, _group(request, f"{index}/input/"))
+        try:
+            session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            arrays = session.run(None, _group(request, f"{index}/input/"))
+        except Exception as error:  # onnxruntime's errors have no common class; the other side raises it
+            message = str(error)[-_MESSAGE_CHARACTERS:].encode()
+            results[f"{index}/{_ERROR}"] = np.frombuffer(message, np.uint8)
+            continue
         for output, array in zip(session.get_outputs(), arrays, strict=True):
             results[f"{index}/output/{output.name}"] = array
     answer = io.BytesIO()

@@ -129,10 +129,22 @@ def golden(
     return output
 
 
+def golden_outputs(kind: CommandKind, inputs: Sequence[Array | None], count: int, **attributes: Any) -> list[Array]:
+    """The first `count` outputs of one command's golden kernel, whose types are as it infers them."""
+    fields = make_attributes(kind, **attributes)
+    types = [TensorType(wire_type_of(a.dtype), a.shape) if a is not None else None for a in inputs]
+    inferred = list(OPERATORS[kind].infer(fields, types))[:count]
+    OPERATORS[kind].check(fields, types, inferred)
+    outputs = [np.empty(tensor.shape, tensor.dtype.dtype) for tensor in inferred]
+    with np.errstate(all="ignore"):
+        OPERATORS[kind].run(fields, inputs, outputs)
+    return outputs
+
+
 def _implied(kind: CommandKind, rank: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Any]:
     """The attributes that say what the output looks like."""
     filled = [*shape, *[0] * (MAX_RANK - len(shape))]
-    if kind in (CommandKind.COPY, CommandKind.EXPAND):
+    if kind in (CommandKind.COPY, CommandKind.EXPAND, CommandKind.UNPOOL):
         return {"rank": len(shape), "shape": filled}
     if kind is CommandKind.CAST:
         return {"dtype": wire_type_of(dtype)}
@@ -159,6 +171,7 @@ __all__ = [
     "execute_compiled",
     "f32",
     "golden",
+    "golden_outputs",
     "one_entry",
     "run",
     "window",

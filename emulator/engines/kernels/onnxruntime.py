@@ -19,8 +19,12 @@ from onnx import TensorProto, helper
 from driver_shim.protocol.program import TensorType
 from driver_shim.protocol.program_commands import (
     Activation,
+    Cell,
+    CellActivation,
     CommandKind,
     Coordinates,
+    Direction,
+    GridPadding,
     NearestMode,
     PoolFunction,
     QBinaryFunction,
@@ -31,6 +35,8 @@ from driver_shim.protocol.program_commands import (
 from driver_shim.protocol.types import QUANTISED, WireType
 from emulator.engines.kernels.provider import Kernel, KernelRequest
 from emulator.model.operators.arrays import Array
+from emulator.model.operators.attention import MASK, extents_of
+from emulator.model.operators.recurrent import LENGTHS, TRAITS, direction_count
 from emulator.model.operators.reductions import axes_of
 
 _OPSET, _IR_VERSION = 21, 10
@@ -42,11 +48,12 @@ _SMALL = 1 << 14
 
 @dataclasses.dataclass(slots=True)
 class _Graph:
-    """The model of one command as it grows: operand i is "i0", "i1", …; the result of the last node is "y"."""
+    """The model of one command as it grows: operand i is "i0", "i1", …; the last node gives the outputs."""
 
     nodes: list[onnx.NodeProto] = dataclasses.field(default_factory=list)
     small: list[onnx.TensorProto] = dataclasses.field(default_factory=list)
     """Constants of the model's own."""
+    opset: int = _OPSET
     floor: int | None = None
     """What the result is raised to afterwards: the zero point, where a quantised product is followed by ReLU."""
 
@@ -159,7 +166,7 @@ def _pool(request: KernelRequest) -> _Graph | None:
         if not _is_float32(request) and request.outputs[0].dtype not in QUANTISED:
             return None
         graph.add("MaxPool", ["i0"], **window)
-    elif _is_float32(request):
+    elif attributes.function == PoolFunction.AVERAGE and _is_float32(request):
         graph.add("AveragePool", ["i0"], count_include_pad=attributes.count_include_pad, **window)
     else:
         return None
@@ -178,8 +185,11 @@ def _qconv(request: KernelRequest) -> _Graph | None:
 
 def _qmatmul(request: KernelRequest) -> _Graph | None:
     a, b = request.inputs[:2]
+    scale = request.inputs[4]
     graph = _Graph(floor=_floor(request))
     if not _eight_bit_is_exact(request):
+        return None
+    if scale is None or b is None or (scale.elements > 1 and len(b.shape) > 2):  # columns of stacks it refuses
         return None
     if len(request.inputs) <= 8 or request.inputs[8] is None:
         graph.add("QLinearMatMul", [f"i{i}" for i in (0, 2, 3, 1, 4, 5, 6, 7)])
@@ -311,16 +321,116 @@ _UNARY = {
     UnaryFunction.TANH: "Tanh",
     UnaryFunction.SIGMOID: "Sigmoid",
     UnaryFunction.ERF: "Erf",
+    UnaryFunction.GELU: "Gelu",
+    UnaryFunction.GELU_TANH: "Gelu",
+    UnaryFunction.HARD_SWISH: "HardSwish",
+    UnaryFunction.SWISH: "QuickGelu",
 }
 
 
 def _unary(request: KernelRequest) -> _Graph | None:
-    op = _UNARY.get(request.attributes.function)
+    function = request.attributes.function
+    op = _UNARY.get(function)
     if op is None or not _is_float32(request) or request.outputs[0].elements < _SMALL:
         return None
     graph = _Graph()
-    graph.add(op, ["i0"])
+    if function == UnaryFunction.SWISH:
+        graph.add(op, ["i0"], _CONTRIB, alpha=request.attributes.alpha)
+    elif function == UnaryFunction.GELU_TANH:
+        graph.add(op, ["i0"], approximate="tanh")
+    else:
+        graph.add(op, ["i0"])
     return graph
+
+
+def _layer_norm(request: KernelRequest) -> _Graph | None:
+    """Over the last dimensions, with a scale for each of their elements."""
+    x, scale, bias = (*request.inputs, None, None)[:3]
+    axes = axes_of(request.attributes.axes)
+    if x is None or scale is None or not _is_float32(request) or len(request.outputs) > 1 or not axes:
+        return None
+    rank = len(x.shape)
+    fits = all(vector is None or vector.shape == x.shape[axes[0] :] for vector in (scale, bias))
+    if axes != tuple(range(axes[0], rank)) or not fits or (request.attributes.root_mean_square and bias is not None):
+        return None
+    graph = _Graph()
+    given = {"axis": axes[0], "epsilon": request.attributes.epsilon}
+    if request.attributes.root_mean_square:
+        graph.add("SimplifiedLayerNormalization", ["i0", "i1"], **given)
+    else:
+        graph.add("LayerNormalization", ["i0", "i1"] if bias is None else ["i0", "i1", "i2"], **given)
+    return graph
+
+
+_CELL_ACTIVATIONS = {
+    CellActivation.RELU: "Relu",
+    CellActivation.TANH: "Tanh",
+    CellActivation.SIGMOID: "Sigmoid",
+    CellActivation.SOFTSIGN: "Softsign",
+    CellActivation.SOFTPLUS: "Softplus",
+}
+"""Those without parameters."""
+
+
+def _recurrent(request: KernelRequest) -> _Graph | None:
+    """Sequences of one length; what is wrong with several is golden's business."""
+    attributes = request.attributes
+    lengths = len(request.inputs) > LENGTHS and request.inputs[LENGTHS] is not None
+    cell, count = Cell(attributes.cell), direction_count(attributes.direction)
+    chosen = attributes.activations[: TRAITS[cell].activations * count]
+    if lengths or not _is_float32(request) or any(function not in _CELL_ACTIVATIONS for function in chosen):
+        return None
+    special: dict[str, Any] = {"clip": attributes.clip} if attributes.clip else {}
+    if cell is Cell.GRU:
+        special["linear_before_reset"] = attributes.linear_before_reset
+    elif cell is Cell.LSTM:
+        special["input_forget"] = attributes.input_forget
+    graph = _Graph()
+    graph.add(
+        cell.name,
+        ["" if operand is None else f"i{i}" for i, operand in enumerate(request.inputs)],
+        activations=[_CELL_ACTIVATIONS[CellActivation(function)] for function in chosen],
+        direction=Direction(attributes.direction).name.lower(),
+        hidden_size=request.outputs[0].shape[-1],
+        **special,
+    )
+    return graph
+
+
+def _attention(request: KernelRequest) -> _Graph | None:
+    """With a mask for all keys at most, and no past."""
+    attributes, given = request.attributes, request.inputs
+    mask = given[MASK] if len(given) > MASK else None
+    floats = all(t.dtype is _FLOAT32 for t in (*given[:MASK], *request.outputs) if t is not None)
+    if not floats or len(request.outputs) > 1 or any(operand is not None for operand in given[MASK + 1 :]):
+        return None
+    extents = extents_of(attributes, given)
+    narrowed = attributes.softcap or max(attributes.left_window, attributes.right_window) >= 0
+    whole = mask is None or mask.shape[-1] == extents.total
+    if narrowed or not whole or not _has_attention():
+        return None
+    graph = _Graph(opset=_ATTENTION_SINCE)
+    inputs = ["i0", "i1", "i2"]
+    if mask is not None:
+        shape = (*mask.shape[:-2], extents.queries, extents.total)
+        inputs.append("i3" if mask.shape == shape else graph.add("Expand", ["i3", graph.constant(shape, np.int64)]))
+    heads: dict[str, Any] = {}
+    if attributes.query_heads:
+        heads = {"q_num_heads": attributes.query_heads, "kv_num_heads": attributes.key_heads}
+    graph.add("Attention", inputs, scale=attributes.scale, is_causal=attributes.causal, **heads)
+    return graph
+
+
+_ATTENTION_SINCE = 23
+"""Opset that has Attention."""
+
+
+@functools.cache
+def _has_attention() -> bool:
+    """Whether this onnxruntime attends as golden does, also where queries may attend nothing: from 1.32 on."""
+    import onnxruntime
+
+    return tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) >= (1, 32)
 
 
 def _softmax(request: KernelRequest) -> _Graph | None:
@@ -379,6 +489,25 @@ def _resize(request: KernelRequest) -> _Graph | None:
     return graph
 
 
+def _grid_sample(request: KernelRequest) -> _Graph | None:
+    """Reflection is left out: onnxruntime has no bounds for a place that is no number."""
+    attributes = request.attributes
+    rank = _spatial_rank(request)
+    if not _is_float32(request) or attributes.padding == GridPadding.REFLECTION or rank not in (2, 3):
+        return None
+    if rank > 2 and attributes.mode == ResizeMode.CUBIC:
+        return None
+    graph = _Graph()
+    graph.add(
+        "GridSample",
+        ["i0", "i1"],
+        mode=ResizeMode(attributes.mode).name.lower(),
+        padding_mode=GridPadding(attributes.padding).name.lower(),
+        align_corners=attributes.align_corners,
+    )
+    return graph
+
+
 _BUILD: dict[CommandKind, Callable[[KernelRequest], _Graph | None]] = {
     CommandKind.MATMUL: _matmul,
     CommandKind.CONV: _conv,
@@ -395,6 +524,10 @@ _BUILD: dict[CommandKind, Callable[[KernelRequest], _Graph | None]] = {
     CommandKind.TRANSPOSE: _transpose,
     CommandKind.REDUCE: _reduce,
     CommandKind.RESIZE: _resize,
+    CommandKind.LAYER_NORM: _layer_norm,
+    CommandKind.RECURRENT: _recurrent,
+    CommandKind.ATTENTION: _attention,
+    CommandKind.GRID_SAMPLE: _grid_sample,
 }
 KINDS = _BUILD.keys()
 """Kinds of command that have a kernel here."""
@@ -441,22 +574,23 @@ class _Session:
         self._bound: list[int] = []
 
     def run(self, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
-        """Fill the output."""
+        """Fill the outputs."""
         arrays = [np.ascontiguousarray(inputs[position]) for _, position in self._inputs]
-        y = outputs[0]
-        places = [array.ctypes.data for array in (*arrays, y)]
+        places = [array.ctypes.data for array in (*arrays, *outputs)]
         if places != self._bound:
             for (name, _), array, place in zip(self._inputs, arrays, places, strict=False):
                 self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, place)
-            self._binding.bind_output("y", "cpu", 0, y.dtype, y.shape, places[-1])
+            for i, y in enumerate(outputs):
+                self._binding.bind_output(f"y{i}", "cpu", 0, y.dtype, y.shape, y.ctypes.data)
             self._bound = places
         self._session.run_with_iobinding(self._binding)
         if self._floor is not None:
-            np.maximum(y, y.dtype.type(self._floor), out=y)
+            np.maximum(outputs[0], outputs[0].dtype.type(self._floor), out=outputs[0])
 
 
 def _model(request: KernelRequest, graph: _Graph, constants: Any) -> bytes:
-    graph.nodes[-1].output[0] = "y"
+    results = [f"y{i}" for i in range(len(request.outputs))]
+    graph.nodes[-1].output[:] = results
     inputs, initialisers = [], list(graph.small)
     for index, operand in enumerate(request.inputs):
         name = f"i{index}"
@@ -466,11 +600,11 @@ def _model(request: KernelRequest, graph: _Graph, constants: Any) -> bytes:
             initialisers.append(_elsewhere(name, operand))
         else:
             inputs.append(helper.make_tensor_value_info(name, operand.dtype, operand.shape))
-    y = request.outputs[0]
-    proto = helper.make_graph(
-        graph.nodes, "command", inputs, [helper.make_tensor_value_info("y", y.dtype, y.shape)], initialisers
-    )
-    opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(_CONTRIB, 1)]
+    outputs = [
+        helper.make_tensor_value_info(y, t.dtype, t.shape) for y, t in zip(results, request.outputs, strict=True)
+    ]
+    proto = helper.make_graph(graph.nodes, "command", inputs, outputs, initialisers)
+    opsets = [helper.make_opsetid("", graph.opset), helper.make_opsetid(_CONTRIB, 1)]
     serialised: bytes = helper.make_model(proto, opset_imports=opsets, ir_version=_IR_VERSION).SerializeToString()
     return serialised
 

@@ -9,16 +9,24 @@ from __future__ import annotations
 
 from driver_shim.protocol.program_commands import CommandKind
 from emulator.model.operators import (
+    attention,
     elementwise,
     indexing,
     integer_products,
+    linear_attention,
     movement,
+    normalise,
     packed_products,
+    pooling,
     products,
     quantised,
     quantised_elementwise,
+    recurrent,
     reductions,
     resizing,
+    rotary,
+    sampling,
+    states,
 )
 from emulator.model.operators.arrays import KernelFault
 from emulator.model.operators.operator import Operator
@@ -28,15 +36,23 @@ OPERATORS: dict[CommandKind, Operator] = {
     operator.kind: operator
     for room in (
         products,
+        pooling,
         quantised,
         integer_products,
         packed_products,
         quantised_elementwise,
         elementwise,
         reductions,
+        normalise,
         movement,
         indexing,
         resizing,
+        sampling,
+        recurrent,
+        attention,
+        rotary,
+        states,
+        linear_attention,
     )
     for operator in room.OPERATORS
 }

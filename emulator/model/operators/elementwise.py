@@ -40,6 +40,10 @@ _ALLOWED = {
 }
 """Element types of functions that take others than floats."""
 
+_F32 = np.float32
+_GELU_SLOPE, _GELU_CUBIC = _F32(math.sqrt(2 / math.pi)), _F32(0.044715)
+"""Of the approximation of Gelu by tanh (Hendrycks and Gimpel, 2016)."""
+
 _erf = np.frompyfunc(math.erf, 1, 1)
 
 _UNARY: dict[UnaryFunction, Callable[[Array, Any], Array]] = {
@@ -78,6 +82,15 @@ _UNARY: dict[UnaryFunction, Callable[[Array, Any], Array]] = {
     UnaryFunction.IS_INF: lambda x, a: np.isneginf(x) & bool(a.alpha) | np.isposinf(x) & bool(a.beta),
     UnaryFunction.BITWISE_NOT: lambda x, _: np.bitwise_not(x),
     UnaryFunction.SHRINK: lambda x, a: _shrink(x, np.float32(a.alpha), np.float32(a.beta)),
+    UnaryFunction.GELU: lambda x, _: x / 2 * (1 + np.asarray(_erf(x * _F32(math.sqrt(0.5))), np.float32)),
+    UnaryFunction.GELU_TANH: lambda x, _: x / 2 * (1 + np.tanh(_GELU_SLOPE * (x + _GELU_CUBIC * x * x * x))),
+    UnaryFunction.SWISH: lambda x, a: x * sigmoid(_F32(a.alpha) * x),
+    UnaryFunction.HARD_SWISH: lambda x, _: x * np.clip(x * _F32(1 / 6) + _F32(0.5), 0, 1),
+    UnaryFunction.MISH: lambda x, _: x * np.tanh(np.logaddexp(x, _F32(0))),
+    UnaryFunction.SELU: lambda x, a: _F32(a.beta) * np.where(x < 0, _F32(a.alpha) * np.expm1(np.minimum(x, 0)), x),
+    UnaryFunction.CELU: lambda x, a: np.where(x < 0, _F32(a.alpha) * np.expm1(np.minimum(x, 0) / _F32(a.alpha)), x),
+    UnaryFunction.SOFTSIGN: lambda x, _: x / (1 + np.abs(x)),
+    UnaryFunction.THRESHOLDED_RELU: lambda x, a: np.where(x > _F32(a.alpha), x, _F32(0)),
 }
 
 

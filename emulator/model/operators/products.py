@@ -1,4 +1,4 @@
-"""Sums of products in floating point: MatMul, Gemm, Conv, ConvTranspose; and pooling."""
+"""Sums of products in floating point: MatMul, Gemm, Conv, ConvTranspose."""
 
 from __future__ import annotations
 
@@ -9,20 +9,18 @@ from typing import Any
 import numpy as np
 
 from driver_shim.protocol.program import TensorType
-from driver_shim.protocol.program_commands import Activation, CommandKind, PoolFunction
-from driver_shim.protocol.types import FLOATS, QUANTISED, WireType
+from driver_shim.protocol.program_commands import Activation, CommandKind
+from driver_shim.protocol.types import FLOATS, WireType
 from emulator.model.operators.arrays import (
     Array,
     activate,
     along,
     grouped_sums,
-    is_float,
     operand,
     required,
     widen,
-    windows,
 )
-from emulator.model.operators.operator import STEP_EFFORT, Operator, Types, function, given, one_type, optional
+from emulator.model.operators.operator import Operator, Types, function, given, one_type, optional
 from emulator.model.operators.shapes import (
     broadcast,
     canvas_extent,
@@ -30,7 +28,6 @@ from emulator.model.operators.shapes import (
     conv_transpose_shape,
     matmul_shape,
     need,
-    window_shape,
 )
 
 WHOLE = frozenset({WireType.INT32, WireType.INT64})
@@ -101,6 +98,8 @@ class Conv(Operator):
         function(Activation, attributes.activation)
         shape = conv_shape(given(inputs, 0), given(inputs, 1), attributes)
         need_bias(optional(inputs, 2), shape[1])
+        addend = optional(inputs, 3)
+        need(addend is None or addend.shape == shape, f"addend {addend} for a result of {list(shape)}")
         return [TensorType(dtype, shape)]
 
     def macs(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
@@ -110,12 +109,14 @@ class Conv(Operator):
         return math.prod(given(inputs, 1).shape[2:])
 
     def run(self, attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
-        """Conv (opset 11): activation(conv(X, W) + B), zero padding, grouped, strided, dilated."""
+        """Conv (opset 11): activation(conv(X, W) + B + addend), zero padding, grouped, strided, dilated."""
         x, w = widen(required(inputs, 0)), widen(required(inputs, 1))
-        bias = operand(inputs, 2)
+        bias, addend = operand(inputs, 2), operand(inputs, 3)
         sums = grouped_sums(x, w, outputs[0].shape[2:], attributes)
         if bias is not None:
             sums += along(widen(bias), 1, sums.ndim)
+        if addend is not None:
+            sums += widen(addend)
         outputs[0][...] = activate(sums, attributes)
 
 
@@ -188,66 +189,4 @@ def inside(output: Sequence[int], attributes: Any) -> tuple[Any, ...]:
     return (..., *(slice(begin, begin + extent) for begin, extent in zip(attributes.pads_begin, output, strict=False)))
 
 
-class Pool(Operator):
-    """POOL."""
-
-    kind = CommandKind.POOL
-    flags = ("count_include_pad", "ceil_mode")
-
-    def infer(self, attributes: Any, inputs: Types) -> Sequence[TensorType]:
-        x = given(inputs, 0)
-        maximum = function(PoolFunction, attributes.function) is PoolFunction.MAX
-        one_type(inputs, FLOATS | QUANTISED if maximum else FLOATS)
-        rank = len(x.shape) - 2
-        kernel = tuple(attributes.kernel[:rank]) if rank > 0 else ()
-        shape = window_shape(x, kernel, attributes, ceil=bool(attributes.ceil_mode))
-        need(all(k == 1 for k in attributes.kernel[rank:]), "unused spatial dimensions must have kernel 1")
-        for i in range(rank):
-            reach = (kernel[i] - 1) * attributes.dilations[i] + 1
-            pads = max(attributes.pads_begin[i], attributes.pads_end[i])
-            need(pads < reach, f"padding {pads} with a window of {reach}: a window would see only padding")
-        return [TensorType(x.dtype, (*x.shape[:2], *shape))]
-
-    def effort(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
-        taps: int = math.prod(attributes.kernel)
-        return self.work(attributes, inputs, outputs).bytes + taps * (outputs[0].size_bytes + STEP_EFFORT)
-
-    def run(self, attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
-        """MaxPool (opset 12), AveragePool (opset 19). Padding never wins a maximum.
-
-        An average divides by the number of elements under the window; padding that the attributes name counts when
-        `count_include_pad` is set, what ceil mode adds beyond it never does.
-        """
-        x = widen(required(inputs, 0))
-        output = outputs[0].shape[2:]
-        kernel = attributes.kernel[: len(output)]
-        if attributes.function == PoolFunction.MAX:
-            lowest = -np.inf if is_float(x) else np.iinfo(x.dtype).min
-            best = np.full(outputs[0].shape, lowest, x.dtype)
-            for _, x_tap in windows(x, kernel, output, attributes, lowest):
-                np.maximum(best, x_tap, out=best)
-            outputs[0][...] = best
-            return
-        sums = np.zeros(outputs[0].shape, np.float32)
-        counts = np.zeros((1, 1, *output), np.float32)
-        for _, x_tap in windows(x, kernel, output, attributes, 0):
-            sums += x_tap
-        for _, counted in windows(_counted(x, attributes), kernel, output, _inside(attributes), 0):
-            counts += counted
-        outputs[0][...] = sums / counts
-
-
-def _counted(x: Array, attributes: Any) -> Array:
-    """Ones where a position counts: [1, 1, *spatial], the named padding included."""
-    rank = x.ndim - 2
-    inside = np.ones((1, 1, *x.shape[2:]), np.float32)
-    margins = [(0, 0), (0, 0), *zip(attributes.pads_begin[:rank], attributes.pads_end[:rank], strict=True)]
-    return np.pad(inside, margins, constant_values=1 if attributes.count_include_pad else 0)
-
-
-def _inside(attributes: Any) -> Any:
-    """The same window over an array that holds its padding already."""
-    return type(attributes)({**attributes, "pads_begin": [0] * len(attributes.pads_begin)})
-
-
-OPERATORS: tuple[Operator, ...] = (MatMul(), Conv(), ConvTranspose(), Pool())
+OPERATORS: tuple[Operator, ...] = (MatMul(), Conv(), ConvTranspose())

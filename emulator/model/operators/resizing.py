@@ -199,15 +199,18 @@ def _weighted(attributes: Any, places: Array, scale: float) -> tuple[Array, Arra
     distances = np.abs(steps - (places - first)[:, None])
     if attributes.antialias:
         distances = distances * _F(min(scale, 1.0))
-    filtered = _linear(distances) if attributes.mode == ResizeMode.LINEAR else _cubic(distances, attributes.cubic)
+    filtered = (
+        linear_filter(distances) if attributes.mode == ResizeMode.LINEAR else cubic_filter(distances, attributes.cubic)
+    )
     return first.astype(np.int64)[:, None] + steps.astype(np.int64), filtered
 
 
-def _linear(distances: Array) -> Array:
+def linear_filter(distances: Array) -> Array:
+    """Weights of elements at these distances, which fall to nothing at 1."""
     return np.maximum(_F(1) - distances, _F(0))
 
 
-def _cubic(distances: Array, a: float) -> Array:
+def cubic_filter(distances: Array, a: float) -> Array:
     """Keys, Cubic Convolution Interpolation for Digital Image Processing (1981), with parameter `a`."""
     d = distances
     near = ((a + 2) * d - (a + 3)) * d * d + 1

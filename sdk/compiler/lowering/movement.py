@@ -67,11 +67,20 @@ def _slice(node: NodeContext) -> Sequence[Value]:
     for axis, start, end, step in zip((node.axis(a, rank) for a in axes), starts, ends, steps, strict=True):
         if step == 0:
             raise Refused("a step is 0")
-        taken = range(x.shape[axis])[slice(start, end, step)]
+        taken = _taken(x.shape[axis], start, end, step)
         begin[axis], stride[axis], shape[axis] = taken.start, taken.step, len(taken)
         if len(taken) == 1:
             stride[axis] = 1
     return [cut(node.builder, x, begin, stride, shape)]
+
+
+def _taken(extent: int, start: int, end: int, step: int) -> range:
+    """What Slice takes of one dimension; unlike Python's, its start is clamped to elements when it goes backwards."""
+    if not extent:
+        return range(0)
+    least, most = (0, extent) if step > 0 else (-1, extent - 1)
+    first, last = (limit + extent if limit < 0 else limit for limit in (start, end))
+    return range(min(max(first, 0), most), min(max(last, least), most), step)
 
 
 def _split(node: NodeContext) -> Sequence[Value]:
@@ -110,6 +119,10 @@ def _concat(node: NodeContext) -> Sequence[Value]:
 def _gather(node: NodeContext) -> Sequence[Value]:
     data, indices = node.value(0), node.value(1)
     axis = node.axis(node.attribute("axis", 0), len(data.shape))
+    if indices.constant is not None and indices.constant.size:
+        extent, low, high = data.shape[axis], int(indices.constant.min()), int(indices.constant.max())
+        if low < -extent or high >= extent:
+            raise Refused(f"its index {low if low < -extent else high} is out of range for a dimension of {extent}")
     return [node.builder.emit(CommandKind.GATHER, [data, indices], axis=axis)]
 
 
@@ -141,6 +154,27 @@ def _pad(node: NodeContext) -> Sequence[Value]:
     operands = [x] if value is None or mode != "CONSTANT" else [x, value]
     fields = {"mode": PadMode[mode], "begins": filled(begins), "ends": filled(ends)}
     return [node.builder.emit(CommandKind.PAD, operands, **fields)]
+
+
+def _center_crop_pad(node: NodeContext) -> Sequence[Value]:
+    """CenterCropPad: dimensions cut and padded with zeros to a shape, evenly; an odd one out is at the end."""
+    x, builder = node.value(0), node.builder
+    rank = len(x.shape)
+    axes = [node.axis(axis, rank) for axis in node.attribute("axes", range(rank))]
+    wanted = checked_shape(node.constant_ints(1, "shape") or [])
+    if len(wanted) != len(axes) or len(set(axes)) != len(axes):
+        raise Refused(f"shape {list(wanted)} for axes {axes}")
+    starts, inner, begins, ends = [0] * rank, list(x.shape), [0] * rank, [0] * rank
+    for axis, extent in zip(axes, wanted, strict=True):
+        over = x.shape[axis] - extent
+        starts[axis], inner[axis] = max(0, over) // 2, min(x.shape[axis], extent)
+        begins[axis] = max(0, -over) // 2
+        ends[axis] = max(0, -over) - begins[axis]
+    middle = cut(builder, x, starts, [1] * rank, inner)
+    if not any((*begins, *ends)):
+        return [middle]
+    fields = {"mode": PadMode.CONSTANT, "begins": filled(begins), "ends": filled(ends)}
+    return [builder.emit(CommandKind.PAD, [middle], **fields)]
 
 
 def _expand(node: NodeContext) -> Sequence[Value]:
@@ -242,6 +276,7 @@ LOWERINGS: dict[str, Lowering] = {
     "Concat": _concat,
     "Gather": _gather,
     "Pad": _pad,
+    "CenterCropPad": _center_crop_pad,
     "Expand": _expand,
     "Tile": _tile,
     "DepthToSpace": _depth_to_space,

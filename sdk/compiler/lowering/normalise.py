@@ -1,10 +1,9 @@
-"""Normalisations, made of reductions and element-wise commands."""
+"""Normalisations: most are one LAYER_NORM command; one of batches is a factor and an offset for each channel."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from driver_shim.protocol.program_commands import (
     BinaryFunction,
@@ -22,18 +21,14 @@ from sdk.compiler.lowering.reductions import reduced
 
 _EPSILON = 1e-5
 """The default of every normalisation that has one."""
+_DEVIATION_EPSILON = 1e-9
+"""What MeanVarianceNormalization adds to a deviation; squared, as LAYER_NORM adds it to the variance, it changes
+nothing else."""
+_LP_NORMS = {1: ReduceFunction.L1, 2: ReduceFunction.L2}
 _SCALE_BY_CHANNEL_SINCE = 21
 """GroupNormalization before scales by group."""
 _SPATIAL_UNTIL = 9
 """BatchNormalization before had the attribute `spatial`, and 0 meant statistics for every element."""
-
-
-class _Moments(NamedTuple):
-    """A tensor normalised, and what by."""
-
-    normalised: Value
-    mean: Value
-    inverse_deviation: Value
 
 
 def _inverse_root(builder: Builder, variance: Value, epsilon: float) -> Value:
@@ -42,14 +37,30 @@ def _inverse_root(builder: Builder, variance: Value, epsilon: float) -> Value:
     return unary(builder, UnaryFunction.RECIPROCAL, unary(builder, UnaryFunction.SQRT, raised))
 
 
-def _normalise(builder: Builder, x: Value, axes: Sequence[int], epsilon: float) -> _Moments:
-    """(x - mean) / sqrt(variance + epsilon) over the axes, in float32, with the variance of a population."""
-    wide = cast(builder, x, WireType.FLOAT32)
-    mean = reduced(builder, ReduceFunction.MEAN, wide, axes)
-    centred = binary(builder, BinaryFunction.SUB, wide, mean)
-    square = binary(builder, BinaryFunction.MUL, centred, centred)
-    inverse = _inverse_root(builder, reduced(builder, ReduceFunction.MEAN, square, axes), epsilon)
-    return _Moments(binary(builder, BinaryFunction.MUL, centred, inverse), mean, inverse)
+def layer_norm(
+    builder: Builder,
+    x: Value,
+    axes: Sequence[int],
+    epsilon: float,
+    scale: Value | None = None,
+    bias: Value | None = None,
+    *,
+    root_mean_square: bool = False,
+    outputs: int = 1,
+) -> tuple[Value, ...]:
+    """A LAYER_NORM command: x normalised over the axes, mean, and inverse deviation, as many of them as are asked for.
+
+    Scale and bias broadcast to x.
+    """
+    operands = [x, *(None if value is None else cast(builder, value, x.dtype) for value in (scale, bias))]
+    return builder.emit_all(
+        CommandKind.LAYER_NORM,
+        operands,
+        outputs,
+        axes=sum(1 << axis for axis in axes),
+        epsilon=epsilon,
+        root_mean_square=int(root_mean_square),
+    )
 
 
 def _scaled(builder: Builder, x: Value, scale: Value, bias: Value | None, dtype: WireType) -> Value:
@@ -89,18 +100,33 @@ def _instance_normalization(node: NodeContext) -> Sequence[Value]:
     rank = len(x.shape)
     if rank < 3:
         raise Refused(f"{x.type} has no spatial dimensions")
-    moments = _normalise(builder, x, range(2, rank), node.attribute("epsilon", _EPSILON))
     scale, bias = (_by_channel(builder, node.value(i), rank) for i in (1, 2))
-    return [_scaled(builder, moments.normalised, scale, bias, x.dtype)]
+    return layer_norm(builder, x, range(2, rank), node.attribute("epsilon", _EPSILON), scale, bias)
 
 
 def _layer_normalization(node: NodeContext) -> Sequence[Value]:
     """LayerNormalization: over the dimensions from `axis` on; mean and inverse deviation where they are asked for."""
+    return _from_axis(node, node.optional(2), root_mean_square=False)
+
+
+def _rms_normalization(node: NodeContext) -> Sequence[Value]:
+    """RMSNormalization: divided by the root of the mean square over the dimensions from `axis` on."""
+    return _from_axis(node, None, root_mean_square=True)
+
+
+def _from_axis(node: NodeContext, bias: Value | None, *, root_mean_square: bool) -> Sequence[Value]:
     x = node.value(0)
     axes = range(node.axis(node.attribute("axis", -1), len(x.shape)), len(x.shape))
-    moments = _normalise(node.builder, x, axes, node.attribute("epsilon", _EPSILON))
-    result = _scaled(node.builder, moments.normalised, node.value(1), node.optional(2), x.dtype)
-    return [result, moments.mean, moments.inverse_deviation][: node.output_count]
+    return layer_norm(
+        node.builder,
+        x,
+        axes,
+        node.attribute("epsilon", _EPSILON),
+        node.value(1),
+        bias,
+        root_mean_square=root_mean_square,
+        outputs=node.output_count,
+    )
 
 
 def _group_normalization(node: NodeContext) -> Sequence[Value]:
@@ -109,26 +135,31 @@ def _group_normalization(node: NodeContext) -> Sequence[Value]:
     rank, groups = len(x.shape), node.attribute("num_groups")
     if rank < 3 or groups < 1 or x.shape[1] % groups:
         raise Refused(f"{groups} groups of {x.type}")
-    grouped = builder.reshape(x, (x.shape[0], groups, math.prod(x.shape[1:]) // groups))
-    normalised = _normalise(builder, grouped, [2], node.attribute("epsilon", _EPSILON)).normalised
-    scale, bias = node.value(1), node.value(2)
-    if node.since < _SCALE_BY_CHANNEL_SINCE:
-        by_group = [builder.reshape(value, (groups, 1)) for value in (scale, bias)]
-        return [builder.reshape(_scaled(builder, normalised, by_group[0], by_group[1], x.dtype), x.shape)]
-    whole = builder.reshape(normalised, x.shape)
-    scale, bias = _by_channel(builder, scale, rank), _by_channel(builder, bias, rank)
-    return [_scaled(builder, whole, scale, bias, x.dtype)]
+    members = x.shape[1] // groups
+    grouped = builder.reshape(x, (x.shape[0], groups, members, math.prod(x.shape[2:])))
+    by_group = node.since < _SCALE_BY_CHANNEL_SINCE
+    scale, bias = (builder.reshape(node.value(i), (groups, 1 if by_group else members, 1)) for i in (1, 2))
+    (result,) = layer_norm(builder, grouped, (2, 3), node.attribute("epsilon", _EPSILON), scale, bias)
+    return [builder.reshape(result, x.shape)]
 
 
-def _rms_normalization(node: NodeContext) -> Sequence[Value]:
-    """RMSNormalization: divided by the root of the mean square over the dimensions from `axis` on."""
+def _mean_variance_normalization(node: NodeContext) -> Sequence[Value]:
+    """MeanVarianceNormalization: (x - mean) / (deviation + 1e-9) over the axes."""
+    x = node.value(0)
+    axes = node.axes(node.attribute("axes", [0, 2, 3]), len(x.shape))
+    return layer_norm(node.builder, x, axes, _DEVIATION_EPSILON**2)
+
+
+def _lp_normalization(node: NodeContext) -> Sequence[Value]:
+    """LpNormalization: divided by its L1 or L2 norm along `axis`; 0 where that is 0."""
     x, builder = node.value(0), node.builder
-    axes = range(node.axis(node.attribute("axis", -1), len(x.shape)), len(x.shape))
-    wide = cast(builder, x, WireType.FLOAT32)
-    square = reduced(builder, ReduceFunction.MEAN, binary(builder, BinaryFunction.MUL, wide, wide), axes)
-    inverse = _inverse_root(builder, square, node.attribute("epsilon", _EPSILON))
-    normalised = binary(builder, BinaryFunction.MUL, wide, inverse)
-    return [_scaled(builder, normalised, node.value(1), None, x.dtype)]
+    axis, power = node.axis(node.attribute("axis", -1), len(x.shape)), node.attribute("p", 2)
+    if power not in _LP_NORMS:
+        raise Refused(f"p is {power}; it must be 1 or 2")
+    norm = reduced(builder, _LP_NORMS[power], x, [axis])
+    one, nothing = builder.scalar(1, x.dtype), builder.scalar(0, x.dtype)
+    empty = binary(builder, BinaryFunction.EQUAL, norm, nothing)
+    return [binary(builder, BinaryFunction.DIV, x, builder.emit(CommandKind.WHERE, [empty, one, norm]))]
 
 
 def _local_response_normalization(node: NodeContext) -> Sequence[Value]:
@@ -165,5 +196,7 @@ LOWERINGS: dict[str, Lowering] = {
     "LayerNormalization": _layer_normalization,
     "GroupNormalization": _group_normalization,
     "RMSNormalization": _rms_normalization,
+    "MeanVarianceNormalization": _mean_variance_normalization,
+    "LpNormalization": _lp_normalization,
     "LRN": _local_response_normalization,
 }

@@ -1,4 +1,4 @@
-"""MatMul, Gemm, convolutions and pooling."""
+"""MatMul, Gemm and convolutions."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from driver_shim.protocol.program import TensorType
-from driver_shim.protocol.program_commands import MAX_SPATIAL, CommandKind, PoolFunction, ReduceFunction
+from driver_shim.protocol.program_commands import MAX_SPATIAL, CommandKind
 from emulator.model.operators.shapes import canvas_extent
 from sdk.compiler.context import Lowering, NodeContext, checked_shape
 from sdk.compiler.ir import Refused, Value
-from sdk.compiler.lowering.reductions import reduced
 
 
 def window(node: NodeContext, x: TensorType, kernel: Sequence[int]) -> dict[str, list[int]]:
@@ -176,46 +175,10 @@ def _col2im(node: NodeContext) -> Sequence[Value]:
     return [builder.emit(CommandKind.CONV_TRANSPOSE, [data, weights], group=channels, **fields)]
 
 
-def _pool(function: PoolFunction) -> Lowering:
-    def lower(node: NodeContext) -> Sequence[Value]:
-        if node.output_count > 1:
-            raise Refused("its second output (indices) is not supported")
-        if node.attribute("storage_order", 0):
-            raise Refused("column-major storage_order is not supported")
-        x = node.value(0)
-        kernel = list(node.attribute("kernel_shape"))
-        result = node.builder.emit(
-            CommandKind.POOL,
-            [x],
-            function=function,
-            count_include_pad=int(bool(node.attribute("count_include_pad", 0))),
-            ceil_mode=int(bool(node.attribute("ceil_mode", 0))),
-            kernel=spatial(kernel, 1),
-            **window(node, x.type, kernel),
-        )
-        return [result]
-
-    return lower
-
-
-def _global_pool(function: ReduceFunction) -> Lowering:
-    def lower(node: NodeContext) -> Sequence[Value]:
-        x = node.value(0)
-        if len(x.shape) < 3:
-            raise Refused(f"{x.type} has no spatial dimensions")
-        return [reduced(node.builder, function, x, range(2, len(x.shape)))]
-
-    return lower
-
-
 LOWERINGS: dict[str, Lowering] = {
     "MatMul": _matmul,
     "Gemm": _gemm,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "Col2Im": _col2im,
-    "MaxPool": _pool(PoolFunction.MAX),
-    "AveragePool": _pool(PoolFunction.AVERAGE),
-    "GlobalMaxPool": _global_pool(ReduceFunction.MAX),
-    "GlobalAveragePool": _global_pool(ReduceFunction.MEAN),
 }

@@ -6,11 +6,10 @@ import numpy as np
 
 from driver_shim.protocol.program_commands import BinaryFunction, CommandKind
 from sdk.compiler.ir import Operation, Value, constant, fields_of
-from sdk.compiler.passes.products import by_channel, is_plain
+from sdk.compiler.passes.products import CONVOLUTIONS, by_channel, is_plain
 from sdk.compiler.passes.rewriting import Rewriting
 
 _FOLDED = {BinaryFunction.MUL, BinaryFunction.ADD}
-_CONVOLUTIONS = (CommandKind.CONV, CommandKind.CONV_TRANSPOSE)
 
 
 def fuse_batch_normalisation(program: Rewriting) -> None:
@@ -24,7 +23,7 @@ def fuse_batch_normalisation(program: Rewriting) -> None:
 
 def _fuse(program: Rewriting, position: int, result: Value | None, by: Value | None) -> bool:
     convolution = program.sole(result)
-    if convolution is None or by is None or not is_plain(convolution) or convolution.kind not in _CONVOLUTIONS:
+    if convolution is None or by is None or not is_plain(convolution) or convolution.kind not in CONVOLUTIONS:
         return False
     vector = by_channel(by, convolution)
     data, weights, bias = (*convolution.inputs, None)[:3]
@@ -39,15 +38,16 @@ def _fuse(program: Rewriting, position: int, result: Value | None, by: Value | N
 
 
 def _scaled(convolution: Operation, weights: Value, bias: Value | None, factor: Value) -> list[Value]:
-    """Weights, [M, C/G, …] or transposed [C, M/G, …], and bias with each of M channels multiplied, in float32."""
-    kernel = (1,) * (len(weights.shape) - 2)
-    if convolution.kind is CommandKind.CONV:
-        scaled = _like(weights, _wide(weights) * _wide(factor).reshape(-1, 1, *kernel))
+    """Weights and bias with every output channel multiplied, in float32."""
+    # Weights are [M, C/G, …], those of a transposed convolution [C, M/G, …].
+    first, second, *kernel = weights.shape
+    if convolution.kind is CommandKind.CONV_TRANSPOSE:
+        group = convolution.attributes.group
+        apart, by_output = (group, first // group, second, *kernel), (group, 1, second)
     else:
-        group, outputs = convolution.attributes.group, weights.shape[1]
-        apart = _wide(weights).reshape(group, -1, *weights.shape[1:])
-        by_output = _wide(factor).reshape(group, 1, outputs, *kernel)
-        scaled = _like(weights, (apart * by_output).reshape(weights.shape))
+        apart, by_output = (1, *weights.shape), (1, first, 1)
+    factors = _wide(factor).reshape(*by_output, *[1] * len(kernel))
+    scaled = _like(weights, (_wide(weights).reshape(apart) * factors).reshape(weights.shape))
     return [scaled] if bias is None else [scaled, _like(bias, _wide(bias) * _wide(factor))]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from driver_shim.protocol.program_commands import Activation, CommandKind
 from sdk.compiler.ir import Operation, Value, constant
 
-PRODUCTS = (CommandKind.MATMUL, CommandKind.CONV, CommandKind.CONV_TRANSPOSE)
+CONVOLUTIONS = (CommandKind.CONV, CommandKind.CONV_TRANSPOSE)
+PRODUCTS = (CommandKind.MATMUL, *CONVOLUTIONS)
 
 
 def is_plain(operation: Operation | None) -> bool:
@@ -17,7 +18,7 @@ def is_plain(operation: Operation | None) -> bool:
 
 def channel_axis(product: Operation) -> int:
     """The dimension of a product's result that has a bias for each place."""
-    return len(product.outputs[0].shape) - 1 if product.kind is CommandKind.MATMUL else 1
+    return 1 if product.kind in CONVOLUTIONS else len(product.outputs[0].shape) - 1
 
 
 def by_channel(value: Value, product: Operation) -> Value | None:

@@ -28,7 +28,7 @@ from tests.support.rigs import in_process_rig
 
 HOLDER = Holder(41, "train.py", 12.5)
 TENSOR = TensorInfo("x", ("batch", 3), "float32")
-PLAN = Plan(1, 2, 3, 4, 5, 6)
+PLAN = Plan(1, 2, 3, 4, 5, 6, 7, 8, 9, ())
 CARRIED: dict[str, dict[str, Any]] = {
     "DeviceBusy": {"holder": HOLDER},
     "CommandFailed": {"status": 3, "index": 7},
@@ -124,7 +124,7 @@ def test_facts_come_back_equal(facts: Any, trip: Trip) -> None:
         (sdk.Event, ".result()"),
         (importlib.import_module("sdk.memory.buffers").Span, ".array"),
         (importlib.import_module("sdk.model.model").Model, "ModelProto"),
-        (importlib.import_module("sdk.model.programs").RunEvent, ".result()"),
+        (importlib.import_module("sdk.model.runs").RunEvent, ".result()"),
         (importlib.import_module("sdk.queue.events").StatusesEvent, ".result()"),
     ],
 )

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable
 
 from driver_shim.protocol.program_commands import CommandKind
-from emulator.engines.kernels.numpy import elementwise, products, quantised, resizing
+from emulator.engines.kernels.numpy import attention, elementwise, normalise, products, quantised, recurrent, resizing
 from emulator.engines.kernels.provider import Kernel, KernelRequest
 
 _RUN = {
@@ -19,6 +19,8 @@ _RUN = {
     CommandKind.UNARY: elementwise.unary,
     CommandKind.BINARY: elementwise.binary,
     CommandKind.CAST: elementwise.cast,
+    CommandKind.ATTENTION: attention.attention,
+    CommandKind.LAYER_NORM: normalise.layer_norm,
 }
 """Kernels that have nothing to prepare."""
 _PREPARE: dict[CommandKind, Callable[[KernelRequest], Kernel | None]] = {
@@ -28,6 +30,7 @@ _PREPARE: dict[CommandKind, Callable[[KernelRequest], Kernel | None]] = {
     CommandKind.MATMUL_INTEGER: quantised.prepare_matmul_integer,
     CommandKind.CONV_INTEGER: quantised.prepare_conv_integer,
     CommandKind.QBINARY: quantised.prepare_binary,
+    CommandKind.RECURRENT: recurrent.prepare,
 }
 KINDS = _RUN.keys() | _PREPARE.keys()
 """Kinds of command that have a kernel here."""

@@ -16,6 +16,7 @@ from emulator.model.operators.arrays import Array, is_float, required
 _ERF_END = 4.0
 """Beyond it erf rounds to ±1 in float32."""
 _ERF_STEPS = 1 << 14
+_GELU_CUBIC = 0.044715
 
 
 def _clip(x: Array, y: Array, low: float, high: float) -> None:
@@ -45,6 +46,55 @@ def _erf_table() -> tuple[Array, Array]:
     return exact[:-1].astype(np.float32), np.diff(exact).astype(np.float32)
 
 
+def sigmoid(x: Array, y: Array) -> None:
+    """1 / (1 + exp(-x)); `y` may be `x`. Where exp() is infinite, the result is the right one, 0."""
+    np.negative(x, out=y)
+    np.exp(y, out=y)
+    np.add(y, np.float32(1), out=y)
+    np.divide(np.float32(1), y, out=y)
+
+
+def _swish(x: Array, y: Array, alpha: float) -> None:
+    np.multiply(x, np.float32(-alpha), out=y)
+    np.exp(y, out=y)
+    np.add(y, np.float32(1), out=y)
+    np.divide(x, y, out=y)
+
+
+def _hard_sigmoid(x: Array, y: Array, alpha: float, beta: float) -> None:
+    np.multiply(x, np.float32(alpha), out=y)
+    np.add(y, np.float32(beta), out=y)
+    np.clip(y, np.float32(0), np.float32(1), out=y)
+
+
+def _hard_swish(x: Array, y: Array) -> None:
+    _hard_sigmoid(x, y, 1 / 6, 0.5)
+    np.multiply(x, y, out=y)
+
+
+def _gelu(x: Array, y: Array) -> None:
+    np.multiply(x, np.float32(math.sqrt(0.5)), out=y)
+    _erf(y, y)
+    _half_gated(x, y)
+
+
+def _gelu_tanh(x: Array, y: Array) -> None:
+    np.multiply(x, x, out=y)
+    np.multiply(y, np.float32(_GELU_CUBIC), out=y)
+    np.add(y, np.float32(1), out=y)
+    np.multiply(x, y, out=y)
+    np.multiply(y, np.float32(math.sqrt(2 / math.pi)), out=y)
+    np.tanh(y, out=y)
+    _half_gated(x, y)
+
+
+def _half_gated(x: Array, y: Array) -> None:
+    """x / 2 · (1 + y), into y."""
+    np.add(y, np.float32(1), out=y)
+    np.multiply(x, y, out=y)
+    np.multiply(y, np.float32(0.5), out=y)
+
+
 _UNARY: dict[int, Callable[[Array, Array, Any], object]] = {
     UnaryFunction.ABS: lambda x, y, _: np.abs(x, out=y),
     UnaryFunction.NEG: lambda x, y, _: np.negative(x, out=y),
@@ -56,7 +106,13 @@ _UNARY: dict[int, Callable[[Array, Array, Any], object]] = {
     UnaryFunction.SQRT: lambda x, y, _: np.sqrt(x, out=y),
     UnaryFunction.RECIPROCAL: lambda x, y, _: np.divide(np.float32(1), x, out=y),
     UnaryFunction.TANH: lambda x, y, _: np.tanh(x, out=y),
+    UnaryFunction.SIGMOID: lambda x, y, _: sigmoid(x, y),
     UnaryFunction.ERF: lambda x, y, _: _erf(x, y),
+    UnaryFunction.HARD_SIGMOID: lambda x, y, a: _hard_sigmoid(x, y, a.alpha, a.beta),
+    UnaryFunction.GELU: lambda x, y, _: _gelu(x, y),
+    UnaryFunction.GELU_TANH: lambda x, y, _: _gelu_tanh(x, y),
+    UnaryFunction.SWISH: lambda x, y, a: _swish(x, y, a.alpha),
+    UnaryFunction.HARD_SWISH: lambda x, y, _: _hard_swish(x, y),
     UnaryFunction.RELU: lambda x, y, _: np.maximum(x, np.float32(0), out=y),
     UnaryFunction.CLIP: lambda x, y, a: _clip(x, y, a.alpha, a.beta),
 }

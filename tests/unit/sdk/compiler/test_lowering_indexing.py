@@ -50,6 +50,14 @@ CASES = [
     Case("GatherND", {"x": X, "i": places([[1], [0], [-1]])}, {}, SINCE_11),
     Case("GatherND", {"x": X, "i": places([[[1], [2]], [[0], [-1]]])}, {"batch_dims": 1}, (12, 13, NEWEST)),
     Case("GatherND", {"x": real(2, 2, 3), "i": places([[[2], [0]], [[1], [1]]])}, {"batch_dims": 2}, (12, 13, NEWEST)),
+    Case("TensorScatter", {"x": real(2, 4, 3), "u": real(2, 2, 3, seed=1), "i": places([1, 2])}, {}, (24, NEWEST)),
+    Case("TensorScatter", {"x": real(2, 4, 3), "u": real(2, 2, 3, seed=1)}, {}, (24, NEWEST)),
+    Case(
+        "TensorScatter",
+        {"x": X, "u": real(2, 3, 2, seed=1), "c:i": places([3, 1])},
+        {"mode": "circular", "axis": -1},
+        (24, NEWEST),
+    ),
     Case("ScatterElements", {"x": real(3, 2), "i": BACK, "u": real(2, 2, seed=1)}, {}, SINCE_11),
     Case("ScatterElements", {"x": X, "i": BACK.reshape(2, 2, 1), "u": real(2, 2, 1)}, {"axis": 1}, SINCE_11),
     *(
@@ -265,6 +273,22 @@ def one_node(op: str, operands: dict[str, Any], dtype: Any, opset: int, attribut
 def computed(op: str, operands: dict[str, Any], dtype: Any, opset: int = NEWEST, **attributes: Any) -> Any:
     """What one node gives."""
     return run(compile_model(one_node(op, operands, dtype, opset, attributes)), operands)["y"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "step", "expected"),
+    [
+        (-9, -8, -1, [0]),
+        (9, -9, -2, [3, 1]),
+        (-9, 9, 1, [0, 1, 2, 3]),
+        (4, 9, 1, []),
+        (1, -9, -1, [1, 0]),
+        (3, 3, -1, []),
+    ],
+)
+def test_slice_clamps_its_limits_to_the_data(start: int, end: int, step: int, expected: list[int]) -> None:
+    limits = {"c:s": ints(start), "c:e": ints(end), "c:a": ints(0), "c:t": ints(step)}
+    assert computed("Slice", {"x": ints(0, 1, 2, 3), **limits}, np.int64, 13) == expected
 
 
 @pytest.mark.parametrize("opset", [9, 10])

@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 from driver_shim.protocol.program import TensorType, make_attributes
-from driver_shim.protocol.program_commands import Activation, CommandKind
+from driver_shim.protocol.program_commands import Activation, Cell, CommandKind
 from driver_shim.protocol.types import WireType
 from emulator.engines.kernels.choice import prepare
 from emulator.engines.kernels.provider import KernelRequest
+from emulator.model.operators import OPERATORS
+from tests.support.needs import module_of_extra
 
 SQUARE = TensorType(WireType.FLOAT32, (4, 4))
 MATMUL = KernelRequest(
@@ -61,3 +64,33 @@ def test_auto_takes_onnxruntime_only_where_it_is_installed_and_not_barred() -> N
     assert found["barred"].stdout.strip() == "numpy.matmul"
     installed = importlib.util.find_spec("onnxruntime") is not None
     assert found["free"].stdout.strip() == ("onnxruntime.matmul" if installed else "numpy.matmul")
+
+
+def f32(*shape: int) -> TensorType:
+    return TensorType(WireType.FLOAT32, shape)
+
+
+_OPEN = {"left_window": -1, "right_window": -1}
+_LSTM = {"cell": Cell.LSTM, "activations": [3, 2, 2, 0, 0, 0], "alphas": [0.0] * 6, "betas": [0.0] * 6}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "inputs"),
+    [
+        (CommandKind.LAYER_NORM, {"axes": 0b10, "epsilon": 1e-5}, (f32(4, 8), f32(8), f32(8))),
+        (CommandKind.LAYER_NORM, {"axes": 0b10, "epsilon": 1e-5, "root_mean_square": 1}, (f32(4, 8), f32(8))),
+        (CommandKind.RECURRENT, _LSTM, (f32(3, 1, 4), f32(1, 8, 4), f32(1, 8, 2), f32(1, 16))),
+        (CommandKind.ATTENTION, {"scale": 1.0, **_OPEN}, (f32(1, 2, 3, 4),) * 3),
+        (CommandKind.ATTENTION, {"scale": 1.0, **_OPEN}, (*(f32(1, 2, 3, 4),) * 3, f32(1, 1, 1, 3))),
+    ],
+    ids=str,
+)
+def test_the_usual_forms_of_what_text_takes_have_kernels_of_every_provider(
+    kind: CommandKind, fields: dict[str, Any], inputs: tuple[TensorType, ...]
+) -> None:
+    module_of_extra("onnxruntime", "models")
+    attributes = make_attributes(kind, **fields)
+    outputs = tuple(OPERATORS[kind].infer(attributes, inputs)[:1])
+    request = KernelRequest(kind, attributes, inputs, outputs, (None,) * len(inputs))
+    for kernels, provider in (("golden", "golden"), ("numpy", "numpy"), ("auto", "onnxruntime")):
+        assert prepare(kernels, request).name == f"{provider}.{kind.name.lower()}"

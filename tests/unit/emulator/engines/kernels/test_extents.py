@@ -20,12 +20,16 @@ from driver_shim.protocol.program_commands import (
     MAX_RANK,
     ArgumentFunction,
     BinaryFunction,
+    Cell,
+    CellActivation,
     CommandKind,
     CumulateFunction,
     PadMode,
     PoolFunction,
+    QBinaryFunction,
     ReduceFunction,
     ResizeMode,
+    ScatterMode,
     ScatterReduction,
     UnaryFunction,
 )
@@ -272,6 +276,102 @@ def resize(extent: Extent) -> Iterator[Row]:
         )
 
 
+def matmul_integer(extent: Extent) -> Iterator[Row]:
+    for m, k, n in shapes(extent, 2, 3, 4):
+        zeros = [np.ones((), np.int8), np.ones((n,), np.int8)]
+        yield {}, [array(WireType.INT8, (m, k)), array(WireType.INT8, (k, n)), *zeros]
+
+
+def conv_integer(extent: Extent) -> Iterator[Row]:
+    for shape, filters, kernel, movement in windows(extent):
+        w = array(WireType.INT8, (filters, shape[1], kernel))
+        yield {"group": 1, **movement}, [array(WireType.UINT8, shape), w, np.ones((), np.uint8)]
+
+
+def dynamic_quantize(extent: Extent) -> Iterator[Row]:
+    for shape in shapes(extent, 2, 3):
+        yield {}, [real(shape)]
+
+
+def qbinary(extent: Extent) -> Iterator[Row]:
+    scales: list[Array] = [np.full((), 0.5, F32), np.ones((), np.int8)] * 3
+    for function, shape in itertools.product(QBinaryFunction, shapes(extent, 2, 3)):
+        yield {"function": function}, [array(WireType.INT8, shape), array(WireType.INT8, shape[1:]), *scales]
+
+
+def lookup(extent: Extent) -> Iterator[Row]:
+    for dtype, shape in itertools.product((WireType.INT8, WireType.UINT8), shapes(extent, 2, 3)):
+        yield {}, [array(dtype, shape), array(WireType.INT8, (256,))]
+
+
+def matmul_nbits(extent: Extent) -> Iterator[Row]:
+    for m, k, n in shapes(extent, 2, 32, 4):
+        blocks = -(-k // 16)
+        yield {"bits": 4, "block": 16}, [real((m, k)), array(WireType.UINT8, (n, blocks, 8)), real((n, blocks))]
+
+
+def recurrent(extent: Extent) -> Iterator[Row]:
+    fields = {"cell": Cell.RNN, "activations": [CellActivation.TANH, *[0] * 5], "alphas": [0.0] * 6, "betas": [0.0] * 6}
+    for steps, batch, features, hidden in shapes(extent, 2, 3, 4, 5):
+        yield fields, [real((steps, batch, features)), real((1, hidden, features)), real((1, hidden, hidden))]
+
+
+def attention(extent: Extent) -> Iterator[Row]:
+    fields = {"scale": 1.0, "left_window": -1, "right_window": -1}
+    for batch, heads, queries, keys, size in shapes(extent, 2, 3, 4, 5, 6):
+        yield fields, [real((batch, heads, queries, size)), *[real((batch, heads, keys, size))] * 2]
+
+
+def layer_norm(extent: Extent) -> Iterator[Row]:
+    for shape, axes in itertools.product(shapes(extent, 2, 3), (0b01, 0b10, 0b11)):
+        yield {"axes": axes, "epsilon": 1e-5}, [real(shape), real(shape[-1:])]
+
+
+def rotary(extent: Extent) -> Iterator[Row]:
+    for batch, heads, steps, size in shapes(extent, 2, 3, 4, 6):
+        turns = real((batch, steps, size // 2))
+        yield {}, [real((batch, heads, steps, size)), turns, turns]
+
+
+def unpool(extent: Extent) -> Iterator[Row]:
+    for shape in shapes(extent, 2, 3):
+        yield target((2, *shape)), [real(shape), np.arange(int(np.prod(shape))).reshape(shape)]
+
+
+def grid_sample(extent: Extent) -> Iterator[Row]:
+    for batch, channels, size, samples in shapes(extent, 2, 3, 4, 5):
+        for mode in ResizeMode:
+            yield {"mode": mode}, [real((batch, channels, size)), real((batch, samples, 1)) / 2]
+
+
+def roi_align(extent: Extent) -> Iterator[Row]:
+    size = {"output_height": 2, "output_width": 2, "spatial_scale": 1.0, "function": PoolFunction.AVERAGE}
+    for batch, channels, side, regions in shapes(extent, 2, 3, 4, 5):
+        if batch or not regions:
+            yield size, [real((batch, channels, side, side)), real((regions, 4)), places(regions)]
+
+
+def roi_pool(extent: Extent) -> Iterator[Row]:
+    size = {"output_height": 2, "output_width": 2, "spatial_scale": 1.0}
+    for batch, channels, side, regions in shapes(extent, 2, 3, 4, 5):
+        if batch or not regions:
+            yield size, [real((batch, channels, side, side)), np.zeros((regions, 5), F32)]
+
+
+def deform_conv(extent: Extent) -> Iterator[Row]:
+    for batch, channels, filters, size in shapes(extent, 2, 3, 4, 5):
+        kept = max(0, size - 1)
+        operands = [real((batch, channels, size, 5)), real((filters, channels, 2, 1)), real((batch, 4, kept, 5))]
+        yield {"group": 1, "offset_group": 1, **window()}, operands
+
+
+def tensor_scatter(extent: Extent) -> Iterator[Row]:
+    for batch, size, features in shapes(extent, 2, 3, 4):
+        for mode, written in itertools.product(ScatterMode, {min(1, size), size}):
+            operands = [real((batch, size, features)), real((batch, written, features)), places(batch)]
+            yield {"axis": 1, "mode": mode}, operands
+
+
 ROWS: dict[CommandKind, Callable[[Extent], Iterator[Row]]] = {
     CommandKind.MATMUL: matmul,
     CommandKind.CONV: conv,
@@ -304,12 +404,29 @@ ROWS: dict[CommandKind, Callable[[Extent], Iterator[Row]]] = {
     CommandKind.BITCAST: cast,
     CommandKind.CONV_TRANSPOSE: conv_transpose,
     CommandKind.RESIZE: resize,
+    CommandKind.MATMUL_INTEGER: matmul_integer,
+    CommandKind.CONV_INTEGER: conv_integer,
+    CommandKind.DYNAMIC_QUANTIZE: dynamic_quantize,
+    CommandKind.QBINARY: qbinary,
+    CommandKind.LOOKUP: lookup,
+    CommandKind.MATMUL_NBITS: matmul_nbits,
+    CommandKind.RECURRENT: recurrent,
+    CommandKind.ATTENTION: attention,
+    CommandKind.LAYER_NORM: layer_norm,
+    CommandKind.ROTARY: rotary,
+    CommandKind.TENSOR_SCATTER: tensor_scatter,
+    CommandKind.UNPOOL: unpool,
+    CommandKind.GRID_SAMPLE: grid_sample,
+    CommandKind.ROI_ALIGN: roi_align,
+    CommandKind.ROI_POOL: roi_pool,
+    CommandKind.DEFORM_CONV: deform_conv,
 }
 SCALARS = frozenset(
     {
         *(CommandKind.UNARY, CommandKind.BINARY, CommandKind.WHERE, CommandKind.CAST, CommandKind.BITCAST),
         *(CommandKind.REDUCE, CommandKind.COPY, CommandKind.TRANSPOSE, CommandKind.SLICE, CommandKind.PAD),
-        *(CommandKind.EXPAND, CommandKind.QUANTIZE, CommandKind.DEQUANTIZE),
+        *(CommandKind.EXPAND, CommandKind.QUANTIZE, CommandKind.DEQUANTIZE, CommandKind.DYNAMIC_QUANTIZE),
+        *(CommandKind.QBINARY, CommandKind.LOOKUP),
     }
 )
 """Kinds that take operands of rank 0."""

@@ -22,13 +22,18 @@ from driver_shim.protocol.program_commands import (
     ATTRIBUTES,
     Activation,
     BinaryFunction,
+    Cell,
+    CellActivation,
     CommandKind,
     Coordinates,
+    Direction,
+    GridPadding,
     NearestMode,
     PoolFunction,
     QBinaryFunction,
     ReduceFunction,
     ResizeMode,
+    Scores,
     UnaryFunction,
 )
 from driver_shim.protocol.types import wire_type_of
@@ -84,6 +89,20 @@ def both(
             prepare(kernels, request(kind, given_, inputs, output)).run(inputs, [output])
         results.append(output)
     return results[0], results[1]
+
+
+def both_of_all(kind: CommandKind, given_: Any, inputs: list[Array | None], count: int) -> list[tuple[Array, Array]]:
+    """(fast, golden) for each of the first `count` outputs of one command."""
+    types = [None if a is None else TensorType(wire_type_of(a.dtype), a.shape) for a in inputs]
+    outputs = tuple(OPERATORS[kind].infer(given_, types)[:count])
+    results = []
+    for kernels in (_FAST[0], "golden"):
+        arrays = [np.full(tensor.shape, 77, tensor.dtype.dtype) for tensor in outputs]
+        asked = KernelRequest(kind, given_, tuple(types), outputs, (None, *inputs[1:]))
+        with np.errstate(all="ignore"):
+            prepare(kernels, asked).run(inputs, arrays)
+        results.append(arrays)
+    return list(zip(*results, strict=True))
 
 
 def request(kind: CommandKind, given_: Any, inputs: list[Array | None], output: Array) -> KernelRequest:
@@ -634,21 +653,22 @@ def test_pool(
     kernel: int, stride: int, pads: int, ceil: int, count: int, function: PoolFunction, type_name: str
 ) -> None:
     dtype = FLOATS.get(type_name, np.dtype(np.int8))
-    if function is PoolFunction.AVERAGE and dtype.kind == "i":
-        return
+    if function is not PoolFunction.MAX:
+        dtype = FLOATS.get(type_name, FLOATS["bfloat16"])
     x = numbers(np.random.default_rng(1), (2, 3, 9, 8), dtype)
     given_ = attributes(
         CommandKind.POOL,
         function=function,
         count_include_pad=count,
         ceil_mode=ceil,
+        p=3 if function is PoolFunction.LP else 0,
         kernel=[kernel, kernel, 1],
         strides=[stride, stride, 1],
         dilations=[1] * 3,
         pads_begin=[pads, pads, 0],
         pads_end=[pads, pads, 0],
     )
-    (y,) = OPERATORS[CommandKind.POOL].infer(given_, [TensorType(wire_type_of(dtype), x.shape)])
+    y = OPERATORS[CommandKind.POOL].infer(given_, [TensorType(wire_type_of(dtype), x.shape)])[0]
     fast, golden = both(CommandKind.POOL, given_, [x], y.shape, dtype)
     assert close(fast, golden)
 
@@ -707,6 +727,153 @@ def test_resize(
     assert close(fast, golden, 4)
 
 
+@pytest.mark.parametrize("type_name", sorted(FLOATS))
+@pytest.mark.parametrize("root_mean_square", [0, 1])
+@pytest.mark.parametrize(
+    ("axes", "scale", "bias"),
+    [
+        (0b100, (5,), (5,)),
+        (0b100, (5,), None),
+        (0b110, (3, 5), (3, 5)),
+        (0b110, (3, 1), (1,)),
+        (0b111, None, None),
+        (0b101, (5,), None),
+        (0, None, None),
+    ],
+)
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_layer_norm(
+    axes: int,
+    scale: tuple[int, ...] | None,
+    bias: tuple[int, ...] | None,
+    root_mean_square: int,
+    outputs: int,
+    type_name: str,
+) -> None:
+    random, dtype = np.random.default_rng(1), FLOATS[type_name]
+    vectors = [None if shape is None else numbers(random, shape, dtype) for shape in (scale, bias)]
+    given_ = attributes(CommandKind.LAYER_NORM, axes=axes, epsilon=1e-5, root_mean_square=root_mean_square)
+    x = numbers(random, (2, 3, 5), dtype) + dtype.type(3)
+    for fast, golden in both_of_all(CommandKind.LAYER_NORM, given_, [x, *vectors], outputs):
+        assert close(fast, golden, 8)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0), (1, 1)], ids=str)
+def test_layer_norm_of_few_elements(shape: tuple[int, int]) -> None:
+    given_ = attributes(CommandKind.LAYER_NORM, axes=0b10, epsilon=1e-5)
+    scale = np.ones(shape[1:], np.float32)
+    for fast, golden in both_of_all(CommandKind.LAYER_NORM, given_, [np.ones(shape, np.float32), scale, scale], 3):
+        assert close(fast, golden)
+
+
+_USUAL = {
+    Cell.RNN: [CellActivation.TANH],
+    Cell.GRU: [CellActivation.SIGMOID, CellActivation.TANH],
+    Cell.LSTM: [CellActivation.SIGMOID, CellActivation.TANH, CellActivation.TANH],
+}
+
+
+@pytest.mark.parametrize("type_name", ["float32", "float16"])
+@pytest.mark.parametrize("variant", ["usual", "bare", "linear", "coupled", "clipped", "peeping", "uneven", "rare"])
+@pytest.mark.parametrize("direction", Direction)
+@pytest.mark.parametrize("cell", Cell)
+def test_recurrent(cell: Cell, direction: Direction, variant: str, type_name: str) -> None:
+    random, dtype = np.random.default_rng(1), FLOATS[type_name]
+    steps, batch, features, hidden = 4, 3, 5, 6
+    directions, gates = 2 if direction is Direction.BIDIRECTIONAL else 1, {Cell.RNN: 1, Cell.GRU: 3, Cell.LSTM: 4}[cell]
+    if cell is not Cell.LSTM and variant in ("coupled", "peeping"):
+        return
+    chosen = [CellActivation.SOFTSIGN] * len(_USUAL[cell]) if variant == "rare" else _USUAL[cell]
+    given_ = attributes(
+        CommandKind.RECURRENT,
+        cell=cell,
+        direction=direction,
+        activations=[*chosen * directions, *[0] * (6 - len(chosen) * directions)],
+        alphas=[0.0] * 6,
+        betas=[0.0] * 6,
+        clip=0.5 if variant == "clipped" else 0.0,
+        input_forget=int(variant == "coupled"),
+        linear_before_reset=int(variant == "linear"),
+    )
+    state = (directions, batch, hidden)
+    inputs: list[Array | None] = [
+        numbers(random, shape, dtype)
+        for shape in (
+            (steps, batch, features),
+            (directions, gates * hidden, features),
+            (*state[:1], gates * hidden, hidden),
+        )
+    ]
+    if variant != "bare":
+        inputs += [numbers(random, (directions, 2 * gates * hidden), dtype), None, numbers(random, state, dtype)]
+        inputs += [numbers(random, state, dtype)] if cell is Cell.LSTM else []
+    if variant == "peeping":
+        inputs.append(numbers(random, (directions, 3 * hidden), dtype))
+    if variant == "uneven":
+        inputs[4] = np.array([4, 1, 2], np.int32)
+    for fast, golden in both_of_all(CommandKind.RECURRENT, given_, inputs, 3 if cell is Cell.LSTM else 2):
+        assert close(fast, golden, 64)
+
+
+@pytest.mark.parametrize("type_name", ["float32", "float16"])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (3, 1)], ids=str)
+@pytest.mark.parametrize("flat", [False, True], ids=["apart", "beside"])
+@pytest.mark.parametrize(
+    "variant",
+    ["plain", "bool", "float", "rows", "batch", "narrow", "vector", "causal", "past", "window", "cap", "valid"],
+)
+@pytest.mark.parametrize("outputs", [1, 3, 4])
+def test_attention(variant: str, flat: bool, heads: tuple[int, int], outputs: int, type_name: str) -> None:
+    random, dtype = np.random.default_rng(1), FLOATS[type_name]
+    batch, queries, keys, size, value_size = 2, 5, 6, 4, 3
+    shapes = [(heads[0], queries, size), (heads[1], keys, size), (heads[1], keys, value_size)]
+    inputs: list[Array | None] = [numbers(random, (batch, *shape), dtype) for shape in shapes]
+    if flat:
+        inputs = [a.swapaxes(1, 2).reshape(batch, a.shape[2], -1).copy() for a in inputs if a is not None]
+    masks: dict[str, Array] = {
+        "bool": random.random((queries, keys)) > 0.5,
+        "float": np.where(random.random((1, heads[0], queries, keys)) > 0.5, 0, -np.inf).astype(dtype),
+        "rows": numbers(random, (queries, keys), dtype),
+        "batch": numbers(random, (batch, 1, 1, keys), dtype),
+        "narrow": numbers(random, (queries, keys - 2), dtype),
+        "vector": numbers(random, (keys,), dtype),
+    }
+    if variant == "bool":
+        masks["bool"][0] = False
+    if variant in masks:
+        inputs.append(masks[variant])
+    elif variant == "past":
+        inputs += [None, *(numbers(random, (batch, heads[1], 2, n), dtype) for n in (size, value_size))]
+    elif variant == "valid":
+        inputs += [None, None, None, np.array([3, 6])]
+    given_ = attributes(
+        CommandKind.ATTENTION,
+        scale=0.5,
+        softcap=2.0 if variant == "cap" else 0.0,
+        query_heads=heads[0] if flat else 0,
+        key_heads=heads[1] if flat else 0,
+        left_window=2 if variant == "window" else -1,
+        right_window=1 if variant == "window" else -1,
+        causal=int(variant in ("causal", "past", "valid")),
+        scores=Scores.PROBABILITIES,
+    )
+    for fast, golden in both_of_all(CommandKind.ATTENTION, given_, inputs, outputs):
+        assert close(fast, golden, 16)
+
+
+@pytest.mark.parametrize("spatial", [(5, 4), (3, 4, 2), (1, 1)])
+@pytest.mark.parametrize("align", [0, 1])
+@pytest.mark.parametrize("padding", list(GridPadding))
+@pytest.mark.parametrize("mode", list(ResizeMode))
+def test_grid_sample(mode: ResizeMode, padding: GridPadding, align: int, spatial: tuple[int, ...]) -> None:
+    random = np.random.default_rng(1)
+    x = numbers(random, (2, 3, *spatial), FLOATS["float32"])
+    grid = random.uniform(-1.6, 1.6, (2, *[3] * len(spatial), len(spatial))).astype(np.float32)
+    given_ = attributes(CommandKind.GRID_SAMPLE, mode=mode, padding=padding, align_corners=align)
+    fast, golden = both(CommandKind.GRID_SAMPLE, given_, [x, grid], (2, 3, *[3] * len(spatial)), x.dtype)
+    assert close(fast, golden, 16)
+
+
 def test_every_fast_kernel_has_a_comparison_here() -> None:
     compared: dict[CommandKind, Callable[..., Any]] = {
         CommandKind.MATMUL: test_matmul,
@@ -726,5 +893,9 @@ def test_every_fast_kernel_has_a_comparison_here() -> None:
         CommandKind.REDUCE: test_reduce,
         CommandKind.RESIZE: test_resize,
         CommandKind.CONV_TRANSPOSE: test_conv_transpose,
+        CommandKind.LAYER_NORM: test_layer_norm,
+        CommandKind.RECURRENT: test_recurrent,
+        CommandKind.ATTENTION: test_attention,
+        CommandKind.GRID_SAMPLE: test_grid_sample,
     }
     assert compared.keys() == numpy_kernels.KINDS | onnxruntime.KINDS

@@ -1,0 +1,134 @@
+"""`npuctl compile`: what a model takes and how long, and what the device would not run; no device is needed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sdk.cli import timeouts
+from sdk.cli.exit_codes import Failure
+from sdk.cli.frame import Frame
+from sdk.cli.verb import verb
+
+if TYPE_CHECKING:
+    from sdk.compiler import TensorInfo
+    from sdk.compiler.compiled import Plan
+    from sdk.compiler.estimate import Estimate
+    from sdk.compiler.placement import NodePlacement
+
+_NOTHING: dict[str, Any] = {"nodes": [], "by_value": [], "plan": None, "estimate": None}
+MOST_NAMED = 20
+"""Lines of nodes that text for people names."""
+
+
+@verb("compile", limit_s=timeouts.WORK_S)
+@click.argument("model_path", metavar="MODEL.onnx", type=click.Path(exists=True, dir_okay=False))
+@click.option("--check", is_flag=True, help="Only say what would be refused, or run on the host.")
+@click.option("--fallback", type=click.Choice(["error", "cpu"]), default="error", show_default=True)
+@click.option("--shape", "given", multiple=True, metavar="NAME=1,3,224,224", help="An input's shape; repeatable.")
+@click.option("--target", metavar="PROFILE", default="generic", show_default=True, help="The chip.")
+def command(frame: Frame, model_path: str, check: bool, fallback: str, given: tuple[str, ...], target: str) -> None:
+    """Compile a model without a device, and say what it takes.
+
+    Dimensions that the model leaves open are 1 unless --shape says otherwise. A model that the device would not run as
+    it is ends with exit code 1, unless --fallback cpu leaves the rest to the host.
+    """
+    from sdk.compiler import compile_program, read_model
+    from sdk.compiler.compile import NeedsValues
+
+    graph = read_model(model_path)
+    shapes = _shapes(frame, graph.signature.inputs, given)
+    try:
+        program = compile_program(graph, target=target, fallback="cpu", shapes=shapes)
+    except NeedsValues as error:
+        named = ", ".join(map(repr, error.inputs))
+        frame.sections["compile"] = {**_NOTHING, "model": model_path, "target": target, "by_value": list(error.inputs)}
+        frame.say(f"compiled when run, once for each value of {named}, on which shapes depend")
+        return
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    plan, estimate = program.plan, program.estimate()
+    frame.sections["compile"] = {
+        "model": model_path,
+        "target": target,
+        "nodes": [entry._asdict() for entry in program.report],
+        "by_value": [],
+        "plan": None if plan is None else _facts(plan),
+        "estimate": None if estimate is None else _estimated(estimate),
+    }
+    moved = [entry for entry in program.report if entry.code is not None]
+    _say_where(frame, program.report, moved)
+    if not check and plan is not None and estimate is not None:
+        _say_plan(frame, plan, estimate)
+    if moved and fallback == "error":
+        raise Failure(
+            f"the device does not run {len(moved)} of {len(program.report)} nodes",
+            slug="unsupported-model",
+            remedy="--fallback cpu, and fallback='cpu' in programs, leaves them to onnxruntime",
+        )
+
+
+def _shapes(frame: Frame, inputs: Sequence[TensorInfo], given: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """A shape for every input that has none of its own. Raises click.UsageError."""
+    shapes = {}
+    for text in given:
+        name, assigns, numbers = text.partition("=")
+        extents = [part.strip() for part in numbers.split(",") if part.strip()]
+        if not assigns or not all(part.isdigit() for part in extents):
+            raise click.UsageError(f"--shape {text}: write NAME=1,3,224,224")
+        shapes[name] = tuple(map(int, extents))
+    opened = []
+    for info in inputs:
+        if info.name not in shapes and not all(isinstance(extent, int) for extent in info.shape):
+            if info.shape == ("...",):
+                raise click.UsageError(f"the model does not say the rank of {info.name!r}: give its shape with --shape")
+            shapes[info.name] = tuple(extent if isinstance(extent, int) else 1 for extent in info.shape)
+            opened.append(str(info))
+    if opened:
+        frame.note(f"open dimensions are taken for 1: {', '.join(opened)}")
+    return shapes
+
+
+def _say_where(frame: Frame, report: Sequence[NodePlacement], moved: Sequence[NodePlacement]) -> None:
+    if not moved:
+        frame.say(f"the device runs all {len(report)} nodes")
+        return
+    kinds = Counter((entry.op, entry.code, entry.reason) for entry in moved)
+    frame.say(f"the device runs {len(report) - len(moved)} of {len(report)} nodes; not:")
+    for (op, code, reason), count in list(kinds.items())[:MOST_NAMED]:
+        frame.say(f"  {count} x {op}: {reason} ({code})")
+    if len(kinds) > MOST_NAMED:
+        frame.say(f"  and {len(kinds) - MOST_NAMED} more kinds")
+
+
+def _say_plan(frame: Frame, plan: Plan, estimate: Estimate) -> None:
+    frame.say(f"{plan.commands} commands, {plan.macs:,} multiply-accumulates, {plan.moved_bytes:,} bytes moved")
+    frame.say(
+        f"device memory {plan.peak_bytes:,} bytes: constants {plan.constants_bytes:,},"
+        f" inputs and outputs {plan.operands_bytes:,}, workspace {plan.workspace_bytes:,}"
+        f" (largest hole {plan.largest_hole_bytes:,}, without reuse {plan.unshared_workspace_bytes:,})"
+    )
+    frame.say(
+        f"{estimate.latency_ticks:,} ticks, {estimate.latency_seconds * 1e3:.3f} ms a run"
+        f" (device_model, {estimate.profile})"
+    )
+
+
+def _facts(plan: Plan) -> dict[str, Any]:
+    facts = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan) if field.name != "live"}
+    return {**facts, "peak_bytes": plan.peak_bytes, "live": [each._asdict() for each in plan.live]}
+
+
+def _estimated(estimate: Estimate) -> dict[str, Any]:
+    return {
+        "profile": estimate.profile,
+        "device_model_latency_ticks": estimate.latency_ticks,
+        "device_model_latency_seconds": estimate.latency_seconds,
+        "macs": estimate.macs,
+        "moved_bytes": estimate.moved_bytes,
+        "commands": [each._asdict() for each in estimate.commands],
+    }
