@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from driver_shim.protocol.program import MAX_DIMENSION
 from driver_shim.protocol.types import UnsupportedType, WireType, wire_type
 from sdk.compiler.graph import Graph, GraphNode
-from sdk.compiler.ir import Builder, Refused, Value
+from sdk.compiler.ir import Builder, NoSuchType, Refused, Value
 
 NEWEST = 1 << 16
 """An opset version that every operator's latest meaning is older than."""
@@ -123,7 +123,7 @@ class NodeContext:
         try:
             return wire_type(number)
         except UnsupportedType as error:
-            raise Refused(str(error)) from None
+            raise NoSuchType(str(error)) from None
 
     def axis(self, axis: int, rank: int) -> int:
         """An axis counted from 0. Raises Refused when there is none such."""

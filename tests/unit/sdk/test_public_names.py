@@ -22,7 +22,11 @@ PUBLIC: dict[type, set[str]] = {
         *("get_providers", "get_provider_options", "get_session_options", "disable_fallback"),
     },
     sdk.SessionOptions: {"add_free_dimension_override_by_name", "free_dimensions"},
-    Model: {"inputs", "outputs", "submit", "run_async", "close"},
+    Model: {
+        *("inputs", "optional_inputs", "outputs", "submit", "run_async", "close"),
+        *("report", "plan", "estimate"),
+    },
+    sdk.Program: {"inputs", "outputs", "plan", "estimate"},
 }
 
 
