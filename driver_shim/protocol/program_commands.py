@@ -22,7 +22,7 @@ class CommandKind(enum.IntEnum):
     MATMUL = 0x01
     """MatMul, Gemm; with bias and activation."""
     CONV = 0x02
-    """Conv; with bias and activation."""
+    """Conv; with bias, something to add, and activation."""
     POOL = 0x03
     """MaxPool, AveragePool, LpPool."""
     QMATMUL = 0x08
@@ -103,6 +103,8 @@ class CommandKind(enum.IntEnum):
     """RotaryEmbedding."""
     TENSOR_SCATTER = 0x34
     """TensorScatter; updates a state in place."""
+    LINEAR_ATTENTION = 0x35
+    """LinearAttention: its rule is what the operands decay and rate make of it."""
     UNPOOL = 0x42
     """MaxUnpool."""
     GRID_SAMPLE = 0x43
@@ -531,6 +533,9 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
         "layer_norm", 16, "axes" / u32, "epsilon" / f32, "root_mean_square" / u8, reserved(7)
     ),
     CommandKind.ROTARY: Layout("rotary", 8, "heads" / u32, "interleaved" / u8, reserved(3)),
+    CommandKind.LINEAR_ATTENTION: Layout(
+        "linear_attention", 16, "scale" / f32, "query_heads" / u32, "key_heads" / u32, reserved(4)
+    ),
 }
 """Axes count from 0, never from the end; `axes` is a mask: bit i stands for dimension i.
 
@@ -561,7 +566,7 @@ _QUANTISED_LEFT = ("x", "w", "x_scale", "x_zero_point", "w_scale", "w_zero_point
 
 OPERANDS: dict[CommandKind, Operands] = {
     CommandKind.MATMUL: Operands(("a", "b"), ("bias",)),
-    CommandKind.CONV: Operands(("x", "w"), ("bias",)),
+    CommandKind.CONV: Operands(("x", "w"), ("bias", "addend")),
     CommandKind.POOL: Operands(("x",), outputs=2),
     CommandKind.QMATMUL: Operands(_QUANTISED_LEFT, ("bias",)),
     CommandKind.QCONV: Operands(_QUANTISED_LEFT, ("bias",)),
@@ -613,4 +618,5 @@ OPERANDS: dict[CommandKind, Operands] = {
     ),
     CommandKind.LAYER_NORM: Operands(("x",), ("scale", "bias"), outputs=3),
     CommandKind.ROTARY: Operands(("x", "cos", "sin"), ("positions",)),
+    CommandKind.LINEAR_ATTENTION: Operands(("query", "key", "value"), ("past", "decay", "rate"), outputs=2),
 }

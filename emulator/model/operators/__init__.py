@@ -13,6 +13,7 @@ from emulator.model.operators import (
     elementwise,
     indexing,
     integer_products,
+    linear_attention,
     movement,
     normalise,
     packed_products,
@@ -51,6 +52,7 @@ OPERATORS: dict[CommandKind, Operator] = {
         attention,
         rotary,
         states,
+        linear_attention,
     )
     for operator in room.OPERATORS
 }
