@@ -194,14 +194,23 @@ class OpenFunction:
             if self.closed is None and reset_count == self.reset_count:
                 self.controller.unload_program(handle)
 
-    def make_resident(self, program: ModelProgram) -> None:
-        """Put a program on the device, in place of others if need be."""
+    def program_report(self, program: ModelProgram) -> list[tuple[str, int]]:
+        """(kernel, nanoseconds) of each command of a program's newest run; empty when the device has it not."""
         with self._lock:
             self.check_open()
-            if program.reset_count != self.reset_count:
-                raise Closed("the device was reset", device=self.address, remedy="load the model again")
-            self._clean_up()
-            self.programs.load(program, self)
+            return self.controller.program_report(program.handle) if program.handle is not None else []
+
+    def make_resident(self, program: ModelProgram) -> None:
+        """Put a program on the device, in place of others if need be."""
+        while program.handle is None:
+            with self._lock:
+                self.check_open()
+                if program.reset_count != self.reset_count:
+                    raise Closed("the device was reset", device=self.address, remedy="load the model again")
+                self._clean_up()
+                run = self.programs.load(program, self)
+            if run is not None:
+                run._await_end()  # without the lock, which a reset needs
 
     def drop_program(self, program: ModelProgram) -> None:
         """Take a program off the device for good, unless a reset did so already."""

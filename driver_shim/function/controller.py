@@ -362,19 +362,24 @@ class Controller:
         """Forget a program."""
         self.admin(commands.UNLOAD_PROGRAM, AdminOpcode.UNLOAD_PROGRAM, program=handle)
 
+    def program_report(self, handle: int) -> list[tuple[str, int]]:
+        """(kernel, nanoseconds) of each command of a program's newest successful run; empty before one."""
+        report = self._whole(commands.GET_PROGRAM_REPORT, AdminOpcode.GET_PROGRAM_REPORT, program=handle)
+        entries = commands.COMMAND_RUN.codec.iter_unpack(report)
+        return [(kernel.rstrip(b"\0").decode(errors="replace"), wall_ns) for wall_ns, kernel in entries]
+
     def log_page(self, page: commands.LogPage) -> bytes:
         """A whole log page."""
+        return self._whole(commands.GET_LOG_PAGE, AdminOpcode.GET_LOG_PAGE, page=int(page))
+
+    def _whole(self, layout: Layout, opcode: AdminOpcode, **fields: int) -> bytes:
+        """All that an admin command has to tell piece by piece."""
         with self._transfer(_LOG_CHUNK_BYTES) as block:
             parts: list[bytes] = []
             offset, total = 0, 1
             while offset < total:
                 total = self.admin(
-                    commands.GET_LOG_PAGE,
-                    AdminOpcode.GET_LOG_PAGE,
-                    destination=block.iova,
-                    size=_LOG_CHUNK_BYTES,
-                    page=int(page),
-                    offset=offset,
+                    layout, opcode, destination=block.iova, size=_LOG_CHUNK_BYTES, offset=offset, **fields
                 )
                 size = min(_LOG_CHUNK_BYTES, max(0, total - offset))
                 parts.append(bytes(block.view[:size]))

@@ -48,6 +48,7 @@ class AdminOpcode(enum.IntEnum):
     GET_LOG_PAGE = 0x84
     LOAD_PROGRAM = 0x85
     UNLOAD_PROGRAM = 0x86
+    GET_PROGRAM_REPORT = 0x87
 
 
 class Space(enum.IntEnum):
@@ -94,7 +95,7 @@ class Status(enum.IntEnum):
     EXECUTION_FAULT = 0x23
     """A program's command failed for another reason; the error log names it."""
     ENGINE_LOST = 0x30
-    """The engine that ran the program died; its results were discarded."""
+    """What ran the program, or verified it, died; its results were discarded."""
     QUEUE_CORRUPT = 0x40
     """A tail or head pointer left the range the ring allows; the queue is halted."""
     INTERNAL = 0x7F
@@ -184,6 +185,14 @@ memory each constant of its tensor table lies, in order. They are there before t
 the program is loaded, since an engine may keep them in a form of its own. Both lie in shareable mappings. The result is
 the program's handle."""
 UNLOAD_PROGRAM = _submission("unload_program", reserved(24), "program" / u32, reserved(28))
+GET_PROGRAM_REPORT = _submission(
+    "get_program_report", "destination" / u64, "size" / u64, "program" / u32, reserved(4), "offset" / u64, reserved(24)
+)
+"""A COMMAND_RUN for each command of the program's newest successful run, from byte `offset` on; none before one. The
+result is the size of the whole report."""
+KERNEL_NAME_BYTES = 40
+COMMAND_RUN = Layout("command_run", 48, "wall_ns" / u64, "kernel" / raw(KERNEL_NAME_BYTES))
+"""`kernel`: zero-padded UTF-8, provider and kind ("golden.softmax"); `wall_ns`: how long it ran on the host's clock."""
 
 IO_COMMANDS: dict[IoOpcode, Layout] = {
     IoOpcode.NOP: NOP,
@@ -200,6 +209,7 @@ ADMIN_COMMANDS: dict[AdminOpcode, Layout] = {
     AdminOpcode.GET_LOG_PAGE: GET_LOG_PAGE,
     AdminOpcode.LOAD_PROGRAM: LOAD_PROGRAM,
     AdminOpcode.UNLOAD_PROGRAM: UNLOAD_PROGRAM,
+    AdminOpcode.GET_PROGRAM_REPORT: GET_PROGRAM_REPORT,
 }
 
 DESCRIPTOR = union_dtype(SUBMISSION_BYTES, list(IO_COMMANDS.values()))
@@ -387,6 +397,7 @@ ALL_LAYOUTS: tuple[Layout, ...] = (
     *ADMIN_COMMANDS.values(),
     COMPLETION,
     BINDING,
+    COMMAND_RUN,
     HOST_LINE,
     DEVICE_LINE,
     IDENTIFY_DATA,

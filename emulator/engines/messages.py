@@ -43,7 +43,7 @@ RUN_REQUEST = Layout(
     "scratch_bytes" / u64,
     "report_offset" / u64,
 )
-"""`scratch_bytes`: size the scratch file now has. `report_offset`: where in it the KERNEL_RUN entries go."""
+"""`scratch_bytes`: size the scratch file now has. `report_offset`: where in it the COMMAND_RUN entries go."""
 KIND = struct.Struct("<I")
 """The beginning of every request."""
 
@@ -59,8 +59,6 @@ REPLY = Layout(
     "message" / raw(MESSAGE_BYTES),
 )
 
-KERNEL_NAME_BYTES = 40
-KERNEL_RUN = Layout("kernel_run", 48, "wall_ns" / u64, "kernel" / raw(KERNEL_NAME_BYTES))
 
 MAX_REQUEST_BYTES = RUN_REQUEST.size + 2 * 8 * MAX_BINDINGS
 

@@ -13,10 +13,10 @@ import os
 import socket
 import subprocess
 
+from driver_shim.protocol.commands import COMMAND_RUN
 from driver_shim.shared.child_process import main_command
 from emulator.engines.job import EngineJob, EntryPlan, KernelRun, ProgramImage
 from emulator.engines.messages import (
-    KERNEL_RUN,
     LOAD_REQUEST,
     REPLY,
     RUN_REQUEST,
@@ -36,10 +36,10 @@ def program_file(image: ProgramImage) -> int:
 
     It holds the container, then the addresses of the constants.
     """
-    return _sealed_file("npu-program", image.data, pack_addresses(image.constants))
+    return sealed_file("npu-program", image.data, pack_addresses(image.constants))
 
 
-def _sealed_file(name: str, *parts: bytes | memoryview) -> int:
+def sealed_file(name: str, *parts: bytes | memoryview) -> int:
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         with open(fd, "wb", closefd=False) as file:
@@ -125,7 +125,7 @@ class WorkerProcess:
         """
         plan = image.entries[job.entry]
         report_offset = _report_offset(plan)
-        self._grow_scratch(report_offset + plan.commands * KERNEL_RUN.size)
+        self._grow_scratch(report_offset + plan.commands * COMMAND_RUN.size)
         request = RUN_REQUEST.pack(
             Request.RUN,
             number,
@@ -152,9 +152,9 @@ class WorkerProcess:
         """Outputs and report of the job that has just finished, the outputs in place."""
         outputs = tuple(self._scratch[offset : offset + size].toreadonly() for offset, size in plan.outputs)
         start = _report_offset(plan)
-        records = self._scratch[start : start + plan.commands * KERNEL_RUN.size]
+        records = self._scratch[start : start + plan.commands * COMMAND_RUN.size]
         report = tuple(
-            KernelRun(unpadded(kernel), wall_ns) for wall_ns, kernel in KERNEL_RUN.codec.iter_unpack(records)
+            KernelRun(unpadded(kernel), wall_ns) for wall_ns, kernel in COMMAND_RUN.codec.iter_unpack(records)
         )
         return outputs, report
 
@@ -204,7 +204,7 @@ class WorkerProcess:
 
 def _report_offset(plan: EntryPlan) -> int:
     """Where in scratch the report of a job begins."""
-    return -(-plan.scratch_bytes // KERNEL_RUN.size) * KERNEL_RUN.size
+    return -(-plan.scratch_bytes // COMMAND_RUN.size) * COMMAND_RUN.size
 
 
 def _environment(threads: int) -> dict[str, str]:

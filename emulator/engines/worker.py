@@ -16,13 +16,11 @@ import time
 from collections.abc import Sequence
 from typing import Any, cast
 
-from driver_shim.protocol.commands import Status
+from driver_shim.protocol.commands import COMMAND_RUN, KERNEL_NAME_BYTES, Status
 from driver_shim.shared import import_guard
 from driver_shim.shared.child_process import die_with_parent
 from emulator.engines.job import Executor, KernelRun, ProgramFault
 from emulator.engines.messages import (
-    KERNEL_NAME_BYTES,
-    KERNEL_RUN,
     KIND,
     LOAD_REQUEST,
     MAX_REQUEST_BYTES,
@@ -118,8 +116,8 @@ class EngineWorker:
     def _write_report(self, offset: int, report: Sequence[KernelRun]) -> None:
         """Leave the report behind the program's own scratch, where its length has no limit."""
         for run in report:
-            KERNEL_RUN.pack_into(self._scratch, offset, run.wall_ns, padded(run.kernel, KERNEL_NAME_BYTES))
-            offset += KERNEL_RUN.size
+            COMMAND_RUN.pack_into(self._scratch, offset, run.wall_ns, padded(run.kernel, KERNEL_NAME_BYTES))
+            offset += COMMAND_RUN.size
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from driver_shim.protocol.commands import (
     ADMIN_QUEUE_ID,
     BINDING,
@@ -9,6 +11,7 @@ from driver_shim.protocol.commands import (
     CREATE_QUEUE,
     DELETE_QUEUE,
     GET_LOG_PAGE,
+    GET_PROGRAM_REPORT,
     IDENTIFY,
     IDENTIFY_DATA,
     LINE_BYTES,
@@ -20,6 +23,7 @@ from driver_shim.protocol.commands import (
     Status,
 )
 from emulator.function.command_error import CommandError, check_host_range, dma_error, refuse_reserved
+from emulator.function.jobs.load import LoadJob
 from emulator.function.programs import Programs
 from emulator.function.queue_table import QueueTable
 from emulator.function.records import Records
@@ -33,13 +37,16 @@ MAX_LOG_BYTES = 1 << 20
 class AdminCommands:
     """Executes admin commands: what they create and delete is in `queues` and `programs`."""
 
-    def __init__(self, space: AddressSpace, queues: QueueTable, programs: Programs, records: Records) -> None:
+    def __init__(
+        self, space: AddressSpace, queues: QueueTable, programs: Programs, records: Records, load_ticks: int
+    ) -> None:
         self._space = space
         self._queues = queues
         self._programs = programs
         self._records = records
+        self._load_ticks = load_ticks
         self._shadows: tuple[int, int] | None = None
-        self._table = {
+        self._table: dict[AdminOpcode, Callable[[bytes], int | LoadJob]] = {
             AdminOpcode.IDENTIFY: self._identify,
             AdminOpcode.CREATE_QUEUE: self._create_queue,
             AdminOpcode.DELETE_QUEUE: self._delete_queue,
@@ -47,14 +54,15 @@ class AdminCommands:
             AdminOpcode.GET_LOG_PAGE: self._get_log_page,
             AdminOpcode.LOAD_PROGRAM: self._load_program,
             AdminOpcode.UNLOAD_PROGRAM: self._unload_program,
+            AdminOpcode.GET_PROGRAM_REPORT: self._get_program_report,
         }
 
     def clear(self) -> None:
         """Forget what admin commands configured (controller disabled)."""
         self._shadows = None
 
-    def execute(self, opcode: int, entry: bytes) -> int:
-        """Carry one command out; returns its 64-bit result. Raises CommandError."""
+    def execute(self, opcode: int, entry: bytes) -> int | LoadJob:
+        """Carry one command out; returns its 64-bit result, or what goes on with it. Raises CommandError."""
         try:
             handler = self._table[AdminOpcode(opcode)]
         except ValueError:
@@ -114,13 +122,13 @@ class AdminCommands:
         self._send(destination, whole[offset : offset + size], "log page")
         return len(whole)
 
-    def _load_program(self, entry: bytes) -> int:
+    def _load_program(self, entry: bytes) -> LoadJob:
         refuse_reserved(LOAD_PROGRAM, entry)
         *_, source, size, constants, count = LOAD_PROGRAM.codec.unpack(entry)
         self._programs.check_size(size, count)
         image = self._snapshot(source, size, "program")
         table = self._snapshot(constants, count * BINDING.size, "constants' table") if count else b""
-        return self._programs.load(image, list(BINDING.codec.iter_unpack(table)))
+        return LoadJob(self._programs, image, list(BINDING.codec.iter_unpack(table)), self._load_ticks)
 
     def _snapshot(self, source: int, size: int, what: str) -> bytes:
         try:
@@ -132,6 +140,17 @@ class AdminCommands:
         refuse_reserved(UNLOAD_PROGRAM, entry)
         self._programs.unload(UNLOAD_PROGRAM.codec.unpack(entry)[-1])
         return 0
+
+    def _get_program_report(self, entry: bytes) -> int:
+        """As for log pages: the result is the size of all of it; only the bytes that exist are written."""
+        refuse_reserved(GET_PROGRAM_REPORT, entry)
+        *_, destination, size, handle, offset = GET_PROGRAM_REPORT.codec.unpack(entry)
+        whole = self._programs.report(handle)
+        if size > MAX_LOG_BYTES:
+            raise CommandError(Status.INVALID_FIELD, f"report: {size} bytes asked for; at most {MAX_LOG_BYTES}")
+        check_host_range(self._space, destination, size, write=True, what="program report")
+        self._send(destination, whole[offset : offset + size], "program report")
+        return len(whole)
 
     def _send(self, iova: int, data: bytes, what: str) -> None:
         check_host_range(self._space, iova, len(data), write=True, what=what)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,6 +97,9 @@ def _run(
     first, median = walls[0] * 1e3, statistics.median(walls) * 1e3
     frame.say(f"loaded in {load_seconds:.3f} s, first run {first:.3f} ms, median of {repeat} {median:.3f} ms (wall)")
     frame.say(f"{statistics.median(ticks):,.0f} ticks (device_model), kernels {device.info.kernels}")
+    kernels = Counter(run.kernel for run in model.command_runs())
+    if kernels:
+        frame.say(f"commands by kernel: {', '.join(f'{kernel} {count}' for kernel, count in kernels.most_common())}")
     ran = {
         "inputs": [_tensor(name, array) for name, array in inputs.items()],
         "outputs": [_tensor(name, array) for name, array in outputs.items()],
@@ -106,6 +110,7 @@ def _run(
         "device_model_median_ticks": statistics.median(ticks),
         "device_model_median_seconds": device_seconds,
         "kernels": device.info.kernels,
+        "commands_by_kernel": dict(kernels),
         "files": [],
         "verification": None,
     }

@@ -23,7 +23,7 @@ from sdk.memory.buffers import Span
 from sdk.model.inputs import Call, InputChecks, Planned, check_out, requested_shapes
 from sdk.model.lanes import Input, Lane
 from sdk.model.port import ModelOwner
-from sdk.model.programs import ModelProgram
+from sdk.model.programs import CommandRun, ModelProgram
 from sdk.model.runs import Outputs, RunEvent
 from sdk.model.weights import Weights
 from sdk.queue.events import Event
@@ -184,6 +184,19 @@ class Model(HereOnly):
 
             return await asyncio.to_thread(run.result, 0)
         return run.result(0)
+
+    def command_runs(self) -> tuple[CommandRun, ...]:
+        """The commands of the newest run that succeeded, with the kernels that carried them out; empty before one.
+
+        Raises Closed, Timeout, DeviceLost.
+        """
+        self._check_open()
+        program = self._owner.programs.newest(list(self._parts.loaded.values()))
+        if program is None:
+            return ()
+        report = self._owner.program_report(program)
+        pairs = zip(program.compiled.nodes, report, strict=False)
+        return tuple(CommandRun(node, kernel, wall_ns / 1e9) for node, (kernel, wall_ns) in pairs)
 
     # --- starting runs -----------------------------------------------------------------------------------------
 

@@ -49,6 +49,9 @@ class ModelOwner(Protocol):
     def give_queue(self, queue: Queue) -> None:
         """A lane needs its queue no more."""
 
+    def program_report(self, program: ModelProgram) -> list[tuple[str, int]]:
+        """(kernel, nanoseconds) of each command of a program's newest run; empty when the device has it not."""
+
     def make_resident(self, program: ModelProgram) -> None:
         """Put a program on the device, in place of others if need be."""
 

@@ -500,3 +500,22 @@ def test_run_async_holds_no_loop_up_while_a_program_is_compiled_or_the_queue_is_
         np.testing.assert_allclose(result["y"], x_of(1, value) @ WEIGHTS + B, rtol=1e-5)
     assert waited and loop_thread not in waited
     net.close()
+
+
+def test_a_model_says_which_kernel_carried_out_each_command_of_its_newest_run(emulated: sdk.Device) -> None:
+    net = model(
+        [node("MatMul", ["x", "w"], ["p"]), node("Exp", ["p"], ["y"])],
+        {"x": (np.float32, ("batch", 4))},
+        {"y": np.float32},
+        {"w": WEIGHTS},
+    )
+    loaded = emulated.load(net)
+    assert loaded.command_runs() == ()
+    loaded(x_of(1))
+    runs = loaded.command_runs()
+    assert [run.node for run in runs] == ["make_p", "make_y"]
+    assert [run.kernel.partition(".")[2] for run in runs] == ["matmul", "unary"]
+    assert all(run.wall_seconds > 0 for run in runs)
+    loaded.close()
+    with pytest.raises(sdk.Closed):
+        loaded.command_runs()

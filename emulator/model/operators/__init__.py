@@ -13,6 +13,7 @@ from emulator.model.operators import (
     elementwise,
     indexing,
     integer_products,
+    linear_attention,
     movement,
     normalise,
     packed_products,
@@ -25,6 +26,7 @@ from emulator.model.operators import (
     resizing,
     rotary,
     sampling,
+    states,
 )
 from emulator.model.operators.arrays import KernelFault
 from emulator.model.operators.operator import Operator
@@ -49,6 +51,8 @@ OPERATORS: dict[CommandKind, Operator] = {
         recurrent,
         attention,
         rotary,
+        states,
+        linear_attention,
     )
     for operator in room.OPERATORS
 }

@@ -10,8 +10,10 @@ from sdk.compiler.lowering import (
     contrib_attention,
     contrib_quantised,
     control,
+    einsum,
     elementwise,
     indexing,
+    losses,
     movement,
     normalise,
     pooling,
@@ -22,6 +24,7 @@ from sdk.compiler.lowering import (
     resizing,
     sampling,
     shapes,
+    spectra,
 )
 
 LOWERINGS: dict[str, Lowering] = {
@@ -31,8 +34,10 @@ LOWERINGS: dict[str, Lowering] = {
     **contrib_quantised.LOWERINGS,
     **contrib_attention.LOWERINGS,
     **control.LOWERINGS,
+    **einsum.LOWERINGS,
     **elementwise.LOWERINGS,
     **indexing.LOWERINGS,
+    **losses.LOWERINGS,
     **movement.LOWERINGS,
     **normalise.LOWERINGS,
     **pooling.LOWERINGS,
@@ -43,5 +48,6 @@ LOWERINGS: dict[str, Lowering] = {
     **resizing.LOWERINGS,
     **sampling.LOWERINGS,
     **shapes.LOWERINGS,
+    **spectra.LOWERINGS,
 }
 """The operators that can be compiled."""

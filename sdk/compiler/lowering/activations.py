@@ -70,24 +70,10 @@ def _prelu(node: NodeContext) -> Sequence[Value]:
     return [_where(builder, below, scaled, x)]
 
 
-def _shrink(node: NodeContext) -> Sequence[Value]:
-    """Shrink: x drawn towards 0 by bias where it is beyond ±lambd, else 0."""
-    x, builder = node.value(0), node.builder
-    if not x.dtype.is_float:
-        raise Refused(f"of {x.dtype.text} it is not supported")
-    limit, bias = node.attribute("lambd", 0.5), node.attribute("bias", 0.0)
-    less = binary(builder, BinaryFunction.SUB, x, _scalar(builder, bias, x))
-    more = binary(builder, BinaryFunction.ADD, x, _scalar(builder, bias, x))
-    below = binary(builder, BinaryFunction.LESS, x, _scalar(builder, -limit, x))
-    above = binary(builder, BinaryFunction.GREATER, x, _scalar(builder, limit, x))
-    return [_where(builder, above, less, _where(builder, below, more, _scalar(builder, 0, x)))]
-
-
 LOWERINGS: dict[str, Lowering] = {
     **{name: _simple(function) for name, function in _SIMPLE.items()},
     "Gelu": _gelu,
     "Selu": _selu,
     "Celu": _celu,
     "PRelu": _prelu,
-    "Shrink": _shrink,
 }

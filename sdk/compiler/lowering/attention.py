@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from driver_shim.protocol.program_commands import CommandKind
+from driver_shim.protocol.program_commands import CommandKind, UnaryFunction
 from driver_shim.protocol.types import WireType
 from sdk.compiler.context import Lowering, NodeContext
 from sdk.compiler.ir import Builder, Refused, Value
-from sdk.compiler.lowering.elementwise import cast
+from sdk.compiler.lowering.elementwise import cast, unary
+from sdk.compiler.lowering.movement import cut
+from sdk.compiler.lowering.products import spatial
 
 
 def attention_fields(head_size: int, **changes: Any) -> dict[str, Any]:
@@ -80,4 +82,65 @@ def _rotary_embedding(node: NodeContext) -> Sequence[Value]:
     return [rotated(node.builder, x, caches, node.optional(3), heads=heads, interleaved=interleaved)]
 
 
-LOWERINGS: dict[str, Lowering] = {"Attention": _attention, "RotaryEmbedding": _rotary_embedding}
+_RULES = {"linear": (False, False), "gated": (True, False), "delta": (False, True), "gated_delta": (True, True)}
+"""Of LinearAttention: whether there is a decay, and a rate."""
+
+
+def _linear_attention(node: NodeContext) -> Sequence[Value]:
+    """LinearAttention: `chunk_size` changes nothing about the result."""
+    rule, decay, rate = node.attribute("update_rule", "gated_delta"), node.optional(4), node.optional(5)
+    if _RULES.get(rule) != (decay is not None, rate is not None):
+        raise Refused(f"update_rule {rule!r} with decay {decay and decay.type} and beta {rate and rate.type}")
+    heads = node.attribute("q_num_heads")
+    query = node.value(0)
+    size = query.shape[-1] // heads if heads > 0 and query.shape else 0
+    operands = [node.value(i) if i < 3 else node.optional(i) for i in range(len(node.inputs))]
+    return node.builder.emit_all(
+        CommandKind.LINEAR_ATTENTION,
+        operands,
+        node.output_count,
+        scale=node.attribute("scale", 0.0) or 1 / math.sqrt(max(1, size)),
+        query_heads=max(0, heads),
+        key_heads=max(0, node.attribute("kv_num_heads")),
+    )
+
+
+_CONVOLUTION_ACTIVATIONS = ("none", "silu", "swish")
+
+
+def _causal_conv(node: NodeContext) -> Sequence[Value]:
+    """CausalConvWithState: the state before the data, one convolution over both, and the end of both as the state."""
+    builder, x, w, bias, past = node.builder, node.value(0), node.value(1), node.optional(2), node.optional(3)
+    activation = node.attribute("activation", "none")
+    if activation not in _CONVOLUTION_ACTIVATIONS:
+        raise Refused(f"activation {activation!r}; {', '.join(_CONVOLUTION_ACTIVATIONS)} are possible")
+    if len(x.shape) != 3 or len(w.shape) != 3 or w.shape[:2] != (x.shape[1], 1) or w.shape[2] < 1:
+        raise Refused(f"data {x.type} and weights {w.type}; they are [batch, channels, length] and [channels, 1, k]")
+    batch, channels, length = x.shape
+    carried = w.shape[2] - 1
+    if past is not None and past.shape != (batch, channels, carried):
+        raise Refused(f"the state {past.type}; its shape is {[batch, channels, carried]}")
+    if past is None:
+        past = builder.expand(builder.scalar(0, x.dtype), (batch, channels, carried))
+    whole = builder.emit(CommandKind.CONCAT, [past, x], axis=2) if carried else x
+    result = builder.emit(
+        CommandKind.CONV,
+        [whole, w] if bias is None else [whole, w, bias],
+        group=channels,
+        strides=spatial([1], 1),
+        dilations=spatial([1], 1),
+        pads_begin=spatial([0], 0),
+        pads_end=spatial([0], 0),
+    )
+    if activation != "none":
+        result = unary(builder, UnaryFunction.SWISH, result, 1.0)
+    state = cut(builder, whole, [0, 0, length], [1, 1, 1], (batch, channels, carried))
+    return [result, state][: node.output_count]
+
+
+LOWERINGS: dict[str, Lowering] = {
+    "Attention": _attention,
+    "RotaryEmbedding": _rotary_embedding,
+    "LinearAttention": _linear_attention,
+    "CausalConvWithState": _causal_conv,
+}

@@ -11,16 +11,24 @@ from sdk.compiler.ir import Operation, Value
 from sdk.compiler.passes.dead import remove_dead
 from sdk.compiler.passes.fold import fold
 from sdk.compiler.passes.fuse_activation import fuse_activation
+from sdk.compiler.passes.fuse_addend import fuse_addend
+from sdk.compiler.passes.fuse_attention import fuse_attention
 from sdk.compiler.passes.fuse_batch_normalisation import fuse_batch_normalisation
 from sdk.compiler.passes.fuse_bias import fuse_bias
+from sdk.compiler.passes.fuse_gates import fuse_gates
+from sdk.compiler.passes.fuse_layer_norm import fuse_layer_norm
 from sdk.compiler.passes.fuse_quantised import fuse_quantised
 from sdk.compiler.passes.rewriting import Pass, Rewriting
 from sdk.compiler.passes.skip_expand import skip_expand
 
 ALL: tuple[Pass, ...] = (
     skip_expand,
+    fuse_gates,
+    fuse_layer_norm,
+    fuse_attention,
     fuse_batch_normalisation,
     fuse_bias,
+    fuse_addend,
     fuse_activation,
     fuse_quantised,
     fold,
@@ -33,4 +41,5 @@ def optimised(operations: Sequence[Operation], outputs: Sequence[Value]) -> list
     rewriting = Rewriting(operations, outputs)
     for rewrite in ALL:
         rewrite(rewriting)
+        rewriting.drop_absorbed()  # which the next one must not take for operations of the program
     return rewriting.operations

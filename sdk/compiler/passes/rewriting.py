@@ -34,6 +34,41 @@ class Rewriting:
             return None
         return value.producer if self._uses[id(value)] == 1 and not self.is_given(value) else None
 
+    def inner(self, root: Operation, operations: Sequence[Operation]) -> list[Operation]:
+        """Those of the operations that nothing reads but each other and the root."""
+        kept = list(operations)
+        while True:
+            reads = Counter(id(value) for operation in (*kept, root) for value in operation.inputs if value is not None)
+            inner = [operation for operation in kept if self._reads_only(operation, reads)]
+            if len(inner) == len(kept):
+                return inner
+            kept = inner
+
+    def _reads_only(self, operation: Operation, reads: Counter[int]) -> bool:
+        """Whether all that read an operation's outputs are counted in `reads`."""
+        return all(
+            self._uses[id(value)] == reads[id(value)] and not self.is_given(value) for value in operation.outputs
+        )
+
+    def insert(
+        self,
+        position: int,
+        kind: CommandKind,
+        inputs: Sequence[Value | None],
+        fields: Mapping[str, Any],
+        nodes: Sequence[str],
+    ) -> Value:
+        """Put a new operation before that at `position`; returns its first output, which is its only one.
+
+        Raises Refused when there is no such command.
+        """
+        attributes, types = infer(kind, inputs, fields)
+        new = Operation(kind, attributes, tuple(inputs), tuple(nodes))
+        new.outputs = (Value(types[0], producer=new),)
+        self.operations.insert(position, new)
+        self._uses.update(id(value) for value in new.inputs if value is not None)
+        return new.outputs[0]
+
     def replace(
         self,
         position: int,
@@ -79,6 +114,10 @@ class Rewriting:
             else:
                 self._forget(operation)
         self.operations = kept[::-1]
+
+    def drop_absorbed(self) -> None:
+        """Drop the operations that others absorbed."""
+        self.operations = [operation for operation in self.operations if id(operation) not in self._absorbed]
 
     def _forget(self, operation: Operation) -> None:
         """The operation reads its operands no more."""

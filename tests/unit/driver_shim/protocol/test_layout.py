@@ -249,6 +249,12 @@ LITERALS: list[tuple[Layout, dict[str, Any], str]] = [
     ),
     (c.UNLOAD_PROGRAM, {"opcode": 0x86, "program": 9}, "86 00 0000 00000000" + "00" * 24 + "09000000" + "00" * 28),
     (
+        c.GET_PROGRAM_REPORT,
+        {"opcode": 0x87, "destination": 0x1000, "size": 96, "program": 9, "offset": 48},
+        "87 00 0000 00000000 0010000000000000 6000000000000000 09000000 00000000 3000000000000000" + "00" * 24,
+    ),
+    (c.COMMAND_RUN, {"wall_ns": 258, "kernel": b"golden.copy"}, "0201000000000000" + b"golden.copy".hex() + "00" * 29),
+    (
         c.COMPLETION,
         {"submission_head": 3, "command_id": 2, "status": 4, "phase": 1, "result": 5, "start_tick": 6, "end_tick": 7},
         "03000000 0200 04 01 0500000000000000 0600000000000000 0700000000000000",
@@ -377,6 +383,7 @@ def test_every_structure_of_the_command_set_has_literal_bytes() -> None:
                 0x84: "GET_LOG_PAGE",
                 0x85: "LOAD_PROGRAM",
                 0x86: "UNLOAD_PROGRAM",
+                0x87: "GET_PROGRAM_REPORT",
             },
         ),
         (c.Space, {0: "HOST", 1: "DEVICE"}),

@@ -46,6 +46,7 @@ X = real(2, 3, 4)
 IMAGE = real(2, 3, 4, 5)
 HEADS = real(2, 4, 7, 5)
 """Two samples, four heads, seven places, five elements."""
+SINCE_27 = (27, NEWEST)
 SINCE_23 = (23, 24, NEWEST)
 STATISTICS = (real(3, seed=1), real(3, seed=2), real(3, seed=3), np.abs(real(3, seed=4)) + 0.1)
 """Scale, bias, mean and variance of three channels."""
@@ -224,6 +225,33 @@ CASES = [
         )
         for interleaved in (0, 1)
     ),
+    *(
+        Case(
+            "LinearAttention",
+            {"q": real(2, 5, 12), "k": real(2, 5, 6), "v": real(2, 5, 8), "p": real(2, 2, 3, 4), **more},
+            {"q_num_heads": 4, "kv_num_heads": 2, "update_rule": rule},
+            (27, NEWEST),
+            2,
+        )
+        for rule, more in (
+            ("gated", {"d": -np.abs(real(2, 5, 2))}),
+            ("gated_delta", {"d": -np.abs(real(2, 5, 6)), "b": real(2, 5, 2)}),
+        )
+    ),
+    Case(
+        "LinearAttention",
+        {"q": real(2, 5, 6), "k": real(2, 5, 6), "v": real(2, 5, 8)},
+        {"q_num_heads": 2, "kv_num_heads": 2, "update_rule": "linear", "scale": 0.4},
+        (27, NEWEST),
+        2,
+    ),
+    *(
+        Case(
+            "CausalConvWithState", {"x": real(2, 3, 7), "c:w": real(3, 1, 4), **more}, {"activation": name}, SINCE_27, 2
+        )
+        for name, more in (("none", {}), ("silu", {"c:b": real(3), "p": real(2, 3, 3)}), ("swish", {"c:b": real(3)}))
+    ),
+    Case("CausalConvWithState", {"x": real(2, 3, 7), "w": real(3, 1, 1)}, {}, SINCE_27, 2),
     Case("Tile", {"x": X, "c:r": ints(2, 1, 3)}),
     Case("Tile", {"x": X, "c:r": ints(1, 1, 1)}),
     *(Case("DepthToSpace", {"x": real(2, 12, 2, 3)}, {"blocksize": 2, "mode": mode}) for mode in ("DCR", "CRD")),
@@ -270,9 +298,14 @@ INDEXING = {
     *("GatherElements", "GatherND", "Scatter", "ScatterElements", "ScatterND", "TopK", "CumSum", "CumProd", "OneHot"),
     *("EyeLike", "ReverseSequence", "NonZero", "Compress", "Unique", "Hardmax", "Shrink", "Det", "BitCast"),
     *("Tan", "Asin", "Acos", "Atan", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh", "IsNaN", "IsInf", "ReduceProd"),
-    *("BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot", "BitShift", "Mod"),
+    *("BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot", "BitShift", "Mod", "TensorScatter"),
 }
 """Compared in `test_lowering_indexing.py`."""
+SUMS = {
+    *("Einsum", "NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss", "DFT", "STFT", "MelWeightMatrix"),
+    *("HannWindow", "HammingWindow", "BlackmanWindow"),
+}
+"""Compared in `test_einsum.py`, `test_losses.py` and `test_spectra.py`."""
 
 
 def identify(case: Case) -> str:
@@ -336,4 +369,4 @@ def test_a_norm_of_zero_gives_zeros(p: int) -> None:
 
 def test_every_operator_is_compared_somewhere() -> None:
     own = {op for op in LOWERINGS if not op.startswith(f"{contrib.DOMAIN}.")}
-    assert {case.op for case in CASES} | FOLDED_ALWAYS | ELSEWHERE | IMAGES | INDEXING == own
+    assert {case.op for case in CASES} | FOLDED_ALWAYS | ELSEWHERE | IMAGES | INDEXING | SUMS == own

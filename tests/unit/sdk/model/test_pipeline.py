@@ -20,9 +20,10 @@ from sdk.compiler.graph import Graph
 from sdk.compiler.placement import Where
 from sdk.model.pipeline import Pipeline
 from tests.support.models import model, node, read_without
+from tests.support.needs import module_of_extra
 from tests.support.programs import run
 
-onnxruntime = pytest.importorskip("onnxruntime", reason="regions on the host need the extra [models]")
+onnxruntime = module_of_extra("onnxruntime", "models")
 F32 = np.float32
 Arrays = Mapping[str, NDArray[Any]]
 
