@@ -13,6 +13,7 @@ from emulator.engines import executor
 from emulator.engines.inline import InlineEngines
 from emulator.engines.job import Engines
 from emulator.engines.pool import EnginePool
+from emulator.engines.verifier import VerifierProcess
 from emulator.function.function import PciFunction
 from emulator.management.process.options import CoreOptions, start_core
 from emulator.model.profile import load_profile
@@ -45,7 +46,8 @@ def build(
         management = None if core is None or in_process else start_core(profile, state, core, on_power_off)
         if management:
             undo.callback(management.close)
-        chip = Chip(profile, open_engines, folder, management)
+        verifier = None if in_process else VerifierProcess(profile)
+        chip = Chip(profile, open_engines, folder, management, verifier=verifier)
         undo.callback(chip.close)
         function = PciFunction(chip)
         undo.pop_all()

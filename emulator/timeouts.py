@@ -3,6 +3,13 @@
 REAP_S = 5.0
 """A killed child process's exit: instant unless the machine is out of memory or the process sleeps in the kernel."""
 
+REAP_WRITER_S = 2.0
+"""The same for an engine that may be writing device memory, which nobody may have before: a few ms. A reset waits for
+it, and a device that cannot be sure of its memory after so long ends."""
+
+VERIFY_S = 30.0
+"""One container's verification: seconds for the largest there may be, longer on a machine that is busy."""
+
 IDLE_POLL_S = 1e-3
 """After its last work the server looks for more this long before it sleeps; a wake-up costs the host 10 to 60 us."""
 

@@ -51,6 +51,7 @@ STATUSES: Mapping[IoOpcode | AdminOpcode, tuple[Status, ...]] = {
         Status.PROGRAM_REJECTED,
         Status.BINDING_MISMATCH,
         Status.PROGRAM_LIMIT,
+        Status.ENGINE_LOST,
     ),
     AdminOpcode.UNLOAD_PROGRAM: (*_ALWAYS, Status.INVALID_PROGRAM),
     AdminOpcode.GET_PROGRAM_REPORT: (*_ALWAYS, Status.DMA_FAULT, Status.INVALID_PROGRAM),

@@ -95,7 +95,7 @@ class Status(enum.IntEnum):
     EXECUTION_FAULT = 0x23
     """A program's command failed for another reason; the error log names it."""
     ENGINE_LOST = 0x30
-    """The engine that ran the program died; its results were discarded."""
+    """What ran the program, or verified it, died; its results were discarded."""
     QUEUE_CORRUPT = 0x40
     """A tail or head pointer left the range the ring allows; the queue is halted."""
     INTERNAL = 0x7F

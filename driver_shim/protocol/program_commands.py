@@ -22,7 +22,7 @@ class CommandKind(enum.IntEnum):
     MATMUL = 0x01
     """MatMul, Gemm; with bias and activation."""
     CONV = 0x02
-    """Conv; with bias and activation."""
+    """Conv; with bias, something to add, and activation."""
     POOL = 0x03
     """MaxPool, AveragePool, LpPool."""
     QMATMUL = 0x08
@@ -101,7 +101,9 @@ class CommandKind(enum.IntEnum):
     """LayerNormalization and its relatives over any dimensions."""
     ROTARY = 0x33
     """RotaryEmbedding."""
-    LINEAR_ATTENTION = 0x34
+    TENSOR_SCATTER = 0x34
+    """TensorScatter; updates a state in place."""
+    LINEAR_ATTENTION = 0x35
     """LinearAttention: its rule is what the operands decay and rate make of it."""
     UNPOOL = 0x42
     """MaxUnpool."""
@@ -113,6 +115,13 @@ class CommandKind(enum.IntEnum):
     """MaxRoiPool."""
     DEFORM_CONV = 0x46
     """DeformConv; with bias."""
+
+
+class ScatterMode(enum.IntEnum):
+    """Modes of TENSOR_SCATTER, by the names of the ONNX attribute."""
+
+    LINEAR = 0
+    CIRCULAR = 1
 
 
 class Activation(enum.IntEnum):
@@ -433,6 +442,7 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
         "pad", 72, "mode" / u8, reserved(7), "begins" / array(MAX_RANK, u32), "ends" / array(MAX_RANK, u32)
     ),
     CommandKind.EXPAND: Layout("expand", 40, *_SHAPE),
+    CommandKind.TENSOR_SCATTER: Layout("tensor_scatter", 8, "axis" / u32, "mode" / u8, reserved(3)),
     CommandKind.CONV_TRANSPOSE: Layout(
         "conv_transpose",
         80,
@@ -548,13 +558,15 @@ class Operands(NamedTuple):
     """True when the last required operand may occur several times."""
     outputs: int = 1
     """The most outputs that a command of the kind may have; it has the first of them, at least one."""
+    in_place: int | None = None
+    """The input that the first output may be, where it is a state: the command updates it."""
 
 
 _QUANTISED_LEFT = ("x", "w", "x_scale", "x_zero_point", "w_scale", "w_zero_point", "y_scale", "y_zero_point")
 
 OPERANDS: dict[CommandKind, Operands] = {
     CommandKind.MATMUL: Operands(("a", "b"), ("bias",)),
-    CommandKind.CONV: Operands(("x", "w"), ("bias",)),
+    CommandKind.CONV: Operands(("x", "w"), ("bias", "addend")),
     CommandKind.POOL: Operands(("x",), outputs=2),
     CommandKind.QMATMUL: Operands(_QUANTISED_LEFT, ("bias",)),
     CommandKind.QCONV: Operands(_QUANTISED_LEFT, ("bias",)),
@@ -574,6 +586,7 @@ OPERANDS: dict[CommandKind, Operands] = {
     CommandKind.GATHER: Operands(("x", "indices")),
     CommandKind.PAD: Operands(("x",), ("value",)),
     CommandKind.EXPAND: Operands(("x",)),
+    CommandKind.TENSOR_SCATTER: Operands(("past", "update"), ("write_indices",), in_place=0),
     CommandKind.RESIZE: Operands(("x",)),
     CommandKind.UNPOOL: Operands(("x", "indices")),
     CommandKind.GRID_SAMPLE: Operands(("x", "grid")),
@@ -607,6 +620,3 @@ OPERANDS: dict[CommandKind, Operands] = {
     CommandKind.ROTARY: Operands(("x", "cos", "sin"), ("positions",)),
     CommandKind.LINEAR_ATTENTION: Operands(("query", "key", "value"), ("past", "decay", "rate"), outputs=2),
 }
-
-UPDATED_INPUT: dict[CommandKind, int] = {}
-"""Kinds that update in place: which of their inputs their first output may be."""

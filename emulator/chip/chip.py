@@ -12,6 +12,7 @@ from emulator.chip.device_memory import DeviceMemory
 from emulator.chip.error_log import ErrorLog
 from emulator.chip.state import KeptState, StateFolder, new_serial
 from emulator.engines.job import Engines
+from emulator.engines.verdict import InlineVerifier, Verifier
 from emulator.management.port import AbsentCore, ManagementPort
 from emulator.model.clock import TickClock
 from emulator.model.profile import Profile
@@ -30,10 +31,12 @@ class Chip:
         state: StateFolder | None = None,
         management: ManagementPort | None = None,
         wall_ns: Callable[[], int] = time.monotonic_ns,
+        verifier: Verifier | None = None,
     ) -> None:
-        """Power on. The chip closes what `open_engines` gives for its memory, and `state` and `management`.
+        """Power on. The chip closes what `open_engines` gives for its memory, `state`, `management` and `verifier`.
 
-        Without `management` there is no management core, without `state` nothing is kept. Raises StateError.
+        Without `management` there is no management core, without `state` nothing is kept, without `verifier` programs
+        are verified in the caller. Raises StateError.
         """
         kept = state.load() if state else KeptState(new_serial(), {})
         self.profile = profile
@@ -48,6 +51,7 @@ class Chip:
         """The BLACK_BOX log page."""
         self.memory = DeviceMemory(profile.memory_bytes)
         self.engines = open_engines(self.memory)
+        self.verifier = verifier or InlineVerifier(profile)
         self.management = management or AbsentCore()
 
     def throttle(self) -> int:
@@ -65,6 +69,7 @@ class Chip:
     def close(self) -> None:
         """Power off; idempotent."""
         self.engines.close()
+        self.verifier.close()
         self.management.close()
         self.save_state()
         if self._state:

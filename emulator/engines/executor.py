@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from driver_shim.protocol.commands import Status
 from driver_shim.protocol.program import Command, Storage, TensorType
+from driver_shim.protocol.program_commands import OPERANDS
 from driver_shim.protocol.types import INT64_STORAGE_MAX, INT64_STORAGE_MIN, WireType
 from emulator.engines.job import KernelRun, ProgramFault
 from emulator.engines.kernels.choice import prepare
@@ -51,6 +52,8 @@ class _Step(NamedTuple):
     gives_nothing: bool
     """All its outputs are empty."""
     gives_int64: bool
+    in_place: int | None
+    """The operand that the first output is, too."""
 
 
 def load(image: memoryview, constants: Sequence[int]) -> LoadedProgram:
@@ -84,6 +87,8 @@ def execute(
             try:
                 operands = [tensors.read(tensor) if tensor is not None else None for tensor in command.inputs]
                 results = [tensors.write(tensor) for tensor in command.outputs]
+                if step.in_place is not None:
+                    operands[step.in_place] = _read_only(results[0])  # what was read of it may be a copy
                 if not step.gives_nothing:
                     step.kernel.run(operands, results)
                 if step.gives_int64:
@@ -120,6 +125,7 @@ def _step(index: int, command: Command, tensors: _Tensors, kernels: str) -> _Ste
         prepare(kernels, request),
         not any(output.elements for output in outputs),
         any(output.dtype is WireType.INT64 for output in outputs),
+        OPERANDS[command.kind].in_place if command.outputs[0] in command.inputs else None,
     )
 
 

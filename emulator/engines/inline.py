@@ -26,6 +26,9 @@ class InlineEngines:
             raise ValueError(f"program handle {handle} is loaded already")
         self._programs[handle] = (image, self._executor.load(memoryview(bytes(image.data)), image.constants))
 
+    def warm_up(self) -> None:
+        """Nothing takes time."""
+
     def unload(self, handle: int) -> None:
         """Forget the program."""
         del self._programs[handle]

@@ -155,6 +155,9 @@ class Engines(Protocol):
     def load(self, handle: int, image: ProgramImage) -> None:
         """Make a verified program known under `handle`. Raises ValueError when the handle is taken."""
 
+    def warm_up(self) -> None:
+        """A program will be loaded soon: start what takes time to start."""
+
     def unload(self, handle: int) -> None:
         """Forget a program; jobs of it that run are not disturbed. Raises KeyError when there is none."""
 

@@ -2,11 +2,13 @@
 
 The controller owns the pool from one thread and never waits for it: `fds` tells when `poll` has something to say.
 A job's results stay in the worker's private scratch until the controller has copied and released them, so that
-nothing of a cancelled job ever reaches device memory.
+nothing of a cancelled job ever reaches device memory. States alone are written in place: a worker that is killed over a
+job with states has ended before the call that killed it returns.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -26,6 +28,10 @@ EXECUTOR = "emulator.engines.executor"
 
 KEPT_SCRATCH_BYTES = 64 << 20
 """A reset also ends idle workers that have used more scratch than this: starting one anew costs 0.15 s, once."""
+
+
+class EngineStuck(Exception):
+    """A killed worker does not end, and its job's states cannot be given to anybody else. The emulator ends by it."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -112,6 +118,12 @@ class EnginePool:
             return
         if engine is not None:
             engine.process.send_program(program.number, image, program.fd)
+
+    def warm_up(self) -> None:
+        """Start the first worker."""
+        if not self._engines:
+            with contextlib.suppress(OSError):  # then the first job finds out, and says so
+                self._find_engine(0)
 
     def unload(self, handle: int) -> None:
         """Forget a program here and in every worker. Jobs of it that run or wait are not disturbed."""
@@ -296,10 +308,15 @@ class EnginePool:
             self._drop(engine)
 
     def _drop(self, engine: _Engine) -> None:
-        """Kill an engine's worker; it is reaped later."""
+        """Kill an engine's worker; it is reaped later, but at once where it may be writing device memory.
+
+        Raises EngineStuck.
+        """
         self._engines.remove(engine)
         engine.process.kill()
         self._ending.append(engine.process)
+        if engine.job is not None and engine.job.states and not engine.process.wait(timeouts.REAP_WRITER_S):
+            raise EngineStuck(f"engine worker {engine.process.pid} may still write device memory")
 
 
 def _lost_result(job: EngineJob, message: str = "the engine died while it ran the program") -> JobResult:

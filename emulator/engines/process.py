@@ -36,10 +36,10 @@ def program_file(image: ProgramImage) -> int:
 
     It holds the container, then the addresses of the constants.
     """
-    return _sealed_file("npu-program", image.data, pack_addresses(image.constants))
+    return sealed_file("npu-program", image.data, pack_addresses(image.constants))
 
 
-def _sealed_file(name: str, *parts: bytes | memoryview) -> int:
+def sealed_file(name: str, *parts: bytes | memoryview) -> int:
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         with open(fd, "wb", closefd=False) as file:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from driver_shim.protocol.commands import (
     ADMIN_QUEUE_ID,
     BINDING,
@@ -21,6 +23,7 @@ from driver_shim.protocol.commands import (
     Status,
 )
 from emulator.function.command_error import CommandError, check_host_range, dma_error, refuse_reserved
+from emulator.function.jobs.load import LoadJob
 from emulator.function.programs import Programs
 from emulator.function.queue_table import QueueTable
 from emulator.function.records import Records
@@ -34,13 +37,16 @@ MAX_LOG_BYTES = 1 << 20
 class AdminCommands:
     """Executes admin commands: what they create and delete is in `queues` and `programs`."""
 
-    def __init__(self, space: AddressSpace, queues: QueueTable, programs: Programs, records: Records) -> None:
+    def __init__(
+        self, space: AddressSpace, queues: QueueTable, programs: Programs, records: Records, load_ticks: int
+    ) -> None:
         self._space = space
         self._queues = queues
         self._programs = programs
         self._records = records
+        self._load_ticks = load_ticks
         self._shadows: tuple[int, int] | None = None
-        self._table = {
+        self._table: dict[AdminOpcode, Callable[[bytes], int | LoadJob]] = {
             AdminOpcode.IDENTIFY: self._identify,
             AdminOpcode.CREATE_QUEUE: self._create_queue,
             AdminOpcode.DELETE_QUEUE: self._delete_queue,
@@ -55,8 +61,8 @@ class AdminCommands:
         """Forget what admin commands configured (controller disabled)."""
         self._shadows = None
 
-    def execute(self, opcode: int, entry: bytes) -> int:
-        """Carry one command out; returns its 64-bit result. Raises CommandError."""
+    def execute(self, opcode: int, entry: bytes) -> int | LoadJob:
+        """Carry one command out; returns its 64-bit result, or what goes on with it. Raises CommandError."""
         try:
             handler = self._table[AdminOpcode(opcode)]
         except ValueError:
@@ -116,13 +122,13 @@ class AdminCommands:
         self._send(destination, whole[offset : offset + size], "log page")
         return len(whole)
 
-    def _load_program(self, entry: bytes) -> int:
+    def _load_program(self, entry: bytes) -> LoadJob:
         refuse_reserved(LOAD_PROGRAM, entry)
         *_, source, size, constants, count = LOAD_PROGRAM.codec.unpack(entry)
         self._programs.check_size(size, count)
         image = self._snapshot(source, size, "program")
         table = self._snapshot(constants, count * BINDING.size, "constants' table") if count else b""
-        return self._programs.load(image, list(BINDING.codec.iter_unpack(table)))
+        return LoadJob(self._programs, image, list(BINDING.codec.iter_unpack(table)), self._load_ticks)
 
     def _snapshot(self, source: int, size: int, what: str) -> bytes:
         try:

@@ -128,7 +128,7 @@ class Controller:
             return False
         if self._space.generation != self._space_generation:
             self._remap_queues()
-        worked = self._programs.collect() if self._programs.outstanding else False
+        worked = self._programs.collect() if self._programs.busy else False
         for queue in self.queues.turns:
             line = queue.host_line
             if (queue.bell_sq_tail if line is None else line[SQ_TAIL_WORD]) != queue.sq_head or queue.job is not None:
@@ -209,14 +209,18 @@ class Controller:
                 raise _bad_header(flags, context)
             if admin:
                 counters.admin_commands += 1
-                self._complete(queue, command_id, self._admin.execute(opcode, entry), self._nop_ticks)
-                return True
-            if opcode == _BARRIER:
+                result = self._admin.execute(opcode, entry)
+                if isinstance(result, int):
+                    self._complete(queue, command_id, result, self._nop_ticks)
+                    return True
+                queue.job = result
+            elif opcode == _BARRIER:
                 refuse_reserved(BARRIER, entry)
                 counters.barrier_commands += 1
                 self._complete(queue, command_id, 0, self._barrier_ticks)
                 return True
-            queue.job = self._job(opcode, entry)
+            else:
+                queue.job = self._job(opcode, entry)
         except CommandError as error:
             if not queue.deleted:
                 self._fail(queue, entry, error, None)

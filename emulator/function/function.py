@@ -39,6 +39,7 @@ from emulator.function.queue_table import QueueTable
 from emulator.function.records import Records
 from emulator.function.regions import CONFIG_REGION, bar_sizes, regions_of
 from emulator.host_memory.address_space import AddressSpace
+from emulator.model import timing
 
 VECTORS = MAX_IO_QUEUES + 1
 CONSOLE_WIDTHS = (4, 8)
@@ -63,7 +64,7 @@ class PciFunction:
         stored = initial_values(REGISTERS)
         self._interrupt_registers = InterruptRegisters(stored, self.interrupts)
         queues, programs = QueueTable(), Programs(chip)
-        admin = AdminCommands(self.address_space, queues, programs, Records(chip))
+        admin = AdminCommands(self.address_space, queues, programs, Records(chip), timing.nop_ticks(chip.profile))
         raise_vector = self._interrupt_registers.raise_vector
         self.controller = Controller(chip, self.address_space, queues, programs, admin, raise_vector)
         self._doorbells = Doorbells(self.controller, chip.errors)
@@ -158,11 +159,11 @@ class PciFunction:
 
     def wake_fds(self) -> list[int]:
         """Descriptors whose readability means that `step` has work."""
-        return self.chip.engines.fds() + self._management.wake_fds()
+        return self.chip.engines.fds() + self.chip.verifier.fds() + self._management.wake_fds()
 
     def next_deadline_ns(self) -> int | None:
-        """No part of this function needs a timer."""
-        return None
+        """When `step` has something to do even if nothing woke it, by the monotonic clock."""
+        return self.chip.verifier.next_deadline_ns()
 
     def reset(self, cause: ResetCause) -> None:
         """FLR, DEVICE_RESET or the end of a client: DMA maps and eventfds stay, all else of the function goes."""

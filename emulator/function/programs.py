@@ -1,7 +1,8 @@
 """The loaded programs of a function, and the engine jobs that run them.
 
-A program is verified once, when it is loaded. An engine computes into private scratch; its outputs reach device memory
-only while the job that asked for them is still wanted (`jobs/exec.py`), so a reset never has to wait for an engine.
+A program is verified once, when it is loaded, and not on the bus's thread. An engine computes into private scratch;
+its outputs reach device memory only while the job that asked for them is still wanted (`jobs/exec.py`), so a reset
+never has to wait for an engine that has no states.
 """
 
 from __future__ import annotations
@@ -11,37 +12,23 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from driver_shim.protocol.commands import COMMAND_RUN, Status
-from driver_shim.protocol.program import MAX_CONTAINER_BYTES, MAX_TENSORS, Program
+from driver_shim.protocol.program import MAX_CONTAINER_BYTES, MAX_TENSORS
 from emulator.chip.chip import Chip
-from emulator.engines.job import EngineJob, JobResult, KernelRun, ProgramImage
+from emulator.engines.job import EngineJob, EntryPlan, JobResult, KernelRun, ProgramImage
+from emulator.engines.verdict import EntryFacts, ProgramFacts, Verdict
 from emulator.function.command_error import CommandError, check_device_range, check_tensor_aligned
-from emulator.model import timing
-from emulator.model.profile import Profile
-from emulator.model.verify import DeviceLimits, ProgramRejected, VerifiedEntry, verify
-from emulator.model.work import work_of
 
 MAX_PROGRAMS = 64
 
 OnResult = Callable[[JobResult], None]
-
-
-class PlacedEntry(NamedTuple):
-    """What an execution of one entry point needs and costs."""
-
-    workspace_bytes: int
-    inputs: tuple[int, ...]
-    """Byte size of each input."""
-    outputs: tuple[int, ...]
-    states: tuple[int, ...]
-    ticks: int
-    """Modelled cost of one execution."""
+OnVerdict = Callable[[Verdict], None]
 
 
 class PlacedProgram(NamedTuple):
     """A program that passed verification, and whose constants have their places."""
 
     handle: int
-    entries: tuple[PlacedEntry, ...]
+    entries: tuple[EntryFacts, ...]
 
 
 class Programs:
@@ -51,6 +38,9 @@ class Programs:
         self._memory = chip.memory
         self._profile = chip.profile
         self._engines = chip.engines
+        self._verifier = chip.verifier
+        self._verdicts: dict[int, OnVerdict] = {}
+        """Who waits for a verification, by its number."""
         self.outstanding: dict[int, OnResult] = {}
         """Engine jobs whose result somebody wants, by id."""
         self._loaded: dict[int, PlacedProgram] = {}
@@ -71,20 +61,33 @@ class Programs:
         if len(self._loaded) >= MAX_PROGRAMS:
             raise CommandError(Status.PROGRAM_LIMIT, f"{MAX_PROGRAMS} programs are loaded; unload one first")
 
-    def load(self, image: bytes, constants: list[tuple[int, int]]) -> int:
-        """Verify a container whose constants lie at these (device address, size); returns the handle."""
+    def verify(self, image: bytes, on_verdict: OnVerdict) -> int:
+        """Have a container verified; returns the verification's number. `on_verdict` is told, at once or later."""
+        self._engines.warm_up()
+        number = next(self._job_ids)
         try:
-            program = verify(image, device_limits=DeviceLimits(memory_bytes=self._memory.size))
-        except ProgramRejected as error:
-            raise CommandError(Status.PROGRAM_REJECTED, f"program rejected: {error}") from error
-        self._check_constants(program.constant_sizes, constants)
+            self._verifier.start(number, image)
+        except OSError as error:
+            raise CommandError(Status.PROGRAM_LIMIT, f"nothing can verify it: {error.strerror or error}") from error
+        self._verdicts[number] = on_verdict
+        self._collect_verdicts()
+        return number
+
+    def forget_verdict(self, number: int) -> None:
+        """Nobody waits for this verification any more."""
+        if self._verdicts.pop(number, None) is not None:
+            self._verifier.cancel_all()  # there is one at a time
+
+    def load(self, image: bytes, constants: list[tuple[int, int]], facts: ProgramFacts) -> int:
+        """Load a verified container whose constants lie at these (device address, size); returns the handle."""
+        self._check_constants(facts.constants, constants)
         handle = next(self._handles)
+        plans = (EntryPlan(e.scratch_bytes, e.outputs, e.commands, e.states) for e in facts.entries)
         try:
-            self._engines.load(handle, ProgramImage.of(image, program, tuple(address for address, _ in constants)))
+            self._engines.load(handle, ProgramImage(image, tuple(plans), tuple(address for address, _ in constants)))
         except OSError as error:
             raise CommandError(Status.PROGRAM_LIMIT, f"the engines cannot take it: {error.strerror}") from error
-        entries = (_placed(self._profile, program.image, entry) for entry in program.entries)
-        self._loaded[handle] = PlacedProgram(handle, tuple(entries))
+        self._loaded[handle] = PlacedProgram(handle, facts.entries)
         return handle
 
     def _check_constants(self, sizes: tuple[int, ...], constants: list[tuple[int, int]]) -> None:
@@ -146,8 +149,24 @@ class Programs:
         self._engine_free[engine] = start + cost
         return start
 
+    @property
+    def busy(self) -> bool:
+        """Whether `collect` may have something to take in."""
+        return bool(self.outstanding or self._verdicts)
+
+    def _collect_verdicts(self) -> bool:
+        verdicts = self._verifier.poll()
+        for verdict in verdicts:
+            on_verdict = self._verdicts.pop(verdict.number, None)
+            if on_verdict is not None:
+                on_verdict(verdict)
+        return bool(verdicts)
+
     def collect(self) -> bool:
-        """Take finished engine jobs in; True if there were any."""
+        """Take finished engine jobs and verifications in; True if there were any."""
+        judged = self._collect_verdicts() if self._verdicts else False
+        if not self.outstanding:
+            return judged
         results = self._engines.poll()
         for result in results:
             on_result = self.outstanding.pop(result.job.id, None)
@@ -155,7 +174,7 @@ class Programs:
                 self._engines.release(result)
             else:
                 on_result(result)
-        return bool(results)
+        return judged or bool(results)
 
     def release(self, result: JobResult) -> None:
         """The outputs of a result were committed, or nobody wants them any more."""
@@ -170,20 +189,11 @@ class Programs:
         """Unload everything and drop running jobs without waiting for them."""
         self._generation += 1
         self.outstanding.clear()
+        self._verdicts.clear()
+        self._verifier.cancel_all()
         self._engine_free = [0] * len(self._engine_free)
         self._engines.cancel_all()
         for handle in self._loaded:
             self._engines.unload(handle)
         self._loaded.clear()
         self._reports.clear()
-
-
-def _placed(profile: Profile, program: Program, entry: VerifiedEntry) -> PlacedEntry:
-    work = [work_of(command, program.tensors) for command in entry.point.commands]
-    return PlacedEntry(
-        entry.workspace_bytes,
-        entry.input_sizes,
-        entry.output_sizes,
-        entry.state_sizes,
-        timing.program_ticks(profile, work),
-    )

@@ -21,7 +21,7 @@ from driver_shim.protocol.program import (
     Tensor,
     align_up,
 )
-from driver_shim.protocol.program_commands import UPDATED_INPUT
+from driver_shim.protocol.program_commands import OPERANDS
 from driver_shim.protocol.program_parsing import parse
 from emulator.model.operators import OPERATORS, SemanticError
 from emulator.model.work import types_of
@@ -184,8 +184,9 @@ def _check_written(tensors: Sequence[Tensor], index: int, command: Command, outp
     """Raise ProgramRejected unless the command may write this tensor."""
     storage = tensors[output].storage
     if storage is Storage.STATE:
-        source = UPDATED_INPUT.get(command.kind)
-        if source is None or command.outputs.index(output) != 0 or command.inputs[source] != output:
+        place = OPERANDS[command.kind].in_place
+        alone = command.inputs.count(output) == 1 and command.outputs.count(output) == 1
+        if place is None or not alone or command.outputs[0] != output or command.inputs[place] != output:
             raise ProgramRejected(f"{_where(index, command)} writes the state {output} without updating it in place")
     elif storage not in _WRITTEN_BEFORE_READ:
         raise ProgramRejected(f"{_where(index, command)} writes tensor {output}, which is read-only")

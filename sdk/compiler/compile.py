@@ -13,8 +13,9 @@ from sdk.compiler.cache import cache_key, cached
 from sdk.compiler.compiled import CompiledProgram, Signature
 from sdk.compiler.context import NodeContext, NotConstant
 from sdk.compiler.graph import Graph, GraphInput, GraphNode
+from sdk.compiler.host_constants import HostConstants
 from sdk.compiler.inlining import inlined
-from sdk.compiler.ir import Builder, DataDependent, Refused, Value, check_tensor
+from sdk.compiler.ir import Builder, DataDependent, NoSuchType, Refused, Value, check_tensor
 from sdk.compiler.loading import ModelSource, open_source
 from sdk.compiler.lowering import LOWERINGS
 from sdk.compiler.passes import optimised
@@ -25,6 +26,9 @@ from sdk.compiler.tensor_data import Array
 
 MAX_SHAPE_ELEMENTS = 1024
 """Elements of an input that may be compiled for by value: those that say shapes, axes, counts."""
+MAX_REAL_ELEMENTS = 8
+"""The same of real numbers that are asked for as they are: limits, depths, scales."""
+_CODES = ((DataDependent, Reason.DATA), (NoSuchType, Reason.TYPE))
 HANDLED = frozenset(LOWERINGS)
 Progress = Callable[[int, int], None]
 """Told how many nodes are done, of how many."""
@@ -108,6 +112,7 @@ class _Compiler:
         self._progress = progress
         self._builder = Builder()
         self._values: ChainMap[str, Value] = ChainMap()
+        self._host = HostConstants(graph)
         self._shapes = shapes
         self._fixed = values
         self._input_names: dict[int, str] = {}
@@ -180,19 +185,32 @@ class _Compiler:
 
     def _lower(self, node: GraphNode) -> None:
         outer, self._builder.node = self._builder.node, node.subject.node or ""
-        inputs = [self._values[name] if name else None for name in node.inputs]
         try:
-            results = self.lower(node, inputs)
+            self._values.update(self._results(node))
         except NotConstant as refused:
             raise self._needs_values(refused, node) or self._refusal(refused, node) from None
         except Refused as refused:
             raise self._refusal(refused, node) from None
         self._builder.node = outer
-        named = [(name, value) for name, value in zip(node.outputs, results, strict=False) if name]
+
+    def _results(self, node: GraphNode) -> dict[str, Value]:
+        """What a node gives, by name, but for what only the host can hold. Raises Refused."""
+        if any(name in self._host for name in node.reads):
+            return self._computed(node)
+        try:
+            results = self.lower(node, [self._values[name] if name else None for name in node.inputs])
+        except NoSuchType:
+            if any(self._values[name].constant is None for name in node.reads):
+                raise
+            return self._computed(node)
+        named = {name: value for name, value in zip(node.outputs, results, strict=False) if name}
         if len(named) < sum(bool(name) for name in node.outputs):
-            raise self._refusal(Refused(f"only its first {len(results)} outputs are supported"), node)
-        for name, value in named:
-            self._values[name] = value
+            raise Refused(f"only its first {len(results)} outputs are supported")
+        return named
+
+    def _computed(self, node: GraphNode) -> dict[str, Value]:
+        """The same for a node of constants that reads or gives types that the device does not have."""
+        return {name: self._builder.constant(array) for name, array in self._host.compute(node, self._values).items()}
 
     def lower(self, node: GraphNode, inputs: Sequence[Value | None]) -> Sequence[Value]:
         """Emit a node's commands. Raises Refused."""
@@ -215,13 +233,24 @@ class _Compiler:
         finally:
             self._values = around
 
+    def run_branch(self, graph: Graph, condition: Value) -> list[Value]:
+        """Lower a graph within a node that is chosen by a condition; what cannot run may never be chosen."""
+        try:
+            return self.run_graph(graph, [])
+        except NeedsValues:
+            raise
+        except NodeRefused as error:
+            why = "; ".join(f"{problem.op} {problem.node!r}: {problem.reason}" for problem in error.problems)
+            raise NotConstant(condition, f"its condition is not constant, and a branch cannot run: {why}") from None
+
     def _needs_values(self, refused: NotConstant, node: GraphNode) -> NeedsValues | None:
         """The error that asks for the inputs' values, where those alone make up what has to be constant."""
         roots = _roots(refused.value)
         names = [self._input_names.get(id(root)) for root in roots]
-        whole = all(not root.dtype.is_float and root.type.elements <= MAX_SHAPE_ELEMENTS for root in roots)
+        few = all(root.type.elements <= MAX_SHAPE_ELEMENTS and not root.dtype.is_float for root in roots)
+        few = few or (roots == [refused.value] and refused.value.type.elements <= MAX_REAL_ELEMENTS)
         known = tuple(sorted(name for name in names if name is not None))
-        if not whole or not known or len(known) < len(roots):
+        if not few or not known or len(known) < len(roots):
             return None
         error = self._refusal(refused, node)
         return NeedsValues(
@@ -235,7 +264,7 @@ class _Compiler:
         )
 
     def _refusal(self, refused: Refused, node: GraphNode) -> NodeRefused:
-        code = Reason.DATA if isinstance(refused, DataDependent) else Reason.FORM
+        code = next((code for kind, code in _CODES if isinstance(refused, kind)), Reason.FORM)
         error = unsupported([Problem(str(refused), node.subject, code)])
         return NodeRefused(
             error.message,
@@ -251,6 +280,9 @@ class _Compiler:
         outputs: list[NamedValue] = []
         taken: set[int] = set()
         for entry in self._graph.outputs:
+            if entry.name in self._host:
+                refusal = str(self._host.refusal(entry.name))
+                raise unsupported([Problem(f"output {entry.name!r}: {refusal}", code=Reason.TYPE)])
             value = self._values[entry.name]
             if entry.dtype is not None and value.dtype is not entry.dtype:
                 raise unsupported([Problem(f"output {entry.name!r} is {value.dtype.text}, declared {entry.type_name}")])

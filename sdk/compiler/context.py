@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from driver_shim.protocol.program import MAX_DIMENSION
 from driver_shim.protocol.types import UnsupportedType, WireType, wire_type
 from sdk.compiler.graph import Graph, GraphNode
-from sdk.compiler.ir import Builder, Refused, Value
+from sdk.compiler.ir import Builder, NoSuchType, Refused, Value
 
 NEWEST = 1 << 16
 """An opset version that every operator's latest meaning is older than."""
@@ -20,6 +20,9 @@ class Compiler(Protocol):
 
     def run_graph(self, graph: Graph, inputs: Sequence[Value | None]) -> list[Value]:
         """Lower a graph within the node for these inputs; returns its outputs."""
+
+    def run_branch(self, graph: Graph, condition: Value) -> list[Value]:
+        """Lower a graph that may be chosen by a condition which is not constant; returns its outputs."""
 
     def lower(self, node: GraphNode, inputs: Sequence[Value | None]) -> Sequence[Value]:
         """Lower a node; returns its outputs."""
@@ -118,12 +121,16 @@ class NodeContext:
         """Lower a graph within the node for these inputs; returns its outputs."""
         return self._compiler.run_graph(graph, inputs)
 
+    def run_branch(self, graph: Graph, condition: Value) -> list[Value]:
+        """The same for a branch. Where it cannot run, it takes the condition's value to tell whether it has to."""
+        return self._compiler.run_branch(graph, condition)
+
     def wire_type(self, number: int) -> WireType:
         """The type with an ONNX number. Raises Refused."""
         try:
             return wire_type(number)
         except UnsupportedType as error:
-            raise Refused(str(error)) from None
+            raise NoSuchType(str(error)) from None
 
     def axis(self, axis: int, rank: int) -> int:
         """An axis counted from 0. Raises Refused when there is none such."""

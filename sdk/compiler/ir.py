@@ -43,6 +43,10 @@ class DataDependent(Refused):
         self.value = value
 
 
+class NoSuchType(Refused):
+    """Something has an element type that the device does not have."""
+
+
 @dataclasses.dataclass(eq=False, slots=True)
 class Value:
     """A tensor during compilation. Compared by identity."""
@@ -89,7 +93,7 @@ def constant(array: Array) -> Value:
     try:
         return Value(TensorType(wire_type_of(array.dtype), array.shape), constant=array)
     except UnsupportedType as error:
-        raise Refused(str(error)) from None
+        raise NoSuchType(str(error)) from None
 
 
 def infer(

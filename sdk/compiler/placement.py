@@ -15,6 +15,7 @@ import onnx
 
 from driver_shim.protocol.types import UnsupportedType, wire_type
 from sdk.compiler.graph import Graph, GraphInput, GraphNode
+from sdk.compiler.host_constants import folded
 from sdk.compiler.host_model import model_of
 from sdk.compiler.problems import Problem, Reason, unsupported
 from sdk.compiler.reader import DECODE_ERRORS
@@ -102,7 +103,11 @@ def place(graph: Graph, refused: Mapping[int, Problem] | None = None) -> Placeme
     refused = refused or {}
     reasons = [_reason(node, refused) for node in graph.nodes]
     foreign = graph.host_only | _foreign_values(graph)
-    reasons = [known or _by_type(node, foreign) for node, known in zip(graph.nodes, reasons, strict=True)]
+    computed = folded(graph, foreign, refused)
+    reasons = [
+        known or (None if node.subject.position in computed else _by_type(node, foreign))
+        for node, known in zip(graph.nodes, reasons, strict=True)
+    ]
     while True:
         regions = _cut(graph, reasons)
         moved = _not_worth_it(graph, regions)

@@ -17,16 +17,20 @@ from google.protobuf.message import Message
 from driver_shim.protocol.types import UnsupportedType, wire_type
 from sdk.compiler import contrib
 from sdk.compiler.graph import Graph, GraphInput, GraphNode, Opset
+from sdk.compiler.host_constants import CONSTANTS, is_static
 from sdk.compiler.loading import Source
 from sdk.compiler.problems import MODEL, Problem, Reason, Subject, unsupported
 from sdk.compiler.tensor_data import Array
 
+_T = onnx.TensorProto
 MIN_OPSET = 7
 DEFAULT_DOMAINS = ("", "ai.onnx")
 
 _UNLIMITED = 2**31 - 1
 """Inputs that a schema allows where it sets no limit."""
 
+COMPUTED_WITH = frozenset({_T.DOUBLE, _T.UINT16, _T.UINT32, _T.UINT64})
+"""Types that the device does not have but that constants may be of, as long as they are computed with on the host."""
 _NAMELESS = frozenset({"", "?", "-1", "None", "none", "unk"})
 """What exporters write as the name of a dimension that has none; two of them need not be equal."""
 
@@ -88,11 +92,12 @@ class _Reader:
         self.opset = self._opset()
         if not self.model.graph.output:
             self.note("the graph has no outputs")
-        scope = _Scope(self, self.model.graph, frozenset())
+        scope = _Scope(self, self.model.graph, frozenset(), outermost=True)
         initializers = scope.initializers()
         inputs, optional = scope.inputs()
         nodes = scope.nodes()
         outputs = scope.outputs()
+        self.problems[:0] = scope.in_the_way()
         return Graph(
             inputs,
             self._completed(outputs),
@@ -148,7 +153,10 @@ class _Scope:
     What follows from a noted problem is not noted again: `_doubtful` are the names whose values it leaves open.
     """
 
-    def __init__(self, reader: _Reader, graph: onnx.GraphProto, around: frozenset[str]) -> None:
+    def __init__(
+        self, reader: _Reader, graph: onnx.GraphProto, around: frozenset[str], *, outermost: bool = False
+    ) -> None:
+        self._outermost = outermost
         self._reader = reader
         self._note = reader.note
         self._graph = graph
@@ -159,6 +167,11 @@ class _Scope:
         self._outputs: set[str] = set()
         self._doubtful: set[str] = set()
         self.host_only: set[str] = set()
+        self._foreign: dict[str, Problem] = {}
+        """Initialisers of types that the device does not have: in the way only of nodes that are not static."""
+        self._static = set(self._initialised)
+        """Values that follow from constants and shapes."""
+        self._in_the_way: list[str] = []
 
     def read(self) -> Graph:
         """A graph within a node, whose inputs and outputs need not be declared."""
@@ -192,7 +205,12 @@ class _Scope:
         arrays = {}
         for index, tensor in enumerate(self._graph.initializer, 1):
             self._define(tensor.name, "initialiser")
-            array = self._array(tensor, Subject("initialiser", index, tensor.name))
+            subject = Subject("initialiser", index, tensor.name)
+            if self._outermost and tensor.data_type in COMPUTED_WITH:
+                self._foreign[tensor.name] = Problem(_refusal(tensor.data_type), subject, Reason.TYPE)
+                self.host_only.add(tensor.name)
+                continue
+            array = self._array(tensor, subject)
             if array is None:
                 self._doubtful.add(tensor.name)
                 self.host_only.add(tensor.name)
@@ -212,8 +230,13 @@ class _Scope:
         except UnsupportedType as error:
             self._note(f"{what}{error}", subject, Reason.TYPE)
             return None
+        array = self._raw(tensor, subject, what)
+        return None if array is None else array.astype(kind.dtype, copy=False)
+
+    def _raw(self, tensor: onnx.TensorProto, subject: Subject, what: str) -> Array | None:
+        """The same, of any type."""
         try:
-            return self._reader.data.array(tensor).astype(kind.dtype, copy=False)
+            return self._reader.data.array(tensor)
         except DECODE_ERRORS as error:
             missing = tensor.data_location == onnx.TensorProto.EXTERNAL
             self._note(f"{what}{'' if missing else 'damaged: '}{error}", subject)
@@ -225,7 +248,7 @@ class _Scope:
         optional: list[GraphInput] = []
         for declared in self._graph.input:
             if declared.name in self._initialised:
-                if declared.name not in self._doubtful:
+                if declared.name not in self._doubtful and declared.name not in self._foreign:
                     optional += self._declared(declared, "input")
                 continue
             self._define(declared.name, "input")
@@ -239,6 +262,12 @@ class _Scope:
     def outputs(self) -> tuple[GraphInput, ...]:
         """What the graph declares to give."""
         return tuple(entry for declared in self._graph.output for entry in self._output(declared))
+
+    def in_the_way(self) -> list[Problem]:
+        """The initialisers of foreign types that are read by what is not computed while compiling."""
+        asked = [entry.name for entry in self._graph.output if entry.name in self._foreign]
+        wanted = {*self._in_the_way, *asked}
+        return [problem for name, problem in self._foreign.items() if name in wanted]
 
     def _output(self, declared: onnx.ValueInfoProto) -> list[GraphInput]:
         if declared.name in self._outputs:
@@ -295,6 +324,10 @@ class _Scope:
             if written:
                 self._define(written, "output")
         problems = tuple(self._reader.problems[before:])
+        if not problems and not captured and is_static(proto.op_type, proto.input, self._static):
+            self._static.update(proto.output)
+        else:
+            self._in_the_way += [name for name in (*proto.input, *captured) if name in self._foreign]
         if problems or not self._reader.opset or not self._doubtful.isdisjoint((*proto.input, *captured)):
             self._doubtful.update(proto.output)
         return GraphNode(
@@ -369,6 +402,8 @@ class _Scope:
 
     def _attribute(self, attribute: onnx.AttributeProto, subject: Subject) -> Any:
         if attribute.type == onnx.AttributeProto.TENSOR:
+            if self._outermost and subject.op in CONSTANTS and attribute.t.data_type in COMPUTED_WITH:
+                return self._raw(attribute.t, subject, f"the attribute {attribute.name!r}: ")
             return self._array(attribute.t, subject, f"the attribute {attribute.name!r}: ")
         if attribute.type == onnx.AttributeProto.GRAPH:
             return _Scope(self._reader, attribute.g, frozenset(self._defined | self._doubtful) | self._around).read()
@@ -381,6 +416,15 @@ class _Scope:
 
 
 _NO_TENSOR = Reason.INTERFACE
+
+
+def _refusal(number: int) -> str:
+    """Why the device does not take this type."""
+    try:
+        wire_type(number)
+    except UnsupportedType as error:
+        return str(error)
+    raise ValueError(f"type {number} is on the wire")
 
 
 def _key(proto: onnx.NodeProto) -> str:

@@ -25,30 +25,46 @@ class _Check(NamedTuple):
     """Whether its shape holds numbers alone."""
 
 
+class Planned(NamedTuple):
+    """In place of an input that is to come: its shape."""
+
+    shape: Shape
+
+
+class Call(NamedTuple):
+    """The arguments of one run."""
+
+    values: list[Any]
+    """Arrays and buffers in the order of the model's inputs; after them those with a default, where they are given."""
+    optional: tuple[str, ...] = ()
+    """Names of the given inputs that have a default."""
+
+
 class InputChecks:
     """The inputs of one model."""
 
     def __init__(self, signature: Signature) -> None:
         self._infos = signature.inputs
+        self._optional = {info.name: info for info in signature.optional}
         self._names = [info.name for info in signature.inputs]
         self._checks: list[_Check] = []
 
-    def in_order(self, arrays: tuple[Any, ...], named: Mapping[str, Any], owner: object) -> list[Input]:
+    def in_order(self, arrays: tuple[Any, ...], named: Mapping[str, Any], owner: object) -> Call:
         """The values of one run in the order of the model's inputs. Raises TypeError, ValueError."""
         if not self._checks:
-            self._checks = [
-                _Check(info, as_dtype(info.dtype), all(isinstance(extent, int) for extent in info.shape))
-                for info in self._infos
-            ]
+            self._checks = [_check_for(info) for info in self._infos]
+        given: list[TensorInfo] = []
         if not named and len(arrays) == len(self._names) and not isinstance(arrays[0] if arrays else None, Mapping):
             values: Sequence[Any] = arrays
         else:
             by_name = self._by_name(arrays, named)
-            values = [by_name[name] for name in self._names]
-        checked = [_checked(check, value, owner) for check, value in zip(self._checks, values, strict=True)]
-        if not all(check.fixed for check in self._checks):
-            _agree_on_symbols(self._infos, checked)
-        return checked
+            given = [info for name, info in self._optional.items() if name in by_name]
+            values = [by_name[name] for name in (*self._names, *(info.name for info in given))]
+        checks = [*self._checks, *map(_check_for, given)] if given else self._checks
+        checked = [_checked(check, value, owner) for check, value in zip(checks, values, strict=True)]
+        if not all(check.fixed for check in checks):
+            _agree_on_symbols([*self._infos, *given], checked)
+        return Call(checked, tuple(info.name for info in given))
 
     def _by_name(self, arrays: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
         names = self._names
@@ -59,11 +75,15 @@ class InputChecks:
                 raise TypeError(f"{len(arrays)} arrays given; the model takes {len(names)}: {', '.join(names)}")
             values = {**dict(zip(names, arrays, strict=False)), **named}
         missing = [name for name in names if name not in values]
-        unknown = [name for name in values if name not in names]
+        unknown = [name for name in values if name not in names and name not in self._optional]
         if missing or unknown:
             wrong = f"input {unknown[0]!r} is unknown" if unknown else f"input {missing[0]!r} is missing"
             raise TypeError(f"{wrong}; the model takes: {', '.join(map(str, self._infos))}")
         return values
+
+
+def _check_for(info: TensorInfo) -> _Check:
+    return _Check(info, as_dtype(info.dtype), all(isinstance(extent, int) for extent in info.shape))
 
 
 def _checked(check: _Check, value: Any, owner: object) -> Input:

@@ -10,11 +10,17 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from driver_shim.errors import Closed, NpuError, OutOfDeviceMemory, QueueFull
-from sdk.compiler import TensorInfo, compile_model, model_signature, read_model
+from sdk.compiler import CompiledProgram, Plan, TensorInfo, compile_model, model_signature, read_model
+from sdk.compiler.compile import NeedsValues
+from sdk.compiler.placement import NodePlacement, place
+from sdk.compiler.program import Program
 from sdk.here_only import HereOnly
 from sdk.memory.buffers import Span
-from sdk.model.inputs import InputChecks, check_out, requested_shapes
+from sdk.model.inputs import Call, InputChecks, Planned, check_out, requested_shapes
 from sdk.model.lanes import Input, Lane
 from sdk.model.port import ModelOwner
 from sdk.model.programs import CommandRun, ModelProgram
@@ -25,8 +31,14 @@ from sdk.queue.events import Event
 if TYPE_CHECKING:
     import asyncio
 
+    from sdk.compiler.estimate import Estimate
+
 Shape = tuple[int, ...]
-ShapeKey = tuple[Shape, ...]
+Key = tuple[Any, ...]
+"""What a program is found by: the shapes of its inputs, and the values that it was compiled for."""
+DEFAULT_PROFILE = "generic"
+MOST_NAMED = 4
+"""Inputs that a message names."""
 _log = logging.getLogger("npu")
 LOOP_BYTES = 256 << 10
 """Larger arrays are copied in threads, where an event loop runs: to copy as much takes some 50 µs."""
@@ -41,7 +53,7 @@ class _Parts:
         self.weights = Weights(owner)
         self.closed: NpuError | None = None
         """Why the model cannot be used any more."""
-        self.loaded: dict[ShapeKey, ModelProgram] = {}
+        self.loaded: dict[Key, ModelProgram] = {}
         self.lanes: list[Lane] = []
         self.growing = True
         """Whether more lanes may be tried: there is one for each engine, unless memory or queues forbid."""
@@ -78,8 +90,15 @@ class Model(HereOnly):
     def __init__(self, owner: ModelOwner, source: Any) -> None:
         """Use `Device.load`."""
         self._owner = owner
-        self._graph = read_model(source)
+        self._ahead = source._compiled if isinstance(source, Program) else None
+        """A program that was compiled before there was a device."""
+        self._graph = read_model(source._graph if isinstance(source, Program) else source)
         self._signature = model_signature(self._graph)
+        self._by_value: frozenset[str] = frozenset()
+        """Inputs on whose values shapes depend: there is a program for each of those."""
+        self._last: CompiledProgram | None = None
+        self._tells_of_shapes = True
+        """Whether a compilation during a run is worth a warning."""
         self._inputs = InputChecks(self._signature)
         self._parts = _Parts(owner)
         self._lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
@@ -89,7 +108,11 @@ class Model(HereOnly):
     def _compile_for(self, shapes: Mapping[str, Sequence[Sequence[int]]]) -> None:
         """Compile and load for input shapes that are known beforehand."""
         for key in requested_shapes(self.inputs, shapes):
-            program = self._program(key, expected=True)
+            try:
+                program = self._program(Call([Planned(shape) for shape in key]), expected=True)
+            except NeedsValues as error:
+                self._note_by_value(error)
+                return  # which programs there will be only the runs tell
             self._lane(program).reserve(program)
             self._owner.make_resident(program)
 
@@ -99,9 +122,39 @@ class Model(HereOnly):
         return self._signature.inputs
 
     @property
+    def optional_inputs(self) -> tuple[TensorInfo, ...]:
+        """Inputs of which the model holds a default; a call may name them."""
+        return self._signature.optional
+
+    @property
     def outputs(self) -> tuple[TensorInfo, ...]:
         """Name, shape and dtype of every output, in graph order."""
         return self._signature.outputs
+
+    @property
+    def report(self) -> tuple[NodePlacement, ...]:
+        """Where each node runs, and why not on the device."""
+        return place(self._graph).report()
+
+    @property
+    def plan(self) -> Plan | None:
+        """What the program takes that was compiled last: device memory, and what lives in it when.
+
+        Where none was, that for the shapes that the model declares, which this compiles and does not load; None where
+        it leaves dimensions open.
+        """
+        compiled = self._latest()
+        return None if compiled is None else compiled.plan
+
+    def estimate(self, profile: str | None = None) -> Estimate | None:
+        """What a run takes on a chip, the generic one unless another is named, by the program that `plan` is of.
+
+        Raises ValueError for a profile that there is not.
+        """
+        from sdk.compiler.estimate import estimate  # few programs ask
+
+        compiled = self._latest()
+        return None if compiled is None else estimate(compiled, profile or DEFAULT_PROFILE)
 
     def __call__(
         self, *arrays: Any, timeout: float | None = None, out: Mapping[str, Span] | None = None, **named: Any
@@ -115,16 +168,16 @@ class Model(HereOnly):
 
     def submit(self, *arrays: Any, out: Mapping[str, Span] | None = None, **named: Any) -> Event[Outputs]:
         """Start a run. The input arrays may be reused when this returns, buffers when the run has ended."""
-        inputs = self._inputs.in_order(arrays, named, self._owner)
-        return self._start(inputs, self._checked_out(out), answered=False)
+        call = self._inputs.in_order(arrays, named, self._owner)
+        return self._start(call, self._checked_out(out), answered=False)
 
     async def run_async(self, *arrays: Any, out: Mapping[str, Span] | None = None, **named: Any) -> Outputs:
         """Run without holding up the event loop: what takes time, to compile or to copy much, is done in a thread.
 
         The input arrays may be reused when this returns.
         """
-        inputs, into = self._inputs.in_order(arrays, named, self._owner), self._checked_out(out)
-        run = await self._start_from_loop(inputs, into)
+        call, into = self._inputs.in_order(arrays, named, self._owner), self._checked_out(out)
+        run = await self._start_from_loop(call, into)
         await run._future()
         if run.output_bytes > LOOP_BYTES:
             import asyncio  # whoever awaits has it; nobody else should pay for it
@@ -147,14 +200,15 @@ class Model(HereOnly):
 
     # --- starting runs -----------------------------------------------------------------------------------------
 
-    def _start(self, inputs: list[Input], into: Mapping[str, Span], *, answered: bool) -> RunEvent:
+    def _start(self, call: Call, into: Mapping[str, Span], *, answered: bool) -> RunEvent:
         """Start a run, when its program is there and a lane has room."""
-        key = tuple(value.shape for value in inputs)
         while True:
             self._check_open()
+            key, inputs = self._keyed(call)
             program = self._parts.loaded.get(key)
             if program is None:
-                program = self._program(key)
+                self._program(call)
+                continue
             lane = self._lane(program)
             run = lane.start(program, inputs, into, may_wait=True, answered=answered)
             if run is not None:
@@ -166,28 +220,29 @@ class Model(HereOnly):
                 if not self._retire(lane):
                     raise
 
-    async def _start_from_loop(self, inputs: list[Input], into: Mapping[str, Span]) -> RunEvent:
+    async def _start_from_loop(self, call: Call, into: Mapping[str, Span]) -> RunEvent:
         """Start a run; what has to wait for room stands in line, what has to be made or copied is in a thread."""
         import asyncio  # whoever awaits has it; nobody else should pay for it
 
         line = self._lines.setdefault(asyncio.get_running_loop(), asyncio.Lock())
         if not line.locked():
-            run = self._start_at_once(inputs, into)
+            run = self._start_at_once(call, into)
             if isinstance(run, RunEvent):
                 return run
         async with line:
             while True:
-                run = self._start_at_once(inputs, into)
+                run = self._start_at_once(call, into)
                 if isinstance(run, RunEvent):
                     return run
                 if run is None:
-                    return await asyncio.to_thread(self._start, inputs, into, answered=True)
+                    return await asyncio.to_thread(self._start, call, into, answered=True)
                 await run[0]._future()
 
-    def _start_at_once(self, inputs: list[Input], into: Mapping[str, Span]) -> RunEvent | tuple[RunEvent] | None:
+    def _start_at_once(self, call: Call, into: Mapping[str, Span]) -> RunEvent | tuple[RunEvent] | None:
         """Start a run if that takes no time; else a run to wait for, or None where something is to be made first."""
         parts = self._parts
-        program = parts.loaded.get(tuple(value.shape for value in inputs))
+        key, inputs = self._keyed(call)
+        program = parts.loaded.get(key)
         if program is None or program.layout.input_bytes > LOOP_BYTES:
             return None
         lane = min(parts.lanes, key=lambda lane: len(lane.runs), default=None)
@@ -273,32 +328,92 @@ class Model(HereOnly):
         if self._parts.closed is not None:
             raise self._parts.closed.again()
 
-    def _program(self, key: ShapeKey, *, expected: bool = False) -> ModelProgram:
-        """The program for these input shapes, compiled if there is none yet, its weights on the device."""
+    def _keyed(self, call: Call) -> tuple[Key, list[Input]]:
+        """(the key of the program that the call takes, its inputs)"""
+        if not self._by_value and not call.optional:
+            return tuple([value.shape for value in call.values]), call.values
+        named = dict(zip(self._names(call), call.values, strict=True))
+        inputs = [value for name, value in named.items() if name not in self._by_value]
+        fixed = tuple((name, array.shape, array.tobytes()) for name, array in self._fixed(call).items())
+        return (tuple([value.shape for value in inputs]), call.optional, fixed), inputs
+
+    def _names(self, call: Call) -> list[str]:
+        return [*(info.name for info in self.inputs), *call.optional]
+
+    def _fixed(self, call: Call) -> dict[str, NDArray[Any]]:
+        """The inputs that a program is compiled for by value. Raises TypeError where one is in device memory."""
+        if not self._by_value:
+            return {}
+        named = zip(self._names(call), call.values, strict=True)
+        return {name: np.asarray(value) for name, value in named if name in self._by_value}
+
+    def _program(self, call: Call, *, expected: bool = False) -> ModelProgram:
+        """The program for these inputs, compiled if there is none yet, its weights on the device."""
         with self._parts.lock:
-            self._check_open()
-            program = self._parts.loaded.get(key)
-            if program is None:
-                program = self._compile(key, expected)
+            while True:
+                self._check_open()
+                key, _ = self._keyed(call)
+                program = self._parts.loaded.get(key)
+                if program is not None:
+                    return program
+                try:
+                    program = self._compile(call, expected)
+                except NeedsValues as error:
+                    if expected or self._by_value.issuperset(error.inputs):
+                        raise
+                    self._note_by_value(error)
+                    continue
                 self._check_open()  # a reset may have come meanwhile
                 self._parts.loaded[key] = program
-            return program
+                return program
 
-    def _compile(self, key: ShapeKey, expected: bool) -> ModelProgram:
+    def _note_by_value(self, error: NeedsValues) -> None:
+        self._by_value |= frozenset(error.inputs)
+        named = ", ".join(map(repr, error.inputs))
+        _log.warning("shapes depend on the values of %s: a program is compiled for each of them", named)
+
+    def _compile(self, call: Call, expected: bool) -> ModelProgram:
         began = time.monotonic()
         parts = self._parts
-        shapes = {info.name: shape for info, shape in zip(self.inputs, key, strict=True)}
-        compiled = compile_model(self._graph, shapes)
+        fixed = self._fixed(call)
+        named = zip(self._names(call), call.values, strict=True)
+        shapes = {name: value.shape for name, value in named if name not in fixed}
+        compiled = self._compiled_ahead(shapes, fixed)
+        if compiled is None:
+            compiled = compile_model(self._graph, shapes, fixed)
         constants = parts.weights.place(compiled.constants)
         program = ModelProgram(compiled, constants, parts.reset_count, tuple(parts.weights.buffers))
+        self._last = program.compiled
+        if compiled is self._ahead:
+            self._ahead = None  # with its constants, which are on the device now
         dynamic = any(not isinstance(extent, int) for info in self.inputs for extent in info.shape)
-        if dynamic and not expected:
+        if dynamic and not expected and not fixed and self._tells_of_shapes:
             _log.warning(
                 "compiled for new input shapes %s in %.2f s; name them in load(shapes=...) to do it there",
-                shapes,
+                _listed(shapes),
                 time.monotonic() - began,
             )
         return program
+
+    def _compiled_ahead(self, shapes: Mapping[str, Shape], fixed: Mapping[str, NDArray[Any]]) -> CompiledProgram | None:
+        """The program that was compiled before the model was loaded, or for its plan, where it is that for a call."""
+        ahead = self._ahead
+        if ahead is None or fixed or {info.name: info.shape for info in ahead.inputs} != dict(shapes):
+            return None
+        return ahead
+
+    def _latest(self) -> CompiledProgram | None:
+        """The program that `plan` speaks of."""
+        fixed = all(isinstance(extent, int) for info in self.inputs for extent in info.shape)
+        if self._last is None and self._ahead is None and fixed and not self._by_value:
+            self._ahead = compile_model(self._graph)
+        return self._last or self._ahead
+
+
+def _listed(shapes: Mapping[str, Shape]) -> str:
+    """Inputs with their shapes, the first of many."""
+    text = ", ".join(f"{name} {shape}" for name, shape in list(shapes.items())[:MOST_NAMED])
+    return text if len(shapes) <= MOST_NAMED else f"{text} and {len(shapes) - MOST_NAMED} more"
 
 
 def _abandon(owner: ModelOwner, parts: _Parts) -> None:

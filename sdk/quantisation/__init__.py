@@ -25,6 +25,7 @@ def quantize(
     form: str = "qdq",
     per_channel: bool = True,
     activations: str = "int8",
+    operators: Sequence[str] | None = None,
     keep_float: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> onnx.ModelProto:
@@ -37,6 +38,7 @@ def quantize(
         form=form,
         per_channel=per_channel,
         activations=activations,
+        operators=quantise.OPERATORS if operators is None else operators,
         keep_float=keep_float,
         progress=progress,
     )

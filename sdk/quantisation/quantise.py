@@ -12,9 +12,11 @@ from typing import Any, TypeAlias
 
 import onnx
 from numpy.typing import NDArray
+from onnx import version_converter
 
-from driver_shim.errors import NpuError
+from driver_shim.errors import NpuError, UnsupportedModel
 from sdk.compiler.loading import ModelSource, open_source
+from sdk.quantisation.mending import separate_biases, sort_nodes
 from sdk.quantisation.samples import Sample, SampleReader
 
 Progress: TypeAlias = Callable[[str, int], object]
@@ -22,6 +24,25 @@ Progress: TypeAlias = Callable[[str, int], object]
 EXTRA = "models"
 FORMS = {"qdq": "QDQ", "qoperator": "QOperator"}
 ACTIVATIONS = {"int8": "QInt8", "uint8": "QUInt8"}
+OPERATORS = (
+    "Conv",
+    "ConvTranspose",
+    "Gemm",
+    "MatMul",
+    "MaxPool",
+    "Relu",
+    "Clip",
+    "Flatten",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+)
+"""What has weights, where int8 saves most, and what passes int8 on as it is. Sums, norms and the like stay float: what
+adds -1e38 to mask something leaves nothing of what it is added to."""
+PER_CHANNEL_OPSET = 13
+"""From there on DequantizeLinear knows scales per channel."""
+CONSTANTS_ARE_NO_INPUTS = 4
+"""IR version from which initialisers need not be inputs; onnx's converter believes what a model says of itself."""
 QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"}
 
 
@@ -32,14 +53,16 @@ def quantize(
     form: str = "qdq",
     per_channel: bool = True,
     activations: str = "int8",
+    operators: Sequence[str] = OPERATORS,
     keep_float: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> onnx.ModelProto:
     """The model in int8: weights as they are, activations by the range that they have over the calibration samples.
 
     `form` is "qdq" (QuantizeLinear and DequantizeLinear around each node) or "qoperator" (QLinearConv and the like);
-    `keep_float` names nodes to leave alone. Raises NpuError without onnxruntime, UnsupportedModel for what is no
-    model, TypeError or ValueError for samples that do not fit it, none at all, or a model with nothing to quantise.
+    of `operators` nodes are quantised, but those that `keep_float` names. Raises NpuError without onnxruntime,
+    UnsupportedModel for what is no model, TypeError or ValueError for samples that do not fit it, none at all, or a
+    model with nothing to quantise.
     """
     _require_choice("form", form, FORMS)
     _require_choice("activations", activations, ACTIVATIONS)
@@ -62,9 +85,11 @@ def quantize(
             per_channel=per_channel,
             activation_type=quantization.QuantType[ACTIVATIONS[activations]],
             weight_type=quantization.QuantType.QInt8,
+            op_types_to_quantize=list(operators),
             nodes_to_exclude=list(keep_float),
         )
         quantised = onnx.load(path)
+    sort_nodes(quantised.graph)
     tell("quantize", reader.count)
     if not any(node.op_type in QUANTISED for node in quantised.graph.node):
         raise ValueError("nothing was quantised: the model has no node that is worth it, such as Conv, Gemm or MatMul")
@@ -78,9 +103,29 @@ def prepare(model: ModelSource) -> onnx.ModelProto:
 
     with tempfile.TemporaryDirectory() as folder, _quiet():
         given, prepared = Path(folder) / "given.onnx", Path(folder) / "prepared.onnx"
-        onnx.save(whole(model), given)
+        onnx.save(_of_a_newer_opset(whole(model)), given)
         quant_pre_process(given, prepared, skip_symbolic_shape=True)
-        return onnx.load(prepared)
+        made = onnx.load(prepared)
+    separate_biases(made)
+    return made
+
+
+def _of_a_newer_opset(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, from `PER_CHANNEL_OPSET` on. Raises UnsupportedModel where onnx cannot bring it there."""
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+    if opset >= PER_CHANNEL_OPSET:
+        return model
+    newer = onnx.ModelProto()
+    newer.CopyFrom(model)
+    newer.ir_version = max(model.ir_version, CONSTANTS_ARE_NO_INPUTS)
+    try:
+        return version_converter.convert_version(newer, PER_CHANNEL_OPSET)
+    except (version_converter.ConvertError, RuntimeError, ValueError) as error:
+        raise UnsupportedModel(
+            f"the model is of opset {opset}, and cannot be brought to {PER_CHANNEL_OPSET} to be quantised: {error}",
+            subsystem="quantisation",
+            remedy=f"export it with opset_version={PER_CHANNEL_OPSET} or later",
+        ) from error
 
 
 def whole(source: ModelSource) -> onnx.ModelProto:

@@ -130,3 +130,15 @@ def test_a_batch_of_none_and_one_of_some_run_in_turn_and_at_once(device: sdk.Dev
     events = [loaded.submit({"x": real(rows, 4)}) for rows in (0, 2, 0, 2)]
     shapes = [event.result()["y"].shape for event in events]
     assert shapes == [(0, 2), (2, 2), (0, 2), (2, 2)]
+
+
+@pytest.mark.parametrize("kind", ["host", "device"])
+def test_buffers_of_nothing_are_given_taken_and_copied(device: sdk.Device, kind: str) -> None:
+    make = device.host_buffer if kind == "host" else device.buffer
+    loaded = device.load(perceptron(), shapes={"x": [(0, 4), (2, 4)]})
+    given, taken = make((0, 4), "float32"), make((0, 2), "float32")
+    assert loaded({"x": given}, out={"y": taken})["y"] is taken
+    assert (given.nbytes, taken.shape) == (0, (0, 2))
+    with device.queue() as queue:
+        queue.copy(make((0, 4), "float32"), given).result()
+    assert loaded(real(2, 4))["y"].shape == (2, 2)

@@ -19,6 +19,7 @@ from sdk.model.model import Model
 from sdk.model.runs import RunEvent
 from tests.support.models import model, node
 from tests.support.rigs import in_process_rig, process_rig
+from tests.support.waiting import PATIENCE_S
 
 F32 = np.float32
 WIDTH = 16
@@ -254,7 +255,7 @@ def test_an_awaited_error_of_what_was_closed_or_reset_is_not_logged_as_well(
         ending = threading.Thread(target=loaded.close if end == "model" else emulated.reset)
         ending.start()
         results = await asyncio.gather(*tasks, return_exceptions=True)
-        ending.join()
+        ending.join(PATIENCE_S)
         return results
 
     results = asyncio.run(main())

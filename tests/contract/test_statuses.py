@@ -22,7 +22,7 @@ from emulator.function.function import PciFunction
 from emulator.model.profile import load_profile
 from tests.support import small_programs
 from tests.support.bus_client import MEMORY_BYTES, MEMORY_IOVA, UNMAPPED_IOVA, BusClient, RawQueue, text
-from tests.support.children import child_commands, ends
+from tests.support.children import child_commands, children_that_run, ends
 from tests.support.coverage import CaseTable
 from tests.support.programs import add_twice, build
 from tests.support.rigs import Rig, in_process_rig, process_rig
@@ -349,7 +349,11 @@ for _name, _case in GOOD.items():
     CASES.append((_name, Status.INVALID_FIELD, with_bits(_case, FLAG)))
     CASES.append((_name, Status.INVALID_CONTEXT, with_bits(_case, CONTEXT)))
 
-ELSEWHERE: set[Pair] = {("exec", Status.ENGINE_LOST), ("exec", Status.EXECUTION_FAULT)}
+ELSEWHERE: set[Pair] = {
+    ("exec", Status.ENGINE_LOST),
+    ("exec", Status.EXECUTION_FAULT),
+    ("load_program", Status.ENGINE_LOST),
+}
 """Pairs with a test of their own below, because data alone does not bring them about."""
 
 
@@ -404,6 +408,31 @@ def test_the_engine_that_ran_a_program_dies() -> None:
         assert client.registers.fault_status.engine == 1
         assert all(map(ends, workers))
         assert queue.run(entry)[0].status == 0  # by a new engine
+        client.close()
+
+
+def test_what_verifies_a_program_dies_and_nothing_else_waits_for_it() -> None:
+    """Only where a process verifies."""
+    with process_rig() as rig:
+        client = BusClient(rig.transport, record).enable()
+        queue = client.queue(IO_QUEUE)
+        entry = program()(client)
+        assert client.admin_raw(entry).status == 0
+        assert rig.pid is not None
+        (verifier,) = children_that_run(rig.pid, "emulator.engines.verifier_worker")
+        os.kill(verifier, signal.SIGSTOP)
+        admin = client.admin_queue
+        assert admin is not None
+        admin.put(entry)
+        admin.ring()
+        client.registers.scratch.write(value=7)
+        assert client.registers.scratch.value == 7
+        assert queue.run(c.NOP.build())[0].status == 0
+        os.kill(verifier, signal.SIGKILL)
+        assert admin.take()[0].status == Status.ENGINE_LOST
+        assert text(client.newest_error()).startswith("engine-lost: what verified the program died")
+        assert client.admin_raw(entry).status == 0  # by a new one
+        assert ends(verifier)
         client.close()
 
 

@@ -17,7 +17,7 @@ import pytest
 from driver_shim.protocol.commands import Status
 from emulator.chip.device_memory import DeviceMemory
 from emulator.engines.job import Outcome
-from emulator.engines.pool import EnginePool
+from emulator.engines.pool import EnginePool, EngineStuck
 from tests.support.children import child_commands, has_ended
 from tests.support.engine_jobs import PATIENCE_S, collect, image, job, worker_pids
 from tests.support.pipes import read_line
@@ -91,6 +91,27 @@ def test_a_reset_does_not_wait_for_a_worker_that_never_ends(pool: EnginePool) ->
     pool.start(job(3, 2))
     assert [result.job.id for result in collect(pool)] == [3]
     wait_until(functools.partial(is_reaped, pool, worker), "the killed worker is reaped", PATIENCE_S)
+
+
+@pytest.mark.parametrize("end", ["cancel", "cancel_all", "close"])
+def test_a_worker_that_may_write_states_has_ended_when_it_is_dropped(pool: EnginePool, end: str) -> None:
+    pool.load(1, image("update 4\nspin", states=(4,)))
+    pool.start(job(1, states=(64,)))
+    (worker,) = worker_pids(pool)
+    getattr(pool, end)(*([1] if end == "cancel" else []))
+    assert not exists(worker)
+
+
+def test_a_worker_that_does_not_end_is_never_taken_for_one_that_has(
+    pool: EnginePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool.load(1, image("spin", states=(4,)))
+    pool.start(job(1, states=(64,)))
+    (engine,) = pool._engines
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.process, "wait", lambda timeout_s: False)
+        with pytest.raises(EngineStuck, match="may still write"):
+            pool.cancel_all()
 
 
 def test_a_stopped_worker_is_replaced_by_a_reset_and_ended_by_close(pool: EnginePool) -> None:

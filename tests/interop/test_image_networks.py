@@ -43,3 +43,10 @@ def test_a_network_of_a_newer_opset_does_too(name: str) -> None:
 @pytest.mark.parametrize("name", LARGE_NETWORKS)
 def test_a_network_with_large_last_layers_does_too(name: str) -> None:
     agree(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("opset", [17, 21, 24])
+@pytest.mark.parametrize("name", [*NETWORKS, *LARGE_NETWORKS])
+def test_every_network_does_at_every_opset_that_exporters_write(name: str, opset: int) -> None:
+    agree(name, opset)

@@ -24,7 +24,7 @@ def device() -> Iterator[sdk.Device]:
         yield opened
 
 
-@pytest.mark.parametrize("form", ["qdq"])
+@pytest.mark.parametrize("form", ["qdq", "qoperator"])
 def test_the_int8_network_recognises_what_the_float_one_does(device: sdk.Device, form: str) -> None:
     floats = digits.model()
     training, held_back = digits.digits()

@@ -7,73 +7,31 @@ nodes of the graph. `random_graph(seed)` makes the same graph again.
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
 
 from emulator.model.choices import KERNELS
-from sdk.compiler import compile_model
 from tests.support import onnxruntime_peer
+from tests.support.graph_agreement import agree, on_kernels, smallest
 from tests.support.needs import module_of_extra
-from tests.support.programs import run
-from tests.support.random_graphs import RECIPES, Graph, Step, random_graph, shapes_of, single
+from tests.support.random_graphs import RECIPES, random_graph
 
 Array = NDArray[Any]
-Engine = Callable[[onnx.ModelProto, Mapping[str, Array]], Mapping[str, Array]]
 
 BLOCKS = 20
 GRAPHS = 50
 """In a block."""
-RELATIVE, OF_THE_LARGEST = 1e-3, 1e-4
-"""How far two engines may lie apart: of an element, and of the largest in its tensor (1 at least)."""
-LEAST_SHARE = 0.95
+LEAST_SHARE = 0.9
 """Of the graphs, those that onnxruntime has all the types for."""
-
-
-def on_kernels(kernels: str) -> Engine:
-    """The compiler and the emulator's engine."""
-    return lambda net, inputs: run(compile_model(net, shapes_of(inputs)), inputs, kernels)
 
 
 def onnxruntime(net: onnx.ModelProto, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
     """The other party."""
     return onnxruntime_peer.run(net.SerializeToString(), inputs)
-
-
-def agree(found: Mapping[str, Array], expected: Mapping[str, Array]) -> bool:
-    """Whether all that is expected was found, but for the last bits of floats."""
-    return all(near(found[name], array) for name, array in expected.items())
-
-
-def near(found: Array, expected: Array) -> bool:
-    if (found.shape, found.dtype) != (expected.shape, expected.dtype):
-        return False
-    if expected.dtype.kind in "biu":
-        return bool(np.array_equal(found, expected))
-    absolute = OF_THE_LARGEST * float(np.max(np.abs(expected), initial=1))
-    return bool(np.allclose(found, expected, rtol=RELATIVE, atol=absolute))
-
-
-def smallest(graph: Graph, engine: Engine) -> str:
-    """The smallest part of a graph that an engine computes otherwise than golden kernels do node by node."""
-    for step in graph.steps:
-        found = engine(single(step), step.given)
-        if not agree(found, step.results):
-            return f"{told(step)}\n gives {dict(found)}\n instead of {dict(step.results)}"
-    for count in range(1, len(graph.steps) + 1):
-        if not agree(engine(graph.model(count), graph.inputs), graph.expected(count)):
-            return "the nodes together: " + "; ".join(map(told, graph.steps[:count]))
-    return "nothing smaller than the whole"
-
-
-def told(step: Step) -> str:
-    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in step.proto.attribute}
-    operands = [str({**step.given, **step.constants}[name].tolist()) for name in step.proto.input]
-    return f"{step.proto.op_type} {attributes} of {', '.join(operands)}"
 
 
 def seeds(block: int) -> range:

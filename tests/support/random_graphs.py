@@ -301,6 +301,8 @@ def _where(graph: Graph) -> Draft | None:
     condition, x = graph.pick(("bool",)), graph.pick(ANY)
     if condition is None or x is None or not _broadcasts(condition.shape, x.shape):
         return None
+    if condition.name == x.name:  # onnxruntime loses a Not before such a Where
+        return None
     return Draft("Where", [condition, x, graph.constant([1] * x.rank, x.array.dtype)])
 
 
@@ -484,7 +486,7 @@ def _trilu(graph: Graph) -> Draft | None:
 
 
 def _one_hot(graph: Graph) -> Draft | None:
-    x = graph.pick(("int32", "int64"))
+    x = graph.pick(("int32", "int64"), rank=1)  # onnxruntime takes no scalar
     if x is None or x.rank > 4:
         return None
     return Draft("OneHot", [x, np.array([4], np.int64), graph.constant([2])], {"axis": graph.below(x.rank + 1)})
@@ -614,6 +616,64 @@ def _shape(graph: Graph) -> Draft | None:
     return Draft(graph.choice(["Shape", "Size"]), [x]) if x is not None else None
 
 
+def _global_pool(op: str) -> Recipe:
+    def make(graph: Graph) -> Draft | None:
+        x = _image(graph)
+        return Draft(op, [x]) if x is not None else None
+
+    return Recipe(op, make)
+
+
+def _lp_normalisation(graph: Graph) -> Draft | None:
+    x = graph.pick(rank=1, filled=True)
+    return Draft("LpNormalization", [x], {"axis": graph.below(x.rank), "p": graph.below(3, 1)}) if x else None
+
+
+def _recurrent(op: str, gates: int) -> Recipe:
+    def make(graph: Graph) -> Draft | None:
+        x = graph.pick(rank=3, filled=True)
+        if x is None or x.rank != 3:
+            return None
+        hidden, direction = graph.below(4, 1), graph.choice(["forward", "reverse", "bidirectional"])
+        directions = 2 if direction == "bidirectional" else 1
+        weights = [graph.constant([directions, gates * hidden, size]) / F32(4) for size in (x.shape[2], hidden)]
+        bias = [graph.constant([directions, 2 * gates * hidden])] if graph.below(2) else []
+        return Draft(op, [x, *weights, *bias], {"hidden_size": hidden, "direction": direction}, 2)
+
+    return Recipe(op, make)
+
+
+def _matmul_integer(graph: Graph) -> Draft | None:
+    x = graph.pick(("uint8", "int8"), rank=2)
+    if x is None:
+        return None
+    zero = np.array(graph.below(4), x.array.dtype)
+    return Draft("MatMulInteger", [x, graph.constant([x.shape[-1], graph.below(5, 1)], np.uint8), zero])
+
+
+def _grid_sample(graph: Graph) -> Draft | None:
+    x = graph.pick(rank=4, filled=True)
+    if x is None or x.rank != 4:
+        return None
+    grid = graph.constant([x.shape[0], graph.below(4, 1), graph.below(4, 1), 2])
+    padding = graph.choice(["zeros", "border", "reflection"])
+    return Draft("GridSample", [x, grid], {"mode": "linear", "padding_mode": padding, "align_corners": graph.below(2)})
+
+
+def _bit_shift(graph: Graph) -> Draft | None:
+    x = graph.pick(("uint8",))
+    if x is None:
+        return None
+    return Draft("BitShift", [x, graph.constant([], np.uint8)], {"direction": graph.choice(["LEFT", "RIGHT"])})
+
+
+def _center_crop_pad(graph: Graph) -> Draft | None:
+    x = graph.pick((*FLOATS, "int32", "int64"), rank=1)
+    if x is None:
+        return None
+    return Draft("CenterCropPad", [x, graph.random.integers(1, 6, x.rank)])
+
+
 _NUMBERS = (*FLOATS, *WHOLE)
 _SIGNED = (*FLOATS, "int8", "int32", "int64")
 _SMOOTH = (
@@ -674,6 +734,16 @@ RECIPES: tuple[Recipe, ...] = (
     _pool("AveragePool"),
     _normalisation("BatchNormalization"),
     _normalisation("InstanceNormalization"),
+    *map(_global_pool, ("GlobalAveragePool", "GlobalMaxPool")),
+    _pool("LpPool"),
+    Recipe("LpNormalization", _lp_normalisation),
+    _recurrent("RNN", 1),
+    _recurrent("GRU", 3),
+    _recurrent("LSTM", 4),
+    Recipe("MatMulInteger", _matmul_integer),
+    Recipe("GridSample", _grid_sample),
+    Recipe("BitShift", _bit_shift),
+    Recipe("CenterCropPad", _center_crop_pad, is_exact=True),
     Recipe("LayerNormalization", _layer_normalisation),
     Recipe("Resize", _resize),
     Recipe("QuantizeLinear", _quantise),

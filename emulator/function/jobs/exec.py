@@ -5,6 +5,7 @@ from __future__ import annotations
 from driver_shim.protocol.commands import BINDING, EXEC, MAX_BINDINGS, FaultSource, Status
 from emulator.chip.chip import Chip
 from emulator.engines.job import GOLDEN_PREFIX, JobResult, Outcome
+from emulator.engines.verdict import EntryFacts
 from emulator.function.command_error import (
     CommandError,
     check_device_range,
@@ -14,7 +15,7 @@ from emulator.function.command_error import (
     refuse_reserved,
 )
 from emulator.function.jobs.job import SLICE_BYTES
-from emulator.function.programs import PlacedEntry, Programs
+from emulator.function.programs import Programs
 from emulator.host_memory.address_space import AddressSpace, DmaFault
 from emulator.model import timing
 
@@ -107,9 +108,9 @@ class ExecJob:
         self._programs.release(result)
         return 0
 
-    def _bound_addresses(self, space: AddressSpace, bindings: int, count: int, placed: PlacedEntry) -> tuple[int, ...]:
+    def _bound_addresses(self, space: AddressSpace, bindings: int, count: int, placed: EntryFacts) -> tuple[int, ...]:
         """Device addresses of inputs, outputs and states, each checked against what the program declares."""
-        sizes = placed.inputs + placed.outputs + placed.states
+        sizes = (*placed.inputs, *(size for _, size in placed.outputs), *placed.states)
         if count != len(sizes) or count > MAX_BINDINGS:
             raise CommandError(
                 Status.BINDING_MISMATCH, f"exec: {count} buffers bound; program {self._program.handle} has {len(sizes)}"

@@ -26,6 +26,7 @@ from emulator.model.operators import (
     resizing,
     rotary,
     sampling,
+    states,
 )
 from emulator.model.operators.arrays import KernelFault
 from emulator.model.operators.operator import Operator
@@ -50,6 +51,7 @@ OPERATORS: dict[CommandKind, Operator] = {
         recurrent,
         attention,
         rotary,
+        states,
         linear_attention,
     )
     for operator in room.OPERATORS

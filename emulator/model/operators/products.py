@@ -98,6 +98,8 @@ class Conv(Operator):
         function(Activation, attributes.activation)
         shape = conv_shape(given(inputs, 0), given(inputs, 1), attributes)
         need_bias(optional(inputs, 2), shape[1])
+        addend = optional(inputs, 3)
+        need(addend is None or addend.shape == shape, f"addend {addend} for a result of {list(shape)}")
         return [TensorType(dtype, shape)]
 
     def macs(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
@@ -107,12 +109,14 @@ class Conv(Operator):
         return math.prod(given(inputs, 1).shape[2:])
 
     def run(self, attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
-        """Conv (opset 11): activation(conv(X, W) + B), zero padding, grouped, strided, dilated."""
+        """Conv (opset 11): activation(conv(X, W) + B + addend), zero padding, grouped, strided, dilated."""
         x, w = widen(required(inputs, 0)), widen(required(inputs, 1))
-        bias = operand(inputs, 2)
+        bias, addend = operand(inputs, 2), operand(inputs, 3)
         sums = grouped_sums(x, w, outputs[0].shape[2:], attributes)
         if bias is not None:
             sums += along(widen(bias), 1, sums.ndim)
+        if addend is not None:
+            sums += widen(addend)
         outputs[0][...] = activate(sums, attributes)
 
 

@@ -211,6 +211,9 @@ def _dropout(node: NodeContext) -> Sequence[Value]:
     """Dropout at inference, or of nothing: the data unchanged, and a mask that keeps everything."""
     ratio, training = node.optional(1), node.optional(2)
     if not _is_zero(training) and (ratio is None or not _is_zero(ratio)):
+        for position, value in ((2, training), (1, ratio)):
+            if value is not None and value.constant is None:
+                raise node.not_constant(position, "mode and ratio must be constant")
         raise Refused("it is in training mode")
     x = node.value(0)
     if node.output_count == 1:

@@ -12,6 +12,7 @@ from driver_shim.protocol.program_commands import (
     BinaryFunction,
     CommandKind,
     CumulateFunction,
+    ScatterMode,
     ScatterReduction,
     UnaryFunction,
 )
@@ -55,6 +56,16 @@ def _scatter_elements(node: NodeContext) -> Sequence[Value]:
 def _scatter_nd(node: NodeContext) -> Sequence[Value]:
     operands = [node.value(i) for i in range(3)]
     return [node.builder.emit(CommandKind.SCATTER_ND, operands, reduction=_reduction(node))]
+
+
+def _tensor_scatter(node: NodeContext) -> Sequence[Value]:
+    past, update = node.value(0), node.value(1)
+    mode = node.attribute("mode", "linear").upper()
+    if mode not in ScatterMode.__members__:
+        raise Refused(f"mode {mode.lower()!r} is not supported")
+    axis = node.axis(node.attribute("axis", -2), len(past.shape))
+    operands = [past, update, node.optional(2)]
+    return [node.builder.emit(CommandKind.TENSOR_SCATTER, operands, axis=axis, mode=ScatterMode[mode])]
 
 
 def _top_k(node: NodeContext) -> Sequence[Value]:
@@ -219,6 +230,7 @@ LOWERINGS: dict[str, Lowering] = {
     "Scatter": _scatter_elements,
     "ScatterElements": _scatter_elements,
     "ScatterND": _scatter_nd,
+    "TensorScatter": _tensor_scatter,
     "TopK": _top_k,
     "CumSum": _cumulate(CumulateFunction.SUM),
     "CumProd": _cumulate(CumulateFunction.PROD),

@@ -119,6 +119,10 @@ def _concat(node: NodeContext) -> Sequence[Value]:
 def _gather(node: NodeContext) -> Sequence[Value]:
     data, indices = node.value(0), node.value(1)
     axis = node.axis(node.attribute("axis", 0), len(data.shape))
+    if indices.constant is not None and indices.constant.size:
+        extent, low, high = data.shape[axis], int(indices.constant.min()), int(indices.constant.max())
+        if low < -extent or high >= extent:
+            raise Refused(f"its index {low if low < -extent else high} is out of range for a dimension of {extent}")
     return [node.builder.emit(CommandKind.GATHER, [data, indices], axis=axis)]
 
 

@@ -55,6 +55,8 @@ def _operands(product: Operation, quantisation: Operation) -> list[Value] | None
     if y_scale is None or y_zero is None:
         return None
     data, weights = (_before(value) for value in product.inputs[:2])
+    if len(product.inputs) > 3:  # an addend, which quantised commands have not
+        return None
     single = y_scale.type.elements == 1 and y_scale.dtype is WireType.FLOAT32 and y_zero.dtype in QUANTISED
     if not single or data is None or weights is None or data.scale.type.elements != 1:
         return None

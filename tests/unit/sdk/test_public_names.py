@@ -10,7 +10,7 @@ from sdk.model.model import Model
 PUBLIC: dict[type, set[str]] = {
     sdk.Device: {
         *("info", "address", "timeout", "closed", "registers", "sensors", "errors", "activity", "black_box"),
-        *("host_buffer", "buffer", "queue", "load", "reset", "close"),
+        *("host_buffer", "buffer", "queue", "load", "programs", "reset", "close"),
     },
     sdk.Queue: {"nop", "barrier", "copy", "fill", "submit", "batch", "drain", "close", "closed"},
     sdk.Batch: {"nop", "barrier", "copy", "fill"},
@@ -22,7 +22,11 @@ PUBLIC: dict[type, set[str]] = {
         *("get_providers", "get_provider_options", "get_session_options", "disable_fallback"),
     },
     sdk.SessionOptions: {"add_free_dimension_override_by_name", "free_dimensions"},
-    Model: {"inputs", "outputs", "submit", "run_async", "close"},
+    Model: {
+        *("inputs", "optional_inputs", "outputs", "submit", "run_async", "close"),
+        *("report", "plan", "estimate", "command_runs"),
+    },
+    sdk.Program: {"inputs", "outputs", "plan", "estimate"},
 }
 
 

@@ -9,7 +9,17 @@ import functools
 from collections.abc import Callable
 
 from driver_shim.protocol.program_commands import CommandKind
-from emulator.engines.kernels.numpy import attention, elementwise, normalise, products, quantised, recurrent, resizing
+from emulator.engines.kernels.numpy import (
+    attention,
+    elementwise,
+    normalise,
+    pooling,
+    products,
+    quantised,
+    recurrent,
+    resizing,
+    scales,
+)
 from emulator.engines.kernels.provider import Kernel, KernelRequest
 
 _RUN = {
@@ -24,8 +34,11 @@ _RUN = {
 }
 """Kernels that have nothing to prepare."""
 _PREPARE: dict[CommandKind, Callable[[KernelRequest], Kernel | None]] = {
+    CommandKind.POOL: pooling.prepare_pool,
     CommandKind.QMATMUL: quantised.prepare_matmul,
     CommandKind.QCONV: quantised.prepare_conv,
+    CommandKind.QUANTIZE: scales.prepare_quantize,
+    CommandKind.DEQUANTIZE: scales.prepare_dequantize,
     CommandKind.RESIZE: resizing.prepare_resize,
     CommandKind.MATMUL_INTEGER: quantised.prepare_matmul_integer,
     CommandKind.CONV_INTEGER: quantised.prepare_conv_integer,

@@ -37,14 +37,14 @@ def matmul(attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Ar
 def conv(attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
     """CONV as golden's, through columns and BLAS."""
     x, w, y = widen(required(inputs, 0)), widen(required(inputs, 1)), outputs[0]
-    bias = operand(inputs, 2)
+    bias, addend = operand(inputs, 2), operand(inputs, 3)
     sums = _sums_of(y)
-    if is_depthwise(w.shape, attributes.group):
-        convolve_depthwise(x, w, sums, attributes)
-    else:
-        convolve(x, w, sums, attributes, _multiply)
+    convolved = convolve_depthwise if is_depthwise(w.shape, attributes.group) else convolve
+    convolved(x, w, sums, attributes, _multiply)
     if bias is not None:
         sums += along(widen(bias), 1, sums.ndim)
+    if addend is not None:
+        sums += widen(addend)
     _finish(sums, y, attributes)
 
 

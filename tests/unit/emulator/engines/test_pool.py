@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -58,6 +59,20 @@ def test_a_job_reads_device_memory_and_leaves_its_outputs_in_scratch(engines: En
     assert bytes(result.outputs[0]) == b"weight"
     engines.release(result)
     assert memory.view[:16] == bytes(16)
+
+
+def test_a_job_writes_its_states_in_device_memory_and_nothing_beside(engines: Engines, memory: DeviceMemory) -> None:
+    memory.view[4096:4104] = b"an input"
+    engines.load(1, image("update 8", states=(8,)))
+    engines.start(job(1, inputs=(4096,), states=(8192,)))
+    (result,) = collect(engines)
+    engines.release(result)
+    assert bytes(memory.view[8184:8208]) == bytes(8) + b"an input" + bytes(8)
+    engines.load(2, image("update 9", states=(8,)))
+    with contextlib.suppress(ValueError):  # in the caller it comes out here
+        engines.start(job(2, 2, inputs=(4096,), states=(8192,)))
+        assert collect(engines)[0].outcome is Outcome.ENGINE_LOST  # the toy has a programming error
+    assert bytes(memory.view[8200:8208]) == bytes(8)
 
 
 def test_a_fault_names_its_status_and_command_and_the_engine_serves_on(engines: Engines) -> None:

@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
+from driver_shim.errors import UnsupportedModel
 from driver_shim.protocol.program import ALIGNMENT, Storage
 from driver_shim.protocol.program_commands import Activation, CommandKind
 from driver_shim.protocol.program_parsing import parse
@@ -291,6 +292,16 @@ def test_half_precision_models_run() -> None:
         compiled = compile_model(net)
         assert compiled.inputs[0].dtype == dtype
         assert run(compiled, {"x": np.array([[4, 1, 1]]).astype(kind)})["y"].astype(F32).tolist() == [[5]]
+
+
+@pytest.mark.parametrize("index", [3, -4])
+def test_a_constant_index_that_is_out_of_range_is_found_when_compiling(index: int) -> None:
+    net = model(
+        [node("Gather", ["x", "i"], ["y"], axis=1)], {"x": (F32, (2, 3))}, {"y": F32}, {"i": np.array([0, index])}
+    )
+    with pytest.raises(UnsupportedModel, match=f"index {index} is out of range for a dimension of 3") as caught:
+        compile_model(net)
+    assert caught.value.node == "make_y"
 
 
 def test_tensors_of_a_program_lie_where_they_should() -> None:

@@ -298,7 +298,7 @@ INDEXING = {
     *("GatherElements", "GatherND", "Scatter", "ScatterElements", "ScatterND", "TopK", "CumSum", "CumProd", "OneHot"),
     *("EyeLike", "ReverseSequence", "NonZero", "Compress", "Unique", "Hardmax", "Shrink", "Det", "BitCast"),
     *("Tan", "Asin", "Acos", "Atan", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh", "IsNaN", "IsInf", "ReduceProd"),
-    *("BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot", "BitShift", "Mod"),
+    *("BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot", "BitShift", "Mod", "TensorScatter"),
 }
 """Compared in `test_lowering_indexing.py`."""
 SUMS = {

@@ -50,6 +50,14 @@ CASES = [
     Case("GatherND", {"x": X, "i": places([[1], [0], [-1]])}, {}, SINCE_11),
     Case("GatherND", {"x": X, "i": places([[[1], [2]], [[0], [-1]]])}, {"batch_dims": 1}, (12, 13, NEWEST)),
     Case("GatherND", {"x": real(2, 2, 3), "i": places([[[2], [0]], [[1], [1]]])}, {"batch_dims": 2}, (12, 13, NEWEST)),
+    Case("TensorScatter", {"x": real(2, 4, 3), "u": real(2, 2, 3, seed=1), "i": places([1, 2])}, {}, (24, NEWEST)),
+    Case("TensorScatter", {"x": real(2, 4, 3), "u": real(2, 2, 3, seed=1)}, {}, (24, NEWEST)),
+    Case(
+        "TensorScatter",
+        {"x": X, "u": real(2, 3, 2, seed=1), "c:i": places([3, 1])},
+        {"mode": "circular", "axis": -1},
+        (24, NEWEST),
+    ),
     Case("ScatterElements", {"x": real(3, 2), "i": BACK, "u": real(2, 2, seed=1)}, {}, SINCE_11),
     Case("ScatterElements", {"x": X, "i": BACK.reshape(2, 2, 1), "u": real(2, 2, 1)}, {"axis": 1}, SINCE_11),
     *(

@@ -12,6 +12,7 @@ from driver_shim.protocol.program_commands import (
     Activation,
     BinaryFunction,
     CommandKind,
+    ReduceFunction,
     UnaryFunction,
 )
 from driver_shim.protocol.types import WireType
@@ -73,7 +74,7 @@ def test_a_factor_and_an_offset_go_into_weights_and_bias() -> None:
     np.testing.assert_allclose(np.asarray(new_bias.constant), np.asarray(bias.constant) * by + at, rtol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(5, 6, 1), (1,), (6,), (1, 5, 6, 6)])
+@pytest.mark.parametrize("shape", [(5, 6, 1), (1,), (6,)])
 def test_what_is_no_element_for_each_channel_stays_a_command(shape: tuple[int, ...]) -> None:
     net = Net(1, 4, 8, 8)
     net.optimised()
@@ -116,3 +117,31 @@ def test_dequantised_constants_are_folded_when_nothing_fused_them() -> None:
     (command,) = net.optimised(net.binary("add", BinaryFunction.ADD, net.x, real))
     assert command.inputs[1] is real
     np.testing.assert_array_equal(real.constant, np.array([0, 0.5, 1], F32))
+
+
+def test_a_sum_of_a_convolution_and_another_result_is_part_of_it_and_so_is_what_follows() -> None:
+    net = Net(1, 4, 6, 6)
+    shortcut = net.relu("shortcut", net.convolution("first", net.x))
+    total = net.binary("add", BinaryFunction.ADD, shortcut, net.convolution("second", net.x))
+    first, second = net.optimised(net.relu("relu", total))
+    assert [command.kind for command in (first, second)] == [CommandKind.CONV] * 2
+    assert second.nodes == ("second", "add", "relu") and second.inputs[2:] == (None, first.outputs[0])
+    assert second.attributes.activation == Activation.RELU
+
+
+def test_only_one_tensor_of_the_same_shape_is_added_within_a_convolution() -> None:
+    net = Net(1, 4, 6, 6)
+    other = net.relu("other", net.convolution("first", net.x))
+    once = net.binary("once", BinaryFunction.ADD, net.convolution("second", net.x), other)
+    twice = net.binary("twice", BinaryFunction.ADD, once, other)
+    kinds = [command.kind for command in net.optimised(twice)]
+    assert kinds == [CommandKind.CONV, CommandKind.CONV, CommandKind.BINARY]
+
+    net = Net(1, 5, 4, 4)
+    channels = net.emit("sum", CommandKind.REDUCE, net.x, function=ReduceFunction.SUM, axes=0b1100, keep=1)
+    wide = net.binary("add", BinaryFunction.ADD, net.convolution("conv", net.x), channels)
+    assert [command.kind for command in net.optimised(wide)] == [
+        CommandKind.REDUCE,
+        CommandKind.CONV,
+        CommandKind.BINARY,
+    ]

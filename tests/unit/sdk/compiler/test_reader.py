@@ -105,7 +105,8 @@ def test_many_different_reasons_are_cut_short() -> None:
 
 def test_initialisers_refused_for_one_reason_share_a_line() -> None:
     weights = {f"w{index}": np.ones(2) for index in range(30)}
-    (reason,) = reasons_against(model([node("Add", ["x", "w0"], ["y"])], {"x": (F32, (2,))}, {"y": F32}, weights))
+    nodes = [node("Add", ["x", name], [f"y_{name}"]) for name in weights]
+    (reason,) = reasons_against(model(nodes, {"x": (F32, (2,))}, {"y_w0": F32}, weights))
     assert reason.startswith("30 initialisers, first 'w0': float64 is not supported")
 
 

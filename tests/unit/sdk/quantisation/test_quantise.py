@@ -158,6 +158,79 @@ def test_a_model_with_nothing_to_quantise_is_refused() -> None:
         sdk.quantize(net([helper.make_node("Sin", ["x"], ["y"])]), SAMPLES)
 
 
+def test_biases_that_nodes_share_and_such_of_two_dimensions_are_taken() -> None:
+    """onnxruntime's quantiser numbers the copies of a shared bias: "b2" would be the second of "b"."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["b2"], name="first"),
+        helper.make_node("Conv", ["b2", "w", "b"], ["b3"], name="second"),
+        helper.make_node("Conv", ["b3", "w", "b"], ["b4"], name="third"),
+        helper.make_node("Reshape", ["b4", "rows"], ["r"]),
+        helper.make_node("Gemm", ["r", "v", "c"], ["y"], name="last"),
+    ]
+    model = net(nodes)
+    for name, value in {
+        "w": RANDOM.normal(size=(3, 3, 1, 1)).astype(np.float32),
+        "b": RANDOM.normal(size=3).astype(np.float32),
+        "rows": np.array([-1, 12]),
+        "v": RANDOM.normal(size=(12, 5)).astype(np.float32),
+        "c": RANDOM.normal(size=(1, 5)).astype(np.float32),
+    }.items():
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    quantised = sdk.quantize(model, SAMPLES)
+    onnx.checker.check_model(quantised, full_check=True)
+    losses = sdk.quantization_losses(model, quantised, SAMPLES)
+    assert {"first", "second", "third"} <= {loss.node for loss in losses}
+    assert all(loss.sqnr_db > 20 for loss in losses)
+
+
+def test_what_branches_use_is_made_before_them() -> None:
+    def branch(constant: float) -> onnx.GraphProto:
+        nodes = [
+            helper.make_node("Constant", [], [f"c{constant}"], value_float=constant),
+            helper.make_node("Mul", ["late", f"c{constant}"], [f"y{constant}"]),
+        ]
+        output = helper.make_tensor_value_info(f"y{constant}", TensorProto.FLOAT, None)
+        return helper.make_graph(nodes, "branch", [], [output])
+
+    model = net()
+    model.graph.node[-1].output[0] = "late"
+    model.graph.node.extend(
+        [
+            helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
+            helper.make_node("Greater", ["largest", "largest"], ["is"]),
+            helper.make_node("If", ["is"], ["y"], then_branch=branch(2.0), else_branch=branch(3.0)),
+        ]
+    )
+    onnx.checker.check_model(sdk.quantize(model, SAMPLES), full_check=True)
+
+
+def test_models_of_older_opsets_are_brought_to_one_that_has_scales_per_channel() -> None:
+    model = net()
+    model.opset_import[0].version = 11
+    model.ir_version = 3  # and yet no initialiser is an input
+    quantised = sdk.quantize(model, SAMPLES)
+    assert quantised.opset_import[0].version == 13
+    onnx.checker.check_model(quantised, full_check=True)
+
+
+def test_only_the_operators_named_are_quantised() -> None:
+    nodes = [
+        helper.make_node("Add", ["x", "x"], ["s"], name="sum"),
+        helper.make_node("Conv", ["s", "w"], ["y"], name="conv"),
+    ]
+    model = net(nodes)
+    model.graph.initializer.append(numpy_helper.from_array(RANDOM.normal(size=(3, 3, 1, 1)).astype(np.float32), "w"))
+    named = [
+        {
+            node.input[0]
+            for node in sdk.quantize(model, SAMPLES, operators=ops).graph.node
+            if node.op_type == "QuantizeLinear"
+        }
+        for ops in (["Conv"], ["Conv", "Add"])
+    ]
+    assert "x" not in named[0] and "x" in named[1]
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -29,6 +29,7 @@ from driver_shim.protocol.program_commands import (
     QBinaryFunction,
     ReduceFunction,
     ResizeMode,
+    ScatterMode,
     ScatterReduction,
     UnaryFunction,
 )
@@ -364,6 +365,18 @@ def deform_conv(extent: Extent) -> Iterator[Row]:
         yield {"group": 1, "offset_group": 1, **window()}, operands
 
 
+def tensor_scatter(extent: Extent) -> Iterator[Row]:
+    for batch, size, features in shapes(extent, 2, 3, 4):
+        for mode, written in itertools.product(ScatterMode, {min(1, size), size}):
+            operands = [real((batch, size, features)), real((batch, written, features)), places(batch)]
+            yield {"axis": 1, "mode": mode}, operands
+
+
+def linear_attention(extent: Extent) -> Iterator[Row]:
+    for batch, length, size in shapes(extent, 2, 3, 4):
+        yield {"query_heads": 2, "key_heads": 2, "scale": 1.0}, [real((batch, length, 2 * size))] * 3
+
+
 ROWS: dict[CommandKind, Callable[[Extent], Iterator[Row]]] = {
     CommandKind.MATMUL: matmul,
     CommandKind.CONV: conv,
@@ -406,6 +419,8 @@ ROWS: dict[CommandKind, Callable[[Extent], Iterator[Row]]] = {
     CommandKind.ATTENTION: attention,
     CommandKind.LAYER_NORM: layer_norm,
     CommandKind.ROTARY: rotary,
+    CommandKind.TENSOR_SCATTER: tensor_scatter,
+    CommandKind.LINEAR_ATTENTION: linear_attention,
     CommandKind.UNPOOL: unpool,
     CommandKind.GRID_SAMPLE: grid_sample,
     CommandKind.ROI_ALIGN: roi_align,

@@ -179,20 +179,32 @@ def convolutions(draw: st.DrawFn) -> dict[str, Any]:
 
 @settings(deadline=None)
 @given(
-    convolutions(), seeds, float_names, st.booleans(), st.sampled_from(Activation), st.sampled_from([1, 100, 1 << 20])
+    convolutions(),
+    seeds,
+    float_names,
+    st.tuples(st.booleans(), st.booleans()),
+    st.sampled_from(Activation),
+    st.sampled_from([1, 100, 1 << 20]),
 )
 def test_conv(
-    shape: dict[str, Any], seed: int, type_name: str, biased: bool, activation: Activation, block: int
+    shape: dict[str, Any],
+    seed: int,
+    type_name: str,
+    added: tuple[bool, bool],
+    activation: Activation,
+    block: int,
 ) -> None:
     random = np.random.default_rng(seed)
     dtype = FLOATS[type_name]
     x, w = numbers(random, shape["x"], dtype), numbers(random, shape["w"], dtype)
-    bias = numbers(random, shape["w"][:1], dtype) if biased else None
-    given_ = attributes(CommandKind.CONV, **shape["attributes"], activation=activation, low=-0.5, high=0.75)
     size = (shape["x"][0], shape["w"][0], *shape["y"])
+    inputs = [x, w, numbers(random, shape["w"][:1], dtype) if added[0] else None]
+    inputs += [numbers(random, size, dtype)] if added[1] else []
+    given_ = attributes(CommandKind.CONV, **shape["attributes"], activation=activation, low=-0.5, high=0.75)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(columns, "COLUMN_BYTES", block)
-        fast, golden = both(CommandKind.CONV, given_, [x, w, bias], size, dtype)
+        patch.setattr(columns, "DEPTHWISE_BYTES", block)
+        fast, golden = both(CommandKind.CONV, given_, inputs, size, dtype)
     assert close(fast, golden, math.prod(shape["w"][1:]))
 
 
@@ -353,6 +365,50 @@ def some_zero_points(random: np.random.Generator, kind: str, x: Array, w: Array,
 
 
 zero_points = st.sampled_from(["none", "one", "each"])
+EVERY_SIZE = [0.0, -0.0, math.inf, -math.inf, math.nan, 3e38, 1e-40]
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("by_axis", [False, True])
+@pytest.mark.parametrize("stored", ["int8", "uint8", "int16"])
+@pytest.mark.parametrize("shape", [(), (0, 3), (4, 3), (200, 3, 70)])
+def test_quantize_and_dequantize_to_the_bit(shape: tuple[int, ...], stored: str, by_axis: bool, special: bool) -> None:
+    random = np.random.default_rng(3)
+    sizes = (3,) if by_axis and shape else ()
+    x = np.asarray(random.standard_normal(shape) * 100, np.float32)
+    if special and x.size >= len(EVERY_SIZE):
+        x.reshape(-1)[: len(EVERY_SIZE)] = EVERY_SIZE
+    scale = np.asarray(random.choice([0.5, 0.25, 1.0, 0.1], sizes), np.float32)
+    zero = np.asarray(numbers(random, sizes, np.dtype(stored)))
+    axis = 1 if sizes else 0
+    kind = CommandKind.QUANTIZE
+    fast, golden = both(kind, attributes(kind, axis=axis), [x, scale, zero], shape, np.dtype(stored))
+    assert np.array_equal(fast, golden)
+    kind = CommandKind.DEQUANTIZE
+    for operands in ([golden, scale, zero], [golden, scale]):
+        real, wanted = both(kind, attributes(kind, axis=axis), operands, shape, np.float32)
+        assert np.array_equal(real, wanted)
+
+
+@pytest.mark.parametrize("special", [None, *EVERY_SIZE])
+@pytest.mark.parametrize("shape", [(3,), (1 << 15,)])
+def test_dynamic_quantize_to_the_bit(shape: tuple[int, ...], special: float | None) -> None:
+    x = numbers(np.random.default_rng(4), shape, np.dtype(np.float32))
+    if special is not None:
+        x[1] = special
+    results = []
+    kind = CommandKind.DYNAMIC_QUANTIZE
+    types = OPERATORS[kind].infer(attributes(kind), [TensorType(wire_type_of(x.dtype), x.shape)])
+    for kernels in (_FAST[0], "golden"):
+        outputs = [np.empty(t.shape, t.dtype.dtype) for t in types]
+        asked = KernelRequest(
+            kind, attributes(kind), (TensorType(wire_type_of(x.dtype), x.shape),), tuple(types), (None,)
+        )
+        with np.errstate(all="ignore"):
+            prepare(kernels, asked).run([x], outputs)
+        results.append(outputs)
+    for fast, golden in zip(*results, strict=True):
+        assert np.array_equal(fast, golden)
 
 
 @settings(deadline=None)
@@ -648,9 +704,10 @@ def test_reduce(function: ReduceFunction, axes: int, keep: int) -> None:
 @pytest.mark.parametrize("type_name", ["float32", "float16", "int8"])
 @pytest.mark.parametrize("function", list(PoolFunction))
 @pytest.mark.parametrize("count", [0, 1])
+@pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize(("kernel", "stride", "pads", "ceil"), [(3, 2, 1, 0), (2, 2, 0, 0), (3, 2, 0, 1), (3, 1, 2, 1)])
 def test_pool(
-    kernel: int, stride: int, pads: int, ceil: int, count: int, function: PoolFunction, type_name: str
+    kernel: int, stride: int, pads: int, ceil: int, dilation: int, count: int, function: PoolFunction, type_name: str
 ) -> None:
     dtype = FLOATS.get(type_name, np.dtype(np.int8))
     if function is not PoolFunction.MAX:
@@ -662,11 +719,11 @@ def test_pool(
         count_include_pad=count,
         ceil_mode=ceil,
         p=3 if function is PoolFunction.LP else 0,
-        kernel=[kernel, kernel, 1],
-        strides=[stride, stride, 1],
-        dilations=[1] * 3,
-        pads_begin=[pads, pads, 0],
-        pads_end=[pads, pads, 0],
+        kernel=[kernel, 2, 1],
+        strides=[stride, 1, 1],
+        dilations=[dilation, 1, 1],
+        pads_begin=[pads, 0, 0],
+        pads_end=[pads, 1, 0],
     )
     y = OPERATORS[CommandKind.POOL].infer(given_, [TensorType(wire_type_of(dtype), x.shape)])[0]
     fast, golden = both(CommandKind.POOL, given_, [x], y.shape, dtype)
@@ -884,6 +941,9 @@ def test_every_fast_kernel_has_a_comparison_here() -> None:
         CommandKind.CONV_INTEGER: test_conv_integer_to_the_bit,
         CommandKind.QBINARY: test_qbinary_to_the_bit,
         CommandKind.MATMUL_NBITS: test_matmul_nbits,
+        CommandKind.QUANTIZE: test_quantize_and_dequantize_to_the_bit,
+        CommandKind.DEQUANTIZE: test_quantize_and_dequantize_to_the_bit,
+        CommandKind.DYNAMIC_QUANTIZE: test_dynamic_quantize_to_the_bit,
         CommandKind.UNARY: test_unary,
         CommandKind.BINARY: test_binary,
         CommandKind.CAST: test_cast,
