@@ -27,6 +27,7 @@ BY_OPERATOR: dict[str, str] = {
     "Scatter": _TWICE,
     "ScatterElements": _TWICE,
     "ScatterND": _TWICE,
+    "Softmax": "between two products, where a mask lets nothing through, it gives 0",
     "BitCast": "as bool, a byte is whether it is not 0",
 }
 """What the device does."""

@@ -291,7 +291,7 @@ IMAGES = {
 """Compared in test_lowering_images.py."""
 ELSEWHERE = {
     *("QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger", "DynamicQuantizeLinear"),
-    *("If", "Loop", "Scan", "RNN", "GRU", "LSTM", "SimplifiedLayerNormalization"),
+    *("If", "Loop", "Scan", "RNN", "GRU", "LSTM", "SimplifiedLayerNormalization", "ai.onnx.preview.FlexAttention"),
 }
 """Compared with onnxruntime, whose arithmetic is the reference; control flow and networks in modules of their own."""
 
