@@ -165,7 +165,7 @@ def _pool(request: KernelRequest) -> _Graph | None:
     if len(request.outputs) > 1 or attributes.ceil_mode:  # its averages count beyond the end otherwise
         return None
     if attributes.function == PoolFunction.MAX:
-        if not _is_float32(request) and request.outputs[0].dtype not in QUANTISED:
+        if request.outputs[0].dtype not in QUANTISED:  # of floats it passes over NaN
             return None
         graph.add("MaxPool", ["i0"], **window)
     elif attributes.function == PoolFunction.AVERAGE and _is_float32(request):
