@@ -34,7 +34,8 @@ from driver_shim.protocol.program_commands import (
 )
 from driver_shim.protocol.types import QUANTISED, WireType
 from emulator.engines.kernels.provider import Kernel, KernelRequest
-from emulator.model.operators.arrays import Array
+from emulator.model.operators import OPERATORS
+from emulator.model.operators.arrays import Array, required
 from emulator.model.operators.attention import MASK, extents_of
 from emulator.model.operators.recurrent import LENGTHS, TRAITS, direction_count
 from emulator.model.operators.reductions import axes_of
@@ -56,6 +57,8 @@ class _Graph:
     opset: int = _OPSET
     floor: int | None = None
     """What the result is raised to afterwards: the zero point, where a quantised product is followed by ReLU."""
+    finite: bool = False
+    """Whether the kernel is for finite data alone: what onnxruntime makes of others depends on the processor."""
 
     def add(self, op: str, inputs: Sequence[str], domain: str = "", **attributes: Any) -> str:
         """Append a node; returns its result's name."""
@@ -85,7 +88,19 @@ def prepare(request: KernelRequest) -> Kernel | None:
     if build is None or any(tensor is not None and not tensor.elements for tensor in tensors):
         return None
     graph = build(request)
-    return _session(request, graph) if graph is not None else None
+    kernel = _session(request, graph) if graph is not None else None
+    return _finite(request, kernel) if kernel is not None and graph is not None and graph.finite else kernel
+
+
+def _finite(request: KernelRequest, kernel: Kernel) -> Kernel:
+    """The kernel where the data are finite; golden's else."""
+    golden = functools.partial(OPERATORS[request.kind].run, request.attributes)
+
+    def run(inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
+        chosen = kernel if np.isfinite(required(inputs, 0).sum()) else golden
+        chosen(inputs, outputs)
+
+    return run
 
 
 # --- one function a kind: the command as nodes of ONNX; None where onnxruntime has nothing equal --------------------
@@ -160,18 +175,14 @@ def _convolution(request: KernelRequest, op: str, **more: Any) -> _Graph | None:
 
 
 def _pool(request: KernelRequest) -> _Graph | None:
+    """Averages; of maxima numpy's kernel is as quick, and does not pass over NaN."""
     attributes, graph, rank = request.attributes, _Graph(), _spatial_rank(request)
+    if attributes.function != PoolFunction.AVERAGE or not _is_float32(request):
+        return None
+    if attributes.ceil_mode:  # its averages count beyond the end
+        return None
     window: dict[str, Any] = {"kernel_shape": list(attributes.kernel[:rank]), **_window(attributes, rank)}
-    if len(request.outputs) > 1 or attributes.ceil_mode:  # its averages count beyond the end otherwise
-        return None
-    if attributes.function == PoolFunction.MAX:
-        if request.outputs[0].dtype not in QUANTISED:  # of floats it passes over NaN
-            return None
-        graph.add("MaxPool", ["i0"], **window)
-    elif attributes.function == PoolFunction.AVERAGE and _is_float32(request):
-        graph.add("AveragePool", ["i0"], count_include_pad=attributes.count_include_pad, **window)
-    else:
-        return None
+    graph.add("AveragePool", ["i0"], count_include_pad=attributes.count_include_pad, **window)
     return graph
 
 
@@ -232,6 +243,43 @@ def _one_zero_point(request: KernelRequest, position: int) -> bool:
 def _present(request: KernelRequest) -> list[str]:
     """All operands; "" for one that is absent."""
     return ["" if operand is None else f"i{i}" for i, operand in enumerate(request.inputs)]
+
+
+def _quantize(request: KernelRequest) -> _Graph | None:
+    axis = _scaled_floats(request, request.inputs[0], request.outputs[0])
+    if axis is None:
+        return None
+    graph = _Graph(finite=True)
+    graph.add("QuantizeLinear", ["i0", "i1", "i2"], axis=axis)
+    return graph
+
+
+def _dynamic_quantize(request: KernelRequest) -> _Graph | None:
+    if len(request.outputs) < 3 or request.outputs[0].elements < _SMALL:
+        return None
+    graph = _Graph(finite=True)
+    graph.add("DynamicQuantizeLinear", ["i0"])
+    return graph
+
+
+def _dequantize(request: KernelRequest) -> _Graph | None:
+    axis = _scaled_floats(request, request.outputs[0], request.inputs[0])
+    if axis is None:
+        return None
+    graph = _Graph()
+    graph.add("DequantizeLinear", _present(request), axis=axis)
+    return graph
+
+
+def _scaled_floats(request: KernelRequest, real: TensorType | None, stored: TensorType | None) -> int | None:
+    """The axis of a quantisation between float32 and 8 bits that onnxruntime does alike; None for any other."""
+    scale, zero, attributes = request.constant(1), request.constant(2), request.attributes
+    if real is None or stored is None or real.elements < _SMALL or scale is None or zero is None:
+        return None
+    alike = scale.shape == zero.shape and np.all((scale >= _MODEST_SCALE[0]) & (scale <= _MODEST_SCALE[1]))
+    if real.dtype is not _FLOAT32 or stored.dtype not in QUANTISED or attributes.block or not alike:
+        return None
+    return int(attributes.axis)
 
 
 def _qbinary(request: KernelRequest) -> _Graph | None:
@@ -519,6 +567,9 @@ _BUILD: dict[CommandKind, Callable[[KernelRequest], _Graph | None]] = {
     CommandKind.QCONV: _qconv,
     CommandKind.MATMUL_INTEGER: _matmul_integer,
     CommandKind.CONV_INTEGER: _conv_integer,
+    CommandKind.QUANTIZE: _quantize,
+    CommandKind.DEQUANTIZE: _dequantize,
+    CommandKind.DYNAMIC_QUANTIZE: _dynamic_quantize,
     CommandKind.QBINARY: _qbinary,
     CommandKind.MATMUL_NBITS: _matmul_nbits,
     CommandKind.UNARY: _unary,

@@ -18,6 +18,7 @@ from emulator.engines.kernels.numpy import (
     quantised,
     recurrent,
     resizing,
+    scales,
 )
 from emulator.engines.kernels.provider import Kernel, KernelRequest
 
@@ -36,6 +37,8 @@ _PREPARE: dict[CommandKind, Callable[[KernelRequest], Kernel | None]] = {
     CommandKind.POOL: pooling.prepare_pool,
     CommandKind.QMATMUL: quantised.prepare_matmul,
     CommandKind.QCONV: quantised.prepare_conv,
+    CommandKind.QUANTIZE: scales.prepare_quantize,
+    CommandKind.DEQUANTIZE: scales.prepare_dequantize,
     CommandKind.RESIZE: resizing.prepare_resize,
     CommandKind.MATMUL_INTEGER: quantised.prepare_matmul_integer,
     CommandKind.CONV_INTEGER: quantised.prepare_conv_integer,

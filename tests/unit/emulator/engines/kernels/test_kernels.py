@@ -365,6 +365,50 @@ def some_zero_points(random: np.random.Generator, kind: str, x: Array, w: Array,
 
 
 zero_points = st.sampled_from(["none", "one", "each"])
+EVERY_SIZE = [0.0, -0.0, math.inf, -math.inf, math.nan, 3e38, 1e-40]
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("by_axis", [False, True])
+@pytest.mark.parametrize("stored", ["int8", "uint8", "int16"])
+@pytest.mark.parametrize("shape", [(), (0, 3), (4, 3), (200, 3, 70)])
+def test_quantize_and_dequantize_to_the_bit(shape: tuple[int, ...], stored: str, by_axis: bool, special: bool) -> None:
+    random = np.random.default_rng(3)
+    sizes = (3,) if by_axis and shape else ()
+    x = np.asarray(random.standard_normal(shape) * 100, np.float32)
+    if special and x.size >= len(EVERY_SIZE):
+        x.reshape(-1)[: len(EVERY_SIZE)] = EVERY_SIZE
+    scale = np.asarray(random.choice([0.5, 0.25, 1.0, 0.1], sizes), np.float32)
+    zero = np.asarray(numbers(random, sizes, np.dtype(stored)))
+    axis = 1 if sizes else 0
+    kind = CommandKind.QUANTIZE
+    fast, golden = both(kind, attributes(kind, axis=axis), [x, scale, zero], shape, np.dtype(stored))
+    assert np.array_equal(fast, golden)
+    kind = CommandKind.DEQUANTIZE
+    for operands in ([golden, scale, zero], [golden, scale]):
+        real, wanted = both(kind, attributes(kind, axis=axis), operands, shape, np.float32)
+        assert np.array_equal(real, wanted)
+
+
+@pytest.mark.parametrize("special", [None, *EVERY_SIZE])
+@pytest.mark.parametrize("shape", [(3,), (1 << 15,)])
+def test_dynamic_quantize_to_the_bit(shape: tuple[int, ...], special: float | None) -> None:
+    x = numbers(np.random.default_rng(4), shape, np.dtype(np.float32))
+    if special is not None:
+        x[1] = special
+    results = []
+    kind = CommandKind.DYNAMIC_QUANTIZE
+    types = OPERATORS[kind].infer(attributes(kind), [TensorType(wire_type_of(x.dtype), x.shape)])
+    for kernels in (_FAST[0], "golden"):
+        outputs = [np.empty(t.shape, t.dtype.dtype) for t in types]
+        asked = KernelRequest(
+            kind, attributes(kind), (TensorType(wire_type_of(x.dtype), x.shape),), tuple(types), (None,)
+        )
+        with np.errstate(all="ignore"):
+            prepare(kernels, asked).run([x], outputs)
+        results.append(outputs)
+    for fast, golden in zip(*results, strict=True):
+        assert np.array_equal(fast, golden)
 
 
 @settings(deadline=None)
@@ -899,6 +943,9 @@ def test_every_fast_kernel_has_a_comparison_here() -> None:
         CommandKind.CONV_INTEGER: test_conv_integer_to_the_bit,
         CommandKind.QBINARY: test_qbinary_to_the_bit,
         CommandKind.MATMUL_NBITS: test_matmul_nbits,
+        CommandKind.QUANTIZE: test_quantize_and_dequantize_to_the_bit,
+        CommandKind.DEQUANTIZE: test_quantize_and_dequantize_to_the_bit,
+        CommandKind.DYNAMIC_QUANTIZE: test_dynamic_quantize_to_the_bit,
         CommandKind.UNARY: test_unary,
         CommandKind.BINARY: test_binary,
         CommandKind.CAST: test_cast,
