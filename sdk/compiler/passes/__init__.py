@@ -17,7 +17,9 @@ from sdk.compiler.passes.fuse_bias import fuse_bias
 from sdk.compiler.passes.fuse_gates import fuse_gates
 from sdk.compiler.passes.fuse_layer_norm import fuse_layer_norm
 from sdk.compiler.passes.fuse_quantised import fuse_quantised
+from sdk.compiler.passes.fuse_quantised_elements import fuse_quantised_elements
 from sdk.compiler.passes.rewriting import Pass, Rewriting
+from sdk.compiler.passes.skip_clamp import skip_clamp
 from sdk.compiler.passes.skip_expand import skip_expand
 
 ALL: tuple[Pass, ...] = (
@@ -27,8 +29,10 @@ ALL: tuple[Pass, ...] = (
     fuse_attention,
     fuse_batch_normalisation,
     fuse_bias,
+    skip_clamp,
     fuse_activation,
     fuse_quantised,
+    fuse_quantised_elements,
     fold,
     remove_dead,
 )
