@@ -70,14 +70,17 @@ class Network:
     """By kernels; None where the ratio is only printed."""
 
 
-def missing() -> str | None:
-    """Why nothing of this can be measured, None when it can."""
-    return None if importlib.util.find_spec("onnxruntime") else "onnxruntime is missing: make bench installs it"
+def left_out() -> list[str]:
+    """What cannot be measured here, and why."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return ["whole networks: onnxruntime is missing; make bench installs it"]
+    reason = packages.missing(minilm.PACKAGE)
+    return [f"MiniLM: {reason}"] if reason else []
 
 
 def figures() -> Iterator[Figure]:
     """All figures of this topic; none without onnxruntime."""
-    if missing():
+    if importlib.util.find_spec("onnxruntime") is None:
         return
     with tempfile.TemporaryDirectory() as name, Peer() as peer:
         folder = Path(name)

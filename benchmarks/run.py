@@ -30,6 +30,8 @@ def main(output: Path | None) -> None:
     not_built = trapped_reads.missing()
     if not_built:
         console.print(f"libvfio-user is left out: {not_built}", soft_wrap=True)
+    for what in models.left_out():
+        console.print(f"left out: {what}", soft_wrap=True)
     found: list[Figure] = [*raw.figures(), *startup.figures(), *trapped_reads.figures()]
     with sdk.Device("emulator") as device:
         found += queues.figures(device, peer)

@@ -14,6 +14,7 @@ from driver_shim.function.registers import Registers
 from driver_shim.protocol.commands import LogPage
 from driver_shim.transport.base import Transport
 from sdk import environment
+from sdk.compiler.program import Program
 from sdk.here_only import HereOnly
 from sdk.log_pages import Activity, ErrorLogEntry, decode_activity, decode_error_log
 from sdk.memory.buffers import DeviceBuffer, HostBuffer
@@ -185,28 +186,50 @@ class Device(HereOnly):
         example_inputs: Any = None,
         *,
         shapes: Mapping[str, Sequence[Sequence[int]]] | None = None,
+        fallback: str | None = None,
     ) -> Model:
-        """Load a model: an ONNX path, bytes or ModelProto. Checks every operator now, compiles when first called.
+        """Load a model: an ONNX path, bytes, ModelProto or what `sdk.compile` made.
 
-        `example_inputs` go with a torch.nn.Module, which is traced on them: tensors by place, or a dict by name.
-        `shapes` maps an input to the shapes to compile now: {"data": [(1, 3, 224, 224)]}.
+        Checks every operator now, compiles when first called. `shapes` maps an input to the shapes to compile now:
+        {"data": [(1, 3, 224, 224)]}. `example_inputs` go with a torch.nn.Module, which is traced on them: tensors by
+        place, or a dict by name. Nodes that the device has no command for are an error, unless `fallback` is "cpu":
+        they then run in onnxruntime on the host, which is told once by a warning and in `model.report`.
+
         Raises UnsupportedModel (node, operator, reason), FileNotFoundError, OutOfDeviceMemory.
         """
         from sdk.compiler import torch_export
-        from sdk.model.model import Model  # it imports the compiler, which not every program needs
 
         self._function.check_operable()
         if torch_export.comes_from_torch(model):
             model = torch_export.to_onnx(model, example_inputs)
         elif example_inputs is not None:
             raise TypeError(f"example_inputs go with a torch.nn.Module, not with a {type(model).__name__}")
-        loaded = Model(self._function, model)
-        self._function.add_model(loaded._parts)
+        if isinstance(model, Program):
+            fallback = fallback or model.fallback
+        if fallback not in (None, "error", "cpu"):
+            raise ValueError(f'fallback={fallback!r}: use "error" or "cpu"')
+        loaded = self._load_mixed(model) if fallback == "cpu" else self._load_whole(model)
         try:
             loaded._compile_for(shapes or {})
         except BaseException:
             loaded.close()
             raise
+        return loaded
+
+    def _load_whole(self, model: Any) -> Model:
+        from sdk.model.model import Model  # it imports the compiler, which not every program needs
+
+        loaded = Model(self._function, model)
+        self._function.add_model(loaded._parts)
+        return loaded
+
+    def _load_mixed(self, model: Any) -> Model:
+        from sdk.compiler import read_model
+        from sdk.model.mixed import MixedModel
+
+        graph = read_model(model._graph if isinstance(model, Program) else model)
+        loaded = MixedModel(self._function, graph, self._load_whole)
+        self._function.add_model(loaded._mixed)
         return loaded
 
     # --- life cycle --------------------------------------------------------------------------------------------

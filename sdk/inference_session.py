@@ -222,8 +222,8 @@ class InferenceSession(_RefusesByName, HereOnly):
         return [_node_arg(info, self._options.free_dimensions) for info in self._model.outputs]
 
     def get_overridable_initializers(self) -> list[NodeArg]:
-        """None: weights are on the device."""
-        return []
+        """Initialisers that the model declares as inputs, too: a run may name them."""
+        return [_node_arg(info, self._options.free_dimensions) for info in self._model.optional_inputs]
 
     def get_modelmeta(self) -> ModelMetadata:
         """What the model says of itself; read when first asked for, where the model is a file."""

@@ -202,12 +202,15 @@ class OpenFunction:
 
     def make_resident(self, program: ModelProgram) -> None:
         """Put a program on the device, in place of others if need be."""
-        with self._lock:
-            self.check_open()
-            if program.reset_count != self.reset_count:
-                raise Closed("the device was reset", device=self.address, remedy="load the model again")
-            self._clean_up()
-            self.programs.load(program, self)
+        while program.handle is None:
+            with self._lock:
+                self.check_open()
+                if program.reset_count != self.reset_count:
+                    raise Closed("the device was reset", device=self.address, remedy="load the model again")
+                self._clean_up()
+                run = self.programs.load(program, self)
+            if run is not None:
+                run._await_end()  # without the lock, which a reset needs
 
     def drop_program(self, program: ModelProgram) -> None:
         """Take a program off the device for good, unless a reset did so already."""

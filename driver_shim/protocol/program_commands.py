@@ -22,7 +22,7 @@ class CommandKind(enum.IntEnum):
     MATMUL = 0x01
     """MatMul, Gemm; with bias and activation."""
     CONV = 0x02
-    """Conv; with bias and activation."""
+    """Conv; with bias, something to add, and activation."""
     POOL = 0x03
     """MaxPool, AveragePool, LpPool."""
     QMATMUL = 0x08
@@ -566,7 +566,7 @@ _QUANTISED_LEFT = ("x", "w", "x_scale", "x_zero_point", "w_scale", "w_zero_point
 
 OPERANDS: dict[CommandKind, Operands] = {
     CommandKind.MATMUL: Operands(("a", "b"), ("bias",)),
-    CommandKind.CONV: Operands(("x", "w"), ("bias",)),
+    CommandKind.CONV: Operands(("x", "w"), ("bias", "addend")),
     CommandKind.POOL: Operands(("x",), outputs=2),
     CommandKind.QMATMUL: Operands(_QUANTISED_LEFT, ("bias",)),
     CommandKind.QCONV: Operands(_QUANTISED_LEFT, ("bias",)),

@@ -233,6 +233,16 @@ class _Compiler:
         finally:
             self._values = around
 
+    def run_branch(self, graph: Graph, condition: Value) -> list[Value]:
+        """Lower a graph within a node that is chosen by a condition; what cannot run may never be chosen."""
+        try:
+            return self.run_graph(graph, [])
+        except NeedsValues:
+            raise
+        except NodeRefused as error:
+            why = "; ".join(f"{problem.op} {problem.node!r}: {problem.reason}" for problem in error.problems)
+            raise NotConstant(condition, f"its condition is not constant, and a branch cannot run: {why}") from None
+
     def _needs_values(self, refused: NotConstant, node: GraphNode) -> NeedsValues | None:
         """The error that asks for the inputs' values, where those alone make up what has to be constant."""
         roots = _roots(refused.value)

@@ -21,6 +21,9 @@ class Compiler(Protocol):
     def run_graph(self, graph: Graph, inputs: Sequence[Value | None]) -> list[Value]:
         """Lower a graph within the node for these inputs; returns its outputs."""
 
+    def run_branch(self, graph: Graph, condition: Value) -> list[Value]:
+        """Lower a graph that may be chosen by a condition which is not constant; returns its outputs."""
+
     def lower(self, node: GraphNode, inputs: Sequence[Value | None]) -> Sequence[Value]:
         """Lower a node; returns its outputs."""
 
@@ -117,6 +120,10 @@ class NodeContext:
     def run_graph(self, graph: Graph, inputs: Sequence[Value | None]) -> list[Value]:
         """Lower a graph within the node for these inputs; returns its outputs."""
         return self._compiler.run_graph(graph, inputs)
+
+    def run_branch(self, graph: Graph, condition: Value) -> list[Value]:
+        """The same for a branch. Where it cannot run, it takes the condition's value to tell whether it has to."""
+        return self._compiler.run_branch(graph, condition)
 
     def wire_type(self, number: int) -> WireType:
         """The type with an ONNX number. Raises Refused."""

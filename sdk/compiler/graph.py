@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import onnx
@@ -91,3 +92,15 @@ class Graph:
             tuple(entry.info for entry in entries) for entries in (self.inputs, self.outputs, self.optional)
         )
         return Signature(inputs, outputs, optional)
+
+    def without_defaults(self, names: Iterable[str]) -> Graph:
+        """The graph where these inputs have to be given, instead of having a default."""
+        given = frozenset(names)
+        required = tuple(entry for entry in self.optional if entry.name in given)
+        return dataclasses.replace(
+            self,
+            inputs=(*self.inputs, *required),
+            optional=tuple(entry for entry in self.optional if entry.name not in given),
+            initializers={name: array for name, array in self.initializers.items() if name not in given},
+            tensors={name: tensor for name, tensor in self.tensors.items() if name not in given},
+        )

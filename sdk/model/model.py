@@ -97,6 +97,8 @@ class Model(HereOnly):
         self._by_value: frozenset[str] = frozenset()
         """Inputs on whose values shapes depend: there is a program for each of those."""
         self._last: CompiledProgram | None = None
+        self._tells_of_shapes = True
+        """Whether a compilation during a run is worth a warning."""
         self._inputs = InputChecks(self._signature)
         self._parts = _Parts(owner)
         self._lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
@@ -385,7 +387,7 @@ class Model(HereOnly):
         if compiled is self._ahead:
             self._ahead = None  # with its constants, which are on the device now
         dynamic = any(not isinstance(extent, int) for info in self.inputs for extent in info.shape)
-        if dynamic and not expected and not fixed:
+        if dynamic and not expected and not fixed and self._tells_of_shapes:
             _log.warning(
                 "compiled for new input shapes %s in %.2f s; name them in load(shapes=...) to do it there",
                 _listed(shapes),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +20,21 @@ from sdk.compiler.problems import Problem, Reason
 from sdk.model.host_region import HostRegion, require_engine
 
 Array = NDArray[Any]
-DeviceRegion = Callable[[Mapping[str, Array]], Mapping[str, Array]]
-"""Runs a region on the device; raises NodeRefused, or UnsupportedModel for another reason why it cannot."""
 
 _log = logging.getLogger("npu")
+_T = TypeVar("_T")
 MOST_NAMED = 8
 """Nodes that one warning names."""
+
+
+class DeviceRegion(Protocol):
+    """A region on the device. Raises NodeRefused, or UnsupportedModel for another reason why it cannot run."""
+
+    def run(self, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
+        """What it gives for these."""
+
+    def check(self) -> None:
+        """Compile it for the shapes that it declares."""
 
 
 class _Replaced(Exception):
@@ -64,6 +74,25 @@ class Pipeline:
             except _Replaced:
                 continue
 
+    def check(self) -> None:
+        """Find out without a run what does not fit the device, where the model declares all shapes."""
+        if not all(_is_fixed(entry) for entry in self.graph.inputs):
+            return
+        while True:
+            with self._lock:
+                placement = self._placement
+            if not placement.is_whole or not placement.regions:
+                return
+            try:
+                self._attempted(placement, placement.regions[0], partial(self._check_whole, placement))
+            except _Replaced:
+                continue
+            return
+
+    def _check_whole(self, placement: Placement) -> None:
+        inputs = [entry for entry in self.graph.inputs if entry.name in placement.regions[0].inputs]
+        self._loaded(placement, 0, inputs).check()
+
     def _attempt(self, placement: Placement, arrays: Mapping[str, Array]) -> dict[str, Array]:
         values: dict[str, Array] = {**self.graph.initializers, **arrays}
         for position, region in enumerate(placement.regions):
@@ -91,15 +120,25 @@ class Pipeline:
         except UnsupportedType as error:
             self._move(placement, _readers(region, values), str(error), Reason.TYPE)
             raise _Replaced from None
-        key = (position, *((entry.dtype, len(entry.shape or ())) for entry in inputs))
+        given = {name: values[name] for name in region.inputs}
+        return self._attempted(placement, region, lambda: self._loaded(placement, position, inputs).run(given))
+
+    def _loaded(self, placement: Placement, position: int, inputs: list[GraphInput]) -> DeviceRegion:
+        """The region for inputs of these types and ranks."""
+        key = (position, *((entry.name, entry.dtype, len(entry.shape or ())) for entry in inputs))
         with self._lock:
-            run = self._device.get(key) if placement is self._placement else None
+            known = self._device.get(key) if placement is self._placement else None
+        if known is None:
+            known = self._load(region_graph(placement, placement.regions[position], inputs))
+            with self._lock:
+                if placement is self._placement:
+                    self._device[key] = known
+        return known
+
+    def _attempted(self, placement: Placement, region: Region, attempt: Callable[[], _T]) -> _T:
+        """What an attempt gives; nodes that turn out not to fit the device move to the host. Raises _Replaced then."""
         try:
-            if run is None:
-                run = self._load(region_graph(placement, region, inputs))
-                with self._lock:
-                    self._device[key] = run
-            return run({name: values[name] for name in region.inputs})
+            return attempt()
         except NodeRefused as error:
             found = error.problems[0]
             self._move(placement, [error.position], found.reason, Reason(found.code))
@@ -133,6 +172,10 @@ class Pipeline:
         if not placement.is_whole:
             require_engine()
             _warn(placement.report())
+
+
+def _is_fixed(entry: GraphInput) -> bool:
+    return entry.shape is not None and all(isinstance(extent, int) for extent in entry.shape)
 
 
 def _readers(region: Region, values: Mapping[str, Array]) -> list[int]:

@@ -22,6 +22,10 @@ class ModelOwner(Protocol):
         """How a user names the device."""
 
     @property
+    def timeout(self) -> float:
+        """Seconds that bound every wait without a limit of its own."""
+
+    @property
     def reset_count(self) -> int:
         """Resets so far: what was loaded before one is gone after it."""
 

@@ -97,26 +97,30 @@ class ResidentPrograms:
         with self._lock:
             return next((program for program in reversed(self._resident) if program in programs), None)
 
-    def load(self, program: ModelProgram, loader: ProgramLoader) -> None:
-        """Put a program on the device; others go for it as far as it takes. The caller serialises.
+    def load(self, program: ModelProgram, loader: ProgramLoader) -> Event[Any] | None:
+        """Put a program on the device; idle ones go for it as far as it takes. The caller serialises.
 
-        Raises CommandFailed, Timeout, DeviceLost, Closed.
+        Returns a run to wait for, where all that the device holds are in use. Raises CommandFailed, Timeout,
+        DeviceLost, Closed.
         """
         if program.handle is not None:
-            return
+            return None
         while len(self._resident) >= self._limit:
             if not self._evict(loader):
-                break
+                return self._oldest_run()
         while True:
             try:
                 handle = loader.load_program(program.compiled.image, program.constants)
                 break
             except CommandFailed as error:
-                if error.status != Status.PROGRAM_LIMIT or not self._evict(loader):
+                if error.status != Status.PROGRAM_LIMIT or not self._resident:
                     raise
+                if not self._evict(loader):
+                    return self._oldest_run()
         with self._lock:
             program.handle = handle
             self._resident[program] = None
+        return None
 
     def drop(self, program: ModelProgram, loader: ProgramLoader) -> None:
         """Take a program off the device for good."""
@@ -139,22 +143,21 @@ class ResidentPrograms:
         self.forget_all()
 
     def _evict(self, loader: ProgramLoader) -> bool:
-        """Take the least recently used program that nothing runs off the device, waiting for one; False if none is."""
-        while True:
-            with self._lock:
-                idle = next((program for program in self._resident if not program.runs), None)
-                oldest = next(iter(self._resident), None)
-                if idle is not None:
-                    handle, idle.handle = idle.handle, None
-                    del self._resident[idle]
-                    self._evicted += 1
-                run = None if oldest is None else next(iter(tuple(oldest.runs)), None)
-            if idle is not None and handle is not None:
-                names = ", ".join(map(str, idle.compiled.inputs))
-                _log.info("program for inputs %s left the device for another; it is loaded again when it runs", names)
-                loader.unload_program(handle, idle.reset_count)
-                return True
-            if oldest is None:
+        """Take the least recently used program that nothing runs off the device; False if there is none."""
+        with self._lock:
+            idle = next((program for program in self._resident if not program.runs), None)
+            if idle is None:
                 return False
-            if run is not None:
-                run._await_end()
+            handle, idle.handle = idle.handle, None
+            del self._resident[idle]
+            self._evicted += 1
+        names = ", ".join(map(str, idle.compiled.inputs))
+        _log.info("program for inputs %s left the device for another; it is loaded again when it runs", names)
+        if handle is not None:
+            loader.unload_program(handle, idle.reset_count)
+        return True
+
+    def _oldest_run(self) -> Event[Any] | None:
+        """A run of the least recently used program, if it still runs."""
+        with self._lock:
+            return next((run for program in self._resident for run in tuple(program.runs)), None)

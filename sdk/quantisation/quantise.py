@@ -41,6 +41,8 @@ OPERATORS = (
 adds -1e38 to mask something leaves nothing of what it is added to."""
 PER_CHANNEL_OPSET = 13
 """From there on DequantizeLinear knows scales per channel."""
+CONSTANTS_ARE_NO_INPUTS = 4
+"""IR version from which initialisers need not be inputs; onnx's converter believes what a model says of itself."""
 QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"}
 
 
@@ -113,9 +115,12 @@ def _of_a_newer_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
     if opset >= PER_CHANNEL_OPSET:
         return model
+    newer = onnx.ModelProto()
+    newer.CopyFrom(model)
+    newer.ir_version = max(model.ir_version, CONSTANTS_ARE_NO_INPUTS)
     try:
-        return version_converter.convert_version(model, PER_CHANNEL_OPSET)
-    except (RuntimeError, ValueError) as error:
+        return version_converter.convert_version(newer, PER_CHANNEL_OPSET)
+    except (version_converter.ConvertError, RuntimeError, ValueError) as error:
         raise UnsupportedModel(
             f"the model is of opset {opset}, and cannot be brought to {PER_CHANNEL_OPSET} to be quantised: {error}",
             subsystem="quantisation",

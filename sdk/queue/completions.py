@@ -310,8 +310,9 @@ class Completions:
         self._reap_and_arm()
 
     def _reap_and_arm(self) -> None:
-        """Reap until nothing is there, with the interrupt armed for what comes next."""
-        self.owner.transport.progress()
+        """Reap until nothing is there, with the interrupt armed for what comes next. Called in an event loop."""
+        if self.owner.transport.steps_device:  # elsewhere it would give the loop's CPU away, on a busy machine for long
+            self.owner.transport.progress()
         with self.lock:
             self.reap_locked()
             while self._futures and self.closed is None and not self.pair.arm_interrupt():

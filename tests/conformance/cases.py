@@ -29,6 +29,8 @@ KINDS = {
 """What the suite's loader calls them, and what its runner does."""
 DEVICE = "CPU"
 """Of the suite's two device strings, ours."""
+TWO_UNITS_OF_FLOAT16 = 2.0**-9
+"""In the last place, relative."""
 DEFAULT_DOMAINS = ("", "ai.onnx")
 
 
@@ -128,10 +130,20 @@ def all_cases() -> tuple[Case, ...]:
     """Every case, node cases first."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some cases compute their data by numpy's overflows
-        suites = BackendTest(SuiteBackend, __name__).test_cases
+        suites = BackendTest(SuiteBackend, __name__, test_kwargs=_tolerances()).test_cases
         return tuple(
             case for kind, category in KINDS.items() for case in _cases(kind, suites[f"OnnxBackend{category}Test"])
         )
+
+
+def _tolerances() -> dict[str, dict[str, float]]:
+    """The suite's own tolerance is less than float16 can tell apart; for bfloat16 it allows two units as well."""
+    halves = [
+        entry.name
+        for entry in load_model_tests(kind="node")
+        if any(output.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16 for output in entry.model.graph.output)
+    ]
+    return {name: {"rtol": TWO_UNITS_OF_FLOAT16} for name in halves}
 
 
 def _cases(kind: str, suite: type[unittest.TestCase]) -> Iterator[Case]:

@@ -22,9 +22,10 @@ from driver_shim.transport.base import Transport
 from emulator.build import build
 from emulator.state_error import StateError
 from tests.contract.test_reset_matrix import DEVICE_CONTROL
-from tests.contract.test_statuses import add_entry, children
+from tests.contract.test_statuses import add_entry
 from tests.support.benches import START_S, Bench, bench
 from tests.support.bus_client import BOTH, MEMORY_BYTES, BusClient, text
+from tests.support.children import children_that_run
 from tests.support.paths import ROOT
 from tests.support.rigs import TRANSPORTS, process_rig
 
@@ -168,7 +169,9 @@ def test_a_reset_does_not_wait_for_a_busy_engine(flr: bool) -> None:
         entry = add_entry(bus)
         mapped = bus.transport.map_region(BAR4, 0, 1 << 20)
         mapped[:] = b"\x55" * len(mapped)
-        workers = children(rig)
+        assert rig.pid is not None
+        workers = list(children_that_run(rig.pid, "emulator.engines.worker"))
+        assert workers
         for worker in workers:
             os.kill(worker, signal.SIGSTOP)  # an engine that will not finish
         queue.put(entry)

@@ -109,7 +109,9 @@ def test_a_model_is_loaded_from_a_path_bytes_or_a_proto(device: sdk.Device, tmp_
     with pytest.raises(TypeError):
         device.load(7)
     with pytest.raises(TypeError):
-        device.load(product(), fallback="cpu")  # type: ignore[call-arg]
+        device.load(product(), fallbacks="cpu")  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match='use "error" or "cpu"'):
+        device.load(product(), fallback="gpu")
 
 
 def test_strided_and_read_only_arrays_are_taken_and_may_be_reused_at_once(device: sdk.Device) -> None:

@@ -208,8 +208,8 @@ BASIC_PITCH = Entry(
     "basic_pitch/saved_models/icassp_2022/nmp.onnx",
     "audio to notes",
     chord,
-    tolerance=1e-3,
-    why="logarithms of what is between pure notes: onnxruntime is 7e-4 from float64, the device 3e-4",
+    tolerance=2e-3,
+    why="logarithms of what is between pure notes: onnxruntime is 6e-4 from float64, the device 3e-4",
 )
 
 ZOO: tuple[Entry, ...] = (

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.support.onnxruntime_peer import PeerError
+from tests.support.waiting import PATIENCE_S
 
 _LENGTH_BYTES = 8
 _FATAL_ONLY = 4
@@ -41,7 +42,7 @@ class Server:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
         self._process.stdout.close()
-        self._process.wait()
+        self._process.wait(PATIENCE_S)
 
     def run(self, model: bytes, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run a model with exact 8-bit sums. Raises PeerError with onnxruntime's message."""
@@ -49,7 +50,7 @@ class Server:
         _send(self._process.stdin, {_MODEL: np.frombuffer(model, np.uint8), **{f"/{n}": a for n, a in inputs.items()}})
         answer = _receive(self._process.stdout)
         if answer is None:
-            raise PeerError(f"onnxruntime's process ended with {self._process.wait()}")
+            raise PeerError(f"onnxruntime's process ended with {self._process.wait(PATIENCE_S)}")
         if _ERROR in answer:
             raise PeerError(str(answer[_ERROR]))
         return {name[1:]: array for name, array in answer.items()}

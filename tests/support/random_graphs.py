@@ -301,6 +301,8 @@ def _where(graph: Graph) -> Draft | None:
     condition, x = graph.pick(("bool",)), graph.pick(ANY)
     if condition is None or x is None or not _broadcasts(condition.shape, x.shape):
         return None
+    if condition.name == x.name:  # onnxruntime loses a Not before such a Where
+        return None
     return Draft("Where", [condition, x, graph.constant([1] * x.rank, x.array.dtype)])
 
 

@@ -163,11 +163,13 @@ def _convolution(request: KernelRequest, op: str, **more: Any) -> _Graph | None:
     attributes, graph = request.attributes, _Graph()
     product = graph.add(
         op,
-        [f"i{i}" for i, operand in enumerate(request.inputs) if operand is not None],
+        [f"i{i}" for i, operand in enumerate(request.inputs[:3]) if operand is not None],
         group=attributes.group,
         **_window(attributes, _spatial_rank(request)),
         **more,
     )
+    if len(request.inputs) > 3:
+        product = graph.add("Add", [product, "i3"])
     graph.activate(attributes, product)
     return graph
 

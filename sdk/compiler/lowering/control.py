@@ -50,7 +50,7 @@ def _if(node: NodeContext) -> Sequence[Value]:
     if condition.constant is not None:
         return node.run_graph(then if condition.constant.reshape(())[()] else otherwise, [])
     began = len(node.builder.operations)
-    chosen, other = node.run_graph(then, []), node.run_graph(otherwise, [])
+    chosen, other = node.run_branch(then, condition), node.run_branch(otherwise, condition)
     failing = next(filter(_may_fail, node.builder.operations[began:]), None)
     if failing is not None:
         raise node.not_constant(0, f"condition is not constant, and {failing.node!r} in a branch may fail")

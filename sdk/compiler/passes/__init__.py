@@ -11,6 +11,7 @@ from sdk.compiler.ir import Operation, Value
 from sdk.compiler.passes.dead import remove_dead
 from sdk.compiler.passes.fold import fold
 from sdk.compiler.passes.fuse_activation import fuse_activation
+from sdk.compiler.passes.fuse_addend import fuse_addend
 from sdk.compiler.passes.fuse_attention import fuse_attention
 from sdk.compiler.passes.fuse_batch_normalisation import fuse_batch_normalisation
 from sdk.compiler.passes.fuse_bias import fuse_bias
@@ -30,6 +31,7 @@ ALL: tuple[Pass, ...] = (
     fuse_batch_normalisation,
     fuse_bias,
     skip_clamp,
+    fuse_addend,
     fuse_activation,
     fuse_quantised,
     fuse_quantised_elements,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from driver_shim.protocol.program_commands import BinaryFunction, CommandKind, ReduceFunction, UnaryFunction
+from driver_shim.protocol.program_commands import MAX_RANK, BinaryFunction, CommandKind, ReduceFunction, UnaryFunction
 from sdk.compiler.ir import Operation, Value, fields_of, shape_fields
 from sdk.compiler.passes.patterns import binary, made_by, scalar, unary
 from sdk.compiler.passes.products import is_plain
@@ -20,9 +20,8 @@ class _Scores(NamedTuple):
 
     query: Value
     key: Value
-    """Transposed, if `turned` is none."""
-    turned: Operation | None
-    """The TRANSPOSE that gave the key as the product takes it."""
+    order: list[int] | None
+    """In which the dimensions of `key` are those of a key; None where they are that already."""
     scale: float
     mask: Value | None
     operations: list[Operation]
@@ -55,13 +54,10 @@ def _fuse(program: Rewriting, position: int) -> int:
     if len(inner) != len(scores.operations):
         return position
     key = scores.key
-    if scores.turned is not None:
-        order = list(scores.turned.attributes.permutation)
-        rank = len(scores.turned.outputs[0].shape)
-        order[rank - 2], order[rank - 1] = order[rank - 1], order[rank - 2]
-        if order[:rank] != list(range(rank)):
-            key = program.insert(position, CommandKind.TRANSPOSE, [key], {"permutation": order}, scores.turned.nodes)
-            position += 1
+    if scores.order is not None:
+        fields = {"permutation": [*scores.order, *[0] * (MAX_RANK - len(scores.order))]}
+        key = program.insert(position, CommandKind.TRANSPOSE, [key], fields, operation.nodes)
+        position += 1
     heads = 1 if len(scores.query.shape) == 3 else 0
     inputs = [scores.query, key, value] if scores.mask is None else [scores.query, key, value, scores.mask]
     program.replace(position, CommandKind.ATTENTION, inputs, _fields(scores.scale, heads), inner)
@@ -149,16 +145,44 @@ def _products(value: Value | None, mask: Value | None, after: list[Operation]) -
     query, query_scale, _ = _unscaled(product.inputs[0])
     key, key_scale, _ = _unscaled(product.inputs[1])
     whole = scale * query_scale * key_scale * product.attributes.alpha
-    turned = None
+    order = None
     if not product.attributes.transpose_b:
-        turned = made_by(key, CommandKind.TRANSPOSE)
-        key, inner_scale, _ = _unscaled(turned.inputs[0]) if turned is not None else (None, 1.0, [])
+        turned = _turned(key) or _turned_flat(key)
+        if turned is None:
+            return None
+        key, order = turned
+        key, inner_scale, _ = _unscaled(key)
         whole *= inner_scale
     if query is None or key is None:
         return None
     if mask is not None and mask.shape[-1:] != value.shape[-1:]:
         return None  # one column for all keys
-    return _Scores(query, key, turned, whole, mask, [*after, *by, product])
+    return _Scores(query, key, order, whole, mask, [*after, *by, product])
+
+
+def _turned(value: Value | None) -> tuple[Value, list[int] | None] | None:
+    """(what a TRANSPOSE read, the order of its dimensions in which only the last two are not swapped)."""
+    made = made_by(value, CommandKind.TRANSPOSE)
+    if made is None or made.inputs[0] is None:
+        return None
+    rank = len(made.outputs[0].shape)
+    order = list(made.attributes.permutation[:rank])
+    order[-2:] = order[:-3:-1]
+    return made.inputs[0], None if order == list(range(rank)) else order
+
+
+def _turned_flat(value: Value | None) -> tuple[Value, None] | None:
+    """The same where stacks of matrices are one while their last two dimensions are swapped."""
+    apart = made_by(value, CommandKind.COPY)
+    turned = made_by(apart.inputs[0], CommandKind.TRANSPOSE) if apart is not None else None
+    flat = made_by(turned.inputs[0], CommandKind.COPY) if turned is not None else None
+    if value is None or turned is None or flat is None or flat.inputs[0] is None:
+        return None
+    key = flat.inputs[0]
+    swaps = tuple(turned.attributes.permutation[:3]) == (0, 2, 1) and len(turned.outputs[0].shape) == 3
+    kept = flat.outputs[0].shape[1:] == key.shape[-2:]
+    same = value.shape == (*key.shape[:-2], key.shape[-1], key.shape[-2]) if len(key.shape) >= 2 else False
+    return (key, None) if swaps and kept and same else None
 
 
 def _unscaled(value: Value | None) -> tuple[Value | None, float, list[Operation]]:
@@ -181,9 +205,8 @@ def _fits(scores: _Scores, value: Value) -> bool:
     rank = len(query.shape)
     if rank not in (3, 4) or len(key.shape) != rank or len(value.shape) != rank or query.dtype is not value.dtype:
         return False
-    order = list(scores.turned.attributes.permutation[:rank]) if scores.turned is not None else []
-    shape = [key.shape[i] for i in order] if order else [*key.shape[:-2], key.shape[-1], key.shape[-2]]
-    stacked = query.shape[: rank - 2] == tuple(shape[: rank - 2]) == value.shape[: rank - 2]
+    shape = key.shape if scores.order is None else tuple(key.shape[i] for i in scores.order)
+    stacked = query.shape[: rank - 2] == shape[: rank - 2] == value.shape[: rank - 2]
     # Of rank 3, a mask may only have the dimension of one head, which the command adds.
     mask = scores.mask
     modest = mask is None or len(mask.shape) <= 2 or rank == 4

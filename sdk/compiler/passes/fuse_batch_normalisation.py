@@ -26,8 +26,10 @@ def _fuse(program: Rewriting, position: int, result: Value | None, by: Value | N
     if convolution is None or by is None or not is_plain(convolution) or convolution.kind not in CONVOLUTIONS:
         return False
     vector = by_channel(by, convolution)
-    data, weights, bias = (*convolution.inputs, None)[:3]
-    if vector is None or weights is None or weights.constant is None or (bias is not None and bias.constant is None):
+    data, weights, bias, addend = (*convolution.inputs, None, None)[:4]
+    if vector is None or weights is None or weights.constant is None or addend is not None:
+        return False
+    if bias is not None and bias.constant is None:
         return False
     if program.operations[position].attributes.function == BinaryFunction.MUL:
         operands = _scaled(convolution, weights, bias, vector)

@@ -10,7 +10,7 @@ from sdk.model.model import Model
 PUBLIC: dict[type, set[str]] = {
     sdk.Device: {
         *("info", "address", "timeout", "closed", "registers", "sensors", "errors", "activity", "black_box"),
-        *("host_buffer", "buffer", "queue", "load", "reset", "close"),
+        *("host_buffer", "buffer", "queue", "load", "programs", "reset", "close"),
     },
     sdk.Queue: {"nop", "barrier", "copy", "fill", "submit", "batch", "drain", "close", "closed"},
     sdk.Batch: {"nop", "barrier", "copy", "fill"},
@@ -24,7 +24,7 @@ PUBLIC: dict[type, set[str]] = {
     sdk.SessionOptions: {"add_free_dimension_override_by_name", "free_dimensions"},
     Model: {
         *("inputs", "optional_inputs", "outputs", "submit", "run_async", "close"),
-        *("report", "plan", "estimate"),
+        *("report", "plan", "estimate", "command_runs"),
     },
     sdk.Program: {"inputs", "outputs", "plan", "estimate"},
 }

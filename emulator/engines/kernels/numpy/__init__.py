@@ -34,11 +34,11 @@ _RUN = {
 }
 """Kernels that have nothing to prepare."""
 _PREPARE: dict[CommandKind, Callable[[KernelRequest], Kernel | None]] = {
+    CommandKind.POOL: pooling.prepare_pool,
     CommandKind.QMATMUL: quantised.prepare_matmul,
     CommandKind.QCONV: quantised.prepare_conv,
     CommandKind.QUANTIZE: scales.prepare_quantize,
     CommandKind.DEQUANTIZE: scales.prepare_dequantize,
-    CommandKind.POOL: pooling.prepare_pool,
     CommandKind.RESIZE: resizing.prepare_resize,
     CommandKind.MATMUL_INTEGER: quantised.prepare_matmul_integer,
     CommandKind.CONV_INTEGER: quantised.prepare_conv_integer,

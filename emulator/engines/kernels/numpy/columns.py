@@ -16,6 +16,9 @@ from emulator.model.operators.shapes import canvas_extent
 COLUMN_BYTES = 8 << 20
 """Size of one block of columns: large enough to keep BLAS busy, small enough for the last-level cache."""
 
+DEPTHWISE_BYTES = 4 << 20
+"""The same for depthwise convolutions, whose columns are read once."""
+
 Multiply = Callable[[Array, Array, Array], None]
 """(weights [G, M/G, K], columns [G, K, P], sums [G, M/G, P]): sums = weights @ columns."""
 
@@ -67,26 +70,64 @@ def convolve(x: Array, w: Array, sums: Array, attributes: Any, multiply: Multipl
             )
 
 
-def convolve_depthwise(x: Array, w: Array, sums: Array, attributes: Any) -> None:
-    """`convolve` where every group has one input channel: tap by tap, since the matrices would be single rows.
+def convolve_depthwise(x: Array, w: Array, sums: Array, attributes: Any, multiply: Multiply) -> None:
+    """`convolve` where every group has one input channel, a block of channels at a time.
 
-    Computes in the type of `sums`; integers wrap.
+    Rows are short, so the elements that a tap meets are taken from all rows of a channel as one run, with what lies
+    between the rows; that is left out in the end.
     """
     kernel, output = w.shape[2:], sums.shape[2:]
-    rank = len(kernel)
+    taps, strides = math.prod(kernel), attributes.strides[: len(kernel)]
     x = _padded(x, kernel, output, attributes)
     images, channels = x.shape[:2]
-    per_channel = sums.reshape(images, channels, w.shape[0] // channels, *output)
-    product = np.empty(per_channel.shape, sums.dtype)
-    per_channel[...] = 0
-    for tap in np.ndindex(*kernel):
-        cut = [slice(None), slice(None), None]
-        for axis in range(rank):
-            start, stride = tap[axis] * attributes.dilations[axis], attributes.strides[axis]
-            cut.append(slice(start, start + (output[axis] - 1) * stride + 1, stride))
-        taps = w[(slice(None), 0, *tap)].reshape(channels, w.shape[0] // channels, *(1,) * rank)
-        np.multiply(x[tuple(cut)], taps, out=product, dtype=sums.dtype)
-        per_channel += product
+    per_channel = w.shape[0] // channels
+    offsets = [[tap * d for tap in range(k)] for k, d in zip(kernel, attributes.dilations, strict=False)]
+    extents = [o + reach[-1] // s for o, reach, s in zip(output, offsets, strides, strict=True)]
+    steps = [math.prod(extents[axis + 1 :]) for axis in range(len(kernel))]
+    run = sum((extent - 1) * step for extent, step in zip(output, steps, strict=True)) + 1
+    block = min(channels, max(1, DEPTHWISE_BYTES // (taps * run * x.itemsize)))
+    columns = np.empty((block, taps, run), x.dtype)
+    totals = np.empty((block, per_channel, run), sums.dtype)
+    weights = w.reshape(channels, per_channel, taps)
+    grouped = sums.reshape(images, channels, per_channel, *output)
+    strided = (*totals.strides[:2], *(step * totals.itemsize for step in steps))
+    for image in range(images):
+        for first in range(0, channels, block):
+            part = slice(first, min(first + block, channels))
+            phases, count = _Phases(x[image, part], strides, extents), part.stop - first
+            for number, tap in enumerate(np.ndindex(*kernel)):
+                offset = [reach[i] for reach, i in zip(offsets, tap, strict=True)]
+                columns[:count, number] = phases.at(offset, steps, run)
+            multiply(weights[part], columns[:count], totals[:count])
+            grouped[image, part] = as_strided(totals, (count, per_channel, *output), strided, writeable=False)
+
+
+class _Phases:
+    """Data [C, *spatial], taken apart by where its elements lie between the steps of a stride."""
+
+    def __init__(self, x: Array, strides: Sequence[int], extents: Sequence[int]) -> None:
+        self._x = x
+        self._strides = strides
+        self._extents = extents
+        self._runs: dict[tuple[int, ...], Array] = {}
+
+    def at(self, offset: Sequence[int], steps: Sequence[int], run: int) -> Array:
+        """The elements [C, run] at an offset from each window's beginning, one row of windows after the other."""
+        phase = tuple(o % s for o, s in zip(offset, self._strides, strict=True))
+        if phase not in self._runs:
+            self._runs[phase] = self._take(phase)
+        start = sum(o // s * step for o, s, step in zip(offset, self._strides, steps, strict=True))
+        return self._runs[phase][:, start : start + run]
+
+    def _take(self, phase: Sequence[int]) -> Array:
+        """[C, elements]: all elements of a phase, filled up or cut to one size."""
+        cuts = [slice(p, p + (e - 1) * s + 1, s) for p, s, e in zip(phase, self._strides, self._extents, strict=True)]
+        taken = self._x[(slice(None), *cuts)]
+        if taken.shape[1:] == tuple(self._extents):
+            return np.ascontiguousarray(taken).reshape(len(taken), -1)
+        whole = np.zeros((len(taken), *self._extents), taken.dtype)
+        whole[(slice(None), *map(slice, taken.shape[1:]))] = taken
+        return whole.reshape(len(taken), -1)
 
 
 def convolve_transposed(x: Array, w: Array, sums: Array, attributes: Any) -> None:

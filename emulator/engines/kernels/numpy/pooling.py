@@ -1,8 +1,10 @@
-"""Maxima under a window, one dimension after the other: each tap of a dimension is one pass over all others."""
+"""POOL one dimension after the other: a window's rows first, and of what they give its columns."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,36 +14,70 @@ from emulator.model.operators.arrays import Array, is_float, required
 
 
 def prepare_pool(request: KernelRequest) -> Kernel | None:
-    """POOL of maxima as golden's; None for averages and norms, and where the places of maxima are asked for."""
-    attributes = request.attributes
-    if attributes.function != PoolFunction.MAX or len(request.outputs) > 1:
+    """POOL as golden's, of float32, and maxima of 8-bit integers; None for others, and where places are wanted."""
+    output, attributes = request.outputs[0], request.attributes
+    narrow = output.dtype.is_float and output.dtype.size < 4
+    if len(request.outputs) > 1 or narrow or attributes.function == PoolFunction.LP or not output.elements:
         return None
-
-    def run(inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
-        x, y = required(inputs, 0), outputs[0]
-        last = y.ndim - 3
-        for i in range(last + 1):
-            window = (attributes.kernel[i], attributes.strides[i], attributes.dilations[i], attributes.pads_begin[i])
-            shape = (*x.shape[: 2 + i], y.shape[2 + i], *x.shape[3 + i :])
-            x = _along(x, 2 + i, window, y if i == last else np.empty(shape, x.dtype))
-
-    return run
+    if attributes.function == PoolFunction.MAX:
+        return functools.partial(_maximum, attributes)
+    data = request.inputs[0]
+    return functools.partial(_average, attributes, _counts(attributes, data.shape if data else (), output.shape))
 
 
-def _along(x: Array, axis: int, window: tuple[int, int, int, int], y: Array) -> Array:
-    """Fills and returns `y`, the maxima of (kernel, stride, dilation, begin) along one axis; padding never wins."""
-    kernel, stride, dilation, begin = window
-    y[...] = -np.inf if is_float(x) else np.iinfo(x.dtype).min
-    size, extent = x.shape[axis], y.shape[axis]
-    before = (slice(None),) * axis
-    for tap in range(kernel):
-        offset = tap * dilation - begin
-        first = max(0, -(offset // stride)) if offset < 0 else 0
-        count = min(extent, (size - 1 - offset) // stride + 1) - first
-        if count <= 0:
-            continue
-        start = first * stride + offset
-        taken = x[(*before, slice(start, start + (count - 1) * stride + 1, stride))]
-        part = y[(*before, slice(first, first + count))]
-        np.maximum(part, taken, out=part)
-    return y
+def _maximum(attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
+    result, y = required(inputs, 0), outputs[0]
+    lowest = -np.inf if is_float(y) else np.iinfo(y.dtype).min
+    for axis in range(y.ndim - 2):
+        result = _along(result, axis, y.shape[2 + axis], attributes, np.maximum, lowest)
+    y[...] = result
+
+
+def _average(attributes: Any, counts: Array, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
+    result, y = required(inputs, 0), outputs[0]
+    for axis in range(y.ndim - 2):
+        result = _along(result, axis, y.shape[2 + axis], attributes, np.add, 0)
+    np.divide(result, counts, out=y)
+
+
+def _along(x: Array, axis: int, extent: int, attributes: Any, combine: np.ufunc, fill: float) -> Array:
+    """What a window's taps along one spatial dimension of [N, C, *spatial] come to."""
+    kernel, stride, dilation = attributes.kernel[axis], attributes.strides[axis], attributes.dilations[axis]
+    x = _padded(x, axis, (extent - 1) * stride + (kernel - 1) * dilation + 1, attributes.pads_begin[axis], fill)
+    before = (slice(None),) * (2 + axis)
+
+    def tap(number: int) -> Array:
+        start = number * dilation
+        part: Array = x[(*before, slice(start, start + (extent - 1) * stride + 1, stride))]
+        return part
+
+    if kernel == 1:
+        return tap(0)
+    result: Array = combine(tap(0), tap(1))
+    for number in range(2, kernel):
+        combine(result, tap(number), out=result)
+    return result
+
+
+def _padded(x: Array, axis: int, reach: int, begin: int, fill: float) -> Array:
+    """x with `begin` elements of padding in front along one spatial dimension, and as many behind as `reach` needs."""
+    size = x.shape[2 + axis]
+    whole = max(reach, begin + size)
+    if not begin and whole == size:
+        return x
+    padded = np.full((*x.shape[: 2 + axis], whole, *x.shape[3 + axis :]), fill, x.dtype)
+    padded[(*(slice(None),) * (2 + axis), slice(begin, begin + size))] = x
+    return padded
+
+
+def _counts(attributes: Any, shape: Sequence[int], output: Sequence[int]) -> Array:
+    """[*output]: how many elements are counted under each window, a product of those along each dimension."""
+    along = []
+    for axis, (size, extent) in enumerate(zip(shape[2:], output[2:], strict=True)):
+        begin, end = attributes.pads_begin[axis], attributes.pads_end[axis]
+        first, last = (0, begin + size + end) if attributes.count_include_pad else (begin, begin + size)
+        taps = np.arange(extent)[:, None] * attributes.strides[axis]
+        places = taps + np.arange(attributes.kernel[axis]) * attributes.dilations[axis]
+        along.append(((places >= first) & (places < last)).sum(1))
+    counts: Array = functools.reduce(np.multiply.outer, along)
+    return counts.astype(np.float32)

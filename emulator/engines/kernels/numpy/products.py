@@ -39,10 +39,8 @@ def conv(attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Arra
     x, w, y = widen(required(inputs, 0)), widen(required(inputs, 1)), outputs[0]
     bias, addend = operand(inputs, 2), operand(inputs, 3)
     sums = _sums_of(y)
-    if is_depthwise(w.shape, attributes.group):
-        convolve_depthwise(x, w, sums, attributes)
-    else:
-        convolve(x, w, sums, attributes, _multiply)
+    convolved = convolve_depthwise if is_depthwise(w.shape, attributes.group) else convolve
+    convolved(x, w, sums, attributes, _multiply)
     if bias is not None:
         sums += along(widen(bias), 1, sums.ndim)
     if addend is not None:

@@ -41,18 +41,15 @@ def prepare_conv(request: KernelRequest) -> Kernel:
     """QCONV as golden's: padding stands for real zero, which is zero once the zero point is subtracted."""
     attributes, weights = request.attributes, request.inputs[1]
     depthwise = weights is not None and is_depthwise(weights.shape, attributes.group)
-    dtype = np.int32 if depthwise else np.float32
-    packed = _packed(request, 0, dtype)
+    convolved = convolve_depthwise if depthwise else convolve
+    packed = _packed(request, 0, np.float32)
 
     def run(inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
         sums = np.empty(outputs[0].shape, np.int32)
-        x = _centred(inputs, 0, 3, 1, dtype)
-        w = _centred(inputs, 1, 5, 0, dtype) if packed is None else packed
-        if depthwise:
-            convolve_depthwise(x, w, sums, attributes)
-        else:
-            chunk = _chunk(inputs)
-            convolve(x, w, sums, attributes, lambda a, b, out: _exact_product(a, b, out, chunk))
+        x = _centred(inputs, 0, 3, 1, np.float32)
+        w = _centred(inputs, 1, 5, 0, np.float32) if packed is None else packed
+        chunk = _chunk(inputs)
+        convolved(x, w, sums, attributes, lambda a, b, out: _exact_product(a, b, out, chunk))
         _requantise(attributes, sums, inputs, outputs[0], 1)
 
     return run
@@ -74,17 +71,14 @@ def prepare_conv_integer(request: KernelRequest) -> Kernel:
     """CONV_INTEGER as golden's."""
     attributes, weights = request.attributes, request.inputs[1]
     depthwise = weights is not None and is_depthwise(weights.shape, attributes.group)
-    dtype = np.int32 if depthwise else np.float32
-    packed = _packed(request, 0, dtype, zero_point=3)
+    convolved = convolve_depthwise if depthwise else convolve
+    packed = _packed(request, 0, np.float32, zero_point=3)
 
     def run(inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
-        x = _centred(inputs, 0, 2, 1, dtype)
-        w = _centred(inputs, 1, 3, 0, dtype) if packed is None else packed
-        if depthwise:
-            convolve_depthwise(x, w, outputs[0], attributes)
-        else:
-            chunk = _chunk(inputs, 2, 3)
-            convolve(x, w, outputs[0], attributes, lambda a, b, out: _exact_product(a, b, out, chunk))
+        x = _centred(inputs, 0, 2, 1, np.float32)
+        w = _centred(inputs, 1, 3, 0, np.float32) if packed is None else packed
+        chunk = _chunk(inputs, 2, 3)
+        convolved(x, w, outputs[0], attributes, lambda a, b, out: _exact_product(a, b, out, chunk))
 
     return run
 

@@ -104,6 +104,17 @@ def test_branches_of_different_shapes_are_compiled_for_the_value_of_an_input() -
         assert compiled.outputs[0].shape == (2, columns)
 
 
+def test_a_branch_that_cannot_run_asks_which_one_it_is() -> None:
+    # such as the branch for another sampling rate, in which a window is longer than what there is
+    reflected = graph([node("Pad", ["x", "far"], ["r"], mode="reflect")], ["r"], far=np.array([9, 0, 0, 0]))
+    net = choice(RELU, reflected)
+    with pytest.raises(NeedsValues, match=r"a branch cannot run: Pad .*; it depends on the values of 'b'") as caught:
+        compile_model(net, {"x": X.shape})
+    assert caught.value.inputs == ("b",)
+    compiled = compile_model(net, {"x": X.shape}, {"b": np.array(True)})
+    assert CommandKind.UNARY in kinds(compiled.image)
+
+
 def test_a_branch_that_may_fail_is_not_run_in_vain() -> None:
     gather = graph([node("Gather", ["x", "i"], ["r"])], ["r"])
     net = choice(gather, RELU)

@@ -287,6 +287,14 @@ def test_attention_with_queries_and_keys_scaled_before() -> None:
     assert net.kinds(net("MatMul", net("Softmax", products, axis=3), "v")) == {CommandKind.ATTENTION: 1}
 
 
+def test_attention_with_keys_turned_as_one_stack() -> None:
+    net = Net(**attention_inputs())
+    turned = net("Transpose", net("Reshape", "k", [-1, T, D]), perm=[0, 2, 1])
+    keys = net("Mul", net("Reshape", turned, [B, N, D, T]), 0.7)
+    products = net("MatMul", net("Mul", "q", 0.7), keys)
+    assert net.kinds(net("MatMul", net("Softmax", products, axis=3), "v")) == {CommandKind.ATTENTION: 1}
+
+
 def test_attention_where_a_mask_chooses() -> None:
     net = Net(**attention_inputs(), m=real(S, T) > -1)
     products = net("MatMul", "q", net("Transpose", "k", perm=[0, 1, 3, 2]))

@@ -15,28 +15,34 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from driver_shim.errors import NpuError, UnsupportedModel
-from sdk.compiler import compile_model
+from sdk.compiler import compile_model, read_model
 from sdk.compiler.graph import Graph
 from sdk.compiler.placement import Where
-from sdk.model.pipeline import DeviceRegion, Pipeline
+from sdk.model.pipeline import Pipeline
 from tests.support.models import model, node, read_without
+from tests.support.needs import module_of_extra
 from tests.support.programs import run
 
-onnxruntime = pytest.importorskip("onnxruntime", reason="regions on the host need the extra [models]")
+onnxruntime = module_of_extra("onnxruntime", "models")
 F32 = np.float32
 Arrays = Mapping[str, NDArray[Any]]
 
 
-def on_device(graph: Graph) -> DeviceRegion:
-    def region(arrays: Arrays) -> Arrays:
-        compiled = compile_model(graph, {name: array.shape for name, array in arrays.items()})
-        return run(compiled, arrays)
+class OnDevice:
+    """A region compiled for each run, on the golden kernels."""
 
-    return region
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+
+    def run(self, arrays: Arrays) -> Arrays:
+        return run(compile_model(self._graph, {name: array.shape for name, array in arrays.items()}), arrays)
+
+    def check(self) -> None:
+        compile_model(self._graph)
 
 
 def as_onnxruntime(source: onnx.ModelProto | Path, inputs: Arrays) -> Pipeline:
-    pipeline = Pipeline(read_without(source, "Det", "Einsum"), on_device)
+    pipeline = Pipeline(read_without(source, "Det", "Einsum"), OnDevice)
     data = source.SerializeToString() if isinstance(source, onnx.ModelProto) else str(source)
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     expected = dict(zip([o.name for o in session.get_outputs()], session.run(None, dict(inputs)), strict=True))
@@ -78,7 +84,7 @@ def test_a_model_runs_in_part_on_the_host() -> None:
 
 def test_what_runs_on_the_host_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "npu"):
-        pipeline = Pipeline(read_without(determinant(), "Det"), on_device)
+        pipeline = Pipeline(read_without(determinant(), "Det"), OnDevice)
         pipeline.run({"x": real(2, 3, 3)})
         pipeline.run({"x": real(4, 3, 3)})
     (record,) = caplog.records
@@ -100,6 +106,15 @@ def test_a_node_that_only_shapes_rule_out_moves_to_the_host_when_they_are_known(
     assert sides(pipeline) == "dhh"
     assert [entry.code for entry in pipeline.report] == [None, "unsupported-form", "unsupported-form"]
     assert "Expand 'make_b' (unsupported-form)" in caplog.text
+
+
+def test_a_node_that_declared_shapes_rule_out_is_found_without_a_run() -> None:
+    nodes = [node("Neg", ["x"], ["a"]), node("Expand", ["a", "s"], ["y"])]
+    net = model(nodes, {"x": (F32, (1,))}, {"y": F32}, {"s": np.array([1] * 9)})
+    pipeline = Pipeline(read_model(net), OnDevice)
+    assert sides(pipeline) == "dd"
+    pipeline.check()
+    assert sides(pipeline) == "dh"
 
 
 def test_float64_stays_on_the_host() -> None:
@@ -172,7 +187,7 @@ def test_large_weights_of_a_host_region_stay_where_they_are_mapped(tmp_path: Pat
 
 def test_what_onnxruntime_does_not_run_either_is_refused_with_its_reason() -> None:
     net = model([node("Det", ["x"], ["y"])], {"x": (np.int32, (2, 2))}, {"y": np.int32})
-    pipeline = Pipeline(read_without(net, "Det"), on_device)
+    pipeline = Pipeline(read_without(net, "Det"), OnDevice)
     with pytest.raises(UnsupportedModel, match="neither the device nor onnxruntime runs node 'make_y'"):
         pipeline.run({"x": np.eye(2, dtype=np.int32)})
 
@@ -180,5 +195,5 @@ def test_what_onnxruntime_does_not_run_either_is_refused_with_its_reason() -> No
 def test_without_onnxruntime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(NpuError, match="is not installed") as caught:
-        Pipeline(read_without(determinant(), "Det"), on_device)
+        Pipeline(read_without(determinant(), "Det"), OnDevice)
     assert (caught.value.code, caught.value.remedy) == ("missing-extra", "pip install 'npu-sdk[models]'")

@@ -372,6 +372,11 @@ def tensor_scatter(extent: Extent) -> Iterator[Row]:
             yield {"axis": 1, "mode": mode}, operands
 
 
+def linear_attention(extent: Extent) -> Iterator[Row]:
+    for batch, length, size in shapes(extent, 2, 3, 4):
+        yield {"query_heads": 2, "key_heads": 2, "scale": 1.0}, [real((batch, length, 2 * size))] * 3
+
+
 ROWS: dict[CommandKind, Callable[[Extent], Iterator[Row]]] = {
     CommandKind.MATMUL: matmul,
     CommandKind.CONV: conv,
@@ -415,6 +420,7 @@ ROWS: dict[CommandKind, Callable[[Extent], Iterator[Row]]] = {
     CommandKind.LAYER_NORM: layer_norm,
     CommandKind.ROTARY: rotary,
     CommandKind.TENSOR_SCATTER: tensor_scatter,
+    CommandKind.LINEAR_ATTENTION: linear_attention,
     CommandKind.UNPOOL: unpool,
     CommandKind.GRID_SAMPLE: grid_sample,
     CommandKind.ROI_ALIGN: roi_align,

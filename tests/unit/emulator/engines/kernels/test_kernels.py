@@ -179,20 +179,32 @@ def convolutions(draw: st.DrawFn) -> dict[str, Any]:
 
 @settings(deadline=None)
 @given(
-    convolutions(), seeds, float_names, st.booleans(), st.sampled_from(Activation), st.sampled_from([1, 100, 1 << 20])
+    convolutions(),
+    seeds,
+    float_names,
+    st.tuples(st.booleans(), st.booleans()),
+    st.sampled_from(Activation),
+    st.sampled_from([1, 100, 1 << 20]),
 )
 def test_conv(
-    shape: dict[str, Any], seed: int, type_name: str, biased: bool, activation: Activation, block: int
+    shape: dict[str, Any],
+    seed: int,
+    type_name: str,
+    added: tuple[bool, bool],
+    activation: Activation,
+    block: int,
 ) -> None:
     random = np.random.default_rng(seed)
     dtype = FLOATS[type_name]
     x, w = numbers(random, shape["x"], dtype), numbers(random, shape["w"], dtype)
-    bias = numbers(random, shape["w"][:1], dtype) if biased else None
-    given_ = attributes(CommandKind.CONV, **shape["attributes"], activation=activation, low=-0.5, high=0.75)
     size = (shape["x"][0], shape["w"][0], *shape["y"])
+    inputs = [x, w, numbers(random, shape["w"][:1], dtype) if added[0] else None]
+    inputs += [numbers(random, size, dtype)] if added[1] else []
+    given_ = attributes(CommandKind.CONV, **shape["attributes"], activation=activation, low=-0.5, high=0.75)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(columns, "COLUMN_BYTES", block)
-        fast, golden = both(CommandKind.CONV, given_, [x, w, bias], size, dtype)
+        patch.setattr(columns, "DEPTHWISE_BYTES", block)
+        fast, golden = both(CommandKind.CONV, given_, inputs, size, dtype)
     assert close(fast, golden, math.prod(shape["w"][1:]))
 
 
@@ -692,9 +704,10 @@ def test_reduce(function: ReduceFunction, axes: int, keep: int) -> None:
 @pytest.mark.parametrize("type_name", ["float32", "float16", "int8"])
 @pytest.mark.parametrize("function", list(PoolFunction))
 @pytest.mark.parametrize("count", [0, 1])
+@pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize(("kernel", "stride", "pads", "ceil"), [(3, 2, 1, 0), (2, 2, 0, 0), (3, 2, 0, 1), (3, 1, 2, 1)])
 def test_pool(
-    kernel: int, stride: int, pads: int, ceil: int, count: int, function: PoolFunction, type_name: str
+    kernel: int, stride: int, pads: int, ceil: int, dilation: int, count: int, function: PoolFunction, type_name: str
 ) -> None:
     dtype = FLOATS.get(type_name, np.dtype(np.int8))
     if function is not PoolFunction.MAX:
@@ -706,11 +719,11 @@ def test_pool(
         count_include_pad=count,
         ceil_mode=ceil,
         p=3 if function is PoolFunction.LP else 0,
-        kernel=[kernel, kernel, 1],
-        strides=[stride, stride, 1],
-        dilations=[1] * 3,
-        pads_begin=[pads, pads, 0],
-        pads_end=[pads, pads, 0],
+        kernel=[kernel, 2, 1],
+        strides=[stride, 1, 1],
+        dilations=[dilation, 1, 1],
+        pads_begin=[pads, 0, 0],
+        pads_end=[pads, 1, 0],
     )
     y = OPERATORS[CommandKind.POOL].infer(given_, [TensorType(wire_type_of(dtype), x.shape)])[0]
     fast, golden = both(CommandKind.POOL, given_, [x], y.shape, dtype)

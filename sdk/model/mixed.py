@@ -1,0 +1,226 @@
+"""`MixedModel`: a network of which the host runs what the device has no command for."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from driver_shim.errors import Closed, CommandFailed, NpuError, Timeout
+from sdk.compiler import Plan
+from sdk.compiler.compile import NeedsValues
+from sdk.compiler.graph import Graph
+from sdk.compiler.placement import NodePlacement
+from sdk.memory.buffers import Span, as_dtype
+from sdk.model.inputs import Call, InputChecks, requested_shapes
+from sdk.model.model import Model
+from sdk.model.pipeline import DeviceRegion, Pipeline
+from sdk.model.port import ModelOwner
+from sdk.model.runs import Outputs
+from sdk.queue.events import Event
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from sdk.compiler.estimate import Estimate
+
+_log = logging.getLogger("npu")
+THREADS = 4
+"""Runs of one model that are under way at the same time; further ones wait for a thread."""
+
+
+class _MixedParts:
+    """What the device tells of its end; the regions' own parts are told themselves."""
+
+    def __init__(self) -> None:
+        self.closed: NpuError | None = None
+
+    def invalidate(self, error: NpuError) -> None:
+        """The device was reset or closed."""
+        if self.closed is None:
+            self.closed = error
+
+    def abandon_in_child(self, error: NpuError) -> None:
+        """In a forked child, where the device is another process's."""
+        self.invalidate(error)
+
+
+class MixedModel(Model):
+    """A model whose regions run on the device and in onnxruntime on the host, as `report` says.
+
+    It is called like any other. Its regions run one after the other; between them tensors are in host memory.
+    """
+
+    def __init__(self, owner: ModelOwner, graph: Graph, load: Callable[[Graph], Model]) -> None:
+        """Use `Device.load(..., fallback="cpu")`. `load` puts a region on the device."""
+        self._owner = owner
+        self._graph = graph
+        self._signature = graph.signature
+        self._inputs = InputChecks(self._signature)
+        self._mixed = _MixedParts()
+        self._load = load
+        self._regions: weakref.WeakSet[Model] = weakref.WeakSet()
+        self._overridden: dict[tuple[str, ...], Pipeline] = {}
+        self._lock = threading.Lock()
+        self._pipeline = Pipeline(graph, self._region)
+        self._pipeline.check()
+        self._threads = ThreadPoolExecutor(THREADS, "npu-host-region")
+        weakref.finalize(self, self._threads.shutdown, wait=False).atexit = False
+
+    @property
+    def report(self) -> tuple[NodePlacement, ...]:
+        """Where each node runs, why not on the device, and what crosses the bus because of that."""
+        return self._pipeline.report
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan of the one program, where the device turned out to run all of it; else None."""
+        whole = self._whole()
+        return None if whole is None else whole.plan
+
+    def estimate(self, profile: str | None = None) -> Estimate | None:
+        """What a run takes on a chip, where the device turned out to run all of it; else None."""
+        whole = self._whole()
+        return None if whole is None else whole.estimate(profile)
+
+    def submit(self, *arrays: Any, out: Mapping[str, Span] | None = None, **named: Any) -> Event[Outputs]:
+        """Start a run. The input arrays may be reused when this returns."""
+        call = self._call(arrays, named, out)
+        queue = _HostQueue(self._owner, self._threads.submit(self._run, call))
+        return queue.event
+
+    async def run_async(self, *arrays: Any, out: Mapping[str, Span] | None = None, **named: Any) -> Outputs:
+        """Run without holding up the event loop."""
+        return await self.submit(*arrays, out=out, **named)
+
+    def close(self) -> None:
+        """Take the model off the device. Idempotent."""
+        self._mixed.invalidate(Closed("the model is closed", device=self._owner.address, remedy="load it again"))
+        self._threads.shutdown(wait=False)
+        for region in list(self._regions):
+            region.close()
+
+    def _compile_for(self, shapes: Mapping[str, Sequence[Sequence[int]]]) -> None:
+        """Run once for each set of shapes, on zeros: what does not fit the device shows, and programs are compiled."""
+        for key in requested_shapes(self.inputs, shapes):
+            arrays = [np.zeros(shape, as_dtype(info.dtype)) for info, shape in zip(self.inputs, key, strict=True)]
+            try:
+                self._run(Call(arrays))
+            except CommandFailed as error:
+                _log.debug("zeros are no input for the model, which compiles when it is run: %s", error)
+
+    def _call(self, arrays: tuple[Any, ...], named: Mapping[str, Any], out: Mapping[str, Span] | None) -> Call:
+        """The checked arguments of a run, copied: it may begin after this returns."""
+        if out:
+            raise TypeError("out is not possible where nodes run on the host: take the arrays that the run returns")
+        self._check_open()
+        call = self._inputs.in_order(arrays, named, self._owner)
+        return Call([np.array(value) for value in call.values], call.optional)
+
+    def _run(self, call: Call) -> Outputs:
+        self._check_open()
+        named = dict(zip(self._names(call), call.values, strict=True))
+        return dict(self._pipeline_for(call.optional).run(named))
+
+    def _pipeline_for(self, optional: tuple[str, ...]) -> Pipeline:
+        """The pipeline for calls that name these inputs instead of taking their defaults."""
+        if not optional:
+            return self._pipeline
+        with self._lock:
+            found = self._overridden.get(optional)
+            if found is None:
+                found = self._overridden[optional] = Pipeline(self._graph.without_defaults(optional), self._region)
+            return found
+
+    def _region(self, graph: Graph) -> DeviceRegion:
+        model = self._load(graph)
+        model._tells_of_shapes = False  # those of what is between regions are nobody's to name beforehand
+        self._regions.add(model)
+        return _OnDevice(model)
+
+    def _whole(self) -> Model | None:
+        """The one region, where it is all there is."""
+        regions = list(self._regions)
+        return regions[0] if len(regions) == 1 and self._pipeline.is_whole else None
+
+    def _check_open(self) -> None:
+        if self._mixed.closed is not None:
+            raise self._mixed.closed.again()
+
+
+class _OnDevice:
+    """A region that is a model of its own on the device."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def run(self, arrays: Mapping[str, NDArray[Any]]) -> Outputs:
+        """What it gives for these."""
+        return self._model(dict(arrays))
+
+    def check(self) -> None:
+        """Compile it for the shapes that it declares, and keep that for when it is loaded."""
+        try:
+            _ = self._model.plan
+        except NeedsValues:
+            return  # the first run gives them
+
+
+class _HostQueue:
+    """What an event waits on where no queue of the device's ends it: a thread of this process."""
+
+    def __init__(self, owner: ModelOwner, future: Future[Outputs]) -> None:
+        self._owner = owner
+        self._future = future
+        self._lock = threading.Lock()
+        self.convert_lock = threading.Lock()
+        self.event: Event[Outputs] = Event(self, "model run", convert=future.result)
+
+    @property
+    def address(self) -> str:
+        """The device's."""
+        return self._owner.address
+
+    def reap(self) -> None:
+        """Settle the event if the run has ended. Never blocks."""
+        if self._future.done():
+            self._settle()
+
+    def wait_for(self, event: Any, timeout: float | None) -> None:
+        """Wait until the run has ended. Raises Timeout."""
+        limit = self._owner.timeout if timeout is None else timeout
+        try:
+            self._future.exception(None if limit == float("inf") else limit)
+        except TimeoutError:
+            raise Timeout(f"the model run did not end within {limit:g} s", device=self.address) from None
+        self._settle()
+
+    def notify(self, event: Any, future: asyncio.Future[None]) -> None:
+        """Resolve `future` in its loop when the run has ended."""
+        loop = future.get_loop()
+        self._future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._resolve, future))
+
+    def command_error(self, what: str, status: int) -> Any:
+        """No command of a queue's is behind the event."""
+        raise ValueError(f"{what} ended with the status {status}, which nobody reported")
+
+    def _resolve(self, future: asyncio.Future[None]) -> None:
+        self._settle()
+        if not future.done():
+            future.set_result(None)
+
+    def _settle(self) -> None:
+        with self._lock:
+            error = self._future.exception()
+            if error is None:
+                self.event._finish(0, 0, 0)
+            elif isinstance(error, NpuError):
+                self.event._fail(error)
+            else:
+                self.event._fail(NpuError(f"the model run failed: {error}", device=self.address, cause=repr(error)))
