@@ -475,9 +475,15 @@ def test_clamped_convolutions_between_dequantised_and_quantised(
     x, w = draw.whole(dtype, 1, 3, 6, 5), draw.whole(I8, 4, 3, 2, 2)
     zero = np.array(np.iinfo(dtype).min, dtype) if fits else draw.whole(dtype)
     constants = {
-        "xs": draw.scale(size=0.02), "xz": draw.whole(dtype), "w": w, "ws": draw.scale(size=0.02),
-        "wz": np.zeros((), I8), "ys": np.array(6 / 255, F32), "yz": zero,
-        "low": np.array(0, F32), "high": np.array(6, F32),
+        "xs": draw.scale(size=0.02),
+        "xz": draw.whole(dtype),
+        "w": w,
+        "ws": draw.scale(size=0.02),
+        "wz": np.zeros((), I8),
+        "ys": np.array(6 / 255, F32),
+        "yz": zero,
+        "low": np.array(0, F32),
+        "high": np.array(6, F32),
     }
     nodes = [
         node("DequantizeLinear", ["x", "xs", "xz"], ["xr"]),

@@ -17,6 +17,7 @@ from sdk.compiler.passes.fuse_batch_normalisation import fuse_batch_normalisatio
 from sdk.compiler.passes.fuse_bias import fuse_bias
 from sdk.compiler.passes.fuse_gates import fuse_gates
 from sdk.compiler.passes.fuse_layer_norm import fuse_layer_norm
+from sdk.compiler.passes.fuse_packed_weights import fuse_packed_weights
 from sdk.compiler.passes.fuse_quantised import fuse_quantised
 from sdk.compiler.passes.fuse_quantised_elements import fuse_quantised_elements
 from sdk.compiler.passes.rewriting import Pass, Rewriting
@@ -33,6 +34,7 @@ ALL: tuple[Pass, ...] = (
     skip_clamp,
     fuse_addend,
     fuse_activation,
+    fuse_packed_weights,
     fuse_quantised,
     fuse_quantised_elements,
     fold,

@@ -29,8 +29,12 @@ def chain(
     names = [chr(ord("a") + i) for i in range(operands)]
     nodes = [node("DequantizeLinear", [name, "s", "z"], [name.upper()]) for name in names]
     constants = {
-        "s": np.array(0.5, F32), "z": np.array(0, U8), "ys": np.array(scale, F32), "yz": np.array(zero, U8),
-        "low": np.array(0, F32), "high": np.array(6, F32),
+        "s": np.array(0.5, F32),
+        "z": np.array(0, U8),
+        "ys": np.array(scale, F32),
+        "yz": np.array(zero, U8),
+        "low": np.array(0, F32),
+        "high": np.array(6, F32),
     }
     nodes += [*middle, node("QuantizeLinear", ["r", "ys", "yz"], ["y"])]
     net = model(nodes, dict.fromkeys(names, (U8, shape)), {"y": U8}, constants)
