@@ -14,7 +14,7 @@ import onnx
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from driver_shim.protocol.types import UnsupportedType, wire_type
+from driver_shim.protocol.types import UnsupportedType, constant_type, wire_type
 from sdk.compiler import contrib
 from sdk.compiler.graph import Graph, GraphInput, GraphNode, Opset
 from sdk.compiler.host_constants import CONSTANTS, is_static
@@ -226,7 +226,7 @@ class _Scope:
     def _array(self, tensor: onnx.TensorProto, subject: Subject, what: str = "") -> Array | None:
         """The tensor's array; None, and noted, when there is none. `what` says what of the subject it is."""
         try:
-            kind = wire_type(tensor.data_type)
+            kind = constant_type(tensor.data_type)
         except UnsupportedType as error:
             self._note(f"{what}{error}", subject, Reason.TYPE)
             return None

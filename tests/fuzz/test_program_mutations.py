@@ -112,6 +112,39 @@ def sequence_net() -> onnx.ModelProto:
     return model(nodes, inputs, outputs, initializers, opset=onnx.defs.onnx_opset_version())
 
 
+def image_net() -> onnx.ModelProto:
+    """The kinds of commands that image networks alone use."""
+    nodes = [
+        node("Resize", ["x", "", "scales"], ["larger"], mode="linear"),
+        node("Resize", ["larger", "", "", "sizes"], ["smaller"], mode="cubic", antialias=1),
+        node("Resize", ["smaller", "roi", "scales"], ["cropped"], coordinate_transformation_mode="tf_crop_and_resize"),
+        node("ConvTranspose", ["cropped", "w"], ["t"], strides=[2, 1], output_padding=[1, 0], dilations=[1, 2]),
+        node("MaxPool", ["t"], ["m", "places"], kernel_shape=[2, 2], strides=[2, 2]),
+        node("MaxUnpool", ["m", "places"], ["y"], kernel_shape=[2, 2], strides=[2, 2]),
+        node("LpPool", ["m"], ["l"], kernel_shape=[2, 2], p=3),
+        node("GridSample", ["x", "grid"], ["g"], mode="bicubic", padding_mode="reflection"),
+        node("RoiAlign", ["x", "rois", "batch"], ["r"], output_height=2, output_width=2),
+        node("MaxRoiPool", ["x", "boxes"], ["b"], pooled_shape=[2, 3]),
+        node("DeformConv", ["x", "v", "offset"], ["d"], group=2, offset_group=2),
+    ]
+    initializers = {
+        "scales": np.array([1, 1, 2, 1.5], F32),
+        "sizes": np.array([1, 2, 3, 5]),
+        "roi": np.array([0, 0, 0.1, -0.1, 1, 1, 0.9, 1.1], F32),
+        "w": np.linspace(-1, 1, 2 * 3 * 2 * 2, dtype=F32).reshape(2, 3, 2, 2),
+        "v": np.linspace(-1, 1, 4 * 1 * 2 * 2, dtype=F32).reshape(4, 1, 2, 2),
+    }
+    inputs = {
+        "x": (F32, (1, 2, 4, 5)),
+        "grid": (F32, (1, 3, 2, 2)),
+        "rois": (F32, (2, 4)),
+        "batch": (np.int64, (2,)),
+        "boxes": (F32, (2, 5)),
+        "offset": (F32, (1, 16, 3, 4)),
+    }
+    return model(nodes, inputs, dict.fromkeys("ylgrbd", F32), initializers, opset=19)
+
+
 @functools.cache
 def programs() -> tuple[Program, ...]:
     """Between them, every kind of command but the plainest."""
@@ -121,6 +154,7 @@ def programs() -> tuple[Program, ...]:
         compile_model(quantised_net(2, np.uint8, form="operator", per_channel=False, relu=True)[0]),
         compile_model(mixed_net()),
         compile_model(sequence_net()),
+        compile_model(image_net()),
     ]
     return tuple(parse(net.image) for net in nets)
 
