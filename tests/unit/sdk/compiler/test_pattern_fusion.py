@@ -280,6 +280,15 @@ def test_attention_with_a_scale_and_a_mask() -> None:
     assert net.kinds(net("MatMul", probabilities, "v")) == {CommandKind.ATTENTION: 1}
 
 
+def test_attention_in_a_model_of_an_older_opset() -> None:
+    net = Net(**attention_inputs())
+    products = net("MatMul", "q", net("Transpose", "k", perm=[0, 1, 3, 2]))
+    model = net.model(net("MatMul", net("Softmax", products, axis=3), "v"))
+    model.opset_import[0].version = 11
+    (command,) = parse(compile_model(model).image).commands
+    assert command.kind is CommandKind.ATTENTION
+
+
 def test_attention_with_queries_and_keys_scaled_before() -> None:
     net = Net(**attention_inputs())
     keys = net("Transpose", net("Mul", "k", 0.7), perm=[0, 1, 3, 2])
