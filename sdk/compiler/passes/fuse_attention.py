@@ -178,8 +178,9 @@ def _causal(value: Value | None) -> tuple[list[Operation], Value | None, int | N
     if condition is None or scores is None or condition.constant is None or scores.shape != value.shape:
         return [], value, None
     queries, keys = value.shape[-2:]
-    triangle = np.tri(queries, keys, keys - queries, bool)
-    is_triangle = keys >= queries and condition.shape[-2:] == triangle.shape and np.all(condition.constant == triangle)
+    if keys < queries or condition.shape[-2:] != (queries, keys):
+        return [], value, None
+    is_triangle = np.all(condition.constant == np.tri(queries, keys, keys - queries, bool))
     return ([chosen], scores, keys - queries) if is_triangle else ([], value, None)
 
 
