@@ -28,6 +28,7 @@ BY_OPERATOR: dict[str, str] = {
     "Scatter": _TWICE,
     "ScatterElements": _TWICE,
     "ScatterND": _TWICE,
+    "Softmax": "between two products, where a mask lets nothing through, it gives 0",
     "AveragePool": _DILATED,
     "LpPool": _DILATED,
     "MaxPool": f"NaN is the largest; {_DILATED}",
