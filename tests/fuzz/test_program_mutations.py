@@ -25,6 +25,7 @@ from emulator.model.verify import DeviceLimits, ProgramRejected, verify
 from sdk.compiler import compile_model
 from tests.support.models import model, node, quantised_net, storage_net
 from tests.support.programs import execute
+from tests.support.quantised_nets import integer_net
 
 F32 = np.float32
 LIMITS = DeviceLimits(memory_bytes=1 << 24, effort=1 << 30)
@@ -74,6 +75,7 @@ def programs() -> tuple[Program, ...]:
         compile_model(quantised_net(1, np.int8, form="qdq", per_channel=True, relu=True)[0]),
         compile_model(quantised_net(2, np.uint8, form="operator", per_channel=False, relu=True)[0]),
         compile_model(mixed_net()),
+        compile_model(integer_net()),
     ]
     return tuple(parse(net.image) for net in nets)
 
