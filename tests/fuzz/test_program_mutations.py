@@ -35,6 +35,7 @@ from emulator.model.verify import DeviceLimits, ProgramRejected, verify
 from sdk.compiler import compile_model
 from tests.support.models import model, node, quantised_net, storage_net
 from tests.support.programs import execute, one_entry
+from tests.support.quantised_nets import integer_net
 from tests.unit.emulator.engines.kernels.test_extents import rows_of
 
 F32 = np.float32
@@ -166,6 +167,7 @@ def programs() -> tuple[Program, ...]:
         compile_model(mixed_net()),
         compile_model(sequence_net()),
         compile_model(image_net()),
+        compile_model(integer_net()),
     ]
     return (*(parse(net.image) for net in nets), *(one_command(kind) for kind in CommandKind))
 
