@@ -158,7 +158,7 @@ class TensorType(NamedTuple):
     @property
     def size_bytes(self) -> int:
         """Bytes of the dense tensor."""
-        return self.elements * self.dtype.size
+        return self.dtype.stored_bytes(self.elements)
 
     def __str__(self) -> str:
         return f"{self.dtype.text}[{', '.join(map(str, self.shape))}]"

@@ -46,7 +46,7 @@ from driver_shim.protocol.program import (
 )
 from driver_shim.protocol.program_commands import ATTRIBUTES, MAX_RANK, OPERANDS, CommandKind
 from driver_shim.protocol.registers import CONTRACT_MAJOR, CONTRACT_MINOR
-from driver_shim.protocol.types import WireType
+from driver_shim.protocol.types import PACKED, WireType
 
 _E = TypeVar("_E", bound=enum.IntEnum)
 
@@ -146,6 +146,8 @@ def _parse_tensors(data: memoryview, count: int) -> tuple[Tensor, ...]:
         if tensor_type.size_bytes != entry.size or entry.size > MAX_TENSOR_BYTES:
             raise ProgramError(f"{where}: {tensor_type} is {tensor_type.size_bytes} bytes, the entry says {entry.size}")
         storage = _member(Storage, entry.storage, where)
+        if tensor_type.dtype in PACKED and storage is not Storage.CONSTANT:
+            raise ProgramError(f"{where}: {tensor_type} in storage {storage.name.lower()}; only constants can be that")
         if storage is not Storage.WORKSPACE and entry.offset:
             raise ProgramError(f"{where}: {storage.name.lower()} tensors have offset 0, found {entry.offset}")
         if entry.offset % ALIGNMENT or entry.offset > MAX_REGION_BYTES:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import enum
 import functools
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 class WireType(enum.IntEnum):
@@ -26,6 +28,10 @@ class WireType(enum.IntEnum):
     BOOL = 9
     FLOAT16 = 10
     BFLOAT16 = 16
+    UINT4 = 21
+    """Two to a byte, the first in the low bits; of constants alone."""
+    INT4 = 22
+    """Likewise."""
 
     @property
     def text(self) -> str:
@@ -34,8 +40,12 @@ class WireType(enum.IntEnum):
 
     @property
     def size(self) -> int:
-        """Bytes of one element."""
+        """Bytes of one element; 0 where several share a byte."""
         return _TRAITS[self].bits // 8
+
+    def stored_bytes(self, elements: int) -> int:
+        """Bytes of so many elements, one after the other."""
+        return -(-elements * _TRAITS[self].bits // 8)
 
     @property
     def dlpack(self) -> tuple[int, int]:
@@ -50,7 +60,10 @@ class WireType(enum.IntEnum):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The numpy dtype (`ml_dtypes.bfloat16` for bfloat16, imported when first asked for)."""
+        """The numpy dtype (of `ml_dtypes`, imported when first asked for, where numpy itself has none).
+
+        An array of 4-bit integers has a byte for each.
+        """
         return _numpy_dtype(self)
 
 
@@ -75,11 +88,16 @@ _TRAITS: dict[WireType, _Traits] = {
     WireType.BOOL: _Traits(8, _DLPACK_BOOL),
     WireType.FLOAT16: _Traits(16, _DLPACK_FLOAT),
     WireType.BFLOAT16: _Traits(16, _DLPACK_BFLOAT),
+    WireType.UINT4: _Traits(4, _DLPACK_UINT),
+    WireType.INT4: _Traits(4, _DLPACK_INT),
 }
 
 FLOATS = frozenset({WireType.FLOAT32, WireType.FLOAT16, WireType.BFLOAT16})
 INTEGERS = frozenset({WireType.UINT8, WireType.INT8, WireType.INT16, WireType.INT32, WireType.INT64})
 QUANTISED = frozenset({WireType.UINT8, WireType.INT8})
+PACKED = frozenset({WireType.UINT4, WireType.INT4})
+"""Types of constants alone."""
+_OF_ML_DTYPES = PACKED | {WireType.BFLOAT16}
 
 INT64_STORAGE_MIN = -(1 << 31)
 INT64_STORAGE_MAX = (1 << 31) - 1
@@ -96,6 +114,7 @@ _REFUSED: dict[int, tuple[str, str]] = {
     15: ("complex128", "keep real and imaginary parts as float32"),
 }
 _OTHER_HINT = "use one of the supported types"
+_PACKED_HINT = "only constants can have it, which DequantizeLinear reads"
 
 
 class UnsupportedType(ValueError):
@@ -103,7 +122,15 @@ class UnsupportedType(ValueError):
 
 
 def wire_type(number: int) -> WireType:
-    """The type with this ONNX number. Raises UnsupportedType with a hint for any other."""
+    """The type with this ONNX number that any tensor can have. Raises UnsupportedType with a hint for any other."""
+    kind = constant_type(number)
+    if kind in PACKED:
+        raise UnsupportedType(f"{kind.text} is not supported by the device: {_PACKED_HINT}")
+    return kind
+
+
+def constant_type(number: int) -> WireType:
+    """The type with this ONNX number that a constant can have. Raises UnsupportedType with a hint for any other."""
     try:
         return WireType(number)
     except ValueError:
@@ -112,23 +139,50 @@ def wire_type(number: int) -> WireType:
 
 
 def wire_type_of(dtype: np.dtype[Any] | type | str) -> WireType:
-    """The type of a numpy dtype (or anything numpy takes for one, and "bfloat16").
+    """The type, which any tensor can have, of a numpy dtype (or anything numpy takes for one, and "bfloat16").
 
     Raises UnsupportedType with a hint when the device has no such type.
     """
+    kind = constant_type_of(dtype)
+    if kind in PACKED:
+        raise UnsupportedType(f"{kind.text} is not supported by the device: {_PACKED_HINT}")
+    return kind
+
+
+def constant_type_of(dtype: np.dtype[Any] | type | str) -> WireType:
+    """The same for constants, which can be of 4-bit integers, too."""
     name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
     try:
-        return WireType[np.dtype(name).name.upper() if name != WireType.BFLOAT16.text else "BFLOAT16"]
+        return _FROM_ML_DTYPES.get(name) or WireType[np.dtype(name).name.upper()]
     except (KeyError, TypeError):
         hint = next((hint for known, hint in _REFUSED.values() if known == name), _OTHER_HINT)
         raise UnsupportedType(f"{name} is not supported by the device: {hint}") from None
 
 
+_FROM_ML_DTYPES = {kind.text: kind for kind in _OF_ML_DTYPES}
+
+
 @functools.cache
 def _numpy_dtype(kind: WireType) -> np.dtype[Any]:
-    if kind is not WireType.BFLOAT16:
+    if kind not in _OF_ML_DTYPES:
         return np.dtype(kind.text)
     import ml_dtypes
 
-    bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-    return bfloat16
+    dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, kind.text))
+    return dtype
+
+
+def pack(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """4-bit integers as they are stored: bytes."""
+    bits = np.ascontiguousarray(array).reshape(-1).view(np.uint8) & _LOW_BITS
+    padded = np.append(bits, np.zeros(bits.size % 2, np.uint8))
+    return np.asarray(padded[0::2] | padded[1::2] << _WIDTH)
+
+
+def unpack(stored: NDArray[np.uint8], kind: WireType, shape: tuple[int, ...]) -> NDArray[Any]:
+    """4-bit integers out of the bytes that store them: an array of the type's dtype."""
+    bits = np.stack([stored & _LOW_BITS, stored >> _WIDTH], axis=-1).reshape(-1)
+    return bits[: math.prod(shape)].view(kind.dtype).reshape(shape)
+
+
+_WIDTH, _LOW_BITS = 4, 0x0F

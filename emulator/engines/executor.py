@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from driver_shim.protocol.commands import Status
 from driver_shim.protocol.program import Command, Storage, TensorType
 from driver_shim.protocol.program_commands import OPERANDS
-from driver_shim.protocol.types import INT64_STORAGE_MAX, INT64_STORAGE_MIN, WireType
+from driver_shim.protocol.types import INT64_STORAGE_MAX, INT64_STORAGE_MIN, PACKED, WireType, unpack
 from emulator.engines.job import KernelRun, ProgramFault
 from emulator.engines.kernels.choice import prepare
 from emulator.engines.kernels.provider import KernelRequest, NamedKernel
@@ -209,6 +209,8 @@ def _read_only(array: Array) -> Array:
 def _array(memory: memoryview, offset: int, tensor: TensorType) -> Array:
     if not tensor.elements:
         return np.empty(tensor.shape, tensor.dtype.dtype)
+    if tensor.dtype in PACKED:
+        return unpack(np.frombuffer(memory, np.uint8, tensor.size_bytes, offset), tensor.dtype, tensor.shape)
     return np.frombuffer(memory, tensor.dtype.dtype, tensor.elements, offset).reshape(tensor.shape)
 
 

@@ -27,7 +27,7 @@ import driver_shim.protocol
 import emulator.model
 from driver_shim.protocol.program import TensorType, align_up
 from driver_shim.protocol.registers import CONTRACT_MAJOR, CONTRACT_MINOR
-from driver_shim.protocol.types import WireType
+from driver_shim.protocol.types import PACKED, WireType
 from sdk.compiler.compiled import CompiledProgram, Constant, LiveRange, Plan, TensorInfo
 from sdk.compiler.graph import Graph
 from sdk.compiler.tensor_data import map_file
@@ -224,9 +224,12 @@ def _constant(entry: Mapping[str, Any], blobs: list[memoryview], graph: Graph) -
     kind = TensorType(WireType(entry["dtype"]), tuple(entry["shape"]))
     if "blob" in entry:
         raw = blobs[entry["blob"]]
-        array = (
-            np.frombuffer(raw, kind.dtype.dtype).reshape(kind.shape) if raw else np.empty(kind.shape, kind.dtype.dtype)
-        )
+        if kind.dtype in PACKED:
+            array = np.frombuffer(raw, np.uint8)
+        elif raw:
+            array = np.frombuffer(raw, kind.dtype.dtype).reshape(kind.shape)
+        else:
+            array = np.empty(kind.shape, kind.dtype.dtype)
     else:
         array = graph.initializers[entry["key"].removeprefix(_INITIALIZER)].reshape(kind.shape)
     return Constant(entry["key"], kind, array)

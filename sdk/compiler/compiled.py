@@ -47,7 +47,7 @@ class Constant:
     """What is in it: constants of one model with equal keys have equal bytes, whatever shapes it was compiled for."""
     type: TensorType
     array: NDArray[Any] = dataclasses.field(compare=False)
-    """A view of the model's own memory, where it is an initialiser as it stands."""
+    """A view of the model's own memory, where it is an initialiser as it stands; 4-bit integers are bytes."""
 
 
 class LiveRange(NamedTuple):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from driver_shim.protocol.layout import FieldError
 from driver_shim.protocol.program import MAX_TENSOR_BYTES, TensorType, make_attributes
 from driver_shim.protocol.program_commands import ATTRIBUTES, MAX_RANK, CommandKind
-from driver_shim.protocol.types import UnsupportedType, WireType, wire_type_of
+from driver_shim.protocol.types import UnsupportedType, WireType, constant_type_of
 from emulator.model.operators import OPERATORS, KernelFault, SemanticError
 
 Array = NDArray[Any]
@@ -91,7 +91,7 @@ def fields_of(operation: Operation) -> dict[str, Any]:
 def constant(array: Array) -> Value:
     """A constant. Raises Refused for a type the device does not have."""
     try:
-        return Value(TensorType(wire_type_of(array.dtype), array.shape), constant=array)
+        return Value(TensorType(constant_type_of(array.dtype), array.shape), constant=array)
     except UnsupportedType as error:
         raise NoSuchType(str(error)) from None
 
@@ -107,6 +107,7 @@ def infer(
     try:
         fields = make_attributes(kind, **attributes)
         outputs = OPERATORS[kind].infer(fields, types)
+        OPERATORS[kind].check_packed(types, outputs)
     except (SemanticError, FieldError) as error:
         raise Refused(str(error)) from None
     for output in outputs:

@@ -16,7 +16,7 @@ from typing import Any
 
 import onnx
 
-from driver_shim.protocol.types import WireType
+from driver_shim.protocol.types import PACKED, WireType
 from sdk.compiler.compile import HANDLED
 from sdk.compiler.inlining import BY_THEIR_BODIES
 from sdk.compiler.lowering import LOWERINGS
@@ -59,9 +59,10 @@ def _lines() -> Iterator[str]:
     yield f"for them. Generated from `{__package__.replace('.', '/')}/`: edit the lowerings, then run"
     yield "`python -m sdk.compiler.operators_page > docs/operators.md`."
     yield ""
-    types = ", ".join(kind.text for kind in WireType if kind is not WireType.INT64)
+    types = ", ".join(kind.text for kind in WireType if kind is not WireType.INT64 and kind not in PACKED)
     yield f"Models of opset {MIN_OPSET} and later are taken, and each operator in every meaning that it had since."
-    yield f"Types on the wire are {types}, and int64 whose values fit 32 bits."
+    yield f"Types on the wire are {types}, and int64 whose values fit 32 bits;"
+    yield f"those of constants also {' and '.join(sorted(kind.text for kind in PACKED))}."
     yield "What the last column names is refused with the node's name, or left to the host with"
     yield '`fallback="cpu"`;'
     yield "`npuctl compile --check MODEL` says which of a model's nodes that concerns."

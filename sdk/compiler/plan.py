@@ -24,7 +24,7 @@ from driver_shim.protocol.program import (
     align_up,
     build,
 )
-from driver_shim.protocol.types import INT64_STORAGE_MAX, INT64_STORAGE_MIN, WireType
+from driver_shim.protocol.types import INT64_STORAGE_MAX, INT64_STORAGE_MIN, PACKED, WireType, pack
 from emulator.model.work import program_work
 from sdk.compiler.compiled import CompiledProgram, Constant, LiveRange, Plan, TensorInfo
 from sdk.compiler.ir import Operation, Value
@@ -203,7 +203,8 @@ class _Table:
                 op=operation.kind.name,
                 subsystem="compiler",
             )
-        constant = Constant(self._keys.key_of(value.constant), value.type, value.constant)
+        array = pack(value.constant) if value.dtype in PACKED else value.constant
+        constant = Constant(self._keys.key_of(array), value.type, array)
         known = self._known.get((constant.key, constant.type))
         if known is None:
             known = self._known[constant.key, constant.type] = self._add(value, Storage.CONSTANT, 0)

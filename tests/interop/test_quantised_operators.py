@@ -420,3 +420,77 @@ def test_a_scale_for_each_row_follows_the_reference() -> None:
     expected = np.clip(np.rint(left @ right / 300) + 7, 0, 255)
     for kernels in KERNELS:
         np.testing.assert_array_equal(run(compile_model(model), {"a": a}, kernels)["y"], expected)
+
+
+def between(
+    draw: Draw, op: str, shapes: Sequence[tuple[int, ...]], dtype: Any, size: float, **attributes: Any
+) -> tuple[onnx.ModelProto, dict[str, Array]]:
+    """A float operator between dequantised operands and a quantisation, all of scales of their own."""
+    nodes: list[onnx.NodeProto] = []
+    constants: dict[str, Array] = {}
+    inputs: dict[str, Array] = {}
+    for index, shape in enumerate(shapes):
+        name = f"x{index}"
+        inputs[name] = draw.whole(dtype, *shape)
+        constants |= {f"{name}s": draw.scale(), f"{name}z": draw.whole(dtype)}
+        nodes.append(node("DequantizeLinear", [name, f"{name}s", f"{name}z"], [f"{name}r"]))
+    constants |= {"ys": draw.scale(size=size), "yz": draw.whole(dtype)}
+    nodes.append(node(op, [f"x{index}r" for index in range(len(shapes))], ["r"], **attributes))
+    nodes.append(node("QuantizeLinear", ["r", "ys", "yz"], ["y"]))
+    return net(nodes, inputs, constants, {"y": dtype}), inputs
+
+
+@EXAMPLES
+@given(
+    SEEDS,
+    BYTES,
+    st.sampled_from(
+        [
+            ("Add", [(3, 4), (3, 4)], {}),
+            ("Add", [(3, 4), (4,)], {}),
+            ("Mul", [(2, 3, 4), (3, 1)], {}),
+            ("Relu", [(5, 9)], {}),
+            ("LeakyRelu", [(5, 9)], {"alpha": 0.3}),
+            ("MaxPool", [(1, 2, 7, 6)], {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 0, 1, 1]}),
+            ("Transpose", [(2, 3, 4)], {"perm": [2, 0, 1]}),
+            ("Flatten", [(2, 3, 4)], {}),
+            ("Concat", [(2, 3), (2, 5), (2, 1)], {"axis": 1}),
+        ]
+    ),
+)
+def test_operators_between_dequantised_and_quantised(
+    server: Server, seed: int, dtype: Any, form: tuple[str, list[tuple[int, ...]], dict[str, Any]]
+) -> None:
+    op, shapes, attributes = form
+    model, inputs = between(Draw(seed), op, shapes, dtype, 60.0 if op == "Mul" else 1.0, **attributes)
+    agree(server, model, inputs)
+
+
+@EXAMPLES
+@given(SEEDS, BYTES, st.sampled_from(["Relu", "Clip"]), st.booleans())
+def test_clamped_convolutions_between_dequantised_and_quantised(
+    server: Server, seed: int, dtype: Any, op: str, fits: bool
+) -> None:
+    draw = Draw(seed)
+    x, w = draw.whole(dtype, 1, 3, 6, 5), draw.whole(I8, 4, 3, 2, 2)
+    zero = np.array(np.iinfo(dtype).min, dtype) if fits else draw.whole(dtype)
+    constants = {
+        "xs": draw.scale(size=0.02),
+        "xz": draw.whole(dtype),
+        "w": w,
+        "ws": draw.scale(size=0.02),
+        "wz": np.zeros((), I8),
+        "ys": np.array(6 / 255, F32),
+        "yz": zero,
+        "low": np.array(0, F32),
+        "high": np.array(6, F32),
+    }
+    nodes = [
+        node("DequantizeLinear", ["x", "xs", "xz"], ["xr"]),
+        node("DequantizeLinear", ["w", "ws", "wz"], ["wr"]),
+        node("Conv", ["xr", "wr"], ["c"], pads=[1, 1, 0, 0]),
+        node(op, ["c", "low", "high"] if op == "Clip" else ["c"], ["r"]),
+        node("QuantizeLinear", ["r", "ys", "yz"], ["y"]),
+    ]
+    # what is not left to saturation runs in floats, in onnxruntime and here
+    agree(server, net(nodes, {"x": x}, constants, {"y": dtype}), {"x": x}, steps=0 if fits or op == "Relu" else 1)

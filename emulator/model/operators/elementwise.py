@@ -193,9 +193,7 @@ def _integer_power(a: Array, b: Array) -> Array:
 
 
 def _integer_quotient(a: Array, b: Array) -> Array:
-    wide_a, wide_b = a.astype(np.int64), _divisor(b).astype(np.int64)
-    magnitude = np.abs(wide_a) // np.abs(wide_b)
-    return np.where((wide_a < 0) == (wide_b < 0), magnitude, -magnitude)
+    return (a - np.fmod(a, _divisor(b))) // b
 
 
 class Where(Operator):

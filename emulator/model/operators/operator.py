@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from driver_shim.protocol.program import TensorType
 from driver_shim.protocol.program_commands import CommandKind
-from driver_shim.protocol.types import WireType
+from driver_shim.protocol.types import PACKED, WireType
 from emulator.model.operators.arrays import Array
 from emulator.model.operators.shapes import SemanticError, need
 from emulator.model.timing import Precision, Work
@@ -31,6 +31,8 @@ class Operator:
     kind: ClassVar[CommandKind]
     flags: ClassVar[tuple[str, ...]] = ()
     """Attributes that are 0 or 1."""
+    takes_packed: ClassVar[bool] = False
+    """Whether operands may be of 4-bit integers."""
 
     def infer(self, attributes: Any, inputs: Types) -> Sequence[TensorType]:
         """The types of all outputs. Raises SemanticError unless the command is defined for these operands."""
@@ -59,9 +61,15 @@ class Operator:
         if any(attributes[flag] > 1 for flag in self.flags):
             raise SemanticError("a flag is neither 0 nor 1")
         given = self.infer(attributes, inputs)
+        self.check_packed(inputs, given)
         for wanted, found in zip(given, outputs, strict=False):
             need(wanted == found, f"the output is {found}, must be {wanted}")
         need(len(outputs) <= len(given), f"{len(outputs)} outputs; it gives {len(given)}")
+
+    def check_packed(self, inputs: Types, outputs: Sequence[TensorType]) -> None:
+        """Raise SemanticError where 4-bit integers are no operands of this kind; nothing computes them."""
+        packed = [t for t in (*([] if self.takes_packed else inputs), *outputs) if t is not None and t.dtype in PACKED]
+        need(not packed, f"{packed[0] if packed else ''}: 4-bit integers can be constants of DequantizeLinear only")
 
     def work(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> Work:
         """Its demand on the chip: each operand is read once, each output written once."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from driver_shim.protocol.program import TensorType
 from driver_shim.protocol.program_commands import CommandKind
-from driver_shim.protocol.types import FLOATS, QUANTISED, WireType
+from driver_shim.protocol.types import FLOATS, PACKED, QUANTISED, WireType
 from emulator.model.operators.arrays import Array, along, blocks, exact, grouped_sums, operand, required, widen, wrapped
 from emulator.model.operators.operator import Operator, Types, checked_axis, given, optional
 from emulator.model.operators.products import need_bias
@@ -199,10 +199,12 @@ class Dequantize(Operator):
     """DEQUANTIZE."""
 
     kind = CommandKind.DEQUANTIZE
+    takes_packed = True
 
     def infer(self, attributes: Any, inputs: Types) -> Sequence[TensorType]:
         x = given(inputs, 0)
-        need(x.dtype in _STORED | {WireType.INT32}, f"{x}: only int8, uint8, int16 and int32 can be dequantised")
+        good = x.dtype in _STORED | PACKED | {WireType.INT32}
+        need(good, f"{x}: only integers of 4 and 8 bits, int16 and int32 can be dequantised")
         _need_scales(attributes, x, given(inputs, 1), optional(inputs, 2), x.dtype)
         return [TensorType(given(inputs, 1).dtype, x.shape)]
 

@@ -24,6 +24,7 @@ from sdk.compiler.lowering.elementwise import binary, cast, unary
 from sdk.compiler.lowering.products import conv_fields, spatial, window
 from sdk.compiler.lowering.quantised import as_matrices, scale_of, scaled, trimmed
 from sdk.compiler.lowering.reductions import reduced
+from sdk.compiler.passes.quantisation import is_repeated
 
 _HIGHEST_FIRST_AXIS_OPSET = 13
 """Opset version in which Softmax began to work on one axis."""
@@ -75,20 +76,12 @@ def _qlinear_binary(function: QBinaryFunction) -> Lowering:
         a, b = node.value(0), node.value(3)
         left, right = scaled(node, 1, a.dtype), scaled(node, 4, b.dtype)
         after = scaled(node, 6, a.dtype)
-        if _is_repeated(a, b):  # onnxruntime takes the operand that is repeated for the second
+        if is_repeated(a, b):  # onnxruntime takes the operand that is repeated for the second
             a, b, left, right = b, a, right, left
         operands = [a, b, *left, *right, *after]
         return [node.builder.emit(CommandKind.QBINARY, operands, function=function)]
 
     return lower
-
-
-def _is_repeated(a: Value, b: Value) -> bool:
-    """Whether broadcasting repeats single elements of `a` along the last dimension that has several."""
-    rank = max(len(a.shape), len(b.shape))
-    shapes = [[*[1] * (rank - len(value.shape)), *value.shape] for value in (a, b)]
-    last = next(((x, y) for x, y in reversed(list(zip(*shapes, strict=True))) if (x, y) != (1, 1)), (1, 1))
-    return last[0] == 1 and last[1] != 1
 
 
 def _function(node: NodeContext, what: Callable[[Value], Value]) -> Sequence[Value]:

@@ -17,8 +17,11 @@ from sdk.compiler.passes.fuse_batch_normalisation import fuse_batch_normalisatio
 from sdk.compiler.passes.fuse_bias import fuse_bias
 from sdk.compiler.passes.fuse_gates import fuse_gates
 from sdk.compiler.passes.fuse_layer_norm import fuse_layer_norm
+from sdk.compiler.passes.fuse_packed_weights import fuse_packed_weights
 from sdk.compiler.passes.fuse_quantised import fuse_quantised
+from sdk.compiler.passes.fuse_quantised_elements import fuse_quantised_elements
 from sdk.compiler.passes.rewriting import Pass, Rewriting
+from sdk.compiler.passes.skip_clamp import skip_clamp
 from sdk.compiler.passes.skip_expand import skip_expand
 
 ALL: tuple[Pass, ...] = (
@@ -28,9 +31,12 @@ ALL: tuple[Pass, ...] = (
     fuse_attention,
     fuse_batch_normalisation,
     fuse_bias,
+    skip_clamp,
     fuse_addend,
     fuse_activation,
+    fuse_packed_weights,
     fuse_quantised,
+    fuse_quantised_elements,
     fold,
     remove_dead,
 )

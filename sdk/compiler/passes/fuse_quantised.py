@@ -6,13 +6,12 @@ with scales the command can express. Any other QuantizeLinear or DequantizeLinea
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from driver_shim.protocol.program_commands import Activation, CommandKind
 from driver_shim.protocol.types import QUANTISED, WireType
 from sdk.compiler.ir import Operation, Value, constant
+from sdk.compiler.passes.quantisation import before
 from sdk.compiler.passes.rewriting import Rewriting
 
 _BIAS_SCALE_TOLERANCE = 1e-5
@@ -20,15 +19,6 @@ _BIAS_SCALE_TOLERANCE = 1e-5
 _WINDOW_FIELDS = ("group", "strides", "dilations", "pads_begin", "pads_end")
 _PRODUCTS = (CommandKind.CONV, CommandKind.MATMUL)
 _PLAIN = (Activation.NONE, Activation.RELU)
-
-
-class _Quantised(NamedTuple):
-    """What a dequantised value was before: (integer − zero_point) · scale."""
-
-    integer: Value
-    scale: Value
-    zero_point: Value
-    axis: int
 
 
 def fuse_quantised(program: Rewriting) -> None:
@@ -54,7 +44,7 @@ def _operands(product: Operation, quantisation: Operation) -> list[Value] | None
     y_scale, y_zero = quantisation.inputs[1:3]
     if y_scale is None or y_zero is None:
         return None
-    data, weights = (_before(value) for value in product.inputs[:2])
+    data, weights = (before(value) for value in product.inputs[:2])
     if len(product.inputs) > 3:  # an addend, which quantised commands have not
         return None
     single = y_scale.type.elements == 1 and y_scale.dtype is WireType.FLOAT32 and y_zero.dtype in QUANTISED
@@ -76,16 +66,6 @@ def _operands(product: Operation, quantisation: Operation) -> list[Value] | None
     return None if whole is None else [*operands, whole]
 
 
-def _before(value: Value | None) -> _Quantised | None:
-    made = value.producer if value is not None else None
-    if made is None or made.kind is not CommandKind.DEQUANTIZE or made.attributes.block:
-        return None
-    integer, scale, zero = made.inputs[:3]
-    if integer is None or scale is None or zero is None or scale.dtype is not WireType.FLOAT32:
-        return None
-    return _Quantised(integer, scale, zero, made.attributes.axis)
-
-
 def _as_right_operand(product: Operation, integer: Value) -> Value | None:
     """A MATMUL's weights as QMATMUL takes them; None where the product does more than multiply."""
     fields = product.attributes
@@ -104,7 +84,7 @@ def _channel_axis(product: Operation, weights: Value) -> int:
 
 def _whole_bias(bias: Value, x_scale: Value, w_scale: Value, channels: int) -> Value | None:
     """The int32 bias behind a dequantised one, if its scale is x_scale · w_scale and its zero point 0."""
-    was = _before(bias)
+    was = before(bias)
     if was is None or was.integer.dtype is not WireType.INT32 or was.integer.shape != (channels,):
         return None
     x, w, b, zero = x_scale.constant, w_scale.constant, was.scale.constant, was.zero_point.constant

@@ -20,12 +20,14 @@ from driver_shim.protocol.program import (
     ProgramError,
     Storage,
     Tensor,
+    TensorType,
     build,
     make_attributes,
     seal,
 )
 from driver_shim.protocol.program_commands import ATTRIBUTES, OPERANDS, BinaryFunction, CommandKind
 from driver_shim.protocol.program_parsing import parse
+from driver_shim.protocol.types import WireType
 from emulator.engines.job import ProgramFault
 from emulator.model.operators import OPERATORS
 from emulator.model.verify import DeviceLimits, ProgramRejected, verify
@@ -241,6 +243,16 @@ def test_an_entry_point_reaches_only_what_is_bound_for_it() -> None:
     ):
         with pytest.raises(ProgramRejected, match=reason):
             verify(build(dataclasses.replace(two_entries(), entries=entries)))
+
+
+@pytest.mark.parametrize("storage", [Storage.INPUT, Storage.WORKSPACE, Storage.OUTPUT])
+def test_only_constants_are_of_4_bit_integers(storage: Storage) -> None:
+    program = add_twice()
+    at = next(i for i, tensor in enumerate(program.tensors) if tensor.storage is storage)
+    tensors = list(program.tensors)
+    tensors[at] = dataclasses.replace(tensors[at], type=TensorType(WireType.INT4, (4,)))
+    with pytest.raises(ProgramError, match=f"storage {storage.name.lower()}; only constants"):
+        parse(build(dataclasses.replace(program, tensors=tuple(tensors))))
 
 
 def test_tensors_may_be_empty() -> None:

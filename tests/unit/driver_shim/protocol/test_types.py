@@ -5,7 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from driver_shim.protocol.types import UnsupportedType, WireType, wire_type, wire_type_of
+from driver_shim.protocol.types import (
+    UnsupportedType,
+    WireType,
+    constant_type,
+    constant_type_of,
+    pack,
+    unpack,
+    wire_type,
+    wire_type_of,
+)
 
 TABLE = [
     # ONNX number, name, bytes, DLPack (code, bits)
@@ -19,6 +28,7 @@ TABLE = [
     (10, "float16", 2, (2, 16)),
     (16, "bfloat16", 2, (4, 16)),
 ]
+PACKED_TABLE = [(21, "uint4", (1, 4)), (22, "int4", (0, 4))]
 
 
 @pytest.mark.parametrize(("number", "name", "size", "dlpack"), TABLE)
@@ -32,7 +42,29 @@ def test_every_type_has_its_published_numbers(number: int, name: str, size: int,
 
 
 def test_the_table_is_complete() -> None:
-    assert [int(kind) for kind in WireType] == [row[0] for row in TABLE]
+    assert [int(kind) for kind in WireType] == [row[0] for row in TABLE] + [row[0] for row in PACKED_TABLE]
+
+
+@pytest.mark.parametrize(("number", "name", "dlpack"), PACKED_TABLE)
+def test_4_bit_integers_are_types_of_constants_alone(number: int, name: str, dlpack: tuple[int, int]) -> None:
+    kind = constant_type(number)
+    assert (kind.text, kind.dlpack) == (name, dlpack)
+    assert constant_type_of(kind.dtype) is kind
+    assert [kind.stored_bytes(elements) for elements in (0, 1, 2, 3)] == [0, 1, 1, 2]
+    with pytest.raises(UnsupportedType, match="only constants can have it"):
+        wire_type(number)
+    with pytest.raises(UnsupportedType, match="only constants can have it"):
+        wire_type_of(name)
+
+
+def test_4_bit_integers_are_stored_in_pairs_the_first_in_the_low_bits() -> None:
+    signed = np.array([[-8, 7, -1]], WireType.INT4.dtype)
+    assert pack(signed).tolist() == [0x78, 0x0F]
+    assert unpack(pack(signed), WireType.INT4, (1, 3)).astype(int).tolist() == [[-8, 7, -1]]
+    plain = np.array([1, 15], WireType.UINT4.dtype)
+    assert pack(plain).tolist() == [0xF1]
+    assert unpack(pack(plain), WireType.UINT4, (2,)).astype(int).tolist() == [1, 15]
+    assert unpack(pack(plain[:0]), WireType.UINT4, (0,)).size == 0
 
 
 def test_double_is_refused_with_a_hint() -> None:
