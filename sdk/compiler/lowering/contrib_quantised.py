@@ -241,8 +241,12 @@ def _qgemm(node: NodeContext) -> Sequence[Value]:
     sums = builder.emit(CommandKind.MATMUL_INTEGER, [a, b, a_zero, b_zero])
     if bias is not None:
         sums = binary(builder, BinaryFunction.ADD, sums, bias)
-    real = _scaled_sums(builder, sums, _multiplied(builder, a_scale, b_scale))
-    return [real if node.optional(7) is None else _quantize(builder, real, scaled(node, 7, a.dtype))]
+    scale = _multiplied(builder, a_scale, b_scale)
+    if node.optional(7) is None:
+        return [_scaled_sums(builder, sums, scale)]
+    y_scale, y_zero = scaled(node, 7, a.dtype)
+    real = _scaled_sums(builder, sums, _divided(builder, scale, y_scale))  # one product, as QMATMUL has it
+    return [_quantize(builder, real, [builder.constant(np.ones((), np.float32)), y_zero])]
 
 
 def _swapped(node: NodeContext, position: int, flag: str) -> Value:
