@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -16,11 +16,9 @@ import sdk
 from benchmarks.models import engine_threads
 from benchmarks.onnxruntime_peer import Arrays, Peer
 from sdk.cli.measurements import timed_rounds
-from sdk.compiler import compile_model
 from tests.models import zoo
 from tests.support.onnxruntime_peer import run as reference
 from tests.support.paths import DOCS
-from tests.support.programs import execute_compiled
 
 PAGE = DOCS / "models.md"
 BEGIN, END = "<!-- measured: python -m benchmarks.zoo --write -->\n", "<!-- end -->\n"
@@ -59,15 +57,16 @@ def measure(entry: zoo.Entry, peer: Peer, threads: int) -> Measured:
         path = Path(folder) / "model.onnx"
         onnx.save(model, path)
         with sdk.Device(OWN_KERNELS) as device:
-            difference = _difference(device.load(path)(inputs), reference(path, inputs))
+            difference = _difference(device.load(path, fallback=entry.fallback)(inputs), reference(path, inputs))
         ours, theirs = [], []
         with sdk.Device(ALL_KERNELS) as device:
-            loaded = device.load(path)
+            loaded = device.load(path, fallback=entry.fallback)
             loaded(inputs)
             for _ in range(BLOCKS):
                 ours.append(statistics.median(timed_rounds(lambda: loaded(inputs), ROUNDS)))
                 theirs.append(peer.seconds(path, inputs, threads, ROUNDS))
-    return Measured(difference, _providers(model, inputs), min(ours), min(theirs))
+            kernels = _carried_out(loaded, entry)
+    return Measured(difference, kernels, min(ours), min(theirs))
 
 
 def _difference(results: Arrays, expected: Arrays) -> float:
@@ -77,11 +76,11 @@ def _difference(results: Arrays, expected: Arrays) -> float:
     )
 
 
-def _providers(model: onnx.ModelProto, inputs: Arrays) -> Counter[str]:
-    """In this process: a device tells how many commands ran, not whose kernels they had."""
-    compiled = compile_model(model, {name: array.shape for name, array in inputs.items()})
-    _, runs = execute_compiled(compiled, [inputs[info.name] for info in compiled.inputs], "auto")
-    return Counter(run.kernel.partition(".")[0] for run in runs)
+def _carried_out(loaded: Any, entry: zoo.Entry) -> Counter[str]:
+    """Commands of the newest run by whose kernels they had; of a model in parts, its nodes by where they run."""
+    if entry.fallback == "cpu":
+        return Counter(f"nodes on the {placement.where.value}" for placement in loaded.report)
+    return Counter(run.kernel.partition(".")[0] for run in loaded.command_runs())
 
 
 def table() -> str:

@@ -84,6 +84,8 @@ class OpenFunction:
             self._release_everything()
             raise
         self.engines = max(1, self.controller.identity.engines or 1)
+        self.profile = bytes(self.controller.identity.profile).rstrip(b"\0").decode("utf-8", "replace")
+        """The chip, by name; empty where the device does not say."""
         self.programs = ResidentPrograms(self.controller.identity.max_programs or 1)
         self._model_queues = QueuePool(self.engines)
         self._finalizer = weakref.finalize(self, _let_go, opened, self._interrupts, os.getpid())

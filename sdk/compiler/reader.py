@@ -363,11 +363,17 @@ class _Scope:
 
     def _foreign_operator(self, proto: onnx.NodeProto, subject: Subject) -> tuple[int, dict[str, Any]]:
         """The same for an operator that is none of ONNX's own."""
-        schema = contrib.SCHEMAS.get(proto.op_type) if proto.domain == contrib.DOMAIN else None
+        schema = contrib.SCHEMAS.get(proto.op_type) if proto.domain == contrib.DOMAIN else self._preview(proto)
         if schema is None or _key(proto) not in self._reader.handled:
             self._note(f"operators of the domain {proto.domain!r} are not supported", subject, Reason.DOMAIN)
             return 0, {}
         return self._form(proto, schema, subject)
+
+    def _preview(self, proto: onnx.NodeProto) -> Any:
+        """The schema of an operator that ONNX has in another domain than its default one; None where it has none."""
+        version = self._reader.versions.get(proto.domain, 1)
+        known = onnx.defs.has(proto.op_type, version, proto.domain)
+        return onnx.defs.get_schema(proto.op_type, version, proto.domain) if known else None
 
     def _form(self, proto: onnx.NodeProto, schema: Any, subject: Subject) -> tuple[int, dict[str, Any]]:
         """The same, as the operator's schema has it."""

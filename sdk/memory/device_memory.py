@@ -41,9 +41,11 @@ class DeviceMemory:
 def out_of_memory(space: OutOfSpace, device: str) -> OutOfDeviceMemory:
     """The error that says why an allocation on `device` failed."""
     fragmented = space.free >= space.requested
+    lacking = space.requested - (space.largest if fragmented else space.free)
+    why = f"fragmentation: that piece lacks {lacking}" if fragmented else f"exhaustion: {lacking} are lacking"
     return OutOfDeviceMemory(
         f"{space.requested} bytes of device memory asked for; {space.free} are free, the largest piece has"
-        f" {space.largest} ({'fragmentation' if fragmented else 'exhaustion'})",
+        f" {space.largest} ({why})",
         device=device,
         subsystem="memory",
         remedy="free buffers or models that are no longer needed",

@@ -147,14 +147,14 @@ class Model(HereOnly):
         return None if compiled is None else compiled.plan
 
     def estimate(self, profile: str | None = None) -> Estimate | None:
-        """What a run takes on a chip, the generic one unless another is named, by the program that `plan` is of.
+        """What a run takes on a chip, this device's unless another is named, by the program that `plan` is of.
 
         Raises ValueError for a profile that there is not.
         """
         from sdk.compiler.estimate import estimate  # few programs ask
 
         compiled = self._latest()
-        return None if compiled is None else estimate(compiled, profile or DEFAULT_PROFILE)
+        return None if compiled is None else estimate(compiled, profile or self._owner.profile or DEFAULT_PROFILE)
 
     def __call__(
         self, *arrays: Any, timeout: float | None = None, out: Mapping[str, Span] | None = None, **named: Any
@@ -368,9 +368,10 @@ class Model(HereOnly):
                 return program
 
     def _note_by_value(self, error: NeedsValues) -> None:
+        level = logging.INFO if self._by_value else logging.WARNING  # one warning for a model is enough
         self._by_value |= frozenset(error.inputs)
-        named = ", ".join(map(repr, error.inputs))
-        _log.warning("shapes depend on the values of %s: a program is compiled for each of them", named)
+        named = ", ".join(map(repr, sorted(self._by_value)))
+        _log.log(level, "shapes depend on the values of %s: a program is compiled for each of them", named)
 
     def _compile(self, call: Call, expected: bool) -> ModelProgram:
         began = time.monotonic()
@@ -380,7 +381,7 @@ class Model(HereOnly):
         shapes = {name: value.shape for name, value in named if name not in fixed}
         compiled = self._compiled_ahead(shapes, fixed)
         if compiled is None:
-            compiled = compile_model(self._graph, shapes, fixed)
+            compiled = compile_model(self._graph, shapes, fixed, target=self._owner.profile)
         constants = parts.weights.place(compiled.constants)
         program = ModelProgram(compiled, constants, parts.reset_count, tuple(parts.weights.buffers))
         self._last = program.compiled
@@ -406,7 +407,7 @@ class Model(HereOnly):
         """The program that `plan` speaks of."""
         fixed = all(isinstance(extent, int) for info in self.inputs for extent in info.shape)
         if self._last is None and self._ahead is None and fixed and not self._by_value:
-            self._ahead = compile_model(self._graph)
+            self._ahead = compile_model(self._graph, target=self._owner.profile)
         return self._last or self._ahead
 
 

@@ -22,6 +22,10 @@ class ModelOwner(Protocol):
         """How a user names the device."""
 
     @property
+    def profile(self) -> str:
+        """The chip, by name; empty where the device does not say."""
+
+    @property
     def timeout(self) -> float:
         """Seconds that bound every wait without a limit of its own."""
 

@@ -49,7 +49,8 @@ class RunEvent(Event[Outputs]):
         super().__init__(queue, "model run", (), convert)
         self._answered = answered
         self.output_bytes = program.layout.output_bytes
-        self._in_flight: _InFlight | None = _InFlight(owner, program, staging)
+        self._in_flight = [_InFlight(owner, program, staging)]
+        """Empty once nothing is. Whoever pops it says so: `list.pop` is atomic."""
         self._held: tuple[Buffer, ...] = ()
         self._before: NpuError | None = None
         """How a command before the last one failed."""
@@ -93,10 +94,12 @@ class RunEvent(Event[Outputs]):
 
     def _leave(self) -> None:
         """Nothing of it is in flight any more."""
-        in_flight, self._in_flight = self._in_flight, None
-        if in_flight is not None:
-            self._held = ()
-            in_flight.owner.ended(self, in_flight.program, in_flight.staging, self._failure is not None)
+        try:
+            in_flight = self._in_flight.pop()
+        except IndexError:
+            return
+        self._held = ()
+        in_flight.owner.ended(self, in_flight.program, in_flight.staging, self._failure is not None)
 
     def _keeps(self, thing: object) -> bool:
         return any(held is thing for held in self._held)
@@ -106,7 +109,7 @@ class RunEvent(Event[Outputs]):
             buffer._base_address()
 
     def _error(self, what: str, status: int, result: int) -> NpuError:
-        nodes = self._in_flight.program.compiled.nodes if self._in_flight is not None else ()
+        nodes = self._in_flight[0].program.compiled.nodes if self._in_flight else ()
         if status not in DATA_FAULTS or not result < len(nodes):
             return self._queue.command_error(f"model run ({what})", status)
         node = nodes[result]

@@ -36,14 +36,17 @@ class Weights:
 
         Raises OutOfDeviceMemory, HostMemoryLimit, CommandFailed, Timeout, DeviceLost, Closed.
         """
-        missing = {constant.key: constant for constant in constants if constant.key not in self._places}
+        places, buffers = self._places, self.buffers  # which a reset replaces, whenever it comes
+        missing = {constant.key: constant for constant in constants if constant.key not in places}
         if missing:
             queue = self._owner.take_queue()
             try:
-                self._add(list(missing.values()), queue)
+                buffer, spans = self._send(list(missing.values()), queue)
             finally:
                 self._owner.give_queue(queue)
-        spans = [self._places[constant.key] for constant in constants]
+            places.update(zip(missing, spans, strict=True))
+            buffers.append(buffer)
+        spans = [places[constant.key] for constant in constants]
         return [(span.address, span.nbytes) for span in spans]
 
     def clear(self) -> None:
@@ -51,18 +54,18 @@ class Weights:
         self._places = {}
         self.buffers = []
 
-    def _add(self, constants: Sequence[Constant], queue: Queue) -> None:
+    def _send(self, constants: Sequence[Constant], queue: Queue) -> tuple[DeviceBuffer, list[Span]]:
+        """Constants in a new buffer, each on a cache line of its own; returns it and their places."""
         offsets, end = [], 0
         for constant in constants:
             offsets.append(end)
             end += align_up(constant.type.size_bytes)
         buffer = self._owner.device_buffer(end, "uint8")
+        spans = [buffer[at : at + each.type.size_bytes] for at, each in zip(offsets, constants, strict=True)]
         with Upload(self._owner, queue, min(max(end, 1), STAGING_BYTES)) as upload:
-            for constant, offset in zip(constants, offsets, strict=True):
-                upload.send(constant.array, buffer[offset : offset + constant.type.size_bytes])
-        for constant, offset in zip(constants, offsets, strict=True):
-            self._places[constant.key] = buffer[offset : offset + constant.type.size_bytes]
-        self.buffers.append(buffer)
+            for constant, span in zip(constants, spans, strict=True):
+                upload.send(constant.array, span)
+        return buffer, spans
 
 
 class Upload:

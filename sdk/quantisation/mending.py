@@ -13,6 +13,23 @@ BIASED = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}
 """Operator → the position of its bias."""
 
 
+NEED_NOT_BE_INPUTS = 4
+"""IR version from which initialisers may be left out of the inputs."""
+
+
+def constants_are_no_inputs(model: onnx.ModelProto) -> None:
+    """Take initialisers off the inputs: what is quantised cannot be given anew, and onnxruntime warns of each.
+
+    Such models are also converted wrongly when only some of them are inputs, and the IR version wants all.
+    """
+    constants = {tensor.name for tensor in model.graph.initializer}
+    kept = [value for value in model.graph.input if value.name not in constants]
+    copies = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in kept]
+    del model.graph.input[:]
+    model.graph.input.extend(copies)
+    model.ir_version = max(model.ir_version, NEED_NOT_BE_INPUTS)
+
+
 def separate_biases(model: onnx.ModelProto) -> None:
     """Make each bias of one dimension, and its node's alone.
 

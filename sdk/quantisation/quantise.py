@@ -16,7 +16,7 @@ from onnx import version_converter
 
 from driver_shim.errors import NpuError, UnsupportedModel
 from sdk.compiler.loading import ModelSource, open_source
-from sdk.quantisation.mending import separate_biases, sort_nodes
+from sdk.quantisation.mending import constants_are_no_inputs, separate_biases, sort_nodes
 from sdk.quantisation.samples import Sample, SampleReader
 
 Progress: TypeAlias = Callable[[str, int], object]
@@ -41,8 +41,6 @@ OPERATORS = (
 adds -1e38 to mask something leaves nothing of what it is added to."""
 PER_CHANNEL_OPSET = 13
 """From there on DequantizeLinear knows scales per channel."""
-CONSTANTS_ARE_NO_INPUTS = 4
-"""IR version from which initialisers need not be inputs; onnx's converter believes what a model says of itself."""
 QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"}
 
 
@@ -103,7 +101,10 @@ def prepare(model: ModelSource) -> onnx.ModelProto:
 
     with tempfile.TemporaryDirectory() as folder, _quiet():
         given, prepared = Path(folder) / "given.onnx", Path(folder) / "prepared.onnx"
-        onnx.save(_of_a_newer_opset(whole(model)), given)
+        plain = onnx.ModelProto()
+        plain.CopyFrom(whole(model))
+        constants_are_no_inputs(plain)
+        onnx.save(_of_a_newer_opset(plain), given)
         quant_pre_process(given, prepared, skip_symbolic_shape=True)
         made = onnx.load(prepared)
     separate_biases(made)
@@ -115,11 +116,8 @@ def _of_a_newer_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
     if opset >= PER_CHANNEL_OPSET:
         return model
-    newer = onnx.ModelProto()
-    newer.CopyFrom(model)
-    newer.ir_version = max(model.ir_version, CONSTANTS_ARE_NO_INPUTS)
     try:
-        return version_converter.convert_version(newer, PER_CHANNEL_OPSET)
+        return version_converter.convert_version(model, PER_CHANNEL_OPSET)
     except (version_converter.ConvertError, RuntimeError, ValueError) as error:
         raise UnsupportedModel(
             f"the model is of opset {opset}, and cannot be brought to {PER_CHANNEL_OPSET} to be quantised: {error}",

@@ -12,12 +12,16 @@ _WHOLE_POWER = "powers of integers wrap, real ones go by way of float32"
 _OF_NOTHING = "the mean of nothing is NaN; means of integers are rounded towards zero"
 _WHOLE_ROOT = "of integers it is rounded towards zero once, at the end"
 _TWICE = "of several updates of one element the last one stays"
+_DILATED = "with auto_pad SAME, a dilated window has padding for all it covers"
 
 BY_OPERATOR: dict[str, str] = {
     "Cast": _CAST,
     "CastLike": _CAST,
     "ArgMax": _EXTREME,
     "ArgMin": _EXTREME,
+    "Hardmax": _EXTREME,
+    "ReduceMax": _EXTREME,
+    "ReduceMin": _EXTREME,
     "TopK": "NaN is above every number, and unsorted results are sorted",
     "Pow": _WHOLE_POWER,
     "ReduceMean": _OF_NOTHING,
@@ -27,6 +31,11 @@ BY_OPERATOR: dict[str, str] = {
     "Scatter": _TWICE,
     "ScatterElements": _TWICE,
     "ScatterND": _TWICE,
+    "Softmax": "between two products, where a mask lets nothing through, it gives 0",
+    "AveragePool": _DILATED,
+    "LpPool": _DILATED,
+    "MaxPool": f"NaN is the largest; {_DILATED}",
+    "Resize": "with align_corners, a scale that gives no whole length is taken as it is",
     "BitCast": "as bool, a byte is whether it is not 0",
 }
 """What the device does."""

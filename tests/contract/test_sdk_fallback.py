@@ -19,8 +19,9 @@ from sdk.compiler.placement import Where
 from sdk.model.mixed import MixedModel
 from sdk.model.model import Model
 from tests.support.models import model, node, read_without
+from tests.support.needs import module_of_extra
 
-pytest.importorskip("onnxruntime", reason="regions on the host need the extra [models]")
+module_of_extra("onnxruntime", "models")
 F32 = np.float32
 
 

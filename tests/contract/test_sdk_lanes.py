@@ -17,6 +17,7 @@ import pytest
 import sdk
 from sdk.model.model import Model
 from sdk.model.runs import RunEvent
+from sdk.model.weights import Weights
 from tests.support.models import model, node
 from tests.support.rigs import in_process_rig, process_rig
 from tests.support.waiting import PATIENCE_S
@@ -265,6 +266,23 @@ def test_an_awaited_error_of_what_was_closed_or_reset_is_not_logged_as_well(
     del results
     gc.collect()
     assert "nobody waited" not in caplog.text
+
+
+def test_a_reset_while_weights_are_sent_closes_the_model(emulated: sdk.Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = model([node("Add", ["x", "c"], ["y"])], {"x": (F32, (4,))}, {"y": F32}, {"c": np.arange(4, dtype=F32)})
+    loaded = emulated.load(net)
+    send = Weights._send
+
+    def resetting(self: Weights, *arguments: Any) -> Any:
+        sent = send(self, *arguments)
+        emulated.reset()
+        return sent
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Weights, "_send", resetting)
+        with pytest.raises(sdk.Closed):
+            loaded(np.zeros(4, F32))
+    assert emulated.load(net)(np.zeros(4, F32))["y"].tolist() == [0, 1, 2, 3]
 
 
 def test_large_arrays_are_copied_in_other_threads_than_the_loops(

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 
 import sdk
 from sdk.compiler.compiled import ANY_SHAPE
+from sdk.memory.buffers import DEVICE_ALIGNMENT
 from tests.support.models import model, node
 
 F32 = np.float32
@@ -120,7 +121,7 @@ def test_a_program_compiled_ahead_is_loaded_as_it_is(device: sdk.Device, monkeyp
     net = device.load(program, shapes={"x": [X.shape]})
     assert net.plan == program.plan
 
-    def refuse(*_: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("it was compiled again")
 
     monkeypatch.setattr("sdk.model.model.compile_model", refuse)
@@ -132,3 +133,35 @@ def test_an_undeclared_output_type_is_inferred(device: sdk.Device) -> None:
     net.graph.output[0].CopyFrom(onnx.ValueInfoProto(name="y"))
     assert str(device.load(net).outputs[0]) == "y: float32[n, 3]"
     assert helper.tensor_dtype_to_np_dtype(TensorProto.FLOAT) == device.load(net)(X)["y"].dtype
+
+
+def layers() -> onnx.ModelProto:
+    nodes = [
+        node("MatMul", ["x", "w"], ["a"]),
+        node("Exp", ["a"], ["b"]),
+        node("Sqrt", ["b"], ["c"]),
+        node("Mul", ["b", "c"], ["d"]),
+        node("Add", ["d", "x"], ["y"]),
+    ]
+    return model(nodes, {"x": (F32, (40, 64))}, {"y": F32}, {"w": np.ones((64, 64), F32)})
+
+
+def test_the_estimate_is_what_an_idle_engine_takes_to_the_tick(device: sdk.Device) -> None:
+    net = device.load(layers())
+    estimate = net.estimate()
+    x, y = device.buffer((40, 64), "float32"), device.buffer((40, 64), "float32")
+    run = net.submit(x, out={"y": y}).wait()  # on device memory, so that no copies are part of it
+    assert estimate is not None and run.start_tick is not None and run.end_tick is not None
+    assert run.end_tick - run.start_tick == estimate.latency_ticks
+
+
+def test_the_plans_peak_is_what_the_allocator_hands_out() -> None:
+    with sdk.Device("emulator") as own:
+        memory = own._function.device_memory
+        net = own.load(layers())
+        plan = net.plan
+        before = memory.free_bytes
+        assert plan is not None
+        net(np.ones((40, 64), F32))
+        taken = before - memory.free_bytes
+        assert 0 <= taken - plan.peak_bytes < 2 * DEVICE_ALIGNMENT  # weights, and one lane's memory

@@ -480,9 +480,9 @@ def test_run_async_holds_no_loop_up_while_a_program_is_compiled_or_the_queue_is_
     waited: list[int] = []
     wait_there = Completions.wait_until
 
-    def compiling(*arguments: Any) -> Any:
+    def compiling(*arguments: Any, **options: Any) -> Any:
         waited.append(threading.get_ident())
-        return compile_model(*arguments)
+        return compile_model(*arguments, **options)
 
     def waiting(self: Completions, condition: Any, timeout: float | None, what: str, **how: bool) -> None:
         waited.append(threading.get_ident())

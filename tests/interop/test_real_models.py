@@ -28,7 +28,7 @@ def device() -> Iterator[sdk.Device]:
 def on_device(device: sdk.Device, entry: zoo.Entry) -> dict[str, NDArray[np.float32]]:
     """The model's answer; leaves the test out when its package's files are missing."""
     require_all_there(entry.missing())
-    answer: dict[str, NDArray[np.float32]] = device.load(entry.model())(dict(entry.inputs()))
+    answer: dict[str, NDArray[np.float32]] = device.load(entry.model(), fallback=entry.fallback)(dict(entry.inputs()))
     assert device.info.pid is not None
     processes, holding = barred.holders(device.info.pid)
     assert processes and not holding, "onnxruntime takes part in the device's answer"
@@ -97,3 +97,11 @@ def test_silero_tells_a_voice_from_silence(device: sdk.Device) -> None:
     quiet = {**entry.inputs(), "input": zoo.hiss(*entry.inputs()["input"].shape)}
     silent = device.load(entry.model())(quiet)["speech_probs"]
     assert speaking.max() > 0.5 > silent.max()
+
+
+def test_swift_hears_the_pitch_of_a_note(device: sdk.Device) -> None:
+    entry = next(entry for entry in zoo.ZOO if entry.package == "swift-f0")
+    answer = on_device(device, entry)
+    sure = answer["confidence"] > 0.9
+    assert sure.mean() > 0.9
+    assert abs(np.median(answer["pitch"][sure]) / zoo.A_HERTZ - 1) < 0.01

@@ -175,16 +175,14 @@ def _convolution(request: KernelRequest, op: str, **more: Any) -> _Graph | None:
 
 
 def _pool(request: KernelRequest) -> _Graph | None:
+    """Averages; of maxima numpy's kernel is as quick, and does not pass over NaN."""
     attributes, graph, rank = request.attributes, _Graph(), _spatial_rank(request)
+    if attributes.function != PoolFunction.AVERAGE or not _is_float32(request):
+        return None
+    if attributes.ceil_mode:  # its averages count beyond the end
+        return None
     window: dict[str, Any] = {"kernel_shape": list(attributes.kernel[:rank]), **_window(attributes, rank)}
-    if len(request.outputs) > 1 or attributes.ceil_mode:  # its averages count beyond the end otherwise
-        return None
-    if attributes.function == PoolFunction.MAX and _is_float32(request):  # of integers numpy's are quicker
-        graph.add("MaxPool", ["i0"], **window)
-    elif attributes.function == PoolFunction.AVERAGE and _is_float32(request):
-        graph.add("AveragePool", ["i0"], count_include_pad=attributes.count_include_pad, **window)
-    else:
-        return None
+    graph.add("AveragePool", ["i0"], count_include_pad=attributes.count_include_pad, **window)
     return graph
 
 
@@ -524,7 +522,7 @@ def _transpose(request: KernelRequest) -> _Graph | None:
     return graph
 
 
-_REDUCE = {ReduceFunction.MEAN: "ReduceMean", ReduceFunction.MAX: "ReduceMax", ReduceFunction.SUM: "ReduceSum"}
+_REDUCE = {ReduceFunction.MEAN: "ReduceMean", ReduceFunction.SUM: "ReduceSum"}  # its extremes pass over NaN
 
 
 def _reduce(request: KernelRequest) -> _Graph | None:

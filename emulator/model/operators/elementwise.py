@@ -113,6 +113,7 @@ _BINARY: dict[BinaryFunction, Callable[[Array, Array], Array]] = {
     BinaryFunction.AND: np.logical_and,
     BinaryFunction.OR: np.logical_or,
     BinaryFunction.XOR: np.logical_xor,
+    BinaryFunction.PRELU: lambda a, b: np.where(a < 0, a * b, a),
     BinaryFunction.MOD: lambda a, b: np.mod(a, b if is_float(b) else _divisor(b)),
     BinaryFunction.FMOD: lambda a, b: np.fmod(a, b if is_float(b) else _divisor(b)),
     BinaryFunction.SHIFT_LEFT: np.left_shift,
@@ -193,9 +194,7 @@ def _integer_power(a: Array, b: Array) -> Array:
 
 
 def _integer_quotient(a: Array, b: Array) -> Array:
-    wide_a, wide_b = a.astype(np.int64), _divisor(b).astype(np.int64)
-    magnitude = np.abs(wide_a) // np.abs(wide_b)
-    return np.where((wide_a < 0) == (wide_b < 0), magnitude, -magnitude)
+    return (a - np.fmod(a, _divisor(b))) // b
 
 
 class Where(Operator):

@@ -9,6 +9,7 @@ from typing import Any
 from driver_shim.protocol.program_commands import CommandKind, UnaryFunction
 from driver_shim.protocol.types import WireType
 from sdk.compiler.context import Lowering, NodeContext
+from sdk.compiler.graph import Graph
 from sdk.compiler.ir import Builder, Refused, Value
 from sdk.compiler.lowering.elementwise import cast, unary
 from sdk.compiler.lowering.movement import cut
@@ -82,6 +83,54 @@ def _rotary_embedding(node: NodeContext) -> Sequence[Value]:
     return [rotated(node.builder, x, caches, node.optional(3), heads=heads, interleaved=interleaved)]
 
 
+def _flex_attention(node: NodeContext) -> Sequence[Value]:
+    """FlexAttention: graphs of the node's own change scores and probabilities; without any it is ATTENTION."""
+    builder, query, key, value = node.builder, node.value(0), node.value(1), node.value(2)
+    changes = [node.attribute(name) for name in ("score_mod", "prob_mod")]
+    if any(len(operand.shape) != 4 for operand in (query, key, value)):
+        raise Refused(f"query {query.type}, key {key.type} and value {value.type}; all have rank 4")
+    fields = attention_fields(query.shape[3], scale=node.attribute("scale"))
+    if changes == [None, None]:
+        return [builder.emit(CommandKind.ATTENTION, [query, key, value], **fields)]
+    precise = node.wire_type(node.attribute("softmax_precision", WireType.FLOAT32))
+    heads = query.shape[1]
+    key, value = (_repeated(builder, operand, heads) for operand in (key, value))
+    products = builder.emit(
+        CommandKind.MATMUL,
+        [cast(builder, operand, precise) for operand in (query, key)],
+        transpose_b=1,
+        alpha=fields["scale"],
+        beta=0.0,
+    )
+    scores = _changed(node, changes[0], products)
+    probabilities = builder.emit(CommandKind.SOFTMAX, [scores], axis=3, logarithm=0)
+    weights = cast(builder, _changed(node, changes[1], probabilities), value.dtype)
+    return [builder.emit(CommandKind.MATMUL, [weights, value], alpha=1.0, beta=0.0)]
+
+
+def _changed(node: NodeContext, graph: Graph | None, x: Value) -> Value:
+    """What a graph of one input and one output makes of a value."""
+    if graph is None:
+        return x
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        raise Refused("a graph of its own has other than one input and one output")
+    (result,) = node.run_graph(graph, [x])
+    if result.type != x.type:
+        raise Refused(f"a graph of its own makes {result.type} of {x.type}")
+    return result
+
+
+def _repeated(builder: Builder, x: Value, heads: int) -> Value:
+    """[batch, heads of keys, length, size] with every head as often as query heads use it."""
+    batch, own, length, size = x.shape
+    if own < 1 or heads % own:
+        raise Refused(f"{heads} heads of queries for {own} of keys")
+    apart = builder.reshape(x, (batch, own, 1, length, size))
+    return builder.reshape(
+        builder.expand(apart, (batch, own, heads // own, length, size)), (batch, heads, length, size)
+    )
+
+
 _RULES = {"linear": (False, False), "gated": (True, False), "delta": (False, True), "gated_delta": (True, True)}
 """Of LinearAttention: whether there is a decay, and a rate."""
 
@@ -143,4 +192,5 @@ LOWERINGS: dict[str, Lowering] = {
     "RotaryEmbedding": _rotary_embedding,
     "LinearAttention": _linear_attention,
     "CausalConvWithState": _causal_conv,
+    "ai.onnx.preview.FlexAttention": _flex_attention,
 }

@@ -22,6 +22,8 @@ _FAILING = frozenset(
         CommandKind.GATHER_ND,
         CommandKind.SCATTER_ELEMENTS,
         CommandKind.SCATTER_ND,
+        CommandKind.RECURRENT,
+        CommandKind.ROTARY,
     }
 )
 """Commands that fail for what their operands hold, whatever their element type."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from driver_shim.protocol.program_commands import BinaryFunction, CommandKind, UnaryFunction
-from driver_shim.protocol.types import WireType
+from driver_shim.protocol.types import INT64_STORAGE_MAX, INT64_STORAGE_MIN, WireType
 from sdk.compiler.context import Lowering, NodeContext
 from sdk.compiler.ir import Array, Builder, Refused, Value
 
@@ -173,10 +175,17 @@ def _clip(node: NodeContext) -> Sequence[Value]:
         if low.constant is not None and high.constant is not None:
             return [unary(builder, UnaryFunction.CLIP, x, _number(low.constant), _number(high.constant))]
     if low is not None:
-        x = binary(node.builder, BinaryFunction.MAX, x, low)
+        x = binary(builder, BinaryFunction.MAX, x, _storable(builder, low))
     if high is not None:
-        x = binary(node.builder, BinaryFunction.MIN, x, high)
+        x = binary(builder, BinaryFunction.MIN, x, _storable(builder, high))
     return [x]
+
+
+def _storable(builder: Builder, limit: Value) -> Value:
+    """A constant limit within what int64 elements may hold: what they limit is within that, too."""
+    if limit.constant is None or limit.dtype is not WireType.INT64:
+        return limit
+    return builder.constant(np.clip(limit.constant, INT64_STORAGE_MIN, INT64_STORAGE_MAX))
 
 
 def _number(limit: Array) -> float:

@@ -19,6 +19,7 @@ from emulator.engines.kernels.numpy import (
     recurrent,
     resizing,
     scales,
+    selection,
 )
 from emulator.engines.kernels.provider import Kernel, KernelRequest
 
@@ -31,6 +32,7 @@ _RUN = {
     CommandKind.CAST: elementwise.cast,
     CommandKind.ATTENTION: attention.attention,
     CommandKind.LAYER_NORM: normalise.layer_norm,
+    CommandKind.GATHER_ELEMENTS: selection.gather_elements,
 }
 """Kernels that have nothing to prepare."""
 _PREPARE: dict[CommandKind, Callable[[KernelRequest], Kernel | None]] = {
@@ -44,6 +46,7 @@ _PREPARE: dict[CommandKind, Callable[[KernelRequest], Kernel | None]] = {
     CommandKind.CONV_INTEGER: quantised.prepare_conv_integer,
     CommandKind.QBINARY: quantised.prepare_binary,
     CommandKind.RECURRENT: recurrent.prepare,
+    CommandKind.TOP_K: selection.prepare_top_k,
 }
 KINDS = _RUN.keys() | _PREPARE.keys()
 """Kinds of command that have a kernel here."""

@@ -213,6 +213,17 @@ def test_models_of_older_opsets_are_brought_to_one_that_has_scales_per_channel()
     onnx.checker.check_model(quantised, full_check=True)
 
 
+def test_initialisers_that_are_inputs_are_constants_and_nothing_is_printed_of_them(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    model = net()
+    for tensor in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(tensor.name, TensorProto.FLOAT, tensor.dims))
+    quantised = sdk.quantize(model, SAMPLES)
+    assert [value.name for value in quantised.graph.input] == ["x"]
+    assert capfd.readouterr() == ("", "")
+
+
 def test_only_the_operators_named_are_quantised() -> None:
     nodes = [
         helper.make_node("Add", ["x", "x"], ["s"], name="sum"),

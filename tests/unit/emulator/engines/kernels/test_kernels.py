@@ -42,7 +42,7 @@ from emulator.engines.kernels import onnxruntime
 from emulator.engines.kernels.choice import prepare
 from emulator.engines.kernels.numpy import columns, quantised, resizing
 from emulator.engines.kernels.provider import KernelRequest
-from emulator.model.operators import OPERATORS, SemanticError
+from emulator.model.operators import OPERATORS, KernelFault, SemanticError
 from emulator.model.operators.shapes import reduced_shape, window_extent
 from tests.support.needs import module_of_extra
 
@@ -385,7 +385,7 @@ def test_quantize_and_dequantize_to_the_bit(shape: tuple[int, ...], stored: str,
     fast, golden = both(kind, attributes(kind, axis=axis), [x, scale, zero], shape, np.dtype(stored))
     assert np.array_equal(fast, golden)
     kind = CommandKind.DEQUANTIZE
-    forms: list[list[Array | None]] = [[golden, scale, zero], [golden, scale]]
+    forms: tuple[list[Array | None], ...] = ([golden, scale, zero], [golden, scale])
     for operands in forms:
         real, wanted = both(kind, attributes(kind, axis=axis), operands, shape, np.float32)
         assert np.array_equal(real, wanted)
@@ -727,6 +727,19 @@ def test_reduce(function: ReduceFunction, axes: int, keep: int) -> None:
     assert close(fast, golden, x.size // max(1, math.prod(shape)))
 
 
+@pytest.mark.parametrize("axes", [0b01, 0b10, 0b11])
+@pytest.mark.parametrize("function", list(ReduceFunction))
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("shape", [(1, 3), (2, 9), (33, 4)])
+def test_reduce_of_special_values(shape: tuple[int, int], value: float, function: ReduceFunction, axes: int) -> None:
+    x = np.ones(shape, np.float32)
+    x[shape[0] // 2, 1] = value
+    given_ = attributes(CommandKind.REDUCE, function=function, axes=axes)
+    size = tuple(extent for axis, extent in enumerate(shape) if not axes >> axis & 1)
+    fast, golden = both(CommandKind.REDUCE, given_, [x], size, x.dtype)
+    assert close(fast, golden, x.size)
+
+
 @pytest.mark.parametrize("type_name", ["float32", "float16", "int8"])
 @pytest.mark.parametrize("function", list(PoolFunction))
 @pytest.mark.parametrize("count", [0, 1])
@@ -739,6 +752,8 @@ def test_pool(
     if function is not PoolFunction.MAX:
         dtype = FLOATS.get(type_name, FLOATS["bfloat16"])
     x = numbers(np.random.default_rng(1), (2, 3, 9, 8), dtype)
+    if dtype.kind == "f":
+        x[0, 1, 4:6, 3] = np.nan
     given_ = attributes(
         CommandKind.POOL,
         function=function,
@@ -957,6 +972,43 @@ def test_grid_sample(mode: ResizeMode, padding: GridPadding, align: int, spatial
     assert close(fast, golden, 16)
 
 
+@pytest.mark.parametrize("type_name", ["float32", "float16", "bfloat16", "int8", "int64"])
+@pytest.mark.parametrize("largest", [0, 1])
+@pytest.mark.parametrize(("shape", "axis"), [((5000,), 0), ((3, 4000), 1), ((2500, 2), 0), ((2, 30), 1)])
+def test_top_k(shape: tuple[int, ...], axis: int, largest: int, type_name: str) -> None:
+    dtype = FLOATS.get(type_name) or np.dtype(type_name)
+    random = np.random.default_rng(1)
+    x = random.integers(-100, 100, shape).astype(dtype)  # of which many are equal
+    for extra in ([], [math.inf, -math.inf], [math.nan]) if dtype.kind not in "iu" else ([],):
+        given_data = x.copy()
+        given_data.reshape(-1)[: len(extra)] = extra
+        for k in (1, 7, 30):
+            given_ = attributes(CommandKind.TOP_K, axis=axis, k=k, largest=largest)
+            for fast, golden in both_of_all(CommandKind.TOP_K, given_, [given_data], 2):
+                assert np.array_equal(fast.astype(np.float64), golden.astype(np.float64), equal_nan=True)
+
+
+@pytest.mark.parametrize("type_name", ["float32", "float16", "bfloat16", "int8", "bool"])
+@pytest.mark.parametrize(
+    ("data", "wanted", "axis"),
+    [((5,), (9,), 0), ((4, 5, 6), (4, 2, 6), 1), ((4, 5, 6), (3, 5, 4), 1), ((4, 5), (4, 7), 1), ((3, 0), (3, 0), 0)],
+)
+@pytest.mark.parametrize("index", [np.int32, np.int64])
+def test_gather_elements(data: tuple[int, ...], wanted: tuple[int, ...], axis: int, type_name: str, index: Any) -> None:
+    random = np.random.default_rng(1)
+    x = numbers(random, data, FLOATS.get(type_name) or np.dtype(type_name))
+    indices = random.integers(-data[axis], data[axis], wanted).astype(index)
+    given_ = attributes(CommandKind.GATHER_ELEMENTS, axis=axis)
+    fast, golden = both(CommandKind.GATHER_ELEMENTS, given_, [x, indices], wanted, x.dtype)
+    assert np.array_equal(fast, golden)
+
+
+def test_gather_elements_beyond_the_data_is_a_fault_of_every_kernel() -> None:
+    with pytest.raises(KernelFault):
+        x, indices = np.ones(3, np.float32), np.array([3])
+        both(CommandKind.GATHER_ELEMENTS, attributes(CommandKind.GATHER_ELEMENTS), [x, indices], (1,), x.dtype)
+
+
 def test_every_fast_kernel_has_a_comparison_here() -> None:
     compared: dict[CommandKind, Callable[..., Any]] = {
         CommandKind.MATMUL: test_matmul,
@@ -984,5 +1036,7 @@ def test_every_fast_kernel_has_a_comparison_here() -> None:
         CommandKind.RECURRENT: test_recurrent,
         CommandKind.ATTENTION: test_attention,
         CommandKind.GRID_SAMPLE: test_grid_sample,
+        CommandKind.TOP_K: test_top_k,
+        CommandKind.GATHER_ELEMENTS: test_gather_elements,
     }
     assert compared.keys() == numpy_kernels.KINDS | onnxruntime.KINDS
