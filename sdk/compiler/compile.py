@@ -18,7 +18,6 @@ from sdk.compiler.inlining import inlined
 from sdk.compiler.ir import Builder, DataDependent, NoSuchType, Refused, Value, check_tensor
 from sdk.compiler.loading import ModelSource, open_source
 from sdk.compiler.lowering import LOWERINGS
-from sdk.compiler.modernise import modernised
 from sdk.compiler.passes import optimised
 from sdk.compiler.plan import NamedValue, encode
 from sdk.compiler.problems import Problem, Reason, unsupported
@@ -42,7 +41,7 @@ def read_model(source: ModelSource | Graph) -> Graph:
     """
     if isinstance(source, Graph):
         return source
-    return read_graph(inlined(modernised(open_source(source)), HANDLED), HANDLED)
+    return read_graph(inlined(open_source(source), HANDLED), HANDLED)
 
 
 def model_signature(source: ModelSource | Graph) -> Signature:

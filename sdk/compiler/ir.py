@@ -22,9 +22,9 @@ from emulator.model.operators import OPERATORS, KernelFault, SemanticError
 Array = NDArray[Any]
 
 FOLD_BYTES = 1 << 20
-FOLD_GROWTH = 2
-"""A constant result is folded when it is small or little larger than what it is made of; an Expand of a scalar to a
-gigabyte is left to the device."""
+FOLD_GROWTH = 4
+"""A constant result is folded when it is small or little larger than what it is made of, as float32 weights that the
+model keeps in int8; an Expand of a scalar to a gigabyte is left to the device."""
 
 
 _LOOKED_AT_FIRST = frozenset({CommandKind.DEQUANTIZE})

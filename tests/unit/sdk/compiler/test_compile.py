@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 
 from driver_shim.errors import UnsupportedModel
@@ -148,6 +149,21 @@ def test_a_product_that_is_also_an_output_is_not_fused_away() -> None:
     )
     result = run(compile_model(net), {"x": ones(1, 2)})
     assert (result["p"].item(), result["y"].item()) == (-2, 0)
+
+
+def test_large_weights_that_a_model_keeps_in_int8_are_turned_to_float_once() -> None:
+    codes = np.arange(1200 * 1024, dtype=np.int64).astype(np.int8).reshape(1200, 1024)
+    net = model(
+        [
+            node("Cast", ["codes"], ["whole"], to=TensorProto.FLOAT),
+            node("Mul", ["whole", "scale"], ["w"]),
+            node("MatMul", ["x", "w"], ["y"]),
+        ],
+        {"x": (np.float32, (1, 1200))},
+        {"y": np.float32},
+        {"codes": codes, "scale": np.float32(0.5)},
+    )
+    assert kinds(compile_model(net).image) == [CommandKind.MATMUL]
 
 
 def test_expand_before_broadcasting_is_bypassed() -> None:

@@ -179,19 +179,3 @@ def test_older_models_are_converted_to_the_oldest_opset_that_is_taken(size: int)
     net.ir_version = 3
     x = random.normal(size=(2, size)).astype(F32)
     np.testing.assert_allclose(run(compile_model(net), {"x": x})["y"], (x @ w + b) @ k, rtol=1e-4)
-
-
-def test_slopes_of_older_models_are_for_channels() -> None:
-    slope = np.array([0.1, 0.2, 0.3], F32)
-    net = model(
-        [node("PRelu", ["x", "s"], ["y"])],
-        {"x": (F32, (2, 3, 4)), "s": (F32, (3,))},
-        {"y": F32},
-        {"s": slope},
-        opset=6,
-    )
-    net.ir_version = 3
-    x = np.linspace(-1, 1, 24, dtype=F32).reshape(2, 3, 4)
-    np.testing.assert_allclose(
-        run(compile_model(net), {"x": x})["y"], np.where(x < 0, x * slope[:, None], x), rtol=1e-6
-    )
