@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from sdk.compiler import ANY_SHAPE
 from sdk.device import Device
 from sdk.errors import Closed
 from sdk.here_only import HereOnly
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 PROVIDER = "NpuExecutionProvider"
 """How our device is called among onnxruntime's providers; its option "device" is an address of `sdk.Device`."""
+HOST_PROVIDER = "CPUExecutionProvider"
+"""Named after ours, it runs in onnxruntime on the host what the device has no command for."""
 RUNS_AT_ONCE = 4
 """Of `run_async`: enough that every engine has one and the next waits."""
 
@@ -62,7 +65,10 @@ _PER_MODEL = "put it into the model"
 _BY_PROVIDERS = 'give providers to InferenceSession: ["NpuExecutionProvider"]'
 _NO_CONTEXT = "leave it out: a compiled program is kept in no file of its own"
 _BY_TICKS = "measure by the ticks of an event: dev.load(...).submit(...).start_tick"
-_BY_RUN = "call the model that dev.load(...) returns, or run(): arrays are copied once each way"
+_BY_BUFFERS = (
+    'call model = dev.load(...) with buffers, which stay on the device: model({"x": buffer}, out={"y": buffer})'
+)
+_BY_REPORT = "see the report of the model that dev.load(...) returns"
 _BY_INFO = "see get_provider_options() and sdk.Device.info"
 _REFUSED: dict[str, dict[str, str]] = {
     "SessionOptions": {
@@ -92,13 +98,13 @@ _REFUSED: dict[str, dict[str, str]] = {
         "get_input_memory_infos": _BY_INFO,
         "get_output_memory_infos": _BY_INFO,
         "get_profiling_start_time_ns": _BY_TICKS,
-        "get_provider_graph_assignment_info": "every node runs on the device",
+        "get_provider_graph_assignment_info": _BY_REPORT,
         "get_tuning_results": "leave it out: nothing is tuned",
-        "io_binding": _BY_RUN,
+        "io_binding": _BY_BUFFERS,
         "release_captured_graph": "leave it out: nothing is captured",
-        "run_with_iobinding": _BY_RUN,
-        "run_with_ort_values": _BY_RUN,
-        "run_with_ortvaluevector": _BY_RUN,
+        "run_with_iobinding": _BY_BUFFERS,
+        "run_with_ort_values": _BY_BUFFERS,
+        "run_with_ortvaluevector": _BY_BUFFERS,
         "set_ep_dynamic_options": "leave it out: there are none",
         "set_providers": "make another session",
         "set_tuning_results": "leave it out: nothing is tuned",
@@ -174,6 +180,7 @@ class InferenceSession(_RefusesByName, HereOnly):
         path_or_bytes: a path, the bytes of a file, or an onnx.ModelProto.
         sess_options: a `SessionOptions` of this module.
         providers: ["NpuExecutionProvider"] or None; ("NpuExecutionProvider", {"device": ADDRESS}) names the device.
+            "CPUExecutionProvider" after it allows the host to run what the device has no command for.
         provider_options: one dict of options per provider, in place of those pairs.
         device: an open `sdk.Device`, which stays its caller's, or an address. Sessions of one address share a device,
             which the last one closes.
@@ -196,7 +203,8 @@ class InferenceSession(_RefusesByName, HereOnly):
                 f"the argument {min(further)!r} is onnxruntime's and not supported on a device: leave it out"
             )
         self._options = _checked_options(sess_options)
-        address = _address_of(_chosen(providers, provider_options), device)
+        options, self._providers = _chosen(providers, provider_options)
+        address = _address_of(options, device)
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._closed = False
@@ -204,7 +212,8 @@ class InferenceSession(_RefusesByName, HereOnly):
         self._device = device if isinstance(device, Device) else self._share.device  # type: ignore[union-attr]
         try:
             shapes = _overridden_shapes(path_or_bytes, self._options.free_dimensions)
-            self._model: Model = self._device.load(path_or_bytes, shapes=shapes)
+            fallback = "cpu" if HOST_PROVIDER in self._providers else "error"
+            self._model: Model = self._device.load(path_or_bytes, shapes=shapes, fallback=fallback)
         except BaseException:
             self._give_up_device()
             raise
@@ -232,12 +241,12 @@ class InferenceSession(_RefusesByName, HereOnly):
         return self._metadata
 
     def get_providers(self) -> list[str]:
-        """Where the model runs: the device."""
-        return [PROVIDER]
+        """Where the model may run: the device, and the host if that was named."""
+        return list(self._providers)
 
     def get_provider_options(self) -> dict[str, dict[str, str]]:
         """The device's address."""
-        return {PROVIDER: {"device": self._device.address}}
+        return {**{name: {} for name in self._providers}, PROVIDER: {"device": self._device.address}}
 
     def get_session_options(self) -> SessionOptions:
         """Those that it was made with."""
@@ -338,7 +347,7 @@ class InferenceSession(_RefusesByName, HereOnly):
         unknown = [name for name in wanted if name not in names]
         if unknown:
             raise ValueError(f"output {unknown[0]!r} is unknown; the model gives: {', '.join(names)}")
-        dtypes = {info.name: info.dtype for info in self._model.inputs}
+        dtypes = {info.name: info.dtype for info in (*self._model.inputs, *self._model.optional_inputs)}
         return wanted, {name: _as_array(value, dtypes.get(name)) for name, value in input_feed.items()}
 
 
@@ -359,26 +368,26 @@ def _checked_options(options: SessionOptions | None) -> SessionOptions:
 def _chosen(
     providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None,
     provider_options: Sequence[Mapping[str, Any]] | None,
-) -> dict[str, Any]:
-    """The options of our provider. Raises ValueError for another one, TypeError."""
+) -> tuple[dict[str, Any], list[str]]:
+    """(the options of our provider, the providers named). Raises ValueError for others, TypeError."""
     if isinstance(providers, str):
         raise TypeError(f"providers takes a list: [{providers!r}]")
-    named = [PROVIDER] if providers is None else list(providers)
-    if not named:
-        raise ValueError(f"providers is empty; leave it out, or give [{PROVIDER!r}]")
-    pairs = [(entry, {}) if isinstance(entry, str) else entry for entry in named]
+    listed = [PROVIDER] if providers is None else list(providers)
+    pairs = [(entry, {}) if isinstance(entry, str) else entry for entry in listed]
     if provider_options is not None:
         if len(provider_options) != len(pairs):
             raise ValueError(f"{len(provider_options)} provider_options for {len(pairs)} providers")
         pairs = [(name, {**options, **more}) for (name, options), more in zip(pairs, provider_options, strict=True)]
-    for name, _ in pairs:
-        if name != PROVIDER:
-            raise ValueError(f"the provider {name!r} is not here; leave providers out, or give [{PROVIDER!r}]")
-    options: dict[str, Any] = {name: value for _, given in pairs for name, value in given.items()}
-    unknown = options.keys() - {"device"}
+    names = [name for name, _ in pairs]
+    unknown = [name for name in names if name not in (PROVIDER, HOST_PROVIDER)]
     if unknown:
-        raise ValueError(f"{PROVIDER} has no option {min(unknown)!r}; it has 'device', an address")
-    return options
+        raise ValueError(f"the provider {unknown[0]!r} is not here; leave providers out, or give [{PROVIDER!r}]")
+    if names not in ([PROVIDER], [PROVIDER, HOST_PROVIDER]):
+        raise ValueError(f"providers are {names}; give [{PROVIDER!r}], or with the host after it, [{PROVIDER!r}, …]")
+    for (name, given), known in zip(pairs, ({"device"}, set()), strict=False):
+        if given.keys() - known:
+            raise ValueError(f"{name} has no option {min(given.keys() - known)!r}; {PROVIDER} has 'device', an address")
+    return dict(pairs[0][1]), names
 
 
 def _address_of(options: Mapping[str, Any], device: Device | str | None) -> str | None:
@@ -390,7 +399,8 @@ def _address_of(options: Mapping[str, Any], device: Device | str | None) -> str 
 
 
 def _node_arg(info: TensorInfo, extents: Mapping[str, int]) -> NodeArg:
-    shape = [_dimension(info, axis, extent, extents) for axis, extent in enumerate(info.shape)]
+    known = () if info.shape == ANY_SHAPE else info.shape
+    shape = [_dimension(info, axis, extent, extents) for axis, extent in enumerate(known)]
     return NodeArg(info.name, f"tensor({_TYPES.get(info.dtype, info.dtype)})", shape)
 
 

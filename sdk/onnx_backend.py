@@ -25,8 +25,8 @@ from sdk.shared_devices import kept_device
 
 _SCHEMES = ("emulator", "pci", "vfio-user")
 """Of the addresses, those of devices that run models."""
-_TAKEN = frozenset({"shapes", "rtol", "atol"})
-"""Further arguments of `prepare`: `shapes` is that of `Device.load`; ONNX's suite hands in the tolerances it uses."""
+_TAKEN = frozenset({"shapes", "fallback", "rtol", "atol"})
+"""Further arguments of `prepare`: the first are `Device.load`'s; ONNX's suite hands in the tolerances it uses."""
 
 
 class NpuBackendRep(BackendRep):  # type: ignore[misc]
@@ -68,12 +68,13 @@ class NpuBackend(Backend):  # type: ignore[misc]
 
     @classmethod
     def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> NpuBackendRep:
-        """Load a model (an `onnx.ModelProto`, path or bytes); `shapes` as in `sdk.Device.load`.
+        """Load a model (an `onnx.ModelProto`, path or bytes); `shapes` and `fallback` as in `sdk.Device.load`.
 
         Raises UnsupportedModel, ValueError for a device that is not supported, and what `sdk.Device` raises.
         """
         _refuse_unknown(kwargs, _TAKEN)
-        return NpuBackendRep(cls.device(device).load(model, shapes=kwargs.get("shapes")))
+        chosen = {name: kwargs.get(name) for name in ("shapes", "fallback")}
+        return NpuBackendRep(cls.device(device).load(model, **chosen))
 
     @classmethod
     def run_model(cls, model: onnx.ModelProto, inputs: Any, device: str = "CPU", **kwargs: Any) -> Any:

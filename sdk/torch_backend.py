@@ -4,8 +4,9 @@
         y = torch.compile(model.eval(), backend="npu", options={"device": dev})(x)
 
 PyTorch finds `npu` by its entry point. A graph goes to ONNX and onto the device when it is first called; parameters
-and buffers go with it, and stay there until they are changed. What cannot run raises UnsupportedModel, or, with
-options={"fallback": "eager"}, runs in PyTorch with one warning that says why.
+and buffers go with it, and stay there until they are changed. What cannot run raises UnsupportedModel; with
+options={"fallback": "eager"} its whole graph runs in PyTorch, with one warning that says why, and with "cpu" the nodes
+that the device has no command for run in onnxruntime on the host, as `sdk.Device.load` has it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from sdk.errors import UnsupportedModel
 from sdk.model.model import Model
 from sdk.shared_devices import kept_device
 
-FALLBACKS = ("error", "eager")
+FALLBACKS = ("error", "eager", "cpu")
+"""What the device cannot run is an error, runs with its graph in PyTorch, or by itself in onnxruntime on the host."""
 MAX_MODELS = 8
 """Of one graph that holds for several shapes: those that PyTorch can only trace for one are loaded for each."""
 
@@ -39,7 +41,7 @@ def npu(graph: torch.fx.GraphModule, example_inputs: Sequence[Any], **arguments:
     """PyTorch's interface to backends: a function that computes what the graph does.
 
     `options` has "device" (an open `sdk.Device`, or an address; None: what `sdk.Device()` opens, kept until the
-    process ends) and "fallback" ("error" or "eager"). Raises TypeError, ValueError.
+    process ends) and "fallback" ("error", "eager" or "cpu"). Raises TypeError, ValueError.
     """
     return _Compiled(graph, _roles(graph, example_inputs), *_checked(arguments))
 
@@ -303,7 +305,7 @@ class _Compiled:
         try:
             return self._on_device(arguments)
         except UnsupportedModel as error:
-            if self._fallback == "error":
+            if self._fallback != "eager":
                 raise
             warnings.warn(f"a graph runs in PyTorch, not on the device: {error}", EagerFallbackWarning, stacklevel=2)
             self._eager = True
@@ -357,7 +359,8 @@ class _Compiled:
         tensors = [arguments[place].detach() for place in self._roles.tensors]
         proto = torch_export.to_onnx(_Bound(self._graph, self._roles, arguments), tensors, free)
         names = [entry.name for entry in proto.graph.input]
-        return device.load(proto, shapes={name: [shape] for name, shape in zip(names, shapes, strict=True)})
+        expected = {name: [shape] for name, shape in zip(names, shapes, strict=True)}
+        return device.load(proto, shapes=expected, fallback="cpu" if self._fallback == "cpu" else "error")
 
 
 class _NoGradient(torch.autograd.Function):  # type: ignore[misc]

@@ -217,6 +217,8 @@ class BinaryFunction(enum.IntEnum):
     AND = 13
     OR = 14
     XOR = 15
+    PRELU = 0x40
+    """a where it is not below 0, else a · b."""
     MOD = 0x60
     """The sign that of the divisor; a zero divisor of integers fails the command."""
     FMOD = 0x61

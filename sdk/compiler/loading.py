@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from driver_shim.errors import UnsupportedModel
 from sdk.compiler.skeleton import NotAMessage, cut
 from sdk.compiler.tensor_data import TensorData, map_file
+from sdk.compiler.upgrading import is_old, upgraded
 
 ModelSource: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto"
 
@@ -44,6 +45,14 @@ def open_source(source: ModelSource) -> Source:
     Files are mapped, not read. What the caller changes in a ModelProto later does not show. Raises UnsupportedModel
     when it is no ONNX model, OSError when the file cannot be read, TypeError for another kind of source.
     """
+    opened = _open(source)
+    if is_old(opened.model):
+        newer = upgraded(_whole(source))
+        return opened if newer is None else _open(newer)
+    return opened
+
+
+def _open(source: ModelSource) -> Source:
     if isinstance(source, onnx.ModelProto):
         content = memoryview(_serialised(source))
         return Source(_decode(content, "the model"), TensorData(content, None))
@@ -61,6 +70,13 @@ def open_source(source: ModelSource) -> Source:
         return Source(_decode(content, what), TensorData(content, path.parent))
     mapped = map_file(path)
     return Source(_decode(mapped.content, what), TensorData(mapped.content, path.parent, mapped))
+
+
+def _whole(source: ModelSource) -> onnx.ModelProto:
+    """A copy of the model with all of its tensors, which was opened before and is small, as old ones are."""
+    if isinstance(source, onnx.ModelProto):
+        return onnx.ModelProto.FromString(_serialised(source))
+    return onnx.ModelProto.FromString(source) if isinstance(source, bytes) else onnx.load_model(source)
 
 
 def _serialised(model: onnx.ModelProto) -> bytes:

@@ -60,7 +60,8 @@ def _lines() -> Iterator[str]:
     yield "`python -m sdk.compiler.operators_page > docs/operators.md`."
     yield ""
     types = ", ".join(kind.text for kind in WireType if kind is not WireType.INT64 and kind not in PACKED)
-    yield f"Models of opset {MIN_OPSET} and later are taken, and each operator in every meaning that it had since."
+    yield f"Models of opset {MIN_OPSET} and later are taken, and each operator in every meaning that it had since;"
+    yield "those of opset 6 are converted."
     yield f"Types on the wire are {types}, and int64 whose values fit 32 bits;"
     yield f"those of constants also {' and '.join(sorted(kind.text for kind in PACKED))}."
     yield "What the last column names is refused with the node's name, or left to the host with"

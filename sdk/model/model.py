@@ -368,9 +368,10 @@ class Model(HereOnly):
                 return program
 
     def _note_by_value(self, error: NeedsValues) -> None:
+        level = logging.INFO if self._by_value else logging.WARNING  # one warning for a model is enough
         self._by_value |= frozenset(error.inputs)
-        named = ", ".join(map(repr, error.inputs))
-        _log.warning("shapes depend on the values of %s: a program is compiled for each of them", named)
+        named = ", ".join(map(repr, sorted(self._by_value)))
+        _log.log(level, "shapes depend on the values of %s: a program is compiled for each of them", named)
 
     def _compile(self, call: Call, expected: bool) -> ModelProgram:
         began = time.monotonic()

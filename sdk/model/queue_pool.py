@@ -10,6 +10,8 @@ from sdk.queue.queue import Queue
 
 QUEUE_DEPTH = 4 * MAX_BINDINGS
 """More than the commands of many runs, each of which goes into the queue whole."""
+ALL_TAKEN = "invalid-queue"
+"""Code of the error where the application has the others."""
 
 
 class QueuePool:
@@ -22,17 +24,20 @@ class QueuePool:
 
     def take(self, create: Callable[[int, str], Queue]) -> Queue:
         """A queue for one more lane: a new one, or the one that the fewest lanes use. Raises CommandFailed."""
-        quietest = min(self._lanes, key=self._lanes.__getitem__, default=None)
-        if quietest is None or (self._lanes[quietest] and len(self._lanes) < self._most):
+        queue = self._quietest()
+        if queue is None or (self._lanes[queue] and len(self._lanes) < self._most):
             try:
-                quietest = create(QUEUE_DEPTH, "wait")
-            except CommandFailed:  # the application has the others
-                if quietest is None:
+                queue = create(QUEUE_DEPTH, "wait")
+            except CommandFailed as error:
+                queue = self._quietest()  # anew, since `create` cleans up what was let go
+                if queue is None or error.code != ALL_TAKEN:
                     raise
-            else:
-                self._lanes[quietest] = 0
-        self._lanes[quietest] += 1
-        return quietest
+            self._lanes.setdefault(queue, 0)
+        self._lanes[queue] += 1
+        return queue
+
+    def _quietest(self) -> Queue | None:
+        return min(self._lanes, key=self._lanes.__getitem__, default=None)
 
     def give(self, queue: Queue) -> Queue | None:
         """A lane needs its queue no more; returns the queue if nobody does, for the caller to close."""

@@ -30,7 +30,9 @@ KINDS = {
 DEVICE = "CPU"
 """Of the suite's two device strings, ours."""
 TWO_UNITS_OF_FLOAT16 = 2.0**-9
-"""In the last place, relative."""
+"""In the last place, relative; bfloat16 is given as much by the suite."""
+INEXACT = {name: {"atol": 1e-6} for name in ("test_dft_inverse", "test_dft_inverse_opset19")}
+"""What is expected has 2e-7 where the right value is 0."""
 DEFAULT_DOMAINS = ("", "ai.onnx")
 
 
@@ -137,13 +139,13 @@ def all_cases() -> tuple[Case, ...]:
 
 
 def _tolerances() -> dict[str, dict[str, float]]:
-    """The suite's own tolerance is less than float16 can tell apart; for bfloat16 it allows two units as well."""
+    """By case, tolerances in place of the suite's own where those are less than what it compares with is exact to."""
     halves = [
         entry.name
         for entry in load_model_tests(kind="node")
         if any(output.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16 for output in entry.model.graph.output)
     ]
-    return {name: {"rtol": TWO_UNITS_OF_FLOAT16} for name in halves}
+    return {**{name: {"rtol": TWO_UNITS_OF_FLOAT16} for name in halves}, **INEXACT}
 
 
 def _cases(kind: str, suite: type[unittest.TestCase]) -> Iterator[Case]:

@@ -104,8 +104,9 @@ _PAGE = """\
 `sdk.onnx_backend` is ONNX's interface to what runs models (`onnx.backend.base.Backend`). `make conformance` has the
 suite that comes with onnx {version} run through it: every node case, the simple, PyTorch-converted and PyTorch-operator
 models, and the real networks whose data is in the wheel. Each runs on the emulator's process with the suite's own
-tolerances (float16 has two units in the last place, as the suite gives bfloat16); nothing falls back to the host, and
-onnxruntime is barred from every process that takes part.
+tolerances (but float16 has two units in the last place, as the suite gives bfloat16, and two cases have more room, in
+which what is expected is inexact); nothing falls back to the host, and onnxruntime is barred from every process that
+takes part.
 
 Excluded are only cases that are no demand on a device for inference, each for one of five reasons:
 `tests/conformance/excluded.py` has them, by operator, name, and the tensors' types. They run all the same, and must be

@@ -181,7 +181,10 @@ def test_settings_that_would_change_something_are_refused_by_name(use: Any, mess
     [
         ({"providers": ["CUDAExecutionProvider"]}, ValueError, "'CUDAExecutionProvider' is not here; leave providers"),
         ({"providers": [PROVIDER, "CUDAExecutionProvider"]}, ValueError, "'CUDAExecutionProvider' is not here"),
-        ({"providers": []}, ValueError, "providers is empty"),
+        ({"providers": []}, ValueError, "providers are \\[\\]; give"),
+        ({"providers": ["CPUExecutionProvider"]}, ValueError, "or with the host after it"),
+        ({"providers": ["CPUExecutionProvider", PROVIDER]}, ValueError, "or with the host after it"),
+        ({"providers": [PROVIDER, ("CPUExecutionProvider", {"a": 1})]}, ValueError, "CPUExec.* has no option 'a'"),
         ({"providers": PROVIDER}, TypeError, r"providers takes a list: \['Npu"),
         ({"providers": [(PROVIDER, {"device_id": 0})]}, ValueError, "has no option 'device_id'"),
         ({"provider_options": [{}, {}]}, ValueError, "2 provider_options for 1 providers"),
@@ -195,6 +198,30 @@ def test_a_wrong_construction_says_what_is_wrong(
 ) -> None:
     with pytest.raises(kind, match=message):
         InferenceSession(net(), **arguments)
+
+
+def test_the_host_runs_what_the_device_cannot_where_it_is_named(device: sdk.Device) -> None:
+    module_of_extra("onnxruntime", "models")
+    drawn = model(
+        [node("Bernoulli", ["x"], ["b"]), node("Relu", ["b"], ["y"])], {"x": (np.float32, (2,))}, {"y": np.float32}
+    )
+    with pytest.raises(sdk.UnsupportedModel, match="Bernoulli"):
+        InferenceSession(drawn, device=device)
+    with InferenceSession(drawn, providers=[PROVIDER, "CPUExecutionProvider"], device=device) as session:
+        assert session.get_providers() == [PROVIDER, "CPUExecutionProvider"]
+        assert session.get_provider_options()["CPUExecutionProvider"] == {}
+        (y,) = session.run(None, {"x": np.full(2, 0.5, np.float32)})
+        assert set(y) <= {0, 1}
+
+
+def test_defaults_may_be_overridden(device: sdk.Device) -> None:
+    made = net()
+    made.graph.input.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [3]))
+    with InferenceSession(made, device=device) as session:
+        assert [info.name for info in session.get_inputs()] == ["x"]
+        assert session.get_overridable_initializers() == [NodeArg("w", "tensor(float)", [3])]
+        np.testing.assert_array_equal(session.run(["z"], {"x": X})[0], [[9, 22, 27]])
+        np.testing.assert_array_equal(session.run(["z"], {"x": X, "w": [1, 1, 1]})[0], [[0, 3, -2]])
 
 
 def test_onnxruntimes_own_options_are_refused_by_name() -> None:

@@ -250,12 +250,20 @@ def test_where_its_user_allows_it_a_graph_runs_in_pytorch_with_one_warning(devic
             torch.testing.assert_close(compiled(x), drawn(x))
 
 
+def test_where_its_user_allows_it_nodes_run_on_the_host(device: sdk.Device, loads: list[Any]) -> None:
+    module_of_extra("onnxruntime", "models")
+    with torch.no_grad():
+        y = on_npu(drawn, device, fallback="cpu")(torch.full((3,), 0.5))
+    assert set(y.tolist()) <= {1, 2}
+    assert {(entry.op, str(entry.where)) for entry in loads[0].report} >= {("Bernoulli", "host"), ("Add", "device")}
+
+
 @pytest.mark.parametrize(
     ("arguments", "kind", "message"),
     [
         ({"mode": "max-autotune"}, TypeError, "'mode' is not supported by the backend npu"),
         ({"options": {"fall_back": "eager"}}, ValueError, 'no option \'fall_back\'; it has "device" and "fallback"'),
-        ({"options": {"fallback": "cpu"}}, ValueError, "fallback must be one of"),
+        ({"options": {"fallback": "gpu"}}, ValueError, "fallback must be one of"),
         ({"options": {"device": 3}}, TypeError, "device must be an sdk.Device or an address, got int"),
     ],
 )

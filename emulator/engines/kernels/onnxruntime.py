@@ -499,7 +499,7 @@ def _transpose(request: KernelRequest) -> _Graph | None:
     return graph
 
 
-_REDUCE = {ReduceFunction.MEAN: "ReduceMean", ReduceFunction.MAX: "ReduceMax", ReduceFunction.SUM: "ReduceSum"}
+_REDUCE = {ReduceFunction.MEAN: "ReduceMean", ReduceFunction.SUM: "ReduceSum"}  # its extremes pass over NaN
 
 
 def _reduce(request: KernelRequest) -> _Graph | None:

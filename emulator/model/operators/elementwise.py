@@ -113,6 +113,7 @@ _BINARY: dict[BinaryFunction, Callable[[Array, Array], Array]] = {
     BinaryFunction.AND: np.logical_and,
     BinaryFunction.OR: np.logical_or,
     BinaryFunction.XOR: np.logical_xor,
+    BinaryFunction.PRELU: lambda a, b: np.where(a < 0, a * b, a),
     BinaryFunction.MOD: lambda a, b: np.mod(a, b if is_float(b) else _divisor(b)),
     BinaryFunction.FMOD: lambda a, b: np.fmod(a, b if is_float(b) else _divisor(b)),
     BinaryFunction.SHIFT_LEFT: np.left_shift,

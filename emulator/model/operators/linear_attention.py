@@ -19,6 +19,8 @@ from emulator.model.operators.shapes import need
 _PAST, _DECAY, _RATE = 3, 4, 5
 """Positions of the optional operands."""
 _STEP_PASSES = 12
+_MOST_STATE = 1 << 26
+"""Elements of a state, which is kept in float32 also where it is no output."""
 
 
 class LinearAttention(Operator):
@@ -44,6 +46,7 @@ class LinearAttention(Operator):
             good = by_place is None or (by_place.shape[:-1] == (batch, length) and by_place.shape[-1] in widths)
             need(good, f"the {name} {by_place} for {batch} samples of {length} places")
         state = (batch, key_heads, size, value_size)
+        need(math.prod(state) <= _MOST_STATE, f"a state of shape {state}; at most {_MOST_STATE} elements are possible")
         need(past is None or (past.shape == state and past.dtype in FLOATS), f"the past {past}; its shape is {state}")
         present = TensorType(dtype if past is None else past.dtype, state)
         return [TensorType(dtype, (batch, length, heads * value_size)), present]
@@ -74,11 +77,13 @@ class LinearAttention(Operator):
             widen(by_head(required(inputs, i), count)) for i, count in enumerate((heads, key_heads, key_heads))
         )
         past, decay, rate = (operand(inputs, i) for i in (_PAST, _DECAY, _RATE))
-        y = by_head(outputs[0], heads)
         batch, _, length, size = query.shape
         state = np.zeros((batch, key_heads, size, value.shape[3]), np.float32) if past is None else widen(past)
         by_place = None if decay is None else np.exp(widen(by_head(decay, key_heads)))[..., None]
         rates = None if rate is None else widen(by_head(rate, rate.shape[2]))
+        shared = heads // key_heads
+        grouped = query.reshape(batch, key_heads, shared, length, size)
+        y = outputs[0].reshape(batch, length, key_heads, shared, value.shape[3])
         for place in range(length):
             if by_place is not None:
                 state = state * by_place[:, :, place]
@@ -86,8 +91,7 @@ class LinearAttention(Operator):
             if rates is not None:
                 v = rates[:, :, place, None] * (v - np.sum(state * k, 2, keepdims=True))
             state = state + k * v
-            read = np.repeat(state, heads // key_heads, 1)
-            y[:, :, place] = np.float32(attributes.scale) * (query[:, :, place, None, :] @ read)[:, :, 0]
+            y[:, place] = np.float32(attributes.scale) * (grouped[:, :, :, place] @ state)
         if len(outputs) > 1:
             outputs[1][...] = state
 

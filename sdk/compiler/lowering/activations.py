@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from driver_shim.protocol.program_commands import BinaryFunction, CommandKind, UnaryFunction
+from driver_shim.protocol.program_commands import BinaryFunction, UnaryFunction
 from sdk.compiler.context import Lowering, NodeContext
-from sdk.compiler.ir import Builder, Refused, Value
+from sdk.compiler.ir import Refused, Value
 from sdk.compiler.lowering.elementwise import binary, unary
 
 _GELU = {"none": UnaryFunction.GELU, "tanh": UnaryFunction.GELU_TANH}
@@ -19,14 +19,6 @@ _SIMPLE = {
 }
 _SELU_ALPHA, _SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875
 """Defaults in the ONNX specification of Selu."""
-
-
-def _scalar(builder: Builder, value: float, like: Value) -> Value:
-    return builder.scalar(value, like.dtype)
-
-
-def _where(builder: Builder, condition: Value, x: Value, y: Value) -> Value:
-    return builder.emit(CommandKind.WHERE, [condition, x, y])
 
 
 def _gelu(node: NodeContext) -> Sequence[Value]:
@@ -62,12 +54,11 @@ def _simple(function: UnaryFunction) -> Lowering:
 
 def _prelu(node: NodeContext) -> Sequence[Value]:
     """PRelu: x where it is not below 0, else slope * x; the slope broadcasts to x."""
-    x, slope, builder = node.value(0), node.value(1), node.builder
-    scaled = binary(builder, BinaryFunction.MUL, x, slope)
-    if scaled.shape != x.shape:
+    x, slope = node.value(0), node.value(1)
+    result = binary(node.builder, BinaryFunction.PRELU, x, slope)
+    if result.shape != x.shape:
         raise Refused(f"the slope {slope.type} does not broadcast to {x.type}")
-    below = binary(builder, BinaryFunction.LESS, x, _scalar(builder, 0, x))
-    return [_where(builder, below, scaled, x)]
+    return [result]
 
 
 LOWERINGS: dict[str, Lowering] = {

@@ -75,12 +75,11 @@ def _softmax(*, logarithm: bool) -> Lowering:
         x = node.value(0)
         rank = len(x.shape)
         builder = node.builder
-        if node.since >= _SOFTMAX_ALONG_AXIS_SINCE:
-            axis = node.axis(node.attribute("axis", -1), rank)
-            flags = {"axis": axis, "logarithm": int(logarithm)}
-            return [builder.emit(CommandKind.SOFTMAX, [x], **flags)]
+        along_axis = node.since >= _SOFTMAX_ALONG_AXIS_SINCE
+        axis = node.axis(node.attribute("axis", -1 if along_axis else 1), rank)
+        if along_axis or axis == rank - 1:
+            return [builder.emit(CommandKind.SOFTMAX, [x], axis=axis, logarithm=int(logarithm))]
         # Softmax before opset 13 works on a matrix: all dimensions from `axis` on are one.
-        axis = node.axis(node.attribute("axis", 1), rank)
         matrix = builder.reshape(x, (math.prod(x.shape[:axis]), math.prod(x.shape[axis:])))
         result = builder.emit(CommandKind.SOFTMAX, [matrix], axis=1, logarithm=int(logarithm))
         return [builder.reshape(result, x.shape)]

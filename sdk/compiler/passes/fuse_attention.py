@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from driver_shim.protocol.program_commands import MAX_RANK, BinaryFunction, CommandKind, ReduceFunction, UnaryFunction
 from sdk.compiler.ir import Operation, Value, fields_of, shape_fields
 from sdk.compiler.passes.patterns import binary, made_by, scalar, unary
 from sdk.compiler.passes.products import is_plain
 from sdk.compiler.passes.rewriting import Rewriting
 
+_FAR_BELOW = -1e4
+"""A score at most this leaves a key out as -inf does, where the query may attend another one."""
 _BY_HEAD = (0, 2, 1, 3)
 """[batch, length, heads, size] to [batch, heads, length, size] and back."""
 
@@ -24,6 +28,8 @@ class _Scores(NamedTuple):
     """In which the dimensions of `key` are those of a key; None where they are that already."""
     scale: float
     mask: Value | None
+    later: int | None
+    """How many keys beyond its own place a query may attend; None where all."""
     operations: list[Operation]
     """That nothing else may read."""
 
@@ -60,18 +66,19 @@ def _fuse(program: Rewriting, position: int) -> int:
         position += 1
     heads = 1 if len(scores.query.shape) == 3 else 0
     inputs = [scores.query, key, value] if scores.mask is None else [scores.query, key, value, scores.mask]
-    program.replace(position, CommandKind.ATTENTION, inputs, _fields(scores.scale, heads), inner)
+    program.replace(position, CommandKind.ATTENTION, inputs, _fields(scores, heads), inner)
     return position
 
 
-def _fields(scale: float, heads: int) -> dict[str, Any]:
+def _fields(scores: _Scores, heads: int) -> dict[str, Any]:
     return {
-        "scale": scale,
+        "scale": scores.scale,
         "softcap": 0.0,
         "query_heads": heads,
         "key_heads": heads,
         "left_window": -1,
-        "right_window": -1,
+        "right_window": scores.later or -1,
+        "causal": int(scores.later == 0),
     }
 
 
@@ -138,7 +145,8 @@ def _guard(value: Value | None) -> _Guard:
 
 def _products(value: Value | None, mask: Value | None, after: list[Operation]) -> _Scores | None:
     """query · keyᵀ · scale, where it is nothing else, and has the shape of what is made of it."""
-    scaled, scale, by = _unscaled(value)
+    chosen, whole_scores, later = _causal(value)
+    scaled, scale, by = _unscaled(whole_scores)
     product = made_by(scaled, CommandKind.MATMUL)
     if value is None or product is None or not _is_bare(product) or value.shape != after[0].outputs[0].shape:
         return None
@@ -157,7 +165,23 @@ def _products(value: Value | None, mask: Value | None, after: list[Operation]) -
         return None
     if mask is not None and mask.shape[-1:] != value.shape[-1:]:
         return None  # one column for all keys
-    return _Scores(query, key, order, whole, mask, [*after, *by, product])
+    return _Scores(query, key, order, whole, mask, later, [*after, *chosen, *by, product])
+
+
+def _causal(value: Value | None) -> tuple[list[Operation], Value | None, int | None]:
+    """(operations, scores, how many later keys count) where a constant triangle chooses which scores do."""
+    chosen = made_by(value, CommandKind.WHERE)
+    fill = scalar(chosen.inputs[2]) if chosen is not None else None
+    if value is None or chosen is None or fill is None or fill > _FAR_BELOW:
+        return [], value, None
+    condition, scores = chosen.inputs[:2]
+    if condition is None or scores is None or condition.constant is None or scores.shape != value.shape:
+        return [], value, None
+    queries, keys = value.shape[-2:]
+    if keys < queries or condition.shape[-2:] != (queries, keys):
+        return [], value, None
+    is_triangle = np.all(condition.constant == np.tri(queries, keys, keys - queries, bool))
+    return ([chosen], scores, keys - queries) if is_triangle else ([], value, None)
 
 
 def _turned(value: Value | None) -> tuple[Value, list[int] | None] | None:

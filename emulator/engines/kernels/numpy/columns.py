@@ -19,6 +19,9 @@ COLUMN_BYTES = 8 << 20
 DEPTHWISE_BYTES = 4 << 20
 """The same for depthwise convolutions, whose columns are read once."""
 
+NARROWING = 2
+"""Times fewer output channels than input channels from which on a convolution is taken tap by tap."""
+
 Multiply = Callable[[Array, Array, Array], None]
 """(weights [G, M/G, K], columns [G, K, P], sums [G, M/G, P]): sums = weights @ columns."""
 
@@ -39,6 +42,9 @@ def convolve(x: Array, w: Array, sums: Array, attributes: Any, multiply: Multipl
     if math.prod(kernel) == 1 and x.shape[2:] == output:
         for image in range(images):
             multiply(weights, x[image].reshape(group, depth, math.prod(output)), positions[image])
+        return
+    if NARROWING * weights.shape[1] <= w.shape[1] and math.prod(kernel) > 1 and set(strides) == {1}:
+        _convolve_by_taps(x, w, sums, attributes, multiply)
         return
     steps = x.strides[2:]
     windows = as_strided(
@@ -68,6 +74,42 @@ def convolve(x: Array, w: Array, sums: Array, attributes: Any, multiply: Multipl
                 columns.reshape(group, depth, (last - first) * row_positions),
                 positions[image][..., first * row_positions : last * row_positions],
             )
+
+
+def _convolve_by_taps(x: Array, w: Array, sums: Array, attributes: Any, multiply: Multiply) -> None:
+    """`convolve` with stride 1 to few channels, of `x` with its padding: a product for each tap, laid over one another.
+
+    The products of all taps are one, with more rows than the columns' would have; BLAS is slow on few. A block of rows
+    is taken at a time, with those that the window reaches over. Runs are as in `convolve_depthwise`.
+    """
+    kernel, output, group = w.shape[2:], sums.shape[2:], attributes.group
+    taps, per_group = math.prod(kernel), w.shape[0] // group
+    steps = [math.prod(x.shape[3 + axis :]) for axis in range(len(kernel))]
+    width = sum((extent - 1) * step for extent, step in zip(output[1:], steps[1:], strict=True)) + 1
+    over = x.shape[2] - output[0]
+    offsets = [
+        sum(i * d * s for i, d, s in zip(tap, attributes.dilations, steps, strict=False)) for tap in np.ndindex(*kernel)
+    ]
+    by_tap = w.reshape(group, per_group, w.shape[1], taps).transpose(0, 3, 1, 2)
+    weights = np.ascontiguousarray(by_tap).reshape(group, taps * per_group, w.shape[1])
+    row_bytes = group * taps * per_group * steps[0] * sums.itemsize
+    rows = min(output[0], max(over, COLUMN_BYTES // max(1, row_bytes), 1))
+    for image in range(x.shape[0]):
+        flat = x[image].reshape(group, w.shape[1], -1)
+        for first in range(0, output[0], rows):
+            count = min(rows, output[0] - first)
+            data = flat[..., first * steps[0] : (first + count + over) * steps[0]]
+            parts = np.empty((group, taps * per_group, data.shape[-1]), sums.dtype)
+            multiply(weights, data, parts)
+            parts = parts.reshape(group, taps, per_group, -1)
+            run = (count - 1) * steps[0] + width
+            total = parts[:, 0, :, offsets[0] : offsets[0] + run]
+            for tap in range(1, taps):
+                total += parts[:, tap, :, offsets[tap] : offsets[tap] + run]
+            sizes = (group, per_group, count, *output[1:])
+            strides = (*total.strides[:2], *(step * total.itemsize for step in steps))
+            place = sums[image].reshape(group, per_group, *output)[:, :, first : first + count]
+            place[...] = as_strided(total, sizes, strides, writeable=False)
 
 
 def convolve_depthwise(x: Array, w: Array, sums: Array, attributes: Any, multiply: Multiply) -> None:

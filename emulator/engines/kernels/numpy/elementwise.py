@@ -149,6 +149,9 @@ def binary(attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Ar
     a, b = required(inputs, 0), required(inputs, 1)
     if a.dtype == np.float32 and attributes.function in _ARITHMETIC:
         _ARITHMETIC[attributes.function](a, b, out=outputs[0])
+    elif a.dtype == np.float32 and attributes.function == BinaryFunction.PRELU:
+        np.multiply(a, b, out=outputs[0])
+        np.copyto(outputs[0], a, where=a >= 0)
     elif attributes.function in _COMPARISON and (a.dtype == np.float32 or not is_float(a)):
         _COMPARISON[attributes.function](a, b, out=outputs[0])
     else:

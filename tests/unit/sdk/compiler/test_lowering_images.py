@@ -218,6 +218,29 @@ def test_conv_transpose_as_onnxruntime(attributes: dict[str, Any]) -> None:
     agree(*(Job("ConvTranspose", operands, attributes, opset) for opset in (7, 11, 22)))
 
 
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("auto", ["SAME_UPPER", "SAME_LOWER", "VALID", "NOTSET"])
+def test_conv_of_every_rank_as_onnxruntime(auto: str, rank: int) -> None:
+    operands = {"x": real(2, 4, *[7, 8, 5][:rank]), "w": real(6, 2, *[3, 2, 2][:rank], seed=1), "b": real(6, seed=2)}
+    dilations = [1] * rank if auto.startswith("SAME") else [2, 3, 1][:rank]  # onnxruntime refuses both at once
+    moves = {"strides": [2, 1, 3][:rank], "dilations": dilations}
+    agree(Job("Conv", operands, {"group": 2, "auto_pad": auto, **moves}, 22))
+
+
+def test_a_dilated_convolution_with_padding_of_its_own_is_the_one_with_that_padding() -> None:
+    x, w, moves = real(1, 2, 7, 6), real(3, 2, 3, 2), {"strides": [2, 1], "dilations": [2, 3]}
+    # Rows reach over 5, from 4 places 2 apart: 11 elements, 4 more than there are; columns over 4: 9, 3 more than 6.
+    own, given = (
+        run(
+            compile_model(model([node("Conv", ["x", "w"], ["y"], **more, **moves)], X, {"y": F32}, {"w": w}, 22)),
+            {"x": x},
+        )["y"]
+        for more in ({"auto_pad": "SAME_LOWER"}, {"pads": [2, 2, 2, 1]})
+    )
+    assert own.shape == (1, 3, 4, 6)
+    assert np.array_equal(own, given)
+
+
 @pytest.mark.parametrize("rank", [1, 3])
 def test_conv_transpose_of_other_ranks_as_onnxruntime(rank: int) -> None:
     operands = {"x": real(1, 2, *[4] * rank), "w": real(2, 3, *[3] * rank, seed=1)}
@@ -245,6 +268,7 @@ def test_normalisation_and_activation_after_a_transposed_convolution_are_part_of
     np.testing.assert_allclose(run(compiled, x)["y"], expected, rtol=1e-5, atol=1e-5)
 
 
+X = {"x": (F32, (1, 2, 7, 6))}
 GRIDS = {"g": np.random.default_rng(3).uniform(-1.6, 1.6, (2, 3, 4, 2)).astype(F32)}
 
 

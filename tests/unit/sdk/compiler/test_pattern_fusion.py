@@ -45,6 +45,12 @@ class Net:
         self.constants.append(onnx.numpy_helper.from_array(array, name))
         return name
 
+    def flags(self, values: Array) -> str:
+        """A constant of bools."""
+        name = f"c{len(self.constants)}"
+        self.constants.append(onnx.numpy_helper.from_array(values, name))
+        return name
+
     def model(self, *outputs: str) -> onnx.ModelProto:
         self.outputs = list(outputs)
         graph = helper.make_graph(
@@ -280,6 +286,15 @@ def test_attention_with_a_scale_and_a_mask() -> None:
     assert net.kinds(net("MatMul", probabilities, "v")) == {CommandKind.ATTENTION: 1}
 
 
+def test_attention_in_a_model_of_an_older_opset() -> None:
+    net = Net(**attention_inputs())
+    products = net("MatMul", "q", net("Transpose", "k", perm=[0, 1, 3, 2]))
+    model = net.model(net("MatMul", net("Softmax", products, axis=3), "v"))
+    model.opset_import[0].version = 11
+    (command,) = parse(compile_model(model).image).commands
+    assert command.kind is CommandKind.ATTENTION
+
+
 def test_attention_with_queries_and_keys_scaled_before() -> None:
     net = Net(**attention_inputs())
     keys = net("Transpose", net("Mul", "k", 0.7), perm=[0, 1, 3, 2])
@@ -300,6 +315,27 @@ def test_attention_where_a_mask_chooses() -> None:
     products = net("MatMul", "q", net("Transpose", "k", perm=[0, 1, 3, 2]))
     probabilities = net("Softmax", net("Where", "m", products, -np.inf), axis=-1)
     assert net.kinds(net("MatMul", probabilities, "v")) == {CommandKind.ATTENTION: 1}
+
+
+@pytest.mark.parametrize("fill", [-np.inf, -1e4, float(np.finfo(F32).min)])
+@pytest.mark.parametrize("queries", [T, S])
+def test_a_constant_triangle_is_causality(queries: int, fill: float) -> None:
+    net = Net(q=real(B, N, queries, D), k=real(B, N, T, D, seed=1), v=real(B, N, T, D, seed=2), m=real(B, 1, 1, T))
+    triangle = net.flags(np.tri(queries, T, T - queries, bool)[None, None])
+    products = net("Div", net("MatMul", "q", net("Transpose", "k", perm=[0, 1, 3, 2])), 2.0)
+    biased = net("Add", net("Where", triangle, products, fill), "m")
+    result = net("MatMul", net("Softmax", biased, axis=-1), "v")
+    assert net.kinds(result) == {CommandKind.ATTENTION: 1}
+    (command,) = parse(compile_model(net.model(result)).image).commands
+    assert (command.attributes.causal, command.attributes.right_window) == ((1, -1) if queries == T else (0, T - S))
+
+
+def test_another_constant_choice_stays() -> None:
+    net = Net(**attention_inputs())
+    products = net("MatMul", "q", net("Transpose", "k", perm=[0, 1, 3, 2]))
+    chosen = net("Where", net.flags(np.tri(S, T, 0, bool)), products, -1e4)
+    kinds = net.kinds(net("MatMul", net("Softmax", chosen, axis=-1), "v"))
+    assert CommandKind.ATTENTION not in kinds
 
 
 def test_attention_of_stacks_of_one_head() -> None:

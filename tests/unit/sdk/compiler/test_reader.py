@@ -116,12 +116,12 @@ def old_style(m: onnx.ModelProto) -> None:
         m.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
 
 
-def _opset_6(m: onnx.ModelProto) -> None:
-    m.opset_import[0].version = 6
+def _opset_5(m: onnx.ModelProto) -> None:
+    m.opset_import[0].version = 5
 
 
-def _opset_6_with_a_later_removed_operator(m: onnx.ModelProto) -> None:
-    m.opset_import[0].version = 6
+def _opset_5_with_a_later_removed_operator(m: onnx.ModelProto) -> None:
+    m.opset_import[0].version = 5
     m.graph.node[1].CopyFrom(helper.make_node("Upsample", ["p", "w"], ["y"]))
 
 
@@ -165,8 +165,8 @@ def _required_attribute_of_a_wrong_type(m: onnx.ModelProto) -> None:
 
 
 FOLLOWED: list[tuple[Change, str]] = [
-    (_opset_6, r"opset 6 of ONNX's own operators; 7 to \d+ are supported.*"),
-    (_opset_6_with_a_later_removed_operator, r"opset 6 of ONNX's own operators; 7 to \d+ are supported.*"),
+    (_opset_5, r"opset 5 of ONNX's own operators; 7 to \d+ are supported.*"),
+    (_opset_5_with_a_later_removed_operator, r"opset 5 of ONNX's own operators; 7 to \d+ are supported.*"),
     (_two_opsets, r"the opset is given twice, as 17 and 17"),
     (_everything_double, r"input 'x': float64.*"),
     (_sequence_output_of_a_foreign_node, r"ZipMap \(node 'zip'\): operators of the domain 'ai.onnx.ml'.*"),
@@ -188,11 +188,11 @@ def test_what_follows_from_a_problem_is_no_problem_of_its_own(change: Change, re
 
 def test_a_problem_that_follows_from_no_other_is_listed_beside_it() -> None:
     wrong = net()
-    _opset_6(wrong)
+    _opset_5(wrong)
     _missing_output(wrong)
     _missing_initialiser(wrong)
     opset, weight, output = reasons_against(wrong)
-    assert opset.startswith("opset 6")
+    assert opset.startswith("opset 5")
     assert "its input 'w' is not defined" in weight
     assert output == "the output 'nowhere' is never computed"
 
@@ -248,7 +248,7 @@ def _duplicate_output(m: onnx.ModelProto) -> None:
 
 
 def _old_opset(m: onnx.ModelProto) -> None:
-    m.opset_import[0].version = 6
+    m.opset_import[0].version = 5
 
 
 def _future_opset(m: onnx.ModelProto) -> None:
@@ -324,7 +324,7 @@ STATIC: list[tuple[Change, str]] = [
     (_duplicate_name, r"'p' is defined twice"),
     (_duplicate_input, r"'x' is defined twice"),
     (_duplicate_output, r"'y' is declared twice"),
-    (_old_opset, r"opset 6 of ONNX's own operators; 7 to"),
+    (_old_opset, r"opset 5 of ONNX's own operators; 7 to"),
     (_future_opset, r"opset 1000"),
     (_no_opset, r"opset missing"),
     (_only_another_domains_opset, r"opset missing.*only versions of 'ai.onnx.ml'"),

@@ -33,7 +33,7 @@ from driver_shim.protocol.program_commands import (
     ScatterReduction,
     UnaryFunction,
 )
-from driver_shim.protocol.types import WireType, wire_type_of
+from driver_shim.protocol.types import PACKED, WireType, wire_type_of
 from emulator.engines.kernels.choice import prepare
 from emulator.engines.kernels.provider import KernelRequest
 from emulator.model.operators import OPERATORS, KernelFault, SemanticError
@@ -46,6 +46,8 @@ Row = tuple[Fields, Sequence[Array | None]]
 Extent = int | None
 """None stands for rank 0."""
 F32 = np.float32
+ELEMENTS = [kind for kind in WireType if kind not in PACKED]
+"""Types of what commands compute with."""
 
 
 def filled(values: Sequence[int], fill: int = 0) -> list[int]:
@@ -84,28 +86,28 @@ def target(shape: Sequence[int]) -> Fields:
 
 
 def unary(extent: Extent) -> Iterator[Row]:
-    for function, dtype, shape in itertools.product(UnaryFunction, WireType, shapes(extent, 2, 3)):
+    for function, dtype, shape in itertools.product(UnaryFunction, ELEMENTS, shapes(extent, 2, 3)):
         yield {"function": function, "alpha": 0.5, "beta": 1.0}, [array(dtype, shape)]
 
 
 def binary(extent: Extent) -> Iterator[Row]:
-    for function, dtype, shape in itertools.product(BinaryFunction, WireType, shapes(extent, 2, 3)):
+    for function, dtype, shape in itertools.product(BinaryFunction, ELEMENTS, shapes(extent, 2, 3)):
         for other in (shape, shape[1:], ()):
             yield {"function": function}, [array(dtype, shape), array(dtype, other, 1)]
 
 
 def where(extent: Extent) -> Iterator[Row]:
-    for dtype, shape in itertools.product(WireType, shapes(extent, 2, 3)):
+    for dtype, shape in itertools.product(ELEMENTS, shapes(extent, 2, 3)):
         yield {}, [array(WireType.BOOL, shape), array(dtype, shape[1:]), array(dtype, ())]
 
 
 def cast(extent: Extent) -> Iterator[Row]:
-    for source, dtype, shape in itertools.product(WireType, WireType, shapes(extent, 2, 3)):
+    for source, dtype, shape in itertools.product(ELEMENTS, ELEMENTS, shapes(extent, 2, 3)):
         yield {"dtype": dtype}, [array(source, shape)]
 
 
 def reduce(extent: Extent) -> Iterator[Row]:
-    for function, dtype, shape in itertools.product(ReduceFunction, WireType, shapes(extent, 2, 3)):
+    for function, dtype, shape in itertools.product(ReduceFunction, ELEMENTS, shapes(extent, 2, 3)):
         for axes, keep in itertools.product(range(1 << len(shape)), (0, 1)):
             yield {"function": function, "axes": axes, "keep": keep}, [array(dtype, shape)]
 
@@ -115,7 +117,7 @@ def along_an_axis(**each: Sequence[Any]) -> Callable[[Extent], Iterator[Row]]:
 
     def rows(extent: Extent) -> Iterator[Row]:
         for dtype, shape, values in itertools.product(
-            WireType, shapes(extent, 2, 3), itertools.product(*each.values())
+            ELEMENTS, shapes(extent, 2, 3), itertools.product(*each.values())
         ):
             for axis in range(len(shape)):
                 yield {"axis": axis, **dict(zip(each, values, strict=True))}, [array(dtype, shape)]
@@ -176,7 +178,7 @@ def dequantize(extent: Extent) -> Iterator[Row]:
 
 
 def copy(extent: Extent) -> Iterator[Row]:
-    for dtype, shape in itertools.product(WireType, shapes(extent, 2, 3)):
+    for dtype, shape in itertools.product(ELEMENTS, shapes(extent, 2, 3)):
         for wanted in (shape, (1, *shape), shape[::-1]):
             yield target(wanted), [array(dtype, shape)]
 
@@ -240,7 +242,7 @@ def gather_nd(extent: Extent) -> Iterator[Row]:
 
 
 def scatter_elements(extent: Extent) -> Iterator[Row]:
-    for reduction, dtype, shape in itertools.product(ScatterReduction, WireType, shapes(extent, 2, 3)):
+    for reduction, dtype, shape in itertools.product(ScatterReduction, ELEMENTS, shapes(extent, 2, 3)):
         for axis in range(len(shape)):
             for count in (0, 2) if shape[axis] else (0,):
                 part = (*shape[:axis], count, *shape[axis + 1 :])
@@ -249,7 +251,7 @@ def scatter_elements(extent: Extent) -> Iterator[Row]:
 
 
 def scatter_nd(extent: Extent) -> Iterator[Row]:
-    for reduction, dtype, shape in itertools.product(ScatterReduction, WireType, shapes(extent, 2, 3)):
+    for reduction, dtype, shape in itertools.product(ScatterReduction, ELEMENTS, shapes(extent, 2, 3)):
         for count, depth in itertools.product((0, 2), (1, 2)):
             if len(shape) >= depth and (not count or all(shape[:depth])):
                 updates = array(dtype, (count, *shape[depth:]))
@@ -438,6 +440,10 @@ SCALARS = frozenset(
 """Kinds that take operands of rank 0."""
 
 
+SPREADING = frozenset({CommandKind.RESIZE})
+"""Kinds whose fast kernel multiplies by weights of 0, too, which makes NaN of infinities."""
+
+
 # --- the test -------------------------------------------------------------------------------------------------------
 
 
@@ -446,6 +452,17 @@ SCALARS = frozenset(
 def test_every_kernel_gives_what_golden_gives(kind: CommandKind, extent: Extent) -> None:
     ran = [ran_alike(kind, fields, operands) for fields, operands in rows_of(kind, extent)]
     assert any(ran) == (extent is not None or kind in SCALARS)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", sorted(set(CommandKind) - SPREADING), ids=lambda kind: kind.name.lower())
+def test_every_kernel_makes_of_special_values_what_golden_makes(kind: CommandKind, value: float) -> None:
+    for fields, operands in rows_of(kind, 1):
+        first = operands[0]
+        if first is not None and first.size and first.dtype.kind not in "iub":
+            changed = first.copy()
+            changed.reshape(-1)[changed.size // 2] = value
+            ran_alike(kind, fields, [changed, *operands[1:]])
 
 
 def rows_of(kind: CommandKind, extent: Extent) -> Iterator[Row]:

@@ -702,6 +702,19 @@ def test_reduce(function: ReduceFunction, axes: int, keep: int) -> None:
     assert close(fast, golden, x.size // max(1, math.prod(shape)))
 
 
+@pytest.mark.parametrize("axes", [0b01, 0b10, 0b11])
+@pytest.mark.parametrize("function", list(ReduceFunction))
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("shape", [(1, 3), (2, 9), (33, 4)])
+def test_reduce_of_special_values(shape: tuple[int, int], value: float, function: ReduceFunction, axes: int) -> None:
+    x = np.ones(shape, np.float32)
+    x[shape[0] // 2, 1] = value
+    given_ = attributes(CommandKind.REDUCE, function=function, axes=axes)
+    size = tuple(extent for axis, extent in enumerate(shape) if not axes >> axis & 1)
+    fast, golden = both(CommandKind.REDUCE, given_, [x], size, x.dtype)
+    assert close(fast, golden, x.size)
+
+
 @pytest.mark.parametrize("type_name", ["float32", "float16", "int8"])
 @pytest.mark.parametrize("function", list(PoolFunction))
 @pytest.mark.parametrize("count", [0, 1])

@@ -49,6 +49,10 @@ def unary(function: UnaryFunction, x: NDArray[Any] = X, **fields: float) -> list
         (UnaryFunction.SOFTPLUS, [math.log1p(math.exp(v)) for v in X.tolist()]),
         (UnaryFunction.SIN, [math.sin(v) for v in X.tolist()]),
         (UnaryFunction.COS, [math.cos(v) for v in X.tolist()]),
+        (UnaryFunction.GELU, [v / 2 * (1 + math.erf(v / math.sqrt(2))) for v in X.tolist()]),
+        (UnaryFunction.HARD_SWISH, [-2.5 * 0.5 / 6, -0.5 * 2.5 / 6, 0, 0.5 * 3.5 / 6, 1.5 * 4.5 / 6]),
+        (UnaryFunction.MISH, [v * math.tanh(math.log1p(math.exp(v))) for v in X.tolist()]),
+        (UnaryFunction.SOFTSIGN, [-2.5 / 3.5, -0.5 / 1.5, 0, 0.5 / 1.5, 1.5 / 2.5]),
     ],
 )
 def test_unary(function: UnaryFunction, expected: list[float]) -> None:
@@ -62,6 +66,18 @@ def test_unary_with_parameters() -> None:
     np.testing.assert_allclose(
         unary(UnaryFunction.ELU, alpha=2), [2 * math.expm1(-2.5), 2 * math.expm1(-0.5), 0, 0.5, 1.5], rtol=1e-6
     )
+
+
+def test_gated_functions_with_parameters() -> None:
+    assert unary(UnaryFunction.THRESHOLDED_RELU, alpha=0.5) == [0, 0, 0, 0, 1.5]
+    swish = [v / (1 + math.exp(-2 * v)) for v in X.tolist()]
+    np.testing.assert_allclose(unary(UnaryFunction.SWISH, alpha=2), swish, rtol=1e-6)
+    by_tanh = [v / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))) for v in X.tolist()]
+    np.testing.assert_allclose(unary(UnaryFunction.GELU_TANH), by_tanh, rtol=1e-5)
+    selu = [3 * 2 * math.expm1(-2.5), 3 * 2 * math.expm1(-0.5), 0, 1.5, 4.5]
+    np.testing.assert_allclose(unary(UnaryFunction.SELU, alpha=2, beta=3), selu, rtol=1e-6)
+    celu = [2 * math.expm1(-1.25), 2 * math.expm1(-0.25), 0, 0.5, 1.5]
+    np.testing.assert_allclose(unary(UnaryFunction.CELU, alpha=2), celu, rtol=1e-6)
 
 
 def test_unary_of_positive_numbers() -> None:
@@ -98,6 +114,7 @@ def test_narrow_floats_are_computed_in_float32(kind: WireType) -> None:
         (BinaryFunction.MUL, [-21, -14]),
         (BinaryFunction.MIN, [-3, -7]),
         (BinaryFunction.MAX, [7, 2]),
+        (BinaryFunction.PRELU, [7, -14]),
         (BinaryFunction.DIV, [-2, -3]),
         (BinaryFunction.EQUAL, [False, False]),
         (BinaryFunction.LESS, [False, True]),

@@ -72,6 +72,7 @@ def test_a_head_of_keys_serves_several_of_queries() -> None:
         ([QKV[0], places(1), QKV[2]], {}, "beside queries"),
         ([QKV[0], np.zeros((1, 2, 2), F32), QKV[2]], {}, "queries of 1 elements"),
         ([*QKV, np.zeros((1, 1, 2, 1), F32)], {}, "the past"),
+        ([np.zeros((1, 1, 1 << 14), F32)] * 3, {}, "a state of shape"),
         ([*QKV, None, np.zeros((1, 2, 3), F32)], {}, "the decay"),
         ([*QKV, None, None, np.zeros((1, 2, 3), F32)], {}, "the rate"),
     ],
