@@ -551,5 +551,6 @@ def test_clamped_convolutions_between_dequantised_and_quantised(
         node(op, ["c", "low", "high"] if op == "Clip" else ["c"], ["r"]),
         node("QuantizeLinear", ["r", "ys", "yz"], ["y"]),
     ]
-    # what is not left to saturation runs in floats, in onnxruntime and here
-    agree(server, net(nodes, {"x": x}, constants, {"y": dtype}), {"x": x}, steps=0 if fits or op == "Relu" else 1)
+    # onnxruntime computes in floats what is not left to saturation, and int8 data on x86 processors at all
+    exact = dtype is U8 and (fits or op == "Relu")
+    agree(server, net(nodes, {"x": x}, constants, {"y": dtype}), {"x": x}, steps=0 if exact else 1)
