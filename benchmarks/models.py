@@ -31,7 +31,7 @@ from sdk.cli.measurements import best_spread, timed_rounds
 from sdk.model.model import Model
 from tests.models import image_networks, minilm, packages
 
-BLOCKS = 4
+BLOCKS = 8
 """Series of ours and of the peer's in turns; of each the quietest counts, since other work on the machine only adds."""
 SENTENCES = 3
 TOKENS = 16
@@ -97,8 +97,8 @@ def figures() -> Iterator[Figure]:
 
 def _networks(folder: Path) -> Iterator[Network]:
     for name, rounds, budgets in (
-        ("resnet50", 10, {"auto": 1.3, "numpy": 2.6}),
-        ("squeezenet", 30, {"auto": 1.5, "numpy": None}),
+        ("resnet50", 5, {"auto": 1.3, "numpy": 2.6}),
+        ("squeezenet", 15, {"auto": 1.5, "numpy": None}),
     ):
         net = image_networks.with_random_weights(name, seed=1, opset=17)
         yield Network(
@@ -114,7 +114,7 @@ def _networks(folder: Path) -> Iterator[Network]:
             "attention_mask": np.ones((SENTENCES, TOKENS), np.int64),
         }
         path = _saved(minilm.model(), folder / "minilm.onnx")
-        yield Network(f"MiniLM, {SENTENCES} × {TOKENS} tokens", path, inputs, 30, {"auto": 1.5, "numpy": None})
+        yield Network(f"MiniLM, {SENTENCES} × {TOKENS} tokens", path, inputs, 15, {"auto": 1.5, "numpy": None})
 
 
 def _saved(net: onnx.ModelProto, path: Path) -> Path:
