@@ -93,6 +93,8 @@ class CommandKind(enum.IntEnum):
     """Element-wise functions of 8-bit integers, by a table of their 256 values."""
     MATMUL_NBITS = 0x65
     """onnxruntime's MatMulNBits: weights of 4 or 8 bits with a scale for each block."""
+    QPOOL = 0x66
+    """onnxruntime's QLinearAveragePool."""
     RECURRENT = 0x30
     """RNN, GRU, LSTM: all steps, one or both directions."""
     ATTENTION = 0x31
@@ -505,6 +507,15 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
     CommandKind.QBINARY: Layout("qbinary", 8, "function" / u16, reserved(6)),
     CommandKind.LOOKUP: _NONE,
     CommandKind.MATMUL_NBITS: Layout("matmul_nbits", 8, "block" / u32, "bits" / u8, reserved(3)),
+    CommandKind.QPOOL: Layout(
+        "qpool",
+        64,
+        "count_include_pad" / u8,
+        "ceil_mode" / u8,
+        reserved(2),
+        "kernel" / array(MAX_SPATIAL, u32),
+        *_WINDOW,
+    ),
     CommandKind.RECURRENT: Layout(
         "recurrent",
         64,
@@ -612,6 +623,7 @@ OPERANDS: dict[CommandKind, Operands] = {
     ),
     CommandKind.LOOKUP: Operands(("x", "table")),
     CommandKind.MATMUL_NBITS: Operands(("a", "b", "scales"), ("zero_points", "bias")),
+    CommandKind.QPOOL: Operands(("x", "x_scale", "x_zero_point", "y_scale", "y_zero_point")),
     CommandKind.RECURRENT: Operands(
         ("x", "w", "r"), ("bias", "lengths", "initial_h", "initial_c", "peepholes"), outputs=3
     ),

@@ -247,7 +247,7 @@ class _Compiler:
         """The error that asks for the inputs' values, where those alone make up what has to be constant."""
         roots = _roots(refused.value)
         names = [self._input_names.get(id(root)) for root in roots]
-        few = all(root.type.elements <= MAX_SHAPE_ELEMENTS and not root.dtype.is_float for root in roots)
+        few = all(root.type.elements <= (1 if root.dtype.is_float else MAX_SHAPE_ELEMENTS) for root in roots)
         few = few or (roots == [refused.value] and refused.value.type.elements <= MAX_REAL_ELEMENTS)
         known = tuple(sorted(name for name in names if name is not None))
         if not few or not known or len(known) < len(roots):

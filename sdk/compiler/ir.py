@@ -24,7 +24,7 @@ Array = NDArray[Any]
 FOLD_BYTES = 1 << 20
 FOLD_GROWTH = 4
 """A constant result is folded when it is small or little larger than what it is made of, as float32 weights that the
-model keeps in int8; an Expand of a scalar to a gigabyte is left to the device."""
+model keeps in int8, but not in 4 bits; an Expand of a scalar to a gigabyte is left to the device."""
 
 
 _LOOKED_AT_FIRST = frozenset({CommandKind.DEQUANTIZE})
@@ -125,7 +125,7 @@ def folded(
     if any(value is not None and value.constant is None for value in inputs):
         return None
     arrays = [value.constant if value is not None else None for value in inputs]
-    size = sum(array.nbytes for array in arrays if array is not None)
+    size = sum(value.type.size_bytes for value in inputs if value is not None)
     if sum(output.size_bytes for output in outputs) > max(FOLD_BYTES, FOLD_GROWTH * size):
         return None
     results = tuple(np.empty(output.shape, output.dtype.dtype) for output in outputs)

@@ -157,6 +157,13 @@ def image_net() -> onnx.ModelProto:
     return model(nodes, inputs, dict.fromkeys("ylgrbd", F32), initializers, opset=19)
 
 
+def cache_net() -> onnx.ModelProto:
+    """A cache that is written into."""
+    nodes = [node("TensorScatter", ["past", "update", "at"], ["present"], axis=1)]
+    inputs = {"past": (F32, (2, 5, 3)), "update": (F32, (2, 2, 3)), "at": (np.int64, (2,))}
+    return model(nodes, inputs, {"present": F32}, opset=24)
+
+
 @functools.cache
 def programs() -> tuple[Program, ...]:
     """Small nets, and each kind of command by itself."""
@@ -165,6 +172,7 @@ def programs() -> tuple[Program, ...]:
         compile_model(quantised_net(1, np.int8, form="qdq", per_channel=True, relu=True)[0]),
         compile_model(quantised_net(2, np.uint8, form="operator", per_channel=False, relu=True)[0]),
         compile_model(mixed_net()),
+        compile_model(cache_net()),
         compile_model(sequence_net()),
         compile_model(image_net()),
         compile_model(integer_net()),
@@ -199,7 +207,7 @@ def with_commands(program: Program, commands: tuple[Command, ...]) -> Program:
 NUMBERS = st.one_of(
     st.integers(0, 9), st.sampled_from([-1, -2, 127, 128, 255, 256, 65535, (1 << 31) - 1, -(1 << 31), (1 << 32) - 1])
 )
-EXTENTS = st.one_of(st.integers(1, 9), st.sampled_from([64, 1000, 1 << 20, (1 << 31) - 1]))
+EXTENTS = st.one_of(st.integers(0, 9), st.sampled_from([64, 1000, 1 << 20, (1 << 31) - 1]))
 
 
 def altered_command(draw: Any, program: Program) -> Program:

@@ -54,7 +54,12 @@ def net(
     return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
 
 
-def agree(server: Server, model: onnx.ModelProto, inputs: Mapping[str, Array], steps: int = 0) -> None:
+def agree(
+    server: Server,
+    model: onnx.ModelProto,
+    inputs: Mapping[str, Array],
+    steps: int = 0,
+) -> None:
     """Every kernel gives onnxruntime's answer: integers to `steps`, floats to a relative 1e-5."""
     expected = server.run(model.SerializeToString(), inputs)
     compiled = compile_model(model)
@@ -163,14 +168,15 @@ def test_global_average_pool(server: Server, seed: int, dtype: Any, shape: tuple
 
 
 @EXAMPLES
-@given(SEEDS, BYTES, st.sampled_from([0, 1]), st.sampled_from([0, 1]))
-def test_average_pool(server: Server, seed: int, dtype: Any, counted: int, ceil: int) -> None:
+@given(SEEDS, BYTES, st.sampled_from([0, 1]))
+def test_average_pool(server: Server, seed: int, dtype: Any, counted: int) -> None:
     draw = Draw(seed)
     x = draw.whole(dtype, 2, 3, 9, 8)
     scales = {"xs": draw.scale(), "xz": draw.whole(dtype), "ys": draw.scale(), "yz": draw.whole(dtype)}
     window = {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 0, 1, 1], "count_include_pad": counted}
     nodes = [node("QLinearAveragePool", ["x", "xs", "xz", "ys", "yz"], ["y"], domain=contrib.DOMAIN, **window)]
-    agree(server, net(nodes, {"x": x}, scales, {"y": dtype}), {"x": x})
+    model = net(nodes, {"x": x}, scales, {"y": dtype})
+    agree(server, model, {"x": x})
 
 
 @EXAMPLES
@@ -408,6 +414,58 @@ def test_products_of_packed_weights(server: Server, seed: int, bits: int, block:
     agree(server, net(nodes, inputs, constants, {"y": F32}), inputs)
 
 
+@EXAMPLES
+@given(SEEDS, BYTES, st.booleans())
+def test_convolutions_with_channels_last(server: Server, seed: int, dtype: Any, columns: bool) -> None:
+    draw = Draw(seed)
+    many = [6] if columns else []
+    constants = {
+        "xs": draw.scale(size=0.1),
+        "xz": draw.whole(dtype),
+        "w": draw.whole(I8, 6, 4, 3, 2),
+        "ws": draw.scale(*many, size=0.1),
+        "wz": np.zeros(many, I8),
+        "ys": draw.scale(size=10),
+        "yz": draw.whole(dtype),
+        "b": draw.whole(np.int16, 6).astype(np.int32),
+    }
+    names = ["x", "xs", "xz", "w", "ws", "wz", "ys", "yz", "b"]
+    nodes = [node("QLinearConv", names, ["y"], domain=contrib.DOMAIN, channels_last=1, pads=[1, 0, 0, 1])]
+    x = draw.whole(dtype, 2, 5, 7, 4)
+    agree(server, net(nodes, {"x": x}, constants, {"y": dtype}), {"x": x})
+
+
+@EXAMPLES
+@given(SEEDS, BYTES)
+def test_pooling_with_channels_last(server: Server, seed: int, dtype: Any) -> None:
+    draw = Draw(seed)
+    x = draw.whole(dtype, 2, 5, 6, 3)
+    scales = {"xs": draw.scale(), "xz": draw.whole(dtype), "ys": draw.scale(), "yz": draw.whole(dtype)}
+    nodes = [
+        node("QLinearGlobalAveragePool", ["x", *scales], ["g"], domain=contrib.DOMAIN, channels_last=1),
+        node("QLinearAveragePool", ["x", *scales], ["a"], domain=contrib.DOMAIN, channels_last=1, kernel_shape=[2, 3]),
+    ]
+    model = net(nodes, {"x": x}, scales, {"g": dtype, "a": dtype})
+    agree(server, model, {"x": x})
+
+
+@EXAMPLES
+@given(SEEDS, BYTES)
+def test_a_choice_between_scales(server: Server, seed: int, dtype: Any) -> None:
+    draw = Draw(seed)
+    inputs = {"c": draw.whole(U8, 3, 4) > 127, "a": draw.whole(dtype, 3, 4), "b": draw.whole(dtype, 4)}
+    scales = {
+        "as": draw.scale(),
+        "az": draw.whole(dtype),
+        "bs": draw.scale(),
+        "bz": draw.whole(dtype),
+        "ys": draw.scale(),
+        "yz": draw.whole(dtype),
+    }
+    nodes = [node("QLinearWhere", ["c", "a", "as", "az", "b", "bs", "bz", "ys", "yz"], ["y"], domain=contrib.DOMAIN)]
+    agree(server, net(nodes, inputs, scales, {"y": dtype}), inputs)
+
+
 def test_a_scale_for_each_row_follows_the_reference() -> None:
     draw = Draw(1)
     a, b = draw.whole(U8, 3, 5), draw.whole(I8, 5, 4)
@@ -452,6 +510,7 @@ def between(
             ("Relu", [(5, 9)], {}),
             ("LeakyRelu", [(5, 9)], {"alpha": 0.3}),
             ("MaxPool", [(1, 2, 7, 6)], {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 0, 1, 1]}),
+            ("AveragePool", [(1, 2, 7, 6)], {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 0, 1, 1]}),
             ("Transpose", [(2, 3, 4)], {"perm": [2, 0, 1]}),
             ("Flatten", [(2, 3, 4)], {}),
             ("Concat", [(2, 3), (2, 5), (2, 1)], {"axis": 1}),
@@ -492,5 +551,6 @@ def test_clamped_convolutions_between_dequantised_and_quantised(
         node(op, ["c", "low", "high"] if op == "Clip" else ["c"], ["r"]),
         node("QuantizeLinear", ["r", "ys", "yz"], ["y"]),
     ]
-    # what is not left to saturation runs in floats, in onnxruntime and here
-    agree(server, net(nodes, {"x": x}, constants, {"y": dtype}), {"x": x}, steps=0 if fits or op == "Relu" else 1)
+    # onnxruntime computes in floats what is not left to saturation, and int8 data on x86 processors at all
+    exact = dtype is U8 and (fits or op == "Relu")
+    agree(server, net(nodes, {"x": x}, constants, {"y": dtype}), {"x": x}, steps=0 if exact else 1)

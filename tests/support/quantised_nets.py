@@ -27,6 +27,7 @@ def integer_net() -> onnx.ModelProto:
         node("ConvInteger", ["i", "w", "iz"], ["c"], pads=[1, 1]),
         node("QLinearAdd", ["i", "s", "iz", "i", "s", "iz", "s", "iz"], ["a"], domain=CONTRIB),
         node("QLinearSigmoid", ["a", "s", "iz", "s", "iz"], ["l"], domain=CONTRIB),
+        node("QLinearAveragePool", ["i", "s", "iz", "s", "iz"], ["v"], domain=CONTRIB, kernel_shape=[3], pads=[1, 1]),
         node("MatMulNBits", ["x", "b", "bs", "bz"], ["n"], domain=CONTRIB, K=DEPTH, N=5, block_size=16, bits=4),
         node("DequantizeLinear", ["h", "hs"], ["hr"], axis=1),
         node("MatMul", ["x", "hr"], ["f"]),
@@ -47,7 +48,7 @@ def integer_net() -> onnx.ModelProto:
         "kz": np.zeros((3, 2), np.int16),
     }
     kinds = helper.np_dtype_to_tensor_dtype
-    outputs = {"p": np.int32, "c": np.int32, "l": U8, "n": F32, "f": F32, "k": np.int16}
+    outputs = {"v": U8, "p": np.int32, "c": np.int32, "l": U8, "n": F32, "f": F32, "k": np.int16}
     graph = helper.make_graph(
         nodes,
         "integers",

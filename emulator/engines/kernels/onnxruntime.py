@@ -294,6 +294,29 @@ def _qbinary(request: KernelRequest) -> _Graph | None:
     return graph
 
 
+def _qpool(request: KernelRequest) -> _Graph | None:
+    attributes, graph, rank = request.attributes, _Graph(), _spatial_rank(request)
+    scales = [request.constant(position) for position in (1, 3)]
+    modest = all(s is not None and _MODEST_SCALE[0] <= s.reshape(()) <= _MODEST_SCALE[1] for s in scales)
+    dilated = any(dilation != 1 for dilation in attributes.dilations[:rank])
+    if attributes.ceil_mode or dilated or not modest or rank > _QPOOL_RANK:
+        return None
+    window = {name: value for name, value in _window(attributes, rank).items() if name != "dilations"}
+    graph.add(
+        "QLinearAveragePool",
+        _present(request),
+        _CONTRIB,
+        kernel_shape=list(attributes.kernel[:rank]),
+        count_include_pad=attributes.count_include_pad,
+        **window,
+    )
+    return graph
+
+
+_QPOOL_RANK = 2
+"""Most spatial dimensions that onnxruntime pools in integers."""
+
+
 def _matmul_nbits(request: KernelRequest) -> _Graph | None:
     a, b = request.inputs[:2]
     attributes, zeros = request.attributes, request.inputs[3] if len(request.inputs) > 3 else None
@@ -572,6 +595,7 @@ _BUILD: dict[CommandKind, Callable[[KernelRequest], _Graph | None]] = {
     CommandKind.DYNAMIC_QUANTIZE: _dynamic_quantize,
     CommandKind.QBINARY: _qbinary,
     CommandKind.MATMUL_NBITS: _matmul_nbits,
+    CommandKind.QPOOL: _qpool,
     CommandKind.UNARY: _unary,
     CommandKind.SOFTMAX: _softmax,
     CommandKind.TRANSPOSE: _transpose,

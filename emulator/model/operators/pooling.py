@@ -20,6 +20,19 @@ POWER_EFFORT = 16
 """Of a power, for each byte."""
 
 
+def pooled_shape(x: TensorType, attributes: Any) -> tuple[int, ...]:
+    """The shape of what pooling gives. Raises SemanticError."""
+    rank = len(x.shape) - 2
+    kernel = tuple(attributes.kernel[:rank]) if rank > 0 else ()
+    shape = window_shape(x, kernel, attributes, ceil=bool(attributes.ceil_mode))
+    need(all(k == 1 for k in attributes.kernel[rank:]), "unused spatial dimensions must have kernel 1")
+    for i in range(rank):
+        reach = (kernel[i] - 1) * attributes.dilations[i] + 1
+        pads = max(attributes.pads_begin[i], attributes.pads_end[i])
+        need(pads < reach, f"padding {pads} with a window of {reach}: a window would see only padding")
+    return (*x.shape[:2], *shape)
+
+
 class Pool(Operator):
     """POOL. A second output has the places of maxima."""
 
@@ -31,15 +44,7 @@ class Pool(Operator):
         named = function(PoolFunction, attributes.function)
         one_type(inputs, FLOATS | QUANTISED if named is PoolFunction.MAX else FLOATS)
         need((attributes.p > 0) is (named is PoolFunction.LP), f"p is {attributes.p} for {named.name}")
-        rank = len(x.shape) - 2
-        kernel = tuple(attributes.kernel[:rank]) if rank > 0 else ()
-        shape = window_shape(x, kernel, attributes, ceil=bool(attributes.ceil_mode))
-        need(all(k == 1 for k in attributes.kernel[rank:]), "unused spatial dimensions must have kernel 1")
-        for i in range(rank):
-            reach = (kernel[i] - 1) * attributes.dilations[i] + 1
-            pads = max(attributes.pads_begin[i], attributes.pads_end[i])
-            need(pads < reach, f"padding {pads} with a window of {reach}: a window would see only padding")
-        result = TensorType(x.dtype, (*x.shape[:2], *shape))
+        result = TensorType(x.dtype, pooled_shape(x, attributes))
         return [result, TensorType(WireType.INT64, result.shape)] if named is PoolFunction.MAX else [result]
 
     def effort(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
@@ -60,7 +65,7 @@ class Pool(Operator):
         if attributes.function == PoolFunction.MAX:
             _maximum(x, attributes, outputs)
         elif attributes.function == PoolFunction.AVERAGE:
-            _average(x, attributes, outputs[0])
+            average(x, attributes, outputs[0])
         else:
             sums = np.zeros(outputs[0].shape, np.float32)
             powers = np.power(np.abs(x), np.float32(attributes.p))
@@ -103,7 +108,8 @@ def _places(x: Array, attributes: Any) -> Array:
     return turned.transpose(0, 1, *range(x.ndim - 1, 1, -1))
 
 
-def _average(x: Array, attributes: Any, y: Array) -> None:
+def average(x: Array, attributes: Any, y: Array) -> None:
+    """AveragePool of float32."""
     kernel, output = _extents(attributes, y)
     sums = np.zeros(y.shape, np.float32)
     counts = np.zeros((1, 1, *output), np.float32)

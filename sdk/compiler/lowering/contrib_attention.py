@@ -249,13 +249,7 @@ def _group_query_attention(node: NodeContext) -> Sequence[Value]:
     operands = _grouped(node, heads, key_heads)
     past = (node.optional(3), node.optional(4))
     lengths = _lengths(operands, past[0], heads)
-    whole = node.optional(6)
-    if (
-        whole is not None
-        and whole.constant is not None
-        and whole.constant.tolist() not in (lengths.total, [lengths.total])
-    ):
-        raise Refused(f"total_sequence_length is {whole.constant}, its past and new keys are {lengths.total}")
+    _check_past(node, lengths, past[0])
     if node.attribute("do_rotary", 0):
         query, key = _turned(node, operands, lengths, (heads, key_heads))
         operands = operands._replace(query=query, key=key)
@@ -275,6 +269,18 @@ def _group_query_attention(node: NodeContext) -> Sequence[Value]:
             left_window=window - 1 if window > 0 else -1,
         ),
     )
+
+
+def _check_past(node: NodeContext, lengths: _Lengths, past: Value | None) -> None:
+    """Refuse a past that is longer than what is in it, or shorter for some samples: new keys come after all of it."""
+    if past is None or past.shape[2] == 0:
+        return
+    whole, filled = node.constant_ints(6, "total_sequence_length"), node.constant_ints(5, "seqlens_k")
+    if whole != [lengths.total] or set(filled or []) != {lengths.total - 1}:
+        raise Refused(
+            f"total_sequence_length {whole} and seqlens_k {filled} for a past and new keys of {lengths.total}: a past"
+            " with room or padding is not supported"
+        )
 
 
 def _grouped(node: NodeContext, heads: int, key_heads: int) -> _Heads:

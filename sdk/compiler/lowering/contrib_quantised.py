@@ -10,7 +10,6 @@ from driver_shim.protocol.program_commands import (
     MAX_RANK,
     BinaryFunction,
     CommandKind,
-    PoolFunction,
     QBinaryFunction,
     ReduceFunction,
     UnaryFunction,
@@ -183,32 +182,19 @@ def _qlinear_reduce_mean(node: NodeContext) -> Sequence[Value]:
 
 
 def _qlinear_average_pool(node: NodeContext) -> Sequence[Value]:
-    """QLinearAveragePool through floats, as onnxruntime does it."""
     kernel = list(node.attribute("kernel_shape"))
 
     def pooled(x: Value) -> Value:
-        _need_bytes(x)
-        real = _dequantize(node.builder, x, scaled(node, 1, x.dtype))
-        result = node.builder.emit(
-            CommandKind.POOL,
-            [real],
-            function=PoolFunction.AVERAGE,
+        return node.builder.emit(
+            CommandKind.QPOOL,
+            [x, *scaled(node, 1, x.dtype), *scaled(node, 3, x.dtype)],
             count_include_pad=int(bool(node.attribute("count_include_pad", 0))),
             ceil_mode=int(bool(node.attribute("ceil_mode", 0))),
             kernel=spatial(kernel, 1),
             **window(node, x.type, kernel),
         )
-        return _rounded_with_zero_point(node.builder, result, scaled(node, 3, x.dtype))
 
     return [_channels_first(node, pooled, node.value(0))]
-
-
-def _rounded_with_zero_point(builder: Builder, x: Value, scales: Sequence[Value]) -> Value:
-    """saturate(round(x / scale + zero point)): onnxruntime's order here, which halves notice."""
-    scale, zero = scales
-    shifted = binary(builder, BinaryFunction.ADD, _divided(builder, x, scale), cast(builder, zero, WireType.FLOAT32))
-    neutral = [builder.constant(np.ones((), np.float32)), builder.constant(np.zeros((), zero.dtype.dtype))]
-    return _quantize(builder, shifted, neutral)
 
 
 # --- products -------------------------------------------------------------------------------------------------------
@@ -255,8 +241,12 @@ def _qgemm(node: NodeContext) -> Sequence[Value]:
     sums = builder.emit(CommandKind.MATMUL_INTEGER, [a, b, a_zero, b_zero])
     if bias is not None:
         sums = binary(builder, BinaryFunction.ADD, sums, bias)
-    real = _scaled_sums(builder, sums, _multiplied(builder, a_scale, b_scale))
-    return [real if node.optional(7) is None else _quantize(builder, real, scaled(node, 7, a.dtype))]
+    scale = _multiplied(builder, a_scale, b_scale)
+    if node.optional(7) is None:
+        return [_scaled_sums(builder, sums, scale)]
+    y_scale, y_zero = scaled(node, 7, a.dtype)
+    real = _scaled_sums(builder, sums, _divided(builder, scale, y_scale))  # one product, as QMATMUL has it
+    return [_quantize(builder, real, [builder.constant(np.ones((), np.float32)), y_zero])]
 
 
 def _swapped(node: NodeContext, position: int, flag: str) -> Value:

@@ -108,16 +108,42 @@ def _check_bound(node: NodeContext, iterations: int) -> None:
 
 
 def _scan(node: NodeContext) -> Sequence[Value]:
-    """Scan (opset 9), unrolled: the body once for each place along the scanned axes."""
+    """Scan, unrolled: the body once for each place along the scanned axes; at opset 8 for each sample of a batch."""
     if node.since < _SCAN_HAS_NO_BATCH_SINCE:
-        raise Refused("Scan of opset 8 is not supported")
+        return _scan_of_batch(node)
     body = node.graph("body")
     scanned = node.attribute("num_scan_inputs")
-    states = [node.value(i) for i in range(len(node.inputs) - scanned)]
-    inputs = [node.value(i) for i in range(len(node.inputs) - scanned, len(node.inputs))]
+    operands = [node.value(i) for i in range(len(node.inputs))]
+    states, inputs = operands[: len(operands) - scanned], operands[len(operands) - scanned :]
     axes = node.attribute("scan_input_axes") or [0] * scanned
-    reverse = node.attribute("scan_input_directions") or [0] * scanned
     axes = [node.axis(axis, len(x.shape)) for axis, x in zip(axes, inputs, strict=True)]
+    states, rows = _scanned(node, states, inputs, axes, node.attribute("scan_input_directions") or [0] * scanned)
+    count = len(body.outputs) - len(states)
+    backwards = node.attribute("scan_output_directions") or [0] * count
+    return [*states, *_stacked(node, rows, node.attribute("scan_output_axes") or [0] * count, backwards)]
+
+
+def _scan_of_batch(node: NodeContext) -> Sequence[Value]:
+    """Scan of opset 8: every operand and result has the batch as its first dimension, scanned ones time as the next."""
+    if node.optional(0) is not None:
+        raise Refused("lengths of its sequences are not supported")
+    body = node.graph("body")
+    scanned = node.attribute("num_scan_inputs")
+    operands = [node.value(i) for i in range(1, len(node.inputs))]
+    directions = node.attribute("directions") or [0] * scanned
+    samples = []
+    for sample in range(operands[0].shape[0] if operands[0].shape else 0):
+        own = [_item(node, operand, 0, sample) for operand in operands]
+        states, inputs = own[: len(own) - scanned], own[len(own) - scanned :]
+        states, rows = _scanned(node, states, inputs, [0] * scanned, directions)
+        samples.append([*states, *_stacked(node, rows, [0] * (len(body.outputs) - len(states)))])
+    return _stacked(node, samples, [0] * len(body.outputs))
+
+
+def _scanned(
+    node: NodeContext, states: list[Value], inputs: list[Value], axes: Sequence[int], directions: Sequence[int]
+) -> tuple[list[Value], list[list[Value]]]:
+    """(the states in the end, what the body gave in each step beside them)"""
     lengths = {x.shape[axis] for x, axis in zip(inputs, axes, strict=True)}
     if len(lengths) != 1:
         raise Refused(f"its scanned inputs have different lengths: {sorted(lengths)}")
@@ -125,15 +151,12 @@ def _scan(node: NodeContext) -> Sequence[Value]:
     rows: list[list[Value]] = []
     for step in range(length):
         _check_bound(node, step)
-        places = [length - 1 - step if backwards else step for backwards in reverse]
+        places = [length - 1 - step if backwards else step for backwards in directions]
         items = [_item(node, x, axis, place) for x, axis, place in zip(inputs, axes, places, strict=True)]
-        results = node.run_graph(body, [*states, *items])
+        results = node.run_graph(node.graph("body"), [*states, *items])
         states, row = list(results[: len(states)]), list(results[len(states) :])
         rows.append(row)
-    count = len(body.outputs) - len(states)
-    backwards = node.attribute("scan_output_directions") or [0] * count
-    stacked_axes = node.attribute("scan_output_axes") or [0] * count
-    return [*states, *_stacked(node, rows, stacked_axes, backwards)]
+    return states, rows
 
 
 def _item(node: NodeContext, x: Value, axis: int, place: int) -> Value:

@@ -1,4 +1,4 @@
-"""Elements from between those of the data: GridSample, AffineGrid, regions of interest, DeformConv."""
+"""Elements from between those of the data: GridSample, AffineGrid, regions of interest, DeformConv; and boxes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from driver_shim.protocol.program_commands import CommandKind, GridPadding, PoolFunction, ResizeMode
 from sdk.compiler.context import Lowering, NodeContext, checked_shape
-from sdk.compiler.ir import Refused, Value
+from sdk.compiler.ir import DataDependent, Refused, Value
 from sdk.compiler.lowering.elementwise import cast
 from sdk.compiler.lowering.products import conv_fields
 
@@ -91,10 +91,19 @@ def _deform_conv(node: NodeContext) -> Sequence[Value]:
     return [node.builder.emit(CommandKind.DEFORM_CONV, operands, **fields)]
 
 
+def _non_max_suppression(node: NodeContext) -> Sequence[Value]:
+    """NonMaxSuppression: how many boxes are left depends on where they are; none where none are asked for."""
+    most = node.optional(2)
+    if most is None or (most.constant is not None and not most.constant.any()):
+        return [node.builder.constant(np.empty((0, 3), np.int64))]
+    raise DataDependent(node.value(1))
+
+
 LOWERINGS: dict[str, Lowering] = {
     "GridSample": _grid_sample,
     "AffineGrid": _affine_grid,
     "RoiAlign": _roi_align,
     "MaxRoiPool": _max_roi_pool,
     "DeformConv": _deform_conv,
+    "NonMaxSuppression": _non_max_suppression,
 }

@@ -20,6 +20,7 @@ from sdk.compiler.passes.fuse_layer_norm import fuse_layer_norm
 from sdk.compiler.passes.fuse_packed_weights import fuse_packed_weights
 from sdk.compiler.passes.fuse_quantised import fuse_quantised
 from sdk.compiler.passes.fuse_quantised_elements import fuse_quantised_elements
+from sdk.compiler.passes.merge_heads import merge_heads
 from sdk.compiler.passes.rewriting import Pass, Rewriting
 from sdk.compiler.passes.skip_clamp import skip_clamp
 from sdk.compiler.passes.skip_expand import skip_expand
@@ -29,6 +30,7 @@ ALL: tuple[Pass, ...] = (
     fuse_gates,
     fuse_layer_norm,
     fuse_attention,
+    merge_heads,
     fuse_batch_normalisation,
     fuse_bias,
     skip_clamp,

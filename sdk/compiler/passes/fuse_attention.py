@@ -1,4 +1,4 @@
-"""Two products with a Softmax between them become ATTENTION, and so do the transpositions of heads around it."""
+"""Two products with a Softmax between them become ATTENTION."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from driver_shim.protocol.program_commands import MAX_RANK, BinaryFunction, CommandKind, ReduceFunction, UnaryFunction
-from sdk.compiler.ir import Operation, Value, fields_of, shape_fields
+from sdk.compiler.ir import Operation, Value, shape_fields
 from sdk.compiler.passes.patterns import binary, made_by, scalar, unary
 from sdk.compiler.passes.products import is_plain
 from sdk.compiler.passes.rewriting import Rewriting
 
 _FAR_BELOW = -1e4
 """A score at most this leaves a key out as -inf does, where the query may attend another one."""
-_BY_HEAD = (0, 2, 1, 3)
-"""[batch, length, heads, size] to [batch, heads, length, size] and back."""
 
 
 class _Scores(NamedTuple):
@@ -32,6 +30,8 @@ class _Scores(NamedTuple):
     """How many keys beyond its own place a query may attend; None where all."""
     operations: list[Operation]
     """That nothing else may read."""
+    stack: tuple[int, int] | None = None
+    """(samples, heads) where operands of rank 3 have them in one dimension."""
 
 
 def fuse_attention(program: Rewriting) -> None:
@@ -39,11 +39,8 @@ def fuse_attention(program: Rewriting) -> None:
     position = 0
     while position < len(program.operations):
         operation = program.operations[position]
-        if program.is_used(operation):
-            if operation.kind is CommandKind.MATMUL:
-                position = _fuse(program, position)
-            elif operation.kind is CommandKind.COPY:
-                position = _merge_heads(program, position)
+        if operation.kind is CommandKind.MATMUL and program.is_used(operation):
+            position = _fuse(program, position)
         position += 1
 
 
@@ -64,10 +61,39 @@ def _fuse(program: Rewriting, position: int) -> int:
         fields = {"permutation": [*scores.order, *[0] * (MAX_RANK - len(scores.order))]}
         key = program.insert(position, CommandKind.TRANSPOSE, [key], fields, operation.nodes)
         position += 1
-    heads = 1 if len(scores.query.shape) == 3 else 0
-    inputs = [scores.query, key, value] if scores.mask is None else [scores.query, key, value, scores.mask]
-    program.replace(position, CommandKind.ATTENTION, inputs, _fields(scores, heads), inner)
-    return position
+    rank, masks = len(scores.query.shape), [] if scores.mask is None else [scores.mask]
+    stack = scores.stack or (_stack_of(scores.query) if rank == 3 else None)
+    if stack is None:
+        inputs = [scores.query, key, value, *masks]
+        program.replace(position, CommandKind.ATTENTION, inputs, _fields(scores, int(rank == 3)), inner)
+        return position
+    operands: list[Value] = []
+    for operand in (scores.query, key, value):
+        apart, position = _unstacked(program, position, operand, stack)
+        operands.append(apart)
+    nodes = tuple(dict.fromkeys(node for part in (*inner[::-1], operation) for node in part.nodes))
+    result = program.insert(position, CommandKind.ATTENTION, [*operands, *masks], _fields(scores, 0), nodes)
+    program.replace(position + 1, CommandKind.COPY, [result], shape_fields(operation.outputs[0].shape), inner)
+    return position + 1
+
+
+def _stack_of(value: Value) -> tuple[int, int] | None:
+    """(samples, heads) that a reshape put into the first dimension of a value."""
+    made = made_by(value, CommandKind.COPY)
+    source = made.inputs[0] if made is not None else None
+    if source is None or len(source.shape) != 4 or source.shape[2:] != value.shape[1:]:
+        return None
+    return source.shape[0], source.shape[1]
+
+
+def _unstacked(program: Rewriting, position: int, value: Value, stack: tuple[int, int]) -> tuple[Value, int]:
+    """(the value with samples and heads apart, where the operation at `position` is afterwards)."""
+    made = made_by(value, CommandKind.COPY)
+    shape = (*stack, *value.shape[1:])
+    if made is not None and made.inputs[0] is not None and made.inputs[0].shape == shape:
+        return made.inputs[0], position
+    nodes = program.operations[position].nodes
+    return program.insert(position, CommandKind.COPY, [value], shape_fields(shape), nodes), position + 1
 
 
 def _fields(scores: _Scores, heads: int) -> dict[str, Any]:
@@ -109,6 +135,21 @@ def _masked(biased: Value, operations: list[Operation]) -> _Scores | None:
     chosen = made_by(biased, CommandKind.WHERE)
     if chosen is not None and scalar(chosen.inputs[2]) == -math.inf:
         return _products(chosen.inputs[1], chosen.inputs[0], [*operations, chosen])
+    return _masked_apart(biased, operations)
+
+
+def _masked_apart(biased: Value, operations: list[Operation]) -> _Scores | None:
+    """Scores of a stack to which a mask was added while samples and heads were apart."""
+    stack, joined = _stack_of(biased), made_by(biased, CommandKind.COPY)
+    total = binary(joined.inputs[0], BinaryFunction.ADD) if stack is not None and joined is not None else None
+    if total is None or joined is None:
+        return None
+    for apart, mask in (total.inputs, total.inputs[::-1]):
+        made = made_by(apart, CommandKind.COPY)
+        if made is not None and apart is not None and apart.shape == total.outputs[0].shape:
+            scores = _products(made.inputs[0], mask, [*operations, joined, total, made])
+            if scores is not None:
+                return scores._replace(stack=stack)
     return None
 
 
@@ -231,64 +272,7 @@ def _fits(scores: _Scores, value: Value) -> bool:
         return False
     shape = key.shape if scores.order is None else tuple(key.shape[i] for i in scores.order)
     stacked = query.shape[: rank - 2] == shape[: rank - 2] == value.shape[: rank - 2]
-    # Of rank 3, a mask may only have the dimension of one head, which the command adds.
+    # Of rank 3, a mask may only have the dimension of one head, which the command adds, unless it met them apart.
     mask = scores.mask
-    modest = mask is None or len(mask.shape) <= 2 or rank == 4
+    modest = mask is None or len(mask.shape) <= 2 or rank == 4 or scores.stack is not None
     return stacked and modest
-
-
-def _merge_heads(program: Rewriting, position: int) -> int:
-    """Have ATTENTION read and write heads side by side, where transpositions put them apart and together."""
-    joined = program.operations[position]
-    turned = program.sole(joined.inputs[0])
-    if turned is None or not _is_by_head(turned):
-        return position
-    attention = program.sole(turned.inputs[0])
-    if attention is None or attention.kind is not CommandKind.ATTENTION or attention.attributes.query_heads:
-        return position
-    batch, length, heads, size = turned.outputs[0].shape
-    sources = [_split(value) for value in attention.inputs[:3]]
-    if len(attention.inputs) > 4 or any(source is None for source in sources):
-        return position
-    operands: list[Value | None] = []
-    for source in sources:
-        if source is not None:
-            flat, operations = source
-            shape = (operations[-1].outputs[0].shape[0], operations[-1].outputs[0].shape[1], -1)
-            width = math.prod(operations[-1].outputs[0].shape[2:])
-            wanted = (*shape[:2], width)
-            if flat.shape != wanted:
-                flat = program.insert(position, CommandKind.COPY, [flat], shape_fields(wanted), operations[-1].nodes)
-                position += 1
-            operands.append(flat)
-    key_heads = attention.inputs[1].shape[1] if attention.inputs[1] is not None else 0
-    fields = {**fields_of(attention), "query_heads": heads, "key_heads": key_heads}
-    operands += attention.inputs[3:]
-    parts = [turned, attention, *(made for source in sources if source is not None for made in source[1])]
-    if joined.outputs[0].shape == (batch, length, heads * size):
-        inner = program.inner(joined, list(dict.fromkeys(parts)))
-        program.replace(position, CommandKind.ATTENTION, operands, fields, inner)
-        return position
-    nodes = tuple(dict.fromkeys(node for part in (attention, turned) for node in part.nodes))
-    result = program.insert(position, CommandKind.ATTENTION, operands, fields, nodes)
-    program.replace(position + 1, CommandKind.COPY, [result], fields_of(joined), [turned, attention])
-    return position + 1
-
-
-def _is_by_head(operation: Operation) -> bool:
-    return (
-        operation.kind is CommandKind.TRANSPOSE
-        and tuple(operation.attributes.permutation[:4]) == _BY_HEAD
-        and (len(operation.outputs[0].shape) == 4)
-    )
-
-
-def _split(value: Value | None) -> tuple[Value, list[Operation]] | None:
-    """(what is [batch, length, heads · size] in any shape, the operations that put its heads apart)."""
-    turned = made_by(value, CommandKind.TRANSPOSE)
-    if turned is None or not _is_by_head(turned):
-        return None
-    copied = made_by(turned.inputs[0], CommandKind.COPY)
-    if copied is None or copied.inputs[0] is None:
-        return None
-    return copied.inputs[0], [turned, copied]

@@ -40,7 +40,7 @@ def _is_plain(product: Operation) -> bool:
 
 def _operands(product: Operation, weights: Operation) -> list[Value | None] | None:
     """Data, packed weights, scales, zero points and bias; None where the weights are none that can be packed so."""
-    if weights.kind is not CommandKind.DEQUANTIZE or not weights.attributes.block:
+    if weights.kind is not CommandKind.DEQUANTIZE or not weights.attributes.block or len(weights.inputs) < 3:
         return None
     integers, scale, zero = weights.inputs[:3]
     if integers is None or scale is None or zero is None or integers.dtype not in _BITS or scale.dtype not in FLOATS:

@@ -6,7 +6,7 @@ the largest of some, moves integers.
 
 from __future__ import annotations
 
-from driver_shim.protocol.program_commands import BinaryFunction, CommandKind, PoolFunction, QBinaryFunction
+from driver_shim.protocol.program_commands import ATTRIBUTES, BinaryFunction, CommandKind, PoolFunction, QBinaryFunction
 from sdk.compiler.ir import Operation, Value, fields_of, shape_fields
 from sdk.compiler.passes.quantisation import Quantised, Target, before, is_repeated, same, table_of, target
 from sdk.compiler.passes.rewriting import Rewriting
@@ -22,7 +22,7 @@ def fuse_quantised_elements(program: Rewriting) -> None:
     for operation in list(program.operations):
         wanted = target(operation)
         if wanted is not None:
-            any(rewrite(program, operation, wanted) for rewrite in (_of_two, _of_one, _moved, _joined))
+            any(rewrite(program, operation, wanted) for rewrite in (_of_two, _of_one, _moved, _joined, _averaged))
 
 
 def _of_two(program: Rewriting, quantisation: Operation, wanted: Target) -> bool:
@@ -101,6 +101,20 @@ def _joined(program: Rewriting, quantisation: Operation, wanted: Target) -> bool
     operands = [_in_scale(program, quantisation, was, wanted) for was in parts]
     position = program.operations.index(quantisation)
     program.replace(position, CommandKind.CONCAT, operands, fields_of(made), [made])
+    return True
+
+
+def _averaged(program: Rewriting, quantisation: Operation, wanted: Target) -> bool:
+    """Averages under a window, as onnxruntime's optimiser makes them QLinearAveragePool."""
+    made = program.sole(quantisation.inputs[0])
+    if made is None or made.kind is not CommandKind.POOL or made.attributes.function != PoolFunction.AVERAGE:
+        return False
+    was = before(made.inputs[0])
+    if was is None or not was.is_bytes or was.integer.dtype is not wanted.zero_point.dtype:
+        return False
+    fields = {name: value for name, value in fields_of(made).items() if name in ATTRIBUTES[CommandKind.QPOOL].fields}
+    operands = [was.integer, was.scale, was.zero_point, *wanted]
+    program.replace(program.operations.index(quantisation), CommandKind.QPOOL, operands, fields, [made])
     return True
 
 

@@ -32,7 +32,7 @@ class Quantised(NamedTuple):
 def before(value: Value | None) -> Quantised | None:
     """What a value was before its DEQUANTIZE; None when it is none of float32, or one by blocks."""
     made = value.producer if value is not None else None
-    if made is None or made.kind is not CommandKind.DEQUANTIZE or made.attributes.block:
+    if made is None or made.kind is not CommandKind.DEQUANTIZE or made.attributes.block or len(made.inputs) < 3:
         return None
     integer, scale, zero = made.inputs[:3]
     if integer is None or scale is None or zero is None or scale.dtype is not WireType.FLOAT32:

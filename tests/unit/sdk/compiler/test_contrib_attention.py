@@ -136,6 +136,7 @@ CASES = [
         [*(None if a is None else a[:, :1].copy() for a in GROUPED), *GROUPED_PAST, *lengths(4), *CACHES],
         {**GROUPS, "do_rotary": 1},
         3,
+        (5, 6),
     ),
     Case("GroupQueryAttention", [real(B, S, (N + 2 * KEY_HEADS) * D), None, None, None, None, *lengths(S)], GROUPS, 3),
     *(
@@ -222,8 +223,12 @@ def test_packed_operands_are_the_same_as_separate_ones() -> None:
         (Case("Attention", PROJECTED, {"num_heads": 5}), "qkv_hidden_sizes"),
         (Case("Attention", [*PROJECTED, None, real(2, B, N, D)], {"num_heads": N}), "stacked in rank 5"),
         (
-            Case("GroupQueryAttention", [*GROUPED, *GROUPED_PAST, *lengths(S)], GROUPS, 1, (6,)),
-            "total_sequence_length is",
+            Case("GroupQueryAttention", [*GROUPED, *GROUPED_PAST, *lengths(S)], GROUPS, 1, (5, 6)),
+            "a past with room or padding",
+        ),
+        (
+            Case("GroupQueryAttention", [*GROUPED, *GROUPED_PAST, *lengths(S + 3)], GROUPS, 1),
+            "total_sequence_length must be constant",
         ),
         (
             Case("GroupQueryAttention", [*GROUPED, None, None, *lengths(S)], {**GROUPS, "smooth_softmax": 1}),

@@ -204,6 +204,22 @@ def test_scans_are_unrolled(attributes: dict[str, Any]) -> None:
     np.testing.assert_allclose(results["rows"], rows[::-1] if attributes else rows)
 
 
+def test_a_scan_of_opset_8_has_a_batch() -> None:
+    body = graph([node("Add", ["s", "item"], ["t"]), node("Relu", ["t"], ["row"])], ["t", "row"], ["s", "item"])
+    net = model(
+        [node("Scan", ["", "start", "x"], ["last", "rows"], body=body, num_scan_inputs=1)],
+        {"x": (F32, (2, 4, 3))},
+        {"last": F32, "rows": F32},
+        {"start": np.ones((2, 3), F32)},
+        opset=8,
+    )
+    x = np.arange(24, dtype=F32).reshape(2, 4, 3) - 9
+    results = run(compile_model(net), {"x": x})
+    sums = 1 + np.cumsum(x, axis=1)
+    np.testing.assert_allclose(results["last"], sums[:, -1])
+    np.testing.assert_allclose(results["rows"], np.maximum(sums, 0))
+
+
 def test_names_within_two_branches_may_be_the_same() -> None:
     then = graph([node("Relu", ["x"], ["t"]), node("Neg", ["t"], ["r"])], ["r"])
     otherwise = graph([node("Abs", ["x"], ["t"]), node("Exp", ["t"], ["r"])], ["r"])

@@ -162,3 +162,20 @@ def test_every_problem_has_a_code() -> None:
         ("Thing", "unsupported-domain"),
         ("Nonsense", "malformed"),
     ]
+
+
+@pytest.mark.parametrize("size", [4, 64])
+def test_older_models_are_converted_to_the_oldest_opset_that_is_taken(size: int) -> None:
+    random = np.random.default_rng(size)
+    w, b, k = (random.normal(size=shape).astype(F32) for shape in ((size, size), (size,), (size, size)))
+    nodes = [
+        node("MatMul", ["x", "w"], ["p"]),
+        node("Add", ["p", "b"], ["q"], broadcast=1),
+        node("Constant", [], ["k"], value=helper.make_tensor("k", TensorProto.FLOAT, k.shape, k.tobytes(), raw=True)),
+        node("MatMul", ["q", "k"], ["y"]),
+    ]
+    inputs = {"x": (F32, (2, size)), "w": (F32, w.shape), "b": (F32, b.shape)}
+    net = model(nodes, inputs, {"y": F32}, {"w": w, "b": b}, opset=6)
+    net.ir_version = 3
+    x = random.normal(size=(2, size)).astype(F32)
+    np.testing.assert_allclose(run(compile_model(net), {"x": x})["y"], (x @ w + b) @ k, rtol=1e-4)

@@ -287,6 +287,7 @@ IMAGES = {
         "AffineGrid",
     ),
     *("RoiAlign", "MaxRoiPool", "DeformConv", "CenterCropPad"),
+    "NonMaxSuppression",
 }
 """Compared in test_lowering_images.py."""
 ELSEWHERE = {

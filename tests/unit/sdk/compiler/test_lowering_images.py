@@ -297,6 +297,21 @@ def test_regions_as_onnxruntime() -> None:
     )
 
 
+BOXES = {"boxes": (F32, (1, 6, 4)), "scores": (F32, (1, 1, 6))}
+
+
+def test_boxes_that_are_left_are_as_many_as_the_data_say() -> None:
+    net = model([node("NonMaxSuppression", [*BOXES, "most"], ["y"])], BOXES, {"y": np.int64}, {"most": ints(3)}, 11)
+    with pytest.raises(UnsupportedModel, match="the shape of its result depends on the data"):
+        compile_model(net)
+
+
+def test_no_box_is_left_where_none_is_asked_for() -> None:
+    net = model([node("NonMaxSuppression", [*BOXES], ["y"])], BOXES, {"y": np.int64}, {}, 11)
+    inputs = {name: np.ones(shape, F32) for name, (_, shape) in BOXES.items()}
+    assert run(compile_model(net), inputs)["y"].shape == (0, 3)
+
+
 POOLING: dict[str, list[dict[str, Any]]] = {
     "kernel_shape": [{"kernel_shape": [2, 3]}, {"kernel_shape": [3, 3]}],
     "strides": [{}, {"strides": [2, 3]}, {"strides": [3, 1]}],

@@ -365,6 +365,31 @@ def guard_by_mask(net: Net, probabilities: str) -> str:
     return net("Where", net("Equal", peak, -np.inf), 0.0, probabilities)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_stacks_of_samples_and_heads_are_taken_apart_again(masked: bool) -> None:
+    mask = real(B, 1, S, T, seed=3)
+    net = Net(**hidden_inputs(), m=mask)
+    query, key, value = (
+        net("Reshape", split(net, name, [0, 2, 1, 3], length), [B * N, length, D])
+        for name, length in (("q", S), ("k", T), ("v", T))
+    )
+    scores = net("MatMul", query, net("Transpose", key, perm=[0, 2, 1]))
+    if masked:
+        scores = net("Reshape", net("Add", net("Reshape", scores, [B, N, S, T]), "m"), [B * N, S, T])
+    result = net("MatMul", net("Softmax", scores, axis=-1), value)
+    apart = net("Transpose", net("Reshape", result, [B, N, S, D]), perm=[0, 2, 1, 3])
+    assert net.kinds(net("Reshape", apart, [B, S, N * D])) == {CommandKind.ATTENTION: 1}
+
+
+def test_a_stack_that_stays_one_keeps_its_shape() -> None:
+    net = Net(**attention_inputs(), m=real(B, 1, 1, T, seed=3))
+    query, key, value = (net("Reshape", name, [B * N, -1, D]) for name in "qkv")
+    scores = net("Reshape", net("MatMul", query, net("Transpose", key, perm=[0, 2, 1])), [B, N, S, T])
+    biased = net("Reshape", net("Add", "m", scores), [B * N, S, T])
+    kinds = net.kinds(net("MatMul", net("Softmax", biased, axis=-1), value))
+    assert kinds == {CommandKind.ATTENTION: 1, CommandKind.COPY: 1}
+
+
 def split(net: Net, x: str, perm: list[int], length: int) -> str:
     return net("Transpose", net("Reshape", x, [B, length, N, D]), perm=perm)
 

@@ -58,7 +58,7 @@ def chain(
         (chain(node("Add", ["A", "B"], ["t"]), node("Relu", ["t"], ["r"]), operands=2), ["qbinary"]),
         (chain(node("Add", ["A", "B"], ["t"]), node("Clip", ["t", "low", "high"], ["r"]), operands=2, scale=6 / 255),
          ["qbinary"]),
-        (chain(node("AveragePool", ["A"], ["r"], kernel_shape=[2, 2])), ["dequantize", "pool", "quantize"]),
+        (chain(node("AveragePool", ["A"], ["r"], kernel_shape=[2, 2])), ["qpool"]),
         (chain(node("Add", ["A", "B"], ["t"]), node("Relu", ["t"], ["r"]), operands=2, zero=1),
          ["dequantize", "dequantize", "binary", "unary", "quantize"]),
     ],

@@ -301,6 +301,12 @@ def qbinary(extent: Extent) -> Iterator[Row]:
         yield {"function": function}, [array(WireType.INT8, shape), array(WireType.INT8, shape[1:]), *scales]
 
 
+def qpool(extent: Extent) -> Iterator[Row]:
+    scales: list[Array] = [np.full((), 0.5, F32), np.ones((), np.int8)] * 2
+    for shape, _, kernel, movement in windows(extent):
+        yield {"kernel": [kernel, 1, 1], **movement}, [array(WireType.INT8, shape), *scales]
+
+
 def lookup(extent: Extent) -> Iterator[Row]:
     for dtype, shape in itertools.product((WireType.INT8, WireType.UINT8), shapes(extent, 2, 3)):
         yield {}, [array(dtype, shape), array(WireType.INT8, (256,))]
@@ -416,6 +422,7 @@ ROWS: dict[CommandKind, Callable[[Extent], Iterator[Row]]] = {
     CommandKind.DYNAMIC_QUANTIZE: dynamic_quantize,
     CommandKind.QBINARY: qbinary,
     CommandKind.LOOKUP: lookup,
+    CommandKind.QPOOL: qpool,
     CommandKind.MATMUL_NBITS: matmul_nbits,
     CommandKind.RECURRENT: recurrent,
     CommandKind.ATTENTION: attention,

@@ -468,6 +468,31 @@ def test_qbinary_to_the_bit(
     assert np.array_equal(fast, golden)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize("count", [0, 1])
+@pytest.mark.parametrize(("kernel", "stride", "pads", "ceil"), [(3, 2, 1, 0), (2, 2, 0, 0), (3, 2, 0, 1), (3, 1, 2, 1)])
+def test_qpool_to_the_bit(kernel: int, stride: int, pads: int, ceil: int, count: int, dtype: str) -> None:
+    random = np.random.default_rng(1)
+    x = numbers(random, (2, 3, 9, 8), np.dtype(dtype))
+    x_zero, y_zero = (np.asarray(numbers(random, (), x.dtype)) for _ in range(2))
+    kind = CommandKind.QPOOL
+    given_ = attributes(
+        kind,
+        count_include_pad=count,
+        ceil_mode=ceil,
+        kernel=[kernel, kernel, 1],
+        strides=[stride, stride, 1],
+        dilations=[1] * 3,
+        pads_begin=[pads, pads, 0],
+        pads_end=[pads, pads, 0],
+    )
+    inputs: list[Array | None] = [x, np.array(0.5, np.float32), x_zero, np.array(0.25, np.float32), y_zero]
+    types = [TensorType(wire_type_of(each.dtype), each.shape) for each in inputs if each is not None]
+    (y,) = OPERATORS[kind].infer(given_, types)
+    fast, golden = both(kind, given_, inputs, y.shape, x.dtype)
+    assert np.array_equal(fast, golden)
+
+
 @settings(deadline=None)
 @given(seeds, st.sampled_from([4, 8]), st.sampled_from([16, 32]), st.booleans(), st.booleans(), float_names)
 def test_matmul_nbits(seed: int, bits: int, block: int, zeros: bool, biased: bool, type_name: str) -> None:
@@ -994,6 +1019,7 @@ def test_every_fast_kernel_has_a_comparison_here() -> None:
         CommandKind.CONV_INTEGER: test_conv_integer_to_the_bit,
         CommandKind.QBINARY: test_qbinary_to_the_bit,
         CommandKind.MATMUL_NBITS: test_matmul_nbits,
+        CommandKind.QPOOL: test_qpool_to_the_bit,
         CommandKind.QUANTIZE: test_quantize_and_dequantize_to_the_bit,
         CommandKind.DEQUANTIZE: test_quantize_and_dequantize_to_the_bit,
         CommandKind.DYNAMIC_QUANTIZE: test_dynamic_quantize_to_the_bit,

@@ -195,3 +195,19 @@ def test_16_bit_integers_saturate_at_their_own_limits() -> None:
     x, one = np.array([1e6, -1e6, 300], F32), np.array(1, F32)
     found = golden(KIND.QUANTIZE, [x, one, np.array(5, np.int16)], (3,), np.int16)
     assert found.tolist() == [32767, -32768, 305]
+
+
+def test_an_average_is_rounded_with_its_zero_point() -> None:
+    # ((3−1) + (6−1)) · 0.5 / 2 = 1.75, over 0.5 is 3.5; with 1 it is 4.5, which rounds to 4
+    x, scale = np.array([[[3, 6]]], U8), np.array(0.5, F32)
+    operands: list[Any] = [x, scale, np.array(1, U8), scale, np.array(1, U8)]
+    found = golden(KIND.QPOOL, operands, (1, 1, 1), U8, kernel=[2, 1, 1], **window())
+    assert found.tolist() == [[[4]]]
+
+
+def test_padding_of_an_average_counts_as_real_zero_on_request() -> None:
+    x, one = np.array([[[9]]], I8), np.array(1, F32)
+    operands: list[Any] = [x, one, np.array(3, I8), one, np.array(0, I8)]
+    fields: dict[str, Any] = {"kernel": [2, 1, 1], **window(pads_begin=[1, 0, 0])}
+    assert golden(KIND.QPOOL, operands, (1, 1, 1), I8, **fields) == 6
+    assert golden(KIND.QPOOL, operands, (1, 1, 1), I8, count_include_pad=1, **fields) == 3
