@@ -14,7 +14,6 @@ from tests.support.paths import ROOT
 TESTS = ROOT / "tests"
 SKIPS = re.compile(r"importorskip\(|mark\.skipif\(|pytest\.skip\(")
 SKIP_FOR_ANOTHER_REASON = {
-    "conformance/test_backend_suite.py",  # the list of refusals is being written
     "contract/test_reset_matrix.py",  # the device under test has no such part
     "interop/test_libvfio_user.py",  # a peer that no package brings; the reason names the variable
     "support/coverage.py",  # parts of a module were asked for
