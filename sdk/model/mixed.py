@@ -22,6 +22,7 @@ from sdk.model.inputs import Call, InputChecks, requested_shapes
 from sdk.model.model import Model
 from sdk.model.pipeline import DeviceRegion, Pipeline
 from sdk.model.port import ModelOwner
+from sdk.model.programs import CommandRun
 from sdk.model.runs import Outputs
 from sdk.queue.events import Event
 
@@ -67,6 +68,8 @@ class MixedModel(Model):
         self._load = load
         self._regions: weakref.WeakSet[Model] = weakref.WeakSet()
         self._overridden: dict[tuple[str, ...], Pipeline] = {}
+        self._ran: Pipeline | None = None
+        """Of the newest run."""
         self._lock = threading.Lock()
         self._pipeline = Pipeline(graph, self._region)
         self._pipeline.check()
@@ -99,6 +102,12 @@ class MixedModel(Model):
         """Run without holding up the event loop."""
         return await self.submit(*arrays, out=out, **named)
 
+    def command_runs(self) -> tuple[CommandRun, ...]:
+        """The device's commands of the newest run that succeeded, region by region; empty before one."""
+        self._check_open()
+        regions = self._ran.on_device() if self._ran is not None else []
+        return tuple(run for region in regions if isinstance(region, _OnDevice) for run in region.command_runs())
+
     def close(self) -> None:
         """Take the model off the device. Idempotent."""
         self._mixed.invalidate(Closed("the model is closed", device=self._owner.address, remedy="load it again"))
@@ -126,7 +135,10 @@ class MixedModel(Model):
     def _run(self, call: Call) -> Outputs:
         self._check_open()
         named = dict(zip(self._names(call), call.values, strict=True))
-        return dict(self._pipeline_for(call.optional).run(named))
+        pipeline = self._pipeline_for(call.optional)
+        outputs = pipeline.run(named)
+        self._ran = pipeline
+        return outputs
 
     def _pipeline_for(self, optional: tuple[str, ...]) -> Pipeline:
         """The pipeline for calls that name these inputs instead of taking their defaults."""
@@ -163,6 +175,10 @@ class _OnDevice:
     def run(self, arrays: Mapping[str, NDArray[Any]]) -> Outputs:
         """What it gives for these."""
         return self._model(dict(arrays))
+
+    def command_runs(self) -> tuple[CommandRun, ...]:
+        """The commands of its newest run."""
+        return self._model.command_runs()
 
     def check(self) -> None:
         """Compile it for the shapes that it declares, and keep that for when it is loaded."""

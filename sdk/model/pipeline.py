@@ -64,6 +64,11 @@ class Pipeline:
         """Whether the device runs all of it."""
         return self._placement.is_whole
 
+    def on_device(self) -> list[DeviceRegion]:
+        """The device's regions that were loaded, in the order of their running."""
+        with self._lock:
+            return [self._device[key] for key in sorted(self._device, key=lambda key: key[0])]
+
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """The model's outputs. Raises UnsupportedModel for what neither side runs."""
         while True:

@@ -78,6 +78,14 @@ def test_it_runs_in_part_on_the_host_and_says_so_once(device: sdk.Device, caplog
     assert net.plan is None and net.estimate() is None
 
 
+def test_the_devices_commands_of_a_run_are_reported(device: sdk.Device) -> None:
+    net = load(device)
+    assert net.command_runs() == ()
+    net(real(2, 3, 3))
+    nodes = [run.node for run in net.command_runs()]
+    assert nodes[0] == "make_r" and nodes[-1] == "make_y" and "make_d" not in nodes
+
+
 def test_defaults_may_be_overridden(device: sdk.Device) -> None:
     net = load(device)
     x = real(2, 3, 3)
