@@ -153,5 +153,13 @@ def checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(int(extent) for extent in shape)
 
 
+def trimmed(operands: Sequence[Value | None]) -> list[Value | None]:
+    """Operands without those that are left out at the end."""
+    kept = list(operands)
+    while kept and kept[-1] is None:
+        del kept[-1]
+    return kept
+
+
 Lowering = Callable[[NodeContext], Sequence[Value]]
 """Emits a node's commands; returns its outputs in order."""

@@ -15,14 +15,13 @@ from sdk.compiler.ir import Builder, Refused, Value
 from sdk.compiler.lowering.attention import attention_fields, rotary_heads, rotated
 from sdk.compiler.lowering.elementwise import binary, cast, unary
 from sdk.compiler.lowering.movement import cut, transposed
-from sdk.compiler.lowering.normalise import layer_norm
+from sdk.compiler.lowering.normalise import EPSILON, layer_norm
 from sdk.compiler.lowering.reductions import reduced
 
 _FILTER = -10000.0
 """Added to the scores of keys that a mask leaves out, unless a node says otherwise."""
 _SUM_EPSILON = 1e-12
 """The default of normalisations after a sum."""
-_PLAIN_EPSILON = 1e-5
 _QUICK_GELU_ALPHA = 1.702
 
 
@@ -374,7 +373,7 @@ def _simplified_layer_norm(node: NodeContext) -> Sequence[Value]:
         node.builder,
         x,
         axes,
-        node.attribute("epsilon", _PLAIN_EPSILON),
+        node.attribute("epsilon", EPSILON),
         node.value(1),
         root_mean_square=True,
         outputs=3 if node.wants(1) else 1,

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from driver_shim.protocol.program_commands import (
-    MAX_RANK,
     BinaryFunction,
     CommandKind,
     QBinaryFunction,
@@ -15,18 +14,18 @@ from driver_shim.protocol.program_commands import (
     UnaryFunction,
 )
 from driver_shim.protocol.types import QUANTISED, WireType
-from sdk.compiler.context import Lowering, NodeContext
+from emulator.model.operators.quantised_elementwise import VALUES
+from sdk.compiler.context import Lowering, NodeContext, trimmed
 from sdk.compiler.contrib import qualified
 from sdk.compiler.ir import Builder, Refused, Value
 from sdk.compiler.lowering import quantised
 from sdk.compiler.lowering.elementwise import binary, cast, unary
-from sdk.compiler.lowering.products import conv_fields, spatial, window
-from sdk.compiler.lowering.quantised import as_matrices, scale_of, scaled, trimmed
-from sdk.compiler.lowering.reductions import reduced
+from sdk.compiler.lowering.movement import transposed
+from sdk.compiler.lowering.products import as_matrices, conv_fields, spatial, window
+from sdk.compiler.lowering.quantised import scale_of, scaled
+from sdk.compiler.lowering.reductions import SOFTMAX_ALONG_AXIS_SINCE, by_axis_or_matrix, reduced
 from sdk.compiler.passes.quantisation import is_repeated
 
-_HIGHEST_FIRST_AXIS_OPSET = 13
-"""Opset version in which Softmax began to work on one axis."""
 _LEAKY_RELU_ALPHA = 0.01
 _NBITS_DEFAULT = 4
 
@@ -62,7 +61,7 @@ def _through_floats(
     _need_bytes(x)
     if any(value.constant is None for value in (*before, *after)):
         return _quantize(builder, what(_dequantize(builder, x, before)), after)
-    every = builder.constant(np.arange(256, dtype=np.uint8).view(x.dtype.dtype))
+    every = builder.constant(np.arange(VALUES, dtype=np.uint8).view(x.dtype.dtype))
     table = _quantize(builder, what(_dequantize(builder, every, before)), after)
     return builder.emit(CommandKind.LOOKUP, [x, table])
 
@@ -101,14 +100,11 @@ def _qlinear_softmax(node: NodeContext) -> Sequence[Value]:
     """QLinearSoftmax through floats: within one step of onnxruntime, which adds up rounded exponentials."""
     x, builder = node.value(0), node.builder
     _need_bytes(x)
-    late = node.attribute("opset") >= _HIGHEST_FIRST_AXIS_OPSET
-    axis = node.axis(node.attribute("axis", -1 if late else 1), len(x.shape))
     real = _dequantize(builder, x, scaled(node, 1, x.dtype))
-    if late:
-        result = builder.emit(CommandKind.SOFTMAX, [real], axis=axis)
-    else:
-        rows = builder.reshape(real, (int(np.prod(x.shape[:axis])), int(np.prod(x.shape[axis:]))))
-        result = builder.reshape(builder.emit(CommandKind.SOFTMAX, [rows], axis=1), x.shape)
+    along_axis = node.attribute("opset") >= SOFTMAX_ALONG_AXIS_SINCE
+    result = by_axis_or_matrix(
+        node, real, lambda data, axis: builder.emit(CommandKind.SOFTMAX, [data], axis=axis), along_axis=along_axis
+    )
     return [_quantize(builder, result, scaled(node, 3, x.dtype))]
 
 
@@ -143,12 +139,7 @@ def _channels_first(node: NodeContext, what: Callable[[Value], Value], x: Value)
     if not node.attribute("channels_last", 0):
         return what(x)
     forth, back = (0, rank - 1, *range(1, rank - 1)), (0, *range(2, rank), 1)
-    return _transposed(builder, what(_transposed(builder, x, forth)), back)
-
-
-def _transposed(builder: Builder, x: Value, permutation: Sequence[int]) -> Value:
-    filled = [*permutation, *[0] * (MAX_RANK - len(permutation))]
-    return builder.emit(CommandKind.TRANSPOSE, [x], permutation=filled)
+    return transposed(builder, what(transposed(builder, x, forth)), back)
 
 
 def _qlinear_global_average_pool(node: NodeContext) -> Sequence[Value]:
@@ -251,7 +242,7 @@ def _qgemm(node: NodeContext) -> Sequence[Value]:
 
 def _swapped(node: NodeContext, position: int, flag: str) -> Value:
     value = node.value(position)
-    return _transposed(node.builder, value, (1, 0)) if node.attribute(flag, 0) and len(value.shape) == 2 else value
+    return transposed(node.builder, value, (1, 0)) if node.attribute(flag, 0) and len(value.shape) == 2 else value
 
 
 def _scaled_sums(builder: Builder, sums: Value, scale: Value) -> Value:
@@ -266,7 +257,7 @@ def _product_in_floats(
 ) -> Value:
     """The product of integers as floats: (a − a_zero) · (b − b_zero) · (a_scale · b_scale) + bias."""
     builder = node.builder
-    left, right, result = as_matrices(node, a, node.value(1))
+    left, right, result = as_matrices(builder, a, node.value(1))
     operands = trimmed([left, right, a_scales[1], b_scales[1]])
     sums = builder.emit(CommandKind.MATMUL_INTEGER, operands)
     return result(_scaled_sums(builder, sums, _multiplied(builder, a_scales[0], b_scales[0])))

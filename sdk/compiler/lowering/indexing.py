@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -21,9 +22,9 @@ from sdk.compiler.context import Lowering, NodeContext, checked_shape
 from sdk.compiler.ir import Builder, DataDependent, Refused, Value
 from sdk.compiler.lowering.elementwise import binary, cast, unary
 from sdk.compiler.lowering.movement import cut, transposed
+from sdk.compiler.lowering.reductions import SOFTMAX_ALONG_AXIS_SINCE, by_axis_or_matrix
 
 _K_IS_INPUT_SINCE = 10
-_HARDMAX_ALONG_AXIS_SINCE = 13
 
 
 def _gather_elements(node: NodeContext) -> Sequence[Value]:
@@ -191,15 +192,11 @@ def _unique(node: NodeContext) -> Sequence[Value]:
 
 def _hardmax(node: NodeContext) -> Sequence[Value]:
     """Hardmax: 1 at the first maximum along the axis, else 0; before opset 13 of a matrix, as Softmax."""
-    x, builder = node.value(0), node.builder
-    rank = len(x.shape)
+    x = node.value(0)
     if not x.type.elements:
         return [x]
-    if node.since >= _HARDMAX_ALONG_AXIS_SINCE:
-        return [_first_maximum(builder, x, node.axis(node.attribute("axis", -1), rank))]
-    axis = node.axis(node.attribute("axis", 1), rank)
-    matrix = builder.reshape(x, (math.prod(x.shape[:axis]), math.prod(x.shape[axis:])))
-    return [builder.reshape(_first_maximum(builder, matrix, 1), x.shape)]
+    along_axis = node.since >= SOFTMAX_ALONG_AXIS_SINCE
+    return [by_axis_or_matrix(node, x, partial(_first_maximum, node.builder), along_axis=along_axis)]
 
 
 def _first_maximum(builder: Builder, x: Value, axis: int) -> Value:

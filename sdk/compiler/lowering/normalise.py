@@ -9,7 +9,6 @@ from driver_shim.protocol.program_commands import (
     BinaryFunction,
     CommandKind,
     PoolFunction,
-    ReduceFunction,
     UnaryFunction,
 )
 from driver_shim.protocol.types import WireType
@@ -17,14 +16,13 @@ from sdk.compiler.context import Lowering, NodeContext
 from sdk.compiler.ir import Builder, Refused, Value
 from sdk.compiler.lowering.elementwise import binary, cast, unary
 from sdk.compiler.lowering.products import spatial
-from sdk.compiler.lowering.reductions import reduced
+from sdk.compiler.lowering.reductions import NORMS, reduced
 
-_EPSILON = 1e-5
+EPSILON = 1e-5
 """The default of every normalisation that has one."""
 _DEVIATION_EPSILON = 1e-9
 """What MeanVarianceNormalization adds to a deviation; squared, as LAYER_NORM adds it to the variance, it changes
 nothing else."""
-_LP_NORMS = {1: ReduceFunction.L1, 2: ReduceFunction.L2}
 _SCALE_BY_CHANNEL_SINCE = 21
 """GroupNormalization before scales by group."""
 _SPATIAL_UNTIL = 9
@@ -86,7 +84,7 @@ def _batch_normalization(node: NodeContext) -> Sequence[Value]:
     if len(x.shape) < 2:
         raise Refused(f"{x.type} has no channels")
     scale, bias, mean, variance = (cast(builder, node.value(i), WireType.FLOAT32) for i in range(1, 5))
-    inverse = _inverse_root(builder, variance, node.attribute("epsilon", _EPSILON))
+    inverse = _inverse_root(builder, variance, node.attribute("epsilon", EPSILON))
     factor = binary(builder, BinaryFunction.MUL, scale, inverse)
     offset = binary(builder, BinaryFunction.SUB, bias, binary(builder, BinaryFunction.MUL, mean, factor))
     rank = len(x.shape)
@@ -101,7 +99,7 @@ def _instance_normalization(node: NodeContext) -> Sequence[Value]:
     if rank < 3:
         raise Refused(f"{x.type} has no spatial dimensions")
     scale, bias = (_by_channel(builder, node.value(i), rank) for i in (1, 2))
-    return layer_norm(builder, x, range(2, rank), node.attribute("epsilon", _EPSILON), scale, bias)
+    return layer_norm(builder, x, range(2, rank), node.attribute("epsilon", EPSILON), scale, bias)
 
 
 def _layer_normalization(node: NodeContext) -> Sequence[Value]:
@@ -121,7 +119,7 @@ def _from_axis(node: NodeContext, bias: Value | None, *, root_mean_square: bool)
         node.builder,
         x,
         axes,
-        node.attribute("epsilon", _EPSILON),
+        node.attribute("epsilon", EPSILON),
         node.value(1),
         bias,
         root_mean_square=root_mean_square,
@@ -139,7 +137,7 @@ def _group_normalization(node: NodeContext) -> Sequence[Value]:
     grouped = builder.reshape(x, (x.shape[0], groups, members, math.prod(x.shape[2:])))
     by_group = node.since < _SCALE_BY_CHANNEL_SINCE
     scale, bias = (builder.reshape(node.value(i), (groups, 1 if by_group else members, 1)) for i in (1, 2))
-    (result,) = layer_norm(builder, grouped, (2, 3), node.attribute("epsilon", _EPSILON), scale, bias)
+    (result,) = layer_norm(builder, grouped, (2, 3), node.attribute("epsilon", EPSILON), scale, bias)
     return [builder.reshape(result, x.shape)]
 
 
@@ -154,9 +152,9 @@ def _lp_normalization(node: NodeContext) -> Sequence[Value]:
     """LpNormalization: divided by its L1 or L2 norm along `axis`; 0 where that is 0."""
     x, builder = node.value(0), node.builder
     axis, power = node.axis(node.attribute("axis", -1), len(x.shape)), node.attribute("p", 2)
-    if power not in _LP_NORMS:
+    if power not in NORMS:
         raise Refused(f"p is {power}; it must be 1 or 2")
-    norm = reduced(builder, _LP_NORMS[power], x, [axis])
+    norm = reduced(builder, NORMS[power], x, [axis])
     one, nothing = builder.scalar(1, x.dtype), builder.scalar(0, x.dtype)
     empty = binary(builder, BinaryFunction.EQUAL, norm, nothing)
     return [binary(builder, BinaryFunction.DIV, x, builder.emit(CommandKind.WHERE, [empty, one, norm]))]

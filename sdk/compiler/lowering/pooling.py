@@ -17,9 +17,7 @@ from sdk.compiler.ir import Refused, Value, shape_fields
 from sdk.compiler.lowering.elementwise import binary, unary
 from sdk.compiler.lowering.movement import filled
 from sdk.compiler.lowering.products import spatial, window
-from sdk.compiler.lowering.reductions import reduced
-
-_NORMS = {1: ReduceFunction.L1, 2: ReduceFunction.L2}
+from sdk.compiler.lowering.reductions import NORMS, reduced
 
 
 def _pool(function: PoolFunction) -> Lowering:
@@ -67,8 +65,8 @@ def _global_lp_pool(node: NodeContext) -> Sequence[Value]:
     """GlobalLpPool: a norm over the spatial dimensions."""
     x, builder, p = node.value(0), node.builder, _power(node)
     axes = _spatial_axes(x)
-    if p in _NORMS:
-        return [reduced(builder, _NORMS[p], x, axes)]
+    if p in NORMS:
+        return [reduced(builder, NORMS[p], x, axes)]
     sizes = unary(builder, UnaryFunction.ABS, x)
     powers = binary(builder, BinaryFunction.POW, sizes, builder.scalar(p, x.dtype))
     sums = reduced(builder, ReduceFunction.SUM, powers, axes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from driver_shim.protocol.program import TensorType
 from driver_shim.protocol.program_commands import MAX_SPATIAL, CommandKind
 from emulator.model.operators.shapes import canvas_extent
 from sdk.compiler.context import Lowering, NodeContext, checked_shape
-from sdk.compiler.ir import Refused, Value
+from sdk.compiler.ir import Builder, Refused, Value
 
 
 def window(node: NodeContext, x: TensorType, kernel: Sequence[int]) -> dict[str, list[int]]:
@@ -61,22 +61,28 @@ def spatial(values: Sequence[int], fill: int) -> list[int]:
     return [*values, *[fill] * (MAX_SPATIAL - len(values))]
 
 
-def _matmul(node: NodeContext) -> Sequence[Value]:
-    """MatMul; a vector operand becomes a matrix of one row or column (numpy.matmul's rule)."""
-    a, b = node.value(0), node.value(1)
+def as_matrices(builder: Builder, a: Value, b: Value) -> tuple[Value, Value, Callable[[Value], Value]]:
+    """The operands of a product as stacks of matrices, and what makes its result of theirs (numpy.matmul's rule)."""
     if not a.shape or not b.shape:
         raise Refused(f"operands {a.type} and {b.type}; rank 1 at least")
-    left = node.builder.reshape(a, (1, *a.shape)) if len(a.shape) == 1 else a
-    right = node.builder.reshape(b, (*b.shape, 1)) if len(b.shape) == 1 else b
-    result = node.builder.emit(CommandKind.MATMUL, [left, right], alpha=1.0, beta=0.0)
-    if left is not a or right is not b:
-        wanted = list(result.shape)
-        if left is not a:
-            del wanted[-2]
-        if right is not b:
-            del wanted[-1]
-        result = node.builder.reshape(result, wanted)
-    return [result]
+    vectors = len(a.shape) == 1, len(b.shape) == 1
+
+    def result(product: Value) -> Value:
+        shape = list(product.shape)
+        if vectors[1]:
+            del shape[-1]
+        if vectors[0]:
+            del shape[-1 if vectors[1] else -2]
+        return builder.reshape(product, shape)
+
+    left = builder.reshape(a, (1, *a.shape)) if vectors[0] else a
+    right = builder.reshape(b, (*b.shape, 1)) if vectors[1] else b
+    return left, right, result
+
+
+def _matmul(node: NodeContext) -> Sequence[Value]:
+    a, b, result = as_matrices(node.builder, node.value(0), node.value(1))
+    return [result(node.builder.emit(CommandKind.MATMUL, [a, b], alpha=1.0, beta=0.0))]
 
 
 def _gemm(node: NodeContext) -> Sequence[Value]:
@@ -97,12 +103,17 @@ def _gemm(node: NodeContext) -> Sequence[Value]:
 
 def conv_fields(node: NodeContext, x: Value, w: Value) -> dict[str, Any]:
     """Attributes of Conv and QLinearConv. Raises Refused."""
+    return {"group": node.attribute("group", 1), **window(node, x.type, _kernel(node, x, w))}
+
+
+def _kernel(node: NodeContext, x: Value, w: Value) -> list[int]:
+    """The extents of a convolution's kernel, which its weights have. Raises Refused."""
     if len(w.shape) != len(x.shape) or len(w.shape) < 3:
         raise Refused(f"weights {w.type} for data {x.type}")
     kernel = list(node.attribute("kernel_shape", w.shape[2:]))
     if kernel != list(w.shape[2:]):
         raise Refused(f"kernel_shape {kernel} for weights {w.type}")
-    return {"group": node.attribute("group", 1), **window(node, x.type, kernel)}
+    return kernel
 
 
 def _conv(node: NodeContext) -> Sequence[Value]:
@@ -114,13 +125,8 @@ def _conv(node: NodeContext) -> Sequence[Value]:
 def _conv_transpose(node: NodeContext) -> Sequence[Value]:
     """ConvTranspose (opset 11); `output_shape` and `auto_pad` are turned into padding."""
     x, w, bias = node.value(0), node.value(1), node.optional(2)
-    if len(w.shape) != len(x.shape) or len(w.shape) < 3:
-        raise Refused(f"weights {w.type} for data {x.type}")
-    kernel = list(node.attribute("kernel_shape", w.shape[2:]))
-    if kernel != list(w.shape[2:]):
-        raise Refused(f"kernel_shape {kernel} for weights {w.type}")
     operands = [x, w] if bias is None else [x, w, bias]
-    fields = {"group": node.attribute("group", 1), **_transposed_window(node, x.type, kernel)}
+    fields = {"group": node.attribute("group", 1), **_transposed_window(node, x.type, _kernel(node, x, w))}
     return [node.builder.emit(CommandKind.CONV_TRANSPOSE, operands, **fields)]
 
 

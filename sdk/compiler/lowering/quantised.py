@@ -1,22 +1,18 @@
-"""Quantised operators, in operator form (QLinear…) and in QDQ form, which means the same net.
-
-DequantizeLinear → Conv, MatMul or Gemm (→ Relu) → QuantizeLinear becomes one quantised command when every operand
-was dequantised with scales the command can express. Any other QuantizeLinear or DequantizeLinear is a command.
-"""
+"""Quantised operators, in operator form (QLinear…) and in QDQ form; `passes/fuse_quantised.py` fuses the latter."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from driver_shim.protocol.program_commands import CommandKind
 from driver_shim.protocol.types import WireType
-from sdk.compiler.context import Lowering, NodeContext
+from sdk.compiler.context import Lowering, NodeContext, trimmed
 from sdk.compiler.ir import Builder, Refused, Value
 from sdk.compiler.lowering.elementwise import cast
-from sdk.compiler.lowering.products import conv_fields
+from sdk.compiler.lowering.products import as_matrices, conv_fields
 
 _PRECISION_SINCE = 23
 """Opset version of QuantizeLinear in which the type of the scale became the type of the quotient."""
@@ -64,28 +60,8 @@ def _by_row(builder: Builder, value: Value, a: Value) -> Value:
     return builder.expand(value, (*a.shape[:-1], 1))
 
 
-def as_matrices(node: NodeContext, a: Value, b: Value) -> tuple[Value, Value, Callable[[Value], Value]]:
-    """The operands of a product as stacks of matrices, and what makes its result of theirs (numpy.matmul's rule)."""
-    builder = node.builder
-    if not a.shape or not b.shape:
-        raise Refused(f"operands {a.type} and {b.type}; rank 1 at least")
-    vectors = len(a.shape) == 1, len(b.shape) == 1
-
-    def result(product: Value) -> Value:
-        shape = list(product.shape)
-        if vectors[1]:
-            del shape[-1]
-        if vectors[0]:
-            del shape[-1 if vectors[1] else -2]
-        return builder.reshape(product, shape)
-
-    left = builder.reshape(a, (1, *a.shape)) if vectors[0] else a
-    right = builder.reshape(b, (*b.shape, 1)) if vectors[1] else b
-    return left, right, result
-
-
 def _qlinear_matmul(node: NodeContext) -> Sequence[Value]:
-    a, b, result = as_matrices(node, node.value(0), node.value(3))
+    a, b, result = as_matrices(node.builder, node.value(0), node.value(3))
     a_scales = [_by_row(node.builder, value, a) for value in (scale_of(node, 1), node.value(2))]
     if any(node.value(position).type.elements != 1 for position in (6, 7)):
         raise Refused("its result can have one scale and zero point only")
@@ -94,7 +70,7 @@ def _qlinear_matmul(node: NodeContext) -> Sequence[Value]:
 
 
 def _matmul_integer(node: NodeContext) -> Sequence[Value]:
-    a, b, result = as_matrices(node, node.value(0), node.value(1))
+    a, b, result = as_matrices(node.builder, node.value(0), node.value(1))
     a_zero, b_zero = node.optional(2), node.optional(3)
     operands = [a, b, None if a_zero is None else _by_row(node.builder, a_zero, a), b_zero]
     return [result(node.builder.emit(CommandKind.MATMUL_INTEGER, trimmed(operands)))]
@@ -104,14 +80,6 @@ def _conv_integer(node: NodeContext) -> Sequence[Value]:
     x, w = node.value(0), node.value(1)
     operands = trimmed([x, w, node.optional(2), node.optional(3)])
     return [node.builder.emit(CommandKind.CONV_INTEGER, operands, **conv_fields(node, x, w))]
-
-
-def trimmed(operands: Sequence[Value | None]) -> list[Value | None]:
-    """Operands without those that are left out at the end."""
-    kept = list(operands)
-    while kept and kept[-1] is None:
-        del kept[-1]
-    return kept
 
 
 def _dynamic_quantize(node: NodeContext) -> Sequence[Value]:

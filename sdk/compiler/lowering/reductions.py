@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from driver_shim.protocol.program_commands import ArgumentFunction, CommandKind, ReduceFunction, UnaryFunction
 from driver_shim.protocol.types import WireType
@@ -13,7 +13,8 @@ from sdk.compiler.lowering.elementwise import cast, unary
 
 _AXES_ARE_INPUT_SINCE = {"ReduceSum": 13}
 _OTHERS_SINCE = 18
-_SOFTMAX_ALONG_AXIS_SINCE = 13
+SOFTMAX_ALONG_AXIS_SINCE = 13
+"""Of Softmax and its relatives, which before worked on matrices."""
 
 _REDUCE = {
     "ReduceSum": ReduceFunction.SUM,
@@ -26,6 +27,8 @@ _REDUCE = {
     "ReduceLogSumExp": ReduceFunction.LOG_SUM_EXP,
     "ReduceProd": ReduceFunction.PROD,
 }
+NORMS = {1: ReduceFunction.L1, 2: ReduceFunction.L2}
+"""By p: those that are one command."""
 
 
 def reduced(builder: Builder, function: ReduceFunction, x: Value, axes: Sequence[int], *, keep: bool = True) -> Value:
@@ -72,19 +75,25 @@ def _argument(function: ArgumentFunction) -> Lowering:
 
 def _softmax(*, logarithm: bool) -> Lowering:
     def lower(node: NodeContext) -> Sequence[Value]:
-        x = node.value(0)
-        rank = len(x.shape)
-        builder = node.builder
-        along_axis = node.since >= _SOFTMAX_ALONG_AXIS_SINCE
-        axis = node.axis(node.attribute("axis", -1 if along_axis else 1), rank)
-        if along_axis or axis == rank - 1:
-            return [builder.emit(CommandKind.SOFTMAX, [x], axis=axis, logarithm=int(logarithm))]
-        # Softmax before opset 13 works on a matrix: all dimensions from `axis` on are one.
-        matrix = builder.reshape(x, (math.prod(x.shape[:axis]), math.prod(x.shape[axis:])))
-        result = builder.emit(CommandKind.SOFTMAX, [matrix], axis=1, logarithm=int(logarithm))
-        return [builder.reshape(result, x.shape)]
+        def softmax(data: Value, axis: int) -> Value:
+            return node.builder.emit(CommandKind.SOFTMAX, [data], axis=axis, logarithm=int(logarithm))
+
+        along_axis = node.since >= SOFTMAX_ALONG_AXIS_SINCE
+        return [by_axis_or_matrix(node, node.value(0), softmax, along_axis=along_axis)]
 
     return lower
+
+
+def by_axis_or_matrix(
+    node: NodeContext, x: Value, function: Callable[[Value, int], Value], *, along_axis: bool
+) -> Value:
+    """A function of data and an axis along the node's one, or, as before opset 13, with all from there on as one."""
+    rank, builder = len(x.shape), node.builder
+    axis = node.axis(node.attribute("axis", -1 if along_axis else 1), rank)
+    if along_axis or axis == rank - 1:
+        return function(x, axis)
+    matrix = builder.reshape(x, (math.prod(x.shape[:axis]), math.prod(x.shape[axis:])))
+    return builder.reshape(function(matrix, 1), x.shape)
 
 
 LOWERINGS: dict[str, Lowering] = {

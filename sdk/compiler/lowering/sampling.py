@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from driver_shim.protocol.program_commands import CommandKind, GridPadding, PoolFunction, ResizeMode
-from sdk.compiler.context import Lowering, NodeContext, checked_shape
+from sdk.compiler.context import Lowering, NodeContext, checked_shape, trimmed
 from sdk.compiler.ir import DataDependent, Refused, Value
 from sdk.compiler.lowering.elementwise import cast
 from sdk.compiler.lowering.products import conv_fields
@@ -84,9 +84,7 @@ def _max_roi_pool(node: NodeContext) -> Sequence[Value]:
 
 def _deform_conv(node: NodeContext) -> Sequence[Value]:
     x, w, offset, bias, mask = (*(node.value(i) for i in range(3)), node.optional(3), node.optional(4))
-    operands = [x, w, offset, bias, mask]
-    while operands[-1] is None:
-        operands.pop()
+    operands = trimmed([x, w, offset, bias, mask])
     fields = {**conv_fields(node, x, w), "offset_group": node.attribute("offset_group", 1)}
     return [node.builder.emit(CommandKind.DEFORM_CONV, operands, **fields)]
 

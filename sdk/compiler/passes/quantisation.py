@@ -9,10 +9,8 @@ import numpy as np
 
 from driver_shim.protocol.program_commands import CommandKind
 from driver_shim.protocol.types import QUANTISED, WireType
+from emulator.model.operators.quantised_elementwise import VALUES
 from sdk.compiler.ir import Operation, Value, constant, fields_of, folded, infer
-
-LOOKUP_VALUES = 256
-"""Elements of LOOKUP's table."""
 
 
 class Quantised(NamedTuple):
@@ -82,7 +80,7 @@ def saturates(wanted: Target, low: float, high: float) -> bool:
 
 def table_of(was: Quantised, functions: Sequence[Operation], quantisation: Operation) -> Value | None:
     """The 256 results of dequantising, functions of one operand, and quantising. Raises Refused."""
-    every = constant(np.arange(LOOKUP_VALUES, dtype=np.uint8).view(was.integer.dtype.dtype))
+    every = constant(np.arange(VALUES, dtype=np.uint8).view(was.integer.dtype.dtype))
     value = _applied(CommandKind.DEQUANTIZE, [every, was.scale, was.zero_point], {"axis": 0, "block": 0})
     for operation in (*functions, quantisation):
         if value is not None:
