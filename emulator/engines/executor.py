@@ -23,7 +23,7 @@ from emulator.engines.job import KernelRun, ProgramFault
 from emulator.engines.kernels.choice import prepare
 from emulator.engines.kernels.provider import KernelRequest, NamedKernel
 from emulator.model.operators import KernelFault
-from emulator.model.verify import VerifiedEntry, VerifiedProgram, load_verified
+from emulator.model.verify import VerifiedEntry, VerifiedProgram, load_verified, where
 from emulator.model.work import types_of
 
 _logger = logging.getLogger("npu.emulator.engines")
@@ -94,11 +94,11 @@ def execute(
                 if step.gives_int64:
                     _check_storage(results)
             except KernelFault as fault:
-                raise ProgramFault(fault.status, index, f"{_where(index, command)}: {fault.message}") from fault
+                raise ProgramFault(fault.status, index, f"{where(index, command)}: {fault.message}") from fault
             except Exception as error:
-                _logger.exception("%s: its kernel %s raised", _where(index, command), step.kernel.name)
+                _logger.exception("%s: its kernel %s raised", where(index, command), step.kernel.name)
                 what = f"{type(error).__name__}: {error}"
-                raise ProgramFault(Status.EXECUTION_FAULT, index, f"{_where(index, command)}: {what}") from error
+                raise ProgramFault(Status.EXECUTION_FAULT, index, f"{where(index, command)}: {what}") from error
             reports.append(KernelRun(step.kernel.name, time.perf_counter_ns() - began))
     return reports
 
@@ -118,7 +118,7 @@ def _step(index: int, command: Command, tensors: _Tensors, kernels: str) -> _Ste
     try:
         constants = tuple(tensors.constant(tensor) for tensor in command.inputs)
     except KernelFault as fault:
-        raise ProgramFault(fault.status, index, f"{_where(index, command)}: {fault.message}") from fault
+        raise ProgramFault(fault.status, index, f"{where(index, command)}: {fault.message}") from fault
     request = KernelRequest(command.kind, command.attributes, tuple(inputs), tuple(outputs), constants)
     return _Step(
         command,
@@ -127,10 +127,6 @@ def _step(index: int, command: Command, tensors: _Tensors, kernels: str) -> _Ste
         any(output.dtype is WireType.INT64 for output in outputs),
         OPERANDS[command.kind].in_place if command.outputs[0] in command.inputs else None,
     )
-
-
-def _where(index: int, command: Command) -> str:
-    return f"command {index} ({command.kind.name})"
 
 
 class _Tensors:

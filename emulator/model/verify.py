@@ -117,13 +117,14 @@ def _check_commands(tensors: Sequence[Tensor], entry: EntryPoint, limits: Device
         try:
             operator.check(command.attributes, *types)
         except SemanticError as error:
-            raise ProgramRejected(f"{_where(index, command)}: {error}") from error
+            raise ProgramRejected(f"{where(index, command)}: {error}") from error
         effort += operator.effort(command.attributes, *types)
     if effort > limits.effort:
         raise ProgramRejected(f"its commands cost {effort}; at most {limits.effort}")
 
 
-def _where(index: int, command: Command) -> str:
+def where(index: int, command: Command) -> str:
+    """A command as messages name it."""
     return f"command {index} ({command.kind.name})"
 
 
@@ -160,7 +161,7 @@ def _check_dataflow(tensors: Sequence[Tensor], entry: EntryPoint) -> None:
     for index, command in enumerate(entry.commands):
         for tensor in command.inputs:
             if tensor is not None and tensor not in written and tensors[tensor].storage in _WRITTEN_BEFORE_READ:
-                raise ProgramRejected(f"{_where(index, command)} reads tensor {tensor} before it is written")
+                raise ProgramRejected(f"{where(index, command)} reads tensor {tensor} before it is written")
         for output in command.outputs:
             _check_written(tensors, index, command, output, written)
             written.add(output)
@@ -168,7 +169,7 @@ def _check_dataflow(tensors: Sequence[Tensor], entry: EntryPoint) -> None:
             if tensors[output].storage is Storage.WORKSPACE:
                 other = live.add(tensors[output].offset, tensor_type.size_bytes, output)
                 if other is not None:
-                    raise ProgramRejected(f"{_where(index, command)} overwrites tensor {other}, still needed")
+                    raise ProgramRejected(f"{where(index, command)} overwrites tensor {other}, still needed")
         for tensor in {*command.inputs, *command.outputs}:
             if tensor is not None and last_read.get(tensor, index) <= index:
                 live.remove(tensor)
@@ -187,11 +188,11 @@ def _check_written(tensors: Sequence[Tensor], index: int, command: Command, outp
         place = OPERANDS[command.kind].in_place
         alone = command.inputs.count(output) == 1 and command.outputs.count(output) == 1
         if place is None or not alone or command.outputs[0] != output or command.inputs[place] != output:
-            raise ProgramRejected(f"{_where(index, command)} writes the state {output} without updating it in place")
+            raise ProgramRejected(f"{where(index, command)} writes the state {output} without updating it in place")
     elif storage not in _WRITTEN_BEFORE_READ:
-        raise ProgramRejected(f"{_where(index, command)} writes tensor {output}, which is read-only")
+        raise ProgramRejected(f"{where(index, command)} writes tensor {output}, which is read-only")
     elif output in written:
-        raise ProgramRejected(f"{_where(index, command)} writes tensor {output} a second time")
+        raise ProgramRejected(f"{where(index, command)} writes tensor {output} a second time")
 
 
 class _LiveRanges:

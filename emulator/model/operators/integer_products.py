@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from driver_shim.protocol.program_commands import CommandKind
 from driver_shim.protocol.types import QUANTISED, WireType
 from emulator.model.operators.arrays import Array, exact, grouped_sums, wrapped
 from emulator.model.operators.operator import Operator, Types, given, optional
+from emulator.model.operators.products import Convolution, MatrixProduct
 from emulator.model.operators.quantised import need_columns, need_rows, need_scalar, need_vector
 from emulator.model.operators.shapes import conv_shape, matmul_shape, need
 from emulator.model.timing import Precision
@@ -27,7 +27,7 @@ def _need_bytes(a: TensorType, b: TensorType) -> None:
     need(a.dtype in QUANTISED and b.dtype in QUANTISED, f"operands {a} and {b}, must be int8 or uint8")
 
 
-class MatMulInteger(_IntegerProduct):
+class MatMulInteger(_IntegerProduct, MatrixProduct):
     """MATMUL_INTEGER."""
 
     kind = CommandKind.MATMUL_INTEGER
@@ -42,15 +42,12 @@ class MatMulInteger(_IntegerProduct):
             need_columns(b_zero, b.dtype, b, "b_zero_point")
         return [TensorType(WireType.INT32, shape)]
 
-    def macs(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
-        return outputs[0].elements * given(inputs, 0).shape[-1]
-
     def run(self, attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
         """MatMulInteger (opset 10): zero points for all, for rows of a, for columns of b."""
         outputs[0][...] = wrapped(exact(inputs, 0, 2, -1) @ exact(inputs, 1, 3, -1))
 
 
-class ConvInteger(_IntegerProduct):
+class ConvInteger(_IntegerProduct, Convolution):
     """CONV_INTEGER."""
 
     kind = CommandKind.CONV_INTEGER
@@ -64,12 +61,6 @@ class ConvInteger(_IntegerProduct):
         if w_zero is not None:
             need_vector(w_zero, w.dtype, w.shape[0], "w_zero_point")
         return [TensorType(WireType.INT32, shape)]
-
-    def macs(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
-        return outputs[0].elements * math.prod(given(inputs, 1).shape[1:])
-
-    def passes(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
-        return math.prod(given(inputs, 1).shape[2:])
 
     def run(self, attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
         """ConvInteger (opset 10). Padding stands for the zero point of x, which adds nothing."""

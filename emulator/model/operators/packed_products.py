@@ -12,7 +12,7 @@ from driver_shim.protocol.program_commands import CommandKind
 from driver_shim.protocol.types import FLOATS, WireType
 from emulator.model.operators.arrays import Array, operand, required, widen
 from emulator.model.operators.operator import Operator, Types, given, optional
-from emulator.model.operators.products import need_bias
+from emulator.model.operators.products import MatrixProduct, need_bias
 from emulator.model.operators.shapes import need
 
 WIDTHS = (4, 8)
@@ -23,7 +23,7 @@ _UNPACKING_EFFORT = 16
 """Bytes moved for each weight."""
 
 
-class MatMulNBits(Operator):
+class MatMulNBits(MatrixProduct):
     """MATMUL_NBITS: a [.., K], b [N, blocks, bytes], scales [N, blocks], zero_points, bias [N]."""
 
     kind = CommandKind.MATMUL_NBITS
@@ -46,9 +46,6 @@ class MatMulNBits(Operator):
         need_bias(bias, rows)
         need(bias is None or bias.dtype is a.dtype, f"bias {bias} for data {a}")
         return [TensorType(a.dtype, (*a.shape[:-1], rows))]
-
-    def macs(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
-        return outputs[0].elements * given(inputs, 0).shape[-1]
 
     def effort(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
         unpacked: int = given(inputs, 1).elements * 8 // attributes.bits

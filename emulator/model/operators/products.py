@@ -41,6 +41,23 @@ def need_bias(bias: TensorType | None, channels: int) -> None:
     need(bias is None or bias.shape == (channels,), f"bias {bias} for {channels} channels")
 
 
+class MatrixProduct(Operator):
+    """The work of a product of matrices whose left operand is operand 0."""
+
+    def macs(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
+        return outputs[0].elements * given(inputs, 0).shape[-1]
+
+
+class Convolution(Operator):
+    """The work of a convolution whose weights are operand 1."""
+
+    def macs(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
+        return outputs[0].elements * math.prod(given(inputs, 1).shape[1:])
+
+    def passes(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
+        return math.prod(given(inputs, 1).shape[2:])
+
+
 class MatMul(Operator):
     """MATMUL."""
 
@@ -88,7 +105,7 @@ class MatMul(Operator):
         outputs[0][...] = activate(sums, attributes)
 
 
-class Conv(Operator):
+class Conv(Convolution):
     """CONV."""
 
     kind = CommandKind.CONV
@@ -102,12 +119,6 @@ class Conv(Operator):
         need(addend is None or addend.shape == shape, f"addend {addend} for a result of {list(shape)}")
         return [TensorType(dtype, shape)]
 
-    def macs(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
-        return outputs[0].elements * math.prod(given(inputs, 1).shape[1:])
-
-    def passes(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
-        return math.prod(given(inputs, 1).shape[2:])
-
     def run(self, attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
         """Conv (opset 11): activation(conv(X, W) + B + addend), zero padding, grouped, strided, dilated."""
         x, w = widen(required(inputs, 0)), widen(required(inputs, 1))
@@ -120,7 +131,7 @@ class Conv(Operator):
         outputs[0][...] = activate(sums, attributes)
 
 
-class ConvTranspose(Operator):
+class ConvTranspose(Convolution):
     """CONV_TRANSPOSE."""
 
     kind = CommandKind.CONV_TRANSPOSE
@@ -134,9 +145,6 @@ class ConvTranspose(Operator):
 
     def macs(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
         return given(inputs, 0).elements * math.prod(given(inputs, 1).shape[1:])
-
-    def passes(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
-        return math.prod(given(inputs, 1).shape[2:])
 
     def effort(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
         padding = (math.prod(self._canvas(attributes, inputs, outputs)) - outputs[0].elements) * 4

@@ -6,7 +6,6 @@ written here, because the last bit of the answer depends on it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from driver_shim.protocol.program_commands import CommandKind
 from driver_shim.protocol.types import FLOATS, PACKED, QUANTISED, WireType
 from emulator.model.operators.arrays import Array, along, blocks, exact, grouped_sums, operand, required, widen, wrapped
 from emulator.model.operators.operator import Operator, Types, checked_axis, given, optional
-from emulator.model.operators.products import need_bias
+from emulator.model.operators.products import Convolution, MatrixProduct, need_bias
 from emulator.model.operators.shapes import conv_shape, matmul_shape, need
 from emulator.model.timing import Precision
 
@@ -98,7 +97,7 @@ _Scaled = tuple[TensorType, TensorType, TensorType]
 """An operand, its scale, its zero point."""
 
 
-class QMatMul(_Product):
+class QMatMul(_Product, MatrixProduct):
     """QMATMUL."""
 
     kind = CommandKind.QMATMUL
@@ -113,16 +112,13 @@ class QMatMul(_Product):
         need_columns(w[1], WireType.FLOAT32, w[0], "w_scale")
         need_columns(w[2], w[0].dtype, w[0], "w_zero_point")
 
-    def macs(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
-        return outputs[0].elements * given(inputs, 0).shape[-1]
-
     def run(self, attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
         """QLinearMatMul (opset 10), data per tensor or row, weights per tensor or column, with int32 bias and ReLU."""
         x, w = exact(inputs, 0, 3, -1), exact(inputs, 1, 5, -1)
         _store(attributes, wrapped(x @ w), inputs, outputs[0], outputs[0].ndim - 1)
 
 
-class QConv(_Product):
+class QConv(_Product, Convolution):
     """QCONV."""
 
     kind = CommandKind.QCONV
@@ -136,12 +132,6 @@ class QConv(_Product):
         need_scalar(x[2], x[0].dtype, "x_zero_point")
         need_vector(w[1], WireType.FLOAT32, w[0].shape[0], "w_scale")
         need_vector(w[2], w[0].dtype, w[0].shape[0], "w_zero_point")
-
-    def macs(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
-        return outputs[0].elements * math.prod(given(inputs, 1).shape[1:])
-
-    def passes(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
-        return math.prod(given(inputs, 1).shape[2:])
 
     def run(self, attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
         """QLinearConv (opset 10), weights per tensor or per output channel, with int32 bias and ReLU.

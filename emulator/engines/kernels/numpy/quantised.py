@@ -25,12 +25,12 @@ _PAIRS = VALUES * VALUES // 4
 
 def prepare_matmul(request: KernelRequest) -> Kernel:
     """QMATMUL as golden's."""
-    packed = _packed(request, -1, np.float32)
+    packed = _packed(request, -1)
 
     def run(inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
         sums = np.empty(outputs[0].shape, np.int32)
-        x = _centred(inputs, 0, 3, -1, np.float32)
-        w = _centred(inputs, 1, 5, -1, np.float32) if packed is None else packed
+        x = _centred(inputs, 0, 3, -1)
+        w = _centred(inputs, 1, 5, -1) if packed is None else packed
         _exact_product(x, w, sums, _chunk(inputs))
         _requantise(request.attributes, sums, inputs, outputs[0], sums.ndim - 1)
 
@@ -42,12 +42,12 @@ def prepare_conv(request: KernelRequest) -> Kernel:
     attributes, weights = request.attributes, request.inputs[1]
     depthwise = weights is not None and is_depthwise(weights.shape, attributes.group)
     convolved = convolve_depthwise if depthwise else convolve
-    packed = _packed(request, 0, np.float32)
+    packed = _packed(request, 0)
 
     def run(inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
         sums = np.empty(outputs[0].shape, np.int32)
-        x = _centred(inputs, 0, 3, 1, np.float32)
-        w = _centred(inputs, 1, 5, 0, np.float32) if packed is None else packed
+        x = _centred(inputs, 0, 3, 1)
+        w = _centred(inputs, 1, 5, 0) if packed is None else packed
         chunk = _chunk(inputs)
         convolved(x, w, sums, attributes, lambda a, b, out: _exact_product(a, b, out, chunk))
         _requantise(attributes, sums, inputs, outputs[0], 1)
@@ -57,11 +57,11 @@ def prepare_conv(request: KernelRequest) -> Kernel:
 
 def prepare_matmul_integer(request: KernelRequest) -> Kernel:
     """MATMUL_INTEGER as golden's."""
-    packed = _packed(request, -1, np.float32, zero_point=3)
+    packed = _packed(request, -1, zero_point=3)
 
     def run(inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
-        x = _centred(inputs, 0, 2, -1, np.float32)
-        w = _centred(inputs, 1, 3, -1, np.float32) if packed is None else packed
+        x = _centred(inputs, 0, 2, -1)
+        w = _centred(inputs, 1, 3, -1) if packed is None else packed
         _exact_product(x, w, outputs[0], _chunk(inputs, 2, 3))
 
     return run
@@ -72,11 +72,11 @@ def prepare_conv_integer(request: KernelRequest) -> Kernel:
     attributes, weights = request.attributes, request.inputs[1]
     depthwise = weights is not None and is_depthwise(weights.shape, attributes.group)
     convolved = convolve_depthwise if depthwise else convolve
-    packed = _packed(request, 0, np.float32, zero_point=3)
+    packed = _packed(request, 0, zero_point=3)
 
     def run(inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
-        x = _centred(inputs, 0, 2, 1, np.float32)
-        w = _centred(inputs, 1, 3, 0, np.float32) if packed is None else packed
+        x = _centred(inputs, 0, 2, 1)
+        w = _centred(inputs, 1, 3, 0) if packed is None else packed
         chunk = _chunk(inputs, 2, 3)
         convolved(x, w, outputs[0], attributes, lambda a, b, out: _exact_product(a, b, out, chunk))
 
@@ -102,20 +102,20 @@ def prepare_binary(request: KernelRequest) -> Kernel | None:
     return run
 
 
-def _packed(request: KernelRequest, axis: int, dtype: type[Any], zero_point: int = 5) -> Array | None:
+def _packed(request: KernelRequest, axis: int, zero_point: int = 5) -> Array | None:
     """The weights without their zero point, once for all runs; None when they are no constants."""
     absent = zero_point >= len(request.inputs) or request.inputs[zero_point] is None
     if request.constant(1) is None or (request.constant(zero_point) is None and not absent):
         return None
-    return _centred(request.constants, 1, zero_point, axis, dtype)
+    return _centred(request.constants, 1, zero_point, axis)
 
 
-def _centred(inputs: Sequence[Array | None], values: int, zero_point: int, axis: int, dtype: type[Any]) -> Array:
-    """integer − zero_point in `dtype`, which holds it exactly; zero points of channels lie along `axis`."""
-    centred = required(inputs, values).astype(dtype)
+def _centred(inputs: Sequence[Array | None], values: int, zero_point: int, axis: int) -> Array:
+    """integer − zero_point in float32, which holds it exactly; zero points of channels lie along `axis`."""
+    centred = required(inputs, values).astype(np.float32)
     zero = operand(inputs, zero_point)
     if zero is not None and zero.any():
-        centred -= along(zero, axis % centred.ndim, centred.ndim).astype(dtype)
+        centred -= along(zero, axis % centred.ndim, centred.ndim).astype(np.float32)
     return centred
 
 
