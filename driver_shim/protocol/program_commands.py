@@ -61,10 +61,32 @@ class CommandKind(enum.IntEnum):
     """Pad."""
     EXPAND = 0x26
     """Expand."""
+    RECURRENT = 0x30
+    """RNN, GRU, LSTM: all steps, one or both directions."""
+    ATTENTION = 0x31
+    """Attention: products, mask, Softmax, with a cache's past and present."""
+    LAYER_NORM = 0x32
+    """LayerNormalization and its relatives over any dimensions."""
+    ROTARY = 0x33
+    """RotaryEmbedding."""
+    TENSOR_SCATTER = 0x34
+    """TensorScatter; updates a state in place."""
+    LINEAR_ATTENTION = 0x35
+    """LinearAttention: its rule is what the operands decay and rate make of it."""
     RESIZE = 0x40
     """Resize, Upsample."""
     CONV_TRANSPOSE = 0x41
     """ConvTranspose, Col2Im; with bias and activation."""
+    UNPOOL = 0x42
+    """MaxUnpool."""
+    GRID_SAMPLE = 0x43
+    """GridSample."""
+    ROI_ALIGN = 0x44
+    """RoiAlign."""
+    ROI_POOL = 0x45
+    """MaxRoiPool."""
+    DEFORM_CONV = 0x46
+    """DeformConv; with bias."""
     GATHER_ELEMENTS = 0x50
     """GatherElements."""
     GATHER_ND = 0x51
@@ -95,28 +117,6 @@ class CommandKind(enum.IntEnum):
     """onnxruntime's MatMulNBits: weights of 4 or 8 bits with a scale for each block."""
     QPOOL = 0x66
     """onnxruntime's QLinearAveragePool."""
-    RECURRENT = 0x30
-    """RNN, GRU, LSTM: all steps, one or both directions."""
-    ATTENTION = 0x31
-    """Attention: products, mask, Softmax, with a cache's past and present."""
-    LAYER_NORM = 0x32
-    """LayerNormalization and its relatives over any dimensions."""
-    ROTARY = 0x33
-    """RotaryEmbedding."""
-    TENSOR_SCATTER = 0x34
-    """TensorScatter; updates a state in place."""
-    LINEAR_ATTENTION = 0x35
-    """LinearAttention: its rule is what the operands decay and rate make of it."""
-    UNPOOL = 0x42
-    """MaxUnpool."""
-    GRID_SAMPLE = 0x43
-    """GridSample."""
-    ROI_ALIGN = 0x44
-    """RoiAlign."""
-    ROI_POOL = 0x45
-    """MaxRoiPool."""
-    DEFORM_CONV = 0x46
-    """DeformConv; with bias."""
 
 
 class ScatterMode(enum.IntEnum):
@@ -166,6 +166,21 @@ class UnaryFunction(enum.IntEnum):
     NOT = 20
     SIN = 21
     COS = 22
+    GELU = 0x40
+    """x / 2 · (1 + erf(x / √2))."""
+    GELU_TANH = 0x41
+    """Gelu's approximation by tanh."""
+    SWISH = 0x42
+    """x · sigmoid(alpha · x)."""
+    HARD_SWISH = 0x43
+    MISH = 0x44
+    SELU = 0x45
+    """alpha; beta is the operator's gamma."""
+    CELU = 0x46
+    """alpha."""
+    SOFTSIGN = 0x47
+    THRESHOLDED_RELU = 0x48
+    """alpha: what is not above it becomes 0."""
     TAN = 0x60
     ASIN = 0x61
     ACOS = 0x62
@@ -182,21 +197,6 @@ class UnaryFunction(enum.IntEnum):
     BITWISE_NOT = 0x6B
     SHRINK = 0x6C
     """x + beta below -alpha, x - beta above alpha, else 0."""
-    GELU = 0x40
-    """x / 2 · (1 + erf(x / √2))."""
-    GELU_TANH = 0x41
-    """Gelu's approximation by tanh."""
-    SWISH = 0x42
-    """x · sigmoid(alpha · x)."""
-    HARD_SWISH = 0x43
-    MISH = 0x44
-    SELU = 0x45
-    """alpha; beta is the operator's gamma."""
-    CELU = 0x46
-    """alpha."""
-    SOFTSIGN = 0x47
-    THRESHOLDED_RELU = 0x48
-    """alpha: what is not above it becomes 0."""
 
 
 class BinaryFunction(enum.IntEnum):
@@ -446,76 +446,6 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
         "pad", 72, "mode" / u8, reserved(7), "begins" / array(MAX_RANK, u32), "ends" / array(MAX_RANK, u32)
     ),
     CommandKind.EXPAND: Layout("expand", 40, *_SHAPE),
-    CommandKind.TENSOR_SCATTER: Layout("tensor_scatter", 8, "axis" / u32, "mode" / u8, reserved(3)),
-    CommandKind.CONV_TRANSPOSE: Layout(
-        "conv_transpose",
-        80,
-        "group" / u32,
-        "activation" / u8,
-        reserved(3),
-        "low" / f32,
-        "high" / f32,
-        *_WINDOW,
-        "output_padding" / array(MAX_SPATIAL, u32),
-        reserved(4),
-    ),
-    CommandKind.UNPOOL: Layout("unpool", 40, *_SHAPE),
-    CommandKind.GRID_SAMPLE: Layout("grid_sample", 8, "mode" / u8, "padding" / u8, "align_corners" / u8, reserved(5)),
-    CommandKind.ROI_ALIGN: Layout(
-        "roi_align",
-        24,
-        "function" / u8,
-        "half_pixel" / u8,
-        reserved(2),
-        "sampling_ratio" / u32,
-        "output_height" / u32,
-        "output_width" / u32,
-        "spatial_scale" / f32,
-        reserved(4),
-    ),
-    CommandKind.ROI_POOL: Layout(
-        "roi_pool", 16, "output_height" / u32, "output_width" / u32, "spatial_scale" / f32, reserved(4)
-    ),
-    CommandKind.DEFORM_CONV: Layout("deform_conv", 56, "group" / u32, "offset_group" / u32, *_WINDOW),
-    CommandKind.RESIZE: Layout(
-        "resize",
-        144,
-        "mode" / u8,
-        "coordinates" / u8,
-        "nearest" / u8,
-        "exclude_outside" / u8,
-        "antialias" / u8,
-        reserved(3),
-        "cubic" / f32,
-        "extrapolation" / f32,
-        "extents" / array(MAX_RANK, u32),
-        "scales" / array(MAX_RANK, f32),
-        "starts" / array(MAX_RANK, f32),
-        "ends" / array(MAX_RANK, f32),
-    ),
-    CommandKind.GATHER_ELEMENTS: Layout("gather_elements", 8, "axis" / u32, reserved(4)),
-    CommandKind.GATHER_ND: Layout("gather_nd", 8, "batch_dims" / u32, reserved(4)),
-    CommandKind.SCATTER_ELEMENTS: Layout("scatter_elements", 8, "axis" / u32, "reduction" / u8, reserved(3)),
-    CommandKind.SCATTER_ND: Layout("scatter_nd", 8, "reduction" / u8, reserved(7)),
-    CommandKind.TOP_K: Layout("top_k", 16, "axis" / u32, "k" / u32, "largest" / u8, reserved(7)),
-    CommandKind.CUMULATE: Layout("cumulate", 8, "function" / u16, "exclusive" / u8, "reverse" / u8, "axis" / u32),
-    CommandKind.DETERMINANT: _NONE,
-    CommandKind.BITCAST: Layout("bitcast", 8, "dtype" / u16, reserved(6)),
-    CommandKind.MATMUL_INTEGER: _NONE,
-    CommandKind.CONV_INTEGER: Layout("conv_integer", 56, "group" / u32, reserved(4), *_WINDOW),
-    CommandKind.DYNAMIC_QUANTIZE: _NONE,
-    CommandKind.QBINARY: Layout("qbinary", 8, "function" / u16, reserved(6)),
-    CommandKind.LOOKUP: _NONE,
-    CommandKind.MATMUL_NBITS: Layout("matmul_nbits", 8, "block" / u32, "bits" / u8, reserved(3)),
-    CommandKind.QPOOL: Layout(
-        "qpool",
-        64,
-        "count_include_pad" / u8,
-        "ceil_mode" / u8,
-        reserved(2),
-        "kernel" / array(MAX_SPATIAL, u32),
-        *_WINDOW,
-    ),
     CommandKind.RECURRENT: Layout(
         "recurrent",
         64,
@@ -546,8 +476,78 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
         "layer_norm", 16, "axes" / u32, "epsilon" / f32, "root_mean_square" / u8, reserved(7)
     ),
     CommandKind.ROTARY: Layout("rotary", 8, "heads" / u32, "interleaved" / u8, reserved(3)),
+    CommandKind.TENSOR_SCATTER: Layout("tensor_scatter", 8, "axis" / u32, "mode" / u8, reserved(3)),
     CommandKind.LINEAR_ATTENTION: Layout(
         "linear_attention", 16, "scale" / f32, "query_heads" / u32, "key_heads" / u32, reserved(4)
+    ),
+    CommandKind.RESIZE: Layout(
+        "resize",
+        144,
+        "mode" / u8,
+        "coordinates" / u8,
+        "nearest" / u8,
+        "exclude_outside" / u8,
+        "antialias" / u8,
+        reserved(3),
+        "cubic" / f32,
+        "extrapolation" / f32,
+        "extents" / array(MAX_RANK, u32),
+        "scales" / array(MAX_RANK, f32),
+        "starts" / array(MAX_RANK, f32),
+        "ends" / array(MAX_RANK, f32),
+    ),
+    CommandKind.CONV_TRANSPOSE: Layout(
+        "conv_transpose",
+        80,
+        "group" / u32,
+        "activation" / u8,
+        reserved(3),
+        "low" / f32,
+        "high" / f32,
+        *_WINDOW,
+        "output_padding" / array(MAX_SPATIAL, u32),
+        reserved(4),
+    ),
+    CommandKind.UNPOOL: Layout("unpool", 40, *_SHAPE),
+    CommandKind.GRID_SAMPLE: Layout("grid_sample", 8, "mode" / u8, "padding" / u8, "align_corners" / u8, reserved(5)),
+    CommandKind.ROI_ALIGN: Layout(
+        "roi_align",
+        24,
+        "function" / u8,
+        "half_pixel" / u8,
+        reserved(2),
+        "sampling_ratio" / u32,
+        "output_height" / u32,
+        "output_width" / u32,
+        "spatial_scale" / f32,
+        reserved(4),
+    ),
+    CommandKind.ROI_POOL: Layout(
+        "roi_pool", 16, "output_height" / u32, "output_width" / u32, "spatial_scale" / f32, reserved(4)
+    ),
+    CommandKind.DEFORM_CONV: Layout("deform_conv", 56, "group" / u32, "offset_group" / u32, *_WINDOW),
+    CommandKind.GATHER_ELEMENTS: Layout("gather_elements", 8, "axis" / u32, reserved(4)),
+    CommandKind.GATHER_ND: Layout("gather_nd", 8, "batch_dims" / u32, reserved(4)),
+    CommandKind.SCATTER_ELEMENTS: Layout("scatter_elements", 8, "axis" / u32, "reduction" / u8, reserved(3)),
+    CommandKind.SCATTER_ND: Layout("scatter_nd", 8, "reduction" / u8, reserved(7)),
+    CommandKind.TOP_K: Layout("top_k", 16, "axis" / u32, "k" / u32, "largest" / u8, reserved(7)),
+    CommandKind.CUMULATE: Layout("cumulate", 8, "function" / u16, "exclusive" / u8, "reverse" / u8, "axis" / u32),
+    CommandKind.DETERMINANT: _NONE,
+    CommandKind.BITCAST: Layout("bitcast", 8, "dtype" / u16, reserved(6)),
+    CommandKind.MATMUL_INTEGER: _NONE,
+    CommandKind.CONV_INTEGER: Layout("conv_integer", 56, "group" / u32, reserved(4), *_WINDOW),
+    CommandKind.DYNAMIC_QUANTIZE: _NONE,
+    CommandKind.QBINARY: Layout("qbinary", 8, "function" / u16, reserved(6)),
+    CommandKind.LOOKUP: _NONE,
+    CommandKind.MATMUL_NBITS: Layout("matmul_nbits", 8, "block" / u32, "bits" / u8, reserved(3)),
+    CommandKind.QPOOL: Layout(
+        "qpool",
+        64,
+        "count_include_pad" / u8,
+        "ceil_mode" / u8,
+        reserved(2),
+        "kernel" / array(MAX_SPATIAL, u32),
+        *_WINDOW,
     ),
 }
 """Axes count from 0, never from the end; `axes` is a mask: bit i stands for dimension i.
@@ -599,14 +599,23 @@ OPERANDS: dict[CommandKind, Operands] = {
     CommandKind.GATHER: Operands(("x", "indices")),
     CommandKind.PAD: Operands(("x",), ("value",)),
     CommandKind.EXPAND: Operands(("x",)),
+    CommandKind.RECURRENT: Operands(
+        ("x", "w", "r"), ("bias", "lengths", "initial_h", "initial_c", "peepholes"), outputs=3
+    ),
+    CommandKind.ATTENTION: Operands(
+        ("query", "key", "value"), ("mask", "past_key", "past_value", "valid_keys"), outputs=4
+    ),
+    CommandKind.LAYER_NORM: Operands(("x",), ("scale", "bias"), outputs=3),
+    CommandKind.ROTARY: Operands(("x", "cos", "sin"), ("positions",)),
     CommandKind.TENSOR_SCATTER: Operands(("past", "update"), ("write_indices",), in_place=0),
+    CommandKind.LINEAR_ATTENTION: Operands(("query", "key", "value"), ("past", "decay", "rate"), outputs=2),
     CommandKind.RESIZE: Operands(("x",)),
+    CommandKind.CONV_TRANSPOSE: Operands(("x", "w"), ("bias",)),
     CommandKind.UNPOOL: Operands(("x", "indices")),
     CommandKind.GRID_SAMPLE: Operands(("x", "grid")),
     CommandKind.ROI_ALIGN: Operands(("x", "rois", "batch_indices")),
     CommandKind.ROI_POOL: Operands(("x", "rois")),
     CommandKind.DEFORM_CONV: Operands(("x", "w", "offset"), ("bias", "mask")),
-    CommandKind.CONV_TRANSPOSE: Operands(("x", "w"), ("bias",)),
     CommandKind.GATHER_ELEMENTS: Operands(("data", "indices")),
     CommandKind.GATHER_ND: Operands(("data", "indices")),
     CommandKind.SCATTER_ELEMENTS: Operands(("data", "indices", "updates")),
@@ -624,13 +633,4 @@ OPERANDS: dict[CommandKind, Operands] = {
     CommandKind.LOOKUP: Operands(("x", "table")),
     CommandKind.MATMUL_NBITS: Operands(("a", "b", "scales"), ("zero_points", "bias")),
     CommandKind.QPOOL: Operands(("x", "x_scale", "x_zero_point", "y_scale", "y_zero_point")),
-    CommandKind.RECURRENT: Operands(
-        ("x", "w", "r"), ("bias", "lengths", "initial_h", "initial_c", "peepholes"), outputs=3
-    ),
-    CommandKind.ATTENTION: Operands(
-        ("query", "key", "value"), ("mask", "past_key", "past_value", "valid_keys"), outputs=4
-    ),
-    CommandKind.LAYER_NORM: Operands(("x",), ("scale", "bias"), outputs=3),
-    CommandKind.ROTARY: Operands(("x", "cos", "sin"), ("positions",)),
-    CommandKind.LINEAR_ATTENTION: Operands(("query", "key", "value"), ("past", "decay", "rate"), outputs=2),
 }
