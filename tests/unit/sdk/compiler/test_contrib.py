@@ -10,6 +10,7 @@ import pytest
 
 from driver_shim.errors import UnsupportedModel
 from sdk.compiler import compile_model, contrib
+from tests.support.arrays import real
 from tests.support.models import model, node
 from tests.support.needs import module_of_extra
 from tests.support.programs import run
@@ -63,10 +64,6 @@ def test_the_table_of_forms_is_onnxruntimes_own() -> None:
 def test_forms_that_are_refused(net: onnx.ModelProto, reason: str) -> None:
     with pytest.raises(UnsupportedModel, match=reason):
         compile_model(net)
-
-
-def real(*shape: int, seed: int = 0) -> Any:
-    return np.random.default_rng(seed).normal(size=shape).astype(F32)
 
 
 def test_a_fused_product_of_transposed_stacks() -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from driver_shim.errors import UnsupportedModel
 from sdk.compiler import compile_model, contrib
+from tests.support.arrays import real
 from tests.support.needs import module_of_extra
 from tests.support.programs import run
 
@@ -19,10 +20,6 @@ Array = NDArray[Any]
 B, S, T, N, D = 2, 5, 7, 4, 16
 """Samples, queries, keys, heads, elements of a head."""
 H = N * D
-
-
-def real(*shape: int, seed: int = 0) -> Array:
-    return np.random.default_rng(seed).normal(size=shape).astype(F32)
 
 
 class Case(NamedTuple):

@@ -14,16 +14,13 @@ from driver_shim.errors import UnsupportedModel
 from driver_shim.protocol.program_commands import CommandKind
 from driver_shim.protocol.program_parsing import parse
 from sdk.compiler import compile_model
+from tests.support.arrays import real
 from tests.support.programs import run
 
 F32 = np.float32
 DOMAIN = "ai.onnx.preview"
 Array = NDArray[Any]
 B, HEADS, KEY_HEADS, S, T, D = 2, 4, 2, 3, 5, 6
-
-
-def real(*shape: int, seed: int = 0) -> Array:
-    return np.random.default_rng(seed).normal(size=shape).astype(F32)
 
 
 INPUTS = {"q": real(B, HEADS, S, D), "k": real(B, KEY_HEADS, T, D, seed=1), "v": real(B, KEY_HEADS, T, D, seed=2)}

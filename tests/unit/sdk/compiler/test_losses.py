@@ -12,15 +12,12 @@ from onnx.reference import ReferenceEvaluator
 
 from driver_shim.errors import UnsupportedModel
 from sdk.compiler import compile_model
+from tests.support.arrays import real
 from tests.support.models import model, node
 from tests.support.programs import run
 
 F32 = np.float32
 Array = NDArray[Any]
-
-
-def real(*shape: int, seed: int = 0) -> Array:
-    return np.random.default_rng(seed).normal(size=shape).astype(F32)
 
 
 def single(op: str, inputs: dict[str, Array], **attributes: Any) -> onnx.ModelProto:

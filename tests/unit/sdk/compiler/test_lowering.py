@@ -12,6 +12,7 @@ from onnx.reference import ReferenceEvaluator
 
 from sdk.compiler import compile_model, contrib
 from sdk.compiler.lowering import LOWERINGS
+from tests.support.arrays import real
 from tests.support.models import model, node
 from tests.support.programs import run
 
@@ -28,10 +29,6 @@ class Case(NamedTuple):
     attributes: dict[str, Any] = {}  # noqa: RUF012  (never changed)
     opsets: tuple[int, ...] = (13, 18, NEWEST)
     outputs: int = 1
-
-
-def real(*shape: int, seed: int = 0) -> NDArray[Any]:
-    return np.random.default_rng(seed).normal(size=shape).astype(F32)
 
 
 def ints(*values: Any) -> NDArray[Any]:

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from driver_shim.errors import UnsupportedModel
 from driver_shim.protocol.program_parsing import parse
 from sdk.compiler import compile_model
+from tests.support.arrays import real
 from tests.support.models import model, node
 from tests.support.onnxruntime_peer import run as peer
 from tests.support.onnxruntime_peer import run_many
 from tests.support.programs import run
-from tests.unit.sdk.compiler.test_lowering import NEWEST, Case, compare, identify, ints, real
+from tests.unit.sdk.compiler.test_lowering import NEWEST, Case, compare, identify, ints
 
 F32 = np.float32
 IMAGE = real(1, 2, 5, 4)

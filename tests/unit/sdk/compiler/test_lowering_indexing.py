@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from driver_shim.errors import UnsupportedModel
 from sdk.compiler import compile_model
 from tests.support import onnxruntime_peer
+from tests.support.arrays import real
 from tests.support.models import model, node
 from tests.support.needs import module_of_extra
 from tests.support.programs import run
-from tests.unit.sdk.compiler.test_lowering import ALL, F32, INDEXING, NEWEST, SINCE_18, Case, compare, ints, real
+from tests.unit.sdk.compiler.test_lowering import ALL, F32, INDEXING, NEWEST, SINCE_18, Case, compare, ints
 
 I32 = np.int32
 

@@ -17,6 +17,7 @@ from onnx.reference import ReferenceEvaluator
 from driver_shim.protocol.program_commands import CommandKind, UnaryFunction
 from driver_shim.protocol.program_parsing import parse
 from sdk.compiler import compile_model
+from tests.support.arrays import real
 from tests.support.programs import run
 
 F32 = np.float32
@@ -79,10 +80,6 @@ class Net:
         assert self.kinds(output) == {CommandKind.UNARY: 1}
         (command,) = parse(compile_model(self.model(output)).image).commands
         return UnaryFunction(command.attributes.function), command.attributes.alpha
-
-
-def real(*shape: int, seed: int = 0) -> Array:
-    return np.random.default_rng(seed).normal(size=shape).astype(F32)
 
 
 def gelu_in_order(net: Net, x: str) -> str:

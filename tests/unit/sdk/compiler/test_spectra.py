@@ -12,16 +12,13 @@ from onnx.reference import ReferenceEvaluator
 
 from driver_shim.errors import UnsupportedModel
 from sdk.compiler import compile_model
+from tests.support.arrays import real
 from tests.support.models import model, node
 from tests.support.programs import run
 
 F32 = np.float32
 Array = NDArray[Any]
 NEWEST = onnx.defs.onnx_opset_version()
-
-
-def real(*shape: int, seed: int = 0) -> Array:
-    return np.random.default_rng(seed).normal(size=shape).astype(F32)
 
 
 def single(

@@ -13,6 +13,7 @@ from onnx.reference import ReferenceEvaluator
 from driver_shim.protocol.program_commands import Activation, CommandKind, PoolFunction
 from driver_shim.protocol.types import WireType
 from emulator.model.operators.shapes import SemanticError, window_extent
+from tests.support.arrays import real
 from tests.support.programs import golden, window
 
 F32 = np.float32
@@ -32,10 +33,6 @@ def reference(op: str, inputs: list[NDArray[Any]], opset: int = 21, **attributes
     return result
 
 
-def random(*shape: int, seed: int = 0) -> NDArray[Any]:
-    return np.random.default_rng(seed).normal(size=shape).astype(F32)
-
-
 def test_matmul_by_hand() -> None:
     a, b = np.array([[1, 2], [3, 4]], F32), np.array([[5, 6], [7, 8]], F32)
     result = golden(CommandKind.MATMUL, [a, b], (2, 2), F32, alpha=1, beta=0)
@@ -51,7 +48,7 @@ def test_matmul_with_everything_by_hand() -> None:
 
 
 def test_matmul_broadcasts_leading_dimensions() -> None:
-    a, b = random(3, 1, 2, 5), random(4, 5, 6, seed=1)
+    a, b = real(3, 1, 2, 5), real(4, 5, 6, seed=1)
     result = golden(CommandKind.MATMUL, [a, b], (3, 4, 2, 6), F32, alpha=1)
     np.testing.assert_allclose(result, np.matmul(a, b), rtol=1e-6)
 
@@ -112,7 +109,7 @@ def test_conv_as_the_reference(
     begins: list[int],
     ends: list[int],
 ) -> None:
-    data, weights, bias = random(*x), random(*w, seed=1), random(w[0], seed=2)
+    data, weights, bias = real(*x), real(*w, seed=1), real(w[0], seed=2)
     moves: dict[str, Any] = {"strides": strides, "dilations": dilations}
     expected = reference("Conv", [data, weights, bias], group=group, pads=[*begins, *ends], **moves)
     result = golden(
@@ -161,7 +158,7 @@ def test_conv_transpose_of_groups_and_its_activation_by_hand() -> None:
 def test_a_transposed_convolution_that_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:
     fields = {"group": 1, "output_padding": [0, 0, 0], **window(), **changes}
     with pytest.raises(SemanticError, match=message):
-        golden(CommandKind.CONV_TRANSPOSE, [random(1, 1, 3), random(1, 1, 2)], (1, 1, 4), F32, **fields)
+        golden(CommandKind.CONV_TRANSPOSE, [real(1, 1, 3), real(1, 1, 2)], (1, 1, 4), F32, **fields)
 
 
 def test_max_pool_by_hand_ignores_padding() -> None:
@@ -197,7 +194,7 @@ def test_average_pool_counts_padding_as_told(include: int) -> None:
 @pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
 @pytest.mark.parametrize("ceil", [0, 1])
 def test_pool_as_the_reference(op: str, ceil: int) -> None:
-    x = random(2, 3, 8, 7)
+    x = real(2, 3, 8, 7)
     expected = reference(op, [x], kernel_shape=[3, 2], strides=[2, 2], pads=[1, 0, 1, 1], ceil_mode=ceil)
     result = golden(
         CommandKind.POOL,
@@ -251,4 +248,4 @@ def test_operands_that_do_not_go_together_are_refused(
     kind: CommandKind, shapes: list[tuple[int, ...]], output: tuple[int, ...], fields: dict[str, Any]
 ) -> None:
     with pytest.raises(SemanticError):
-        golden(kind, [random(*shape) for shape in shapes], output, F32, **fields)
+        golden(kind, [real(*shape) for shape in shapes], output, F32, **fields)
