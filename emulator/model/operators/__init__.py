@@ -33,31 +33,31 @@ from emulator.model.operators.arrays import KernelFault
 from emulator.model.operators.operator import Operator
 from emulator.model.operators.shapes import SemanticError
 
-OPERATORS: dict[CommandKind, Operator] = {
-    operator.kind: operator
-    for room in (
-        products,
-        pooling,
-        quantised,
-        integer_products,
-        packed_products,
-        quantised_elementwise,
-        quantised_pooling,
-        elementwise,
-        reductions,
-        normalise,
-        movement,
-        indexing,
-        resizing,
-        sampling,
-        recurrent,
-        attention,
-        rotary,
-        states,
-        linear_attention,
-    )
-    for operator in room.OPERATORS
-}
+_FAMILIES = (
+    products,
+    pooling,
+    quantised,
+    integer_products,
+    packed_products,
+    quantised_elementwise,
+    quantised_pooling,
+    elementwise,
+    reductions,
+    normalise,
+    movement,
+    indexing,
+    resizing,
+    sampling,
+    recurrent,
+    attention,
+    rotary,
+    states,
+    linear_attention,
+)
+OPERATORS: dict[CommandKind, Operator] = {each.kind: each for family in _FAMILIES for each in family.OPERATORS}
 """What there is, by kind."""
+
+if len(OPERATORS) < sum(len(family.OPERATORS) for family in _FAMILIES):
+    raise ImportError("a kind of command is in the tables of two families")
 
 __all__ = ["OPERATORS", "KernelFault", "Operator", "SemanticError"]

@@ -27,27 +27,31 @@ from sdk.compiler.lowering import (
     spectra,
 )
 
-LOWERINGS: dict[str, Lowering] = {
-    **activations.LOWERINGS,
-    **attention.LOWERINGS,
-    **contrib.LOWERINGS,
-    **contrib_quantised.LOWERINGS,
-    **contrib_attention.LOWERINGS,
-    **control.LOWERINGS,
-    **einsum.LOWERINGS,
-    **elementwise.LOWERINGS,
-    **indexing.LOWERINGS,
-    **losses.LOWERINGS,
-    **movement.LOWERINGS,
-    **normalise.LOWERINGS,
-    **pooling.LOWERINGS,
-    **products.LOWERINGS,
-    **quantised.LOWERINGS,
-    **recurrent.LOWERINGS,
-    **reductions.LOWERINGS,
-    **resizing.LOWERINGS,
-    **sampling.LOWERINGS,
-    **shapes.LOWERINGS,
-    **spectra.LOWERINGS,
-}
+_FAMILIES = (
+    activations,
+    attention,
+    contrib,
+    contrib_quantised,
+    contrib_attention,
+    control,
+    einsum,
+    elementwise,
+    indexing,
+    losses,
+    movement,
+    normalise,
+    pooling,
+    products,
+    quantised,
+    recurrent,
+    reductions,
+    resizing,
+    sampling,
+    shapes,
+    spectra,
+)
+LOWERINGS: dict[str, Lowering] = {name: lower for family in _FAMILIES for name, lower in family.LOWERINGS.items()}
 """The operators that can be compiled."""
+
+if len(LOWERINGS) < sum(len(family.LOWERINGS) for family in _FAMILIES):
+    raise ImportError("an operator is in the tables of two families")
