@@ -295,7 +295,7 @@ class Cell(enum.IntEnum):
     LSTM = 3
 
 
-class Direction(enum.IntEnum):
+class CellDirection(enum.IntEnum):
     """Directions of RECURRENT."""
 
     FORWARD = 0

@@ -19,6 +19,7 @@ from emulator.engines.verdict import EntryFacts, ProgramFacts, Verdict
 from emulator.function.command_error import CommandError, check_device_range, check_tensor_aligned
 
 MAX_PROGRAMS = 64
+"""Each costs a file descriptor here and one for every engine; drivers keep the least recently used out."""
 
 OnResult = Callable[[JobResult], None]
 OnVerdict = Callable[[Verdict], None]

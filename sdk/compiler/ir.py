@@ -211,3 +211,11 @@ def check_tensor(tensor: TensorType) -> None:
         raise Refused(f"{tensor} has rank {len(tensor.shape)}; at most {MAX_RANK} is possible")
     if tensor.size_bytes > MAX_TENSOR_BYTES:
         raise Refused(f"{tensor} has {tensor.size_bytes} bytes; at most {MAX_TENSOR_BYTES} are possible")
+
+
+def is_repeated(a: Value, b: Value) -> bool:
+    """Whether broadcasting repeats single elements of `a` along the last dimension that has several."""
+    rank = max(len(a.shape), len(b.shape))
+    shapes = [[*[1] * (rank - len(value.shape)), *value.shape] for value in (a, b)]
+    last = next(((x, y) for x, y in reversed(list(zip(*shapes, strict=True))) if (x, y) != (1, 1)), (1, 1))
+    return last[0] == 1 and last[1] != 1

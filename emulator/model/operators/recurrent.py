@@ -9,7 +9,7 @@ import numpy as np
 
 from driver_shim.protocol.commands import Status
 from driver_shim.protocol.program import TensorType
-from driver_shim.protocol.program_commands import MAX_CELL_ACTIVATIONS, Cell, CellActivation, CommandKind, Direction
+from driver_shim.protocol.program_commands import MAX_CELL_ACTIVATIONS, Cell, CellActivation, CellDirection, CommandKind
 from driver_shim.protocol.types import FLOATS, WireType
 from emulator.model.operators.arrays import Array, KernelFault, operand, required, sigmoid, widen
 from emulator.model.operators.operator import Operator, Types, function, given, one_type, optional
@@ -84,7 +84,7 @@ class Recurrent(Operator):
     flags = ("input_forget", "linear_before_reset")
 
     def infer(self, attributes: Any, inputs: Types) -> Sequence[TensorType]:
-        cell, direction = function(Cell, attributes.cell), function(Direction, attributes.direction)
+        cell, direction = function(Cell, attributes.cell), function(CellDirection, attributes.direction)
         dtype = one_type([tensor for i, tensor in enumerate(inputs) if i != LENGTHS], FLOATS)
         x, r, directions = given(inputs, 0), given(inputs, 2), direction_count(direction)
         need(len(x.shape) == 3 and len(r.shape) == 3, f"data {x} and recurrent weights {r}; both of rank 3")
@@ -147,12 +147,12 @@ class Recurrent(Operator):
 
 def direction_count(direction: int) -> int:
     """How many directions a command computes."""
-    return 2 if direction == Direction.BIDIRECTIONAL else 1
+    return 2 if direction == CellDirection.BIDIRECTIONAL else 1
 
 
 def backwards_of(direction: int) -> Sequence[bool]:
     """For each direction of a command whether it goes backwards."""
-    return (False, True) if direction == Direction.BIDIRECTIONAL else (direction == Direction.REVERSE,)
+    return (False, True) if direction == CellDirection.BIDIRECTIONAL else (direction == CellDirection.REVERSE,)
 
 
 def checked_lengths(lengths: Array | None, steps: int, batch: int) -> Array:

@@ -17,14 +17,13 @@ from driver_shim.protocol.types import QUANTISED, WireType
 from emulator.model.operators.quantised_elementwise import VALUES
 from sdk.compiler.context import Lowering, NodeContext, trimmed
 from sdk.compiler.contrib import qualified
-from sdk.compiler.ir import Builder, Refused, Value
+from sdk.compiler.ir import Builder, Refused, Value, is_repeated
 from sdk.compiler.lowering import quantised
 from sdk.compiler.lowering.elementwise import binary, cast, unary
 from sdk.compiler.lowering.movement import transposed
 from sdk.compiler.lowering.products import as_matrices, conv_fields, spatial, window
 from sdk.compiler.lowering.quantised import scale_of, scaled
 from sdk.compiler.lowering.reductions import SOFTMAX_ALONG_AXIS_SINCE, by_axis_or_matrix, reduced
-from sdk.compiler.passes.quantisation import is_repeated
 
 _LEAKY_RELU_ALPHA = 0.01
 _NBITS_DEFAULT = 4

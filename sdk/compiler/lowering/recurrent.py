@@ -9,8 +9,8 @@ from driver_shim.protocol.program_commands import (
     MAX_CELL_ACTIVATIONS,
     Cell,
     CellActivation,
+    CellDirection,
     CommandKind,
-    Direction,
 )
 from sdk.compiler.context import Lowering, NodeContext
 from sdk.compiler.ir import Builder, Refused, Value
@@ -41,7 +41,7 @@ _ACTIVATIONS = {
 
 _DEFAULTS = {Cell.RNN: ("Tanh",), Cell.GRU: ("Sigmoid", "Tanh"), Cell.LSTM: ("Sigmoid", "Tanh", "Tanh")}
 """Activations of each direction where the node names none."""
-_DIRECTIONS = {direction.name.lower(): direction for direction in Direction}
+_DIRECTIONS = {direction.name.lower(): direction for direction in CellDirection}
 _X, _INITIAL_H, _INITIAL_C = 0, 5, 6
 
 
@@ -79,7 +79,7 @@ def _fields(node: NodeContext, cell: Cell) -> dict[str, Any]:
     direction = _DIRECTIONS.get(node.attribute("direction", "forward").lower())
     if direction is None:
         raise Refused(f"direction {node.attribute('direction')!r}")
-    directions = 2 if direction is Direction.BIDIRECTIONAL else 1
+    directions = 2 if direction is CellDirection.BIDIRECTIONAL else 1
     return {
         "cell": cell,
         "direction": direction,

@@ -7,8 +7,8 @@ the largest of some, moves integers.
 from __future__ import annotations
 
 from driver_shim.protocol.program_commands import ATTRIBUTES, BinaryFunction, CommandKind, PoolFunction, QBinaryFunction
-from sdk.compiler.ir import Operation, Value, fields_of, shape_fields
-from sdk.compiler.passes.quantisation import Quantised, Target, before, is_repeated, same, table_of, target
+from sdk.compiler.ir import Operation, Value, fields_of, is_repeated, shape_fields
+from sdk.compiler.passes.quantisation import Quantised, Target, before, same, table_of, target
 from sdk.compiler.passes.rewriting import Rewriting
 
 _MOVEMENT = frozenset(

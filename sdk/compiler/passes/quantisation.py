@@ -92,11 +92,3 @@ def _applied(kind: CommandKind, inputs: Sequence[Value | None], fields: Mapping[
     attributes, types = infer(kind, inputs, fields)
     results = folded(kind, attributes, inputs, types)
     return None if results is None else constant(results[0])
-
-
-def is_repeated(a: Value, b: Value) -> bool:
-    """Whether broadcasting repeats single elements of `a` along the last dimension that has several."""
-    rank = max(len(a.shape), len(b.shape))
-    shapes = [[*[1] * (rank - len(value.shape)), *value.shape] for value in (a, b)]
-    last = next(((x, y) for x, y in reversed(list(zip(*shapes, strict=True))) if (x, y) != (1, 1)), (1, 1))
-    return last[0] == 1 and last[1] != 1

@@ -10,9 +10,9 @@ import numpy as np
 from driver_shim.protocol.program_commands import (
     Cell,
     CellActivation,
+    CellDirection,
     CommandKind,
     Coordinates,
-    Direction,
     GridPadding,
     NearestMode,
     PoolFunction,
@@ -175,7 +175,7 @@ def _recurrent(request: KernelRequest) -> CommandGraph | None:
         cell.name,
         present_operands(request),
         activations=[_CELL_ACTIVATIONS[CellActivation(function)] for function in chosen],
-        direction=Direction(attributes.direction).name.lower(),
+        direction=CellDirection(attributes.direction).name.lower(),
         hidden_size=request.outputs[0].shape[-1],
         **special,
     )

@@ -24,9 +24,9 @@ from driver_shim.protocol.program_commands import (
     BinaryFunction,
     Cell,
     CellActivation,
+    CellDirection,
     CommandKind,
     Coordinates,
-    Direction,
     GridPadding,
     NearestMode,
     PoolFunction,
@@ -873,12 +873,15 @@ _USUAL = {
 
 @pytest.mark.parametrize("type_name", ["float32", "float16"])
 @pytest.mark.parametrize("variant", ["usual", "bare", "linear", "coupled", "clipped", "peeping", "uneven", "rare"])
-@pytest.mark.parametrize("direction", Direction)
+@pytest.mark.parametrize("direction", CellDirection)
 @pytest.mark.parametrize("cell", Cell)
-def test_recurrent(cell: Cell, direction: Direction, variant: str, type_name: str) -> None:
+def test_recurrent(cell: Cell, direction: CellDirection, variant: str, type_name: str) -> None:
     random, dtype = np.random.default_rng(1), FLOATS[type_name]
     steps, batch, features, hidden = 4, 3, 5, 6
-    directions, gates = 2 if direction is Direction.BIDIRECTIONAL else 1, {Cell.RNN: 1, Cell.GRU: 3, Cell.LSTM: 4}[cell]
+    directions, gates = (
+        2 if direction is CellDirection.BIDIRECTIONAL else 1,
+        {Cell.RNN: 1, Cell.GRU: 3, Cell.LSTM: 4}[cell],
+    )
     if cell is not Cell.LSTM and variant in ("coupled", "peeping"):
         return
     chosen = [CellActivation.SOFTSIGN] * len(_USUAL[cell]) if variant == "rare" else _USUAL[cell]

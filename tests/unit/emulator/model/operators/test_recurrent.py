@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from driver_shim.protocol.commands import Status
-from driver_shim.protocol.program_commands import Cell, CellActivation, CommandKind, Direction
+from driver_shim.protocol.program_commands import Cell, CellActivation, CellDirection, CommandKind
 from emulator.model.operators import KernelFault, SemanticError
 from tests.support.programs import golden_outputs
 
@@ -44,14 +44,14 @@ def test_a_plain_cell_adds_input_state_and_both_biases() -> None:
 
 
 def test_a_plain_cell_in_reverse_begins_at_the_end_and_answers_in_place() -> None:
-    y, last = run(Cell.RNN, [sequence(1, 2), column(2), column(3)], 2, direction=Direction.REVERSE)
+    y, last = run(Cell.RNN, [sequence(1, 2), column(2), column(3)], 2, direction=CellDirection.REVERSE)
     assert y.reshape(-1).tolist() == [14, 4]  # h(2) = 2·2, h(1) = 2·1 + 3·4
     assert last.tolist() == [[[14]]]
 
 
 def test_both_directions_lie_side_by_side() -> None:
     weights = [np.full((2, 1, 1), 2, F32), np.full((2, 1, 1), 3, F32)]
-    y, last = run(Cell.RNN, [sequence(1, 2), *weights], 2, direction=Direction.BIDIRECTIONAL)
+    y, last = run(Cell.RNN, [sequence(1, 2), *weights], 2, direction=CellDirection.BIDIRECTIONAL)
     assert y.shape == (2, 2, 1, 1)
     assert y.reshape(2, 2).tolist() == [[2, 14], [10, 4]]
     assert last.reshape(-1).tolist() == [10, 14]
@@ -166,7 +166,7 @@ def test_activations(function: CellActivation, alpha: float, beta: float, expect
         ([sequence(1), column(1), column(1)], Cell.RNN, {"activations": [1, 1, 0, 0, 0, 0]}, "more than 1"),
         ([sequence(1), column(1), column(1)], Cell.RNN, {"activations": [0] * 6}, "CellActivation"),
         ([sequence(1), column(1), column(1)], Cell.RNN, {"clip": -1.0}, "must not be negative"),
-        ([sequence(1), column(1), column(1)], Cell.RNN, {"direction": 3}, "Direction"),
+        ([sequence(1), column(1), column(1)], Cell.RNN, {"direction": 3}, "CellDirection"),
         ([sequence(1), column(1), column(1)], Cell.RNN, {"input_forget": 2}, "flag"),
     ],
 )
