@@ -11,7 +11,7 @@ from sdk.compiler import compile_program as compile  # noqa: A004 - the name use
 from sdk.compiler.program import Program
 from sdk.device import Device
 from sdk.errors import EmulatorFallbackWarning
-from sdk.inference_session import InferenceSession, SessionOptions
+from sdk.inference_session import ExecutionMode, GraphOptimizationLevel, InferenceSession, SessionOptions
 from sdk.memory.buffers import DeviceBuffer, HostBuffer
 from sdk.opening.listing import DeviceInfo, list_devices
 from sdk.quantisation import quantization_losses, quantize
@@ -27,6 +27,8 @@ __all__ = [
     "DeviceInfo",
     "EmulatorFallbackWarning",
     "Event",
+    "ExecutionMode",
+    "GraphOptimizationLevel",
     "Holder",
     "HostBuffer",
     "InferenceSession",
@@ -39,3 +41,11 @@ __all__ = [
     "quantize",
 ]
 __all__ += errors.__all__
+
+
+def __getattr__(name: str) -> object:
+    """Say of names that onnxruntime has what to do instead; programs are ported by importing this in its place."""
+    from sdk.inference_session import INSTEAD
+
+    advice = INSTEAD.get(name)
+    raise AttributeError(f"module 'sdk' has no attribute {name!r}" + (f": {advice}" if advice else ""))

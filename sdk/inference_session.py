@@ -11,6 +11,7 @@ change no result and are taken, `_REFUSED` what is refused, and what to do inste
 
 from __future__ import annotations
 
+import enum
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -144,6 +145,34 @@ class _RefusesByName:
         if instead is None:
             raise AttributeError(f"{kind!r} object has no attribute {name!r}")
         raise AttributeError(f"{kind}.{name} is onnxruntime's and not supported on a device: {instead}")
+
+
+class GraphOptimizationLevel(enum.IntEnum):
+    """onnxruntime's levels, which change nothing here: the device's compiler always optimises."""
+
+    ORT_DISABLE_ALL = 0
+    ORT_ENABLE_BASIC = 1
+    ORT_ENABLE_EXTENDED = 2
+    ORT_ENABLE_LAYOUT = 3
+    ORT_ENABLE_ALL = 99
+
+
+class ExecutionMode(enum.IntEnum):
+    """onnxruntime's modes, which change nothing here: the device decides what runs beside what."""
+
+    ORT_SEQUENTIAL = 0
+    ORT_PARALLEL = 1
+
+
+INSTEAD = {
+    "RunOptions": "a run takes none; leave it out",
+    "OrtValue": "use dev.buffer() and dev.host_buffer(), which models take and give",
+    "get_available_providers": "a session's are in session.get_providers()",
+    "get_device": "sdk.list_devices() says what there is",
+    "set_default_logger_severity": 'use logging.getLogger("npu").setLevel(...)',
+    "__version__": "importlib.metadata.version('npu-sdk') has it",
+}
+"""Names of onnxruntime's module that this one has not, and what to do about it."""
 
 
 class SessionOptions(_RefusesByName):

@@ -118,7 +118,7 @@ def _explain(folder: Path, key: CacheKey) -> str:
     others = []
     for path in sorted(folder.glob("*.program")):
         with contextlib.suppress(OSError, DamagedEntry):
-            others.append(_header(map_file(path).content)[0]["parts"])
+            others.append(_header(_content(path))[0]["parts"])
     if not others:
         return "the model was never compiled with this cache"
     differing = [[name for name in key.parts if other.get(name) != key.parts[name]] for other in others]
@@ -176,8 +176,15 @@ def _start(header_bytes: int) -> int:
     return align_up(len(_MAGIC) + _LENGTHS_BYTES + header_bytes)
 
 
+def _content(path: Path) -> memoryview:
+    try:
+        return map_file(path).content
+    except ValueError as error:  # a folder, a pipe
+        raise DamagedEntry(str(error)) from error
+
+
 def _read(path: Path, key: CacheKey, graph: Graph) -> CompiledProgram:
-    content = map_file(path).content
+    content = _content(path)
     header, start = _header(content)
     if header.get("parts") != dict(key.parts):
         raise DamagedEntry("it belongs to another program")

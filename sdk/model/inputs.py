@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -66,14 +67,22 @@ class InputChecks:
             _agree_on_symbols([*self._infos, *given], checked)
         return Call(checked, tuple(info.name for info in given))
 
+    @staticmethod
+    def _joined(given: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
+        twice = given.keys() & named.keys()
+        if twice:
+            raise TypeError(f"input {min(twice)!r} is given twice")
+        return {**given, **named}
+
     def _by_name(self, arrays: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
         names = self._names
         if len(arrays) == 1 and isinstance(arrays[0], Mapping):
-            values = {**arrays[0], **named}
+            values = self._joined(arrays[0], named)
         else:
             if len(arrays) > len(names):
                 raise TypeError(f"{len(arrays)} arrays given; the model takes {len(names)}: {', '.join(names)}")
-            values = {**dict(zip(names, arrays, strict=False)), **named}
+            values = dict(zip(names, arrays, strict=False))
+            values = self._joined(values, named)
         missing = [name for name in names if name not in values]
         unknown = [name for name in values if name not in names and name not in self._optional]
         if missing or unknown:
@@ -83,7 +92,10 @@ class InputChecks:
 
 
 def _check_for(info: TensorInfo) -> _Check:
-    return _Check(info, as_dtype(info.dtype), all(isinstance(extent, int) for extent in info.shape))
+    dtype = (
+        np.dtype(object) if info.dtype == "object" else as_dtype(info.dtype)
+    )  # strings, which nodes on the host take
+    return _Check(info, dtype, all(isinstance(extent, int) for extent in info.shape))
 
 
 def _checked(check: _Check, value: Any, owner: object) -> Input:
@@ -136,6 +148,12 @@ def check_out(out: Mapping[str, Span], outputs: Sequence[TensorInfo], owner: obj
         if name not in names:
             raise ValueError(f"out names output {name!r}; the model gives: {', '.join(names)}")
         check_buffer(target, f"out[{name!r}]", owner)
+    places = sorted(
+        (type(b._root).__name__, b.address, b.address + b.nbytes, name) for name, b in out.items() if b.nbytes
+    )
+    for (space, _, end, name), (other_space, start, _, other) in itertools.pairwise(places):
+        if space == other_space and start < end:
+            raise ValueError(f"out[{name!r}] and out[{other!r}] share memory: give each output a buffer of its own")
 
 
 def _show(shape: Sequence[Any]) -> str:

@@ -400,3 +400,14 @@ def test_the_same_program_says_the_same_on_onnxruntime_and_here(tmp_path: Path) 
     theirs = run(PROGRAM.format(module="onnxruntime", providers='["CPUExecutionProvider"]'), str(path))
     ours = run(PROGRAM.format(module="sdk", providers='[("NpuExecutionProvider", {"device": "emulator"})]'), str(path))
     assert json.loads(ours) == json.loads(theirs)
+
+
+def test_names_of_onnxruntimes_module_are_here_or_say_what_to_do() -> None:
+    options = sdk.SessionOptions()
+    options.graph_optimization_level = sdk.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.execution_mode = sdk.ExecutionMode.ORT_SEQUENTIAL
+    for name in ("RunOptions", "OrtValue", "get_available_providers", "get_device", "set_default_logger_severity"):
+        with pytest.raises(AttributeError, match=rf"module 'sdk' has no attribute '{name}': \w+"):
+            getattr(sdk, name)
+    with pytest.raises(AttributeError, match=r"has no attribute 'nonsense'$"):
+        sdk.nonsense  # noqa: B018

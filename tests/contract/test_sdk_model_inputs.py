@@ -165,3 +165,22 @@ def test_the_plans_peak_is_what_the_allocator_hands_out() -> None:
         net(np.ones((40, 64), F32))
         taken = before - memory.free_bytes
         assert 0 <= taken - plan.peak_bytes < 2 * DEVICE_ALIGNMENT  # weights, and one lane's memory
+
+
+def test_an_input_given_twice_and_outputs_that_share_memory_are_refused(device: sdk.Device) -> None:
+    net = model(
+        [node("Neg", ["x"], ["y"]), node("Abs", ["x"], ["z"])],
+        {"x": (np.float32, (2, 3))},
+        dict.fromkeys("yz", np.float32),
+    )
+    loaded, x = device.load(net), np.ones((2, 3), np.float32)
+    for arguments in ((x,), ({"x": x},)):
+        with pytest.raises(TypeError, match="'x' is given twice"):
+            loaded(*arguments, x=x)
+    shared = device.host_buffer((3, 3), "float32")
+    for out in ({"y": shared[0:2], "z": shared[1:3]}, {"y": shared[0:2], "z": shared[0:2]}):
+        with pytest.raises(ValueError, match="share memory"):
+            loaded(x, out=out)
+    apart = {"y": device.host_buffer((2, 3), "float32"), "z": device.host_buffer((2, 3), "float32")}
+    loaded(x, out=apart)
+    assert (apart["y"].array == -1).all() and (apart["z"].array == 1).all()

@@ -93,10 +93,10 @@ def _gelu_tanh(x: Array, y: Array) -> None:
 
 
 def _half_gated(x: Array, y: Array) -> None:
-    """x / 2 · (1 + y), into y."""
+    """x / 2 · (1 + y), into y; halved first, since x · 2 may be infinite."""
     np.add(y, np.float32(1), out=y)
-    np.multiply(x, y, out=y)
     np.multiply(y, np.float32(0.5), out=y)
+    np.multiply(x, y, out=y)
 
 
 _UNARY: dict[int, Callable[[Array, Array, Any], object]] = {

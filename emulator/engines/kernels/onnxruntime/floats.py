@@ -192,7 +192,8 @@ def _attention(request: KernelRequest) -> CommandGraph | None:
     extents = extents_of(attributes, given)
     narrowed = attributes.softcap or max(attributes.left_window, attributes.right_window) >= 0
     whole = mask is None or mask.shape[-1] == extents.total
-    if narrowed or not whole or not _has_attention():
+    positive = attributes.scale > 0  # onnxruntime refuses others, and takes NaN for none
+    if narrowed or not whole or not positive or not _has_attention():
         return None
     graph = CommandGraph(opset=_ATTENTION_SINCE)
     inputs = ["i0", "i1", "i2"]

@@ -37,9 +37,10 @@ def session_kernel(request: KernelRequest, graph: CommandGraph) -> Kernel | None
     shared = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in constants.values()]
     options.add_external_initializers(list(constants), shared)
     model = _model(request, graph, constants.keys())
+    errors = onnxruntime.capi.onnxruntime_pybind11_state
     try:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented:  # for these element types
+    except (errors.NotImplemented, errors.Fail, errors.InvalidArgument):  # for these element types or attributes
         return None
     return _Session(request, session, shared, graph.floor).run
 

@@ -169,3 +169,13 @@ def test_progress_is_told_and_may_end_the_compilation() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         compile_model(net(), SHAPES, progress=cancel)
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo], ids=["folder", "pipe"])
+def test_an_entry_that_is_no_file_is_no_obstacle(folder: Path, caplog: pytest.LogCaptureFixture, make: Any) -> None:
+    first, _ = compiled(net(), caplog)
+    (path,) = entries(folder)
+    path.unlink()
+    make(path)
+    again, told = compiled(net(), caplog)
+    assert again == first and "made anew" in told[0]

@@ -1043,3 +1043,19 @@ def test_every_fast_kernel_has_a_comparison_here() -> None:
         CommandKind.GATHER_ELEMENTS: test_gather_elements,
     }
     assert compared.keys() == numpy_kernels.KINDS | onnxruntime.KINDS
+
+
+@pytest.mark.parametrize("scale", [-0.5, 0.0, math.nan])
+def test_attention_of_any_scale(scale: float) -> None:
+    random = np.random.default_rng(1)
+    q, k, v = (numbers(random, (1, 2, length, size), FLOATS["float32"]) for length, size in ((5, 8), (7, 8), (7, 6)))
+    given_ = attributes(CommandKind.ATTENTION, scale=scale, left_window=-1, right_window=-1)
+    for fast, golden in both_of_all(CommandKind.ATTENTION, given_, [q, k, v], 1):
+        assert close(fast, golden, 16)
+
+
+@pytest.mark.parametrize("function", [UnaryFunction.GELU, UnaryFunction.GELU_TANH])
+def test_gelu_of_the_largest_numbers(function: UnaryFunction) -> None:
+    x = np.array([3e38, 2e38, -3e38], np.float32)
+    fast, golden = both(CommandKind.UNARY, attributes(CommandKind.UNARY, function=function), [x], x.shape, x.dtype)
+    assert np.array_equal(fast, golden, equal_nan=True)
