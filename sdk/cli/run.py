@@ -99,7 +99,11 @@ def _run(
     frame.say(f"{statistics.median(ticks):,.0f} ticks (device_model), kernels {device.info.kernels}")
     kernels = Counter(run.kernel for run in model.command_runs())
     if kernels:
-        frame.say(f"commands by kernel: {', '.join(f'{kernel} {count}' for kernel, count in kernels.most_common())}")
+        providers: Counter[str] = Counter()
+        for kernel, count in kernels.items():
+            providers[kernel.partition(".")[0]] += count
+        whose = ", ".join(f"{provider} {count}" for provider, count in providers.most_common())
+        frame.say(f"{kernels.total()} commands, by whose kernels: {whose}")
     ran = {
         "inputs": [_tensor(name, array) for name, array in inputs.items()],
         "outputs": [_tensor(name, array) for name, array in outputs.items()],
