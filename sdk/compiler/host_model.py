@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 
 from sdk.compiler.graph import Graph, GraphInput, GraphNode
-from sdk.compiler.tensor_data import TensorData
 
 OUTSIDE_BYTES = 1 << 20
 """Initialisers from this size on stay outside the model, where they are mapped."""
@@ -105,16 +104,5 @@ def _self_contained(graph: Graph, node: onnx.NodeProto) -> onnx.NodeProto:
         return node
     whole = onnx.NodeProto()
     whole.CopyFrom(node)
-    _fill(graph.data, whole)
+    graph.data.fill_node(whole)
     return whole
-
-
-def _fill(data: TensorData, node: onnx.NodeProto) -> None:
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.TENSOR:
-            attribute.t.CopyFrom(data.self_contained(attribute.t))
-        elif attribute.type == onnx.AttributeProto.GRAPH:
-            for tensor in attribute.g.initializer:
-                tensor.CopyFrom(data.self_contained(tensor))
-            for inner in attribute.g.node:
-                _fill(data, inner)

@@ -47,9 +47,20 @@ def open_source(source: ModelSource) -> Source:
     """
     opened = _open(source)
     if is_old(opened.model):
-        newer = upgraded(_whole(source))
+        newer = upgraded(self_contained(opened))
         return opened if newer is None else _open(newer)
     return opened
+
+
+def self_contained(source: Source) -> onnx.ModelProto:
+    """A copy of an opened model with all its data in it. Raises UnsupportedModel when some cannot be read."""
+    model = onnx.ModelProto()
+    model.CopyFrom(source.model)
+    try:
+        source.data.fill(model.graph)
+    except ValueError as error:
+        raise UnsupportedModel(f"the model lacks data: {error}", subsystem="compiler") from error
+    return model
 
 
 def _open(source: ModelSource) -> Source:
@@ -70,13 +81,6 @@ def _open(source: ModelSource) -> Source:
         return Source(_decode(content, what), TensorData(content, path.parent))
     mapped = map_file(path)
     return Source(_decode(mapped.content, what), TensorData(mapped.content, path.parent, mapped))
-
-
-def _whole(source: ModelSource) -> onnx.ModelProto:
-    """A copy of the model with all of its tensors, which was opened before and is small, as old ones are."""
-    if isinstance(source, onnx.ModelProto):
-        return onnx.ModelProto.FromString(_serialised(source))
-    return onnx.ModelProto.FromString(source) if isinstance(source, bytes) else onnx.load_model(source)
 
 
 def _serialised(model: onnx.ModelProto) -> bytes:

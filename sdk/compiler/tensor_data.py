@@ -92,6 +92,24 @@ class TensorData:
         whole.raw_data = bytes(self._bytes_of(tensor))
         return whole
 
+    def fill(self, graph: onnx.GraphProto) -> None:
+        """Put the data of a graph's initialisers and of its nodes' tensors into it. Raises ValueError as `array`."""
+        for tensor in graph.initializer:
+            try:
+                tensor.CopyFrom(self.self_contained(tensor))
+            except ValueError as error:
+                raise ValueError(f"initialiser {tensor.name!r}: {error}") from error
+        for node in graph.node:
+            self.fill_node(node)
+
+    def fill_node(self, node: onnx.NodeProto) -> None:
+        """Put the data of a node's tensors into it. Raises ValueError as `array`."""
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                attribute.t.CopyFrom(self.self_contained(attribute.t))
+            elif attribute.type == onnx.AttributeProto.GRAPH:
+                self.fill(attribute.g)
+
     def digest(self) -> str:
         """What the model and all files of it that were read hold, as hexadecimal SHA-256."""
         if self._digest is None:

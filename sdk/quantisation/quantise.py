@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import version_converter
 
 from driver_shim.errors import NpuError, UnsupportedModel
-from sdk.compiler.loading import ModelSource, open_source
+from sdk.compiler.loading import ModelSource, open_source, self_contained
 from sdk.quantisation.mending import constants_are_no_inputs, separate_biases, sort_nodes
 from sdk.quantisation.samples import Sample, SampleReader
 
@@ -101,8 +101,7 @@ def prepare(model: ModelSource) -> onnx.ModelProto:
 
     with tempfile.TemporaryDirectory() as folder, _quiet():
         given, prepared = Path(folder) / "given.onnx", Path(folder) / "prepared.onnx"
-        plain = onnx.ModelProto()
-        plain.CopyFrom(whole(model))
+        plain = whole(model)
         constants_are_no_inputs(plain)
         onnx.save(_of_a_newer_opset(plain), given)
         quant_pre_process(given, prepared, skip_symbolic_shape=True)
@@ -127,11 +126,8 @@ def _of_a_newer_opset(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def whole(source: ModelSource) -> onnx.ModelProto:
-    """A model with all its data in it. Raises UnsupportedModel for what is none, OSError, TypeError."""
-    open_source(source)
-    if isinstance(source, onnx.ModelProto):
-        return source
-    return onnx.load_model_from_string(source) if isinstance(source, bytes) else onnx.load(source)
+    """A copy of a model with all its data in it. Raises UnsupportedModel for what is none, OSError, TypeError."""
+    return self_contained(open_source(source))
 
 
 def require_onnxruntime() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from tests.support.rigs import in_process_rig
 
 RNG = np.random.default_rng(6)
 X: NDArray[Any] = RNG.normal(size=(2, 3, 4, 5)).astype(np.float32)
+LIMIT_S = 30
+"""For a thread that has nothing left to do."""
 PER_CHANNEL: NDArray[Any] = np.array([0.5, 1, 2], np.float32)
 
 
@@ -72,6 +76,43 @@ def test_large_weights_of_an_old_model_are_its_weights(tmp_path: Path) -> None:
     path = tmp_path / "old.onnx"
     onnx.save(made, path)
     np.testing.assert_allclose(result(path), X + weights, rtol=1e-6)
+
+
+def with_external_weights(folder: Path) -> NDArray[Any]:
+    """An old model whose weights lie beside it, as "old.onnx" and "old.bin"."""
+    weights = RNG.normal(size=(4, 5)).astype(np.float32)
+    onnx.save(
+        old_model("Add", weights, broadcast=1),
+        folder / "old.onnx",
+        save_as_external_data=True,
+        location="old.bin",
+        size_threshold=0,
+    )
+    return weights
+
+
+def test_an_old_models_external_data_may_lie_behind_a_link(tmp_path: Path) -> None:
+    weights = with_external_weights(tmp_path)
+    (tmp_path / "old.bin").rename(tmp_path / "blob")
+    (tmp_path / "old.bin").symlink_to("blob")
+    np.testing.assert_allclose(result(tmp_path / "old.onnx"), X + weights, rtol=1e-6)
+
+
+def test_an_old_model_whose_data_are_missing_says_which(tmp_path: Path) -> None:
+    with_external_weights(tmp_path)
+    (tmp_path / "old.bin").unlink()
+    with pytest.raises(sdk.UnsupportedModel, match=r"initialiser 'w': its data lie in 'old.bin' beside the model"):
+        result(tmp_path / "old.onnx")
+
+
+def test_an_old_model_may_come_through_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "old.onnx"
+    os.mkfifo(pipe)
+    data = old_model("Add", PER_CHANNEL, broadcast=1, axis=1).SerializeToString()
+    writer = threading.Thread(target=pipe.write_bytes, args=(data,), daemon=True)
+    writer.start()
+    np.testing.assert_allclose(result(pipe), X + BY_CHANNEL, rtol=1e-6)
+    writer.join(LIMIT_S)
 
 
 def test_what_cannot_be_brought_up_is_refused_for_its_opset() -> None:
