@@ -102,7 +102,8 @@ def place(graph: Graph, refused: Mapping[int, Problem] | None = None) -> Placeme
         raise unsupported(fatal)
     refused = refused or {}
     reasons = [_reason(node, refused) for node in graph.nodes]
-    foreign = graph.host_only | _foreign_values(graph)
+    types = _inferred_types(graph)
+    foreign = graph.host_only | {name for name, kind in types.items() if _is_foreign(kind)}
     computed = folded(graph, foreign, refused)
     reasons = [
         known or (None if node.subject.position in computed else _by_type(node, foreign))
@@ -112,6 +113,7 @@ def place(graph: Graph, refused: Mapping[int, Problem] | None = None) -> Placeme
         regions = _cut(graph, reasons)
         moved = _not_worth_it(graph, regions)
         if not moved:
+            _check_tensors(graph, regions, types)
             return Placement(graph, tuple(reasons), regions)
         for position in moved:
             reasons[position] = _BETWEEN
@@ -149,17 +151,32 @@ def _by_type(node: GraphNode, foreign: frozenset[str]) -> Problem | None:
     return Problem(f"the device has no such type as {found[0]!r} has", node.subject, Reason.TYPE)
 
 
-def _foreign_values(graph: Graph) -> frozenset[str]:
-    """Names of values whose type the device does not have, as far as ONNX can infer types."""
+def _inferred_types(graph: Graph) -> dict[str, onnx.TypeProto]:
+    """The types of values by name, as far as ONNX can infer them."""
     try:
         inferred = onnx.shape_inference.infer_shapes(model_of(graph, graph.nodes, graph.inputs, with_data=False))
     except (*DECODE_ERRORS, onnx.shape_inference.InferenceError):
-        return frozenset()
-    return frozenset(
-        entry.name
-        for entry in (*inferred.graph.value_info, *inferred.graph.output)
-        if entry.type.HasField("tensor_type") and not _is_on_the_wire(entry.type.tensor_type.elem_type)
-    )
+        return {}
+    return {entry.name: entry.type for entry in (*inferred.graph.value_info, *inferred.graph.output)}
+
+
+def _is_foreign(kind: onnx.TypeProto) -> bool:
+    """Whether it is a tensor of elements that the device does not have."""
+    return kind.HasField("tensor_type") and not _is_on_the_wire(kind.tensor_type.elem_type)
+
+
+def _check_tensors(graph: Graph, regions: Iterable[Region], types: Mapping[str, onnx.TypeProto]) -> None:
+    """Raise UnsupportedModel where a region gives what is no tensor, such as a sequence: no array can hold it."""
+    asked = {entry.name for entry in graph.outputs}
+    problems = []
+    for name in dict.fromkeys(name for region in regions for name in region.outputs):
+        kind = types[name].WhichOneof("value") if name in types else None
+        if kind not in (None, "tensor_type"):
+            where = "output" if name in asked else "value between regions"
+            reason = f"the {where} {name!r} is a {kind.removesuffix('_type')}, no array"
+            problems.append(Problem(f"{reason}; only tensors are supported", code=Reason.INTERFACE))
+    if problems:
+        raise unsupported(problems)
 
 
 def _is_on_the_wire(number: int) -> bool:

@@ -13,6 +13,7 @@ from driver_shim.errors import NpuError, UnsupportedModel
 from sdk.compiler.graph import Graph, GraphInput
 from sdk.compiler.host_model import model_of, outside
 from sdk.compiler.placement import Region
+from sdk.compiler.problems import Reason
 
 Array = NDArray[Any]
 _SignatureKey = tuple[tuple[str, int], ...]
@@ -54,7 +55,7 @@ class HostRegion:
             results: Sequence[Any] = session.run(list(self._region.outputs), given)
         except Exception as error:
             raise self._failed(error) from error
-        return dict(zip(self._region.outputs, map(np.asarray, results), strict=True))
+        return {name: _array(name, result) for name, result in zip(self._region.outputs, results, strict=True)}
 
     def _open(self, given: Mapping[str, Array]) -> Any:
         engine = require_engine()
@@ -84,6 +85,17 @@ class HostRegion:
             subsystem="model",
             cause=str(error),
         )
+
+
+def _array(name: str, result: Any) -> Array:
+    """A result, where it is an array. Types that ONNX cannot infer show only now."""
+    if isinstance(result, np.ndarray):
+        return result
+    raise UnsupportedModel(
+        f"{name!r} came from onnxruntime as a {type(result).__name__}, no array; only tensors are supported",
+        subsystem="model",
+        code=Reason.INTERFACE.value,
+    )
 
 
 def _aligned(array: Array) -> Array:

@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 import sdk
+from sdk.compiler import placement
 from sdk.compiler.placement import Where
 from sdk.model.mixed import MixedModel
 from sdk.model.model import Model
@@ -155,6 +156,46 @@ def test_a_closed_model_and_a_reset_device_say_so() -> None:
         own.reset()
         with pytest.raises(sdk.Closed):
             other(real(1, 3, 3))
+
+
+def splitting(more: list[onnx.NodeProto], output: str) -> onnx.ModelProto:
+    """A model that cuts x into a sequence "s" of its rows."""
+    nodes = [node("Relu", ["x"], ["r"]), node("SplitToSequence", ["r", "lengths"], ["s"], axis=0), *more]
+    lengths = {"lengths": np.array([1, 3]), "first": np.array(0)}
+    net = model(nodes, {"x": (F32, (4, 3))}, {}, lengths)
+    net.graph.output.append(onnx.ValueInfoProto(name=output))
+    return net
+
+
+def test_an_output_that_is_a_sequence_is_refused_at_load(device: sdk.Device) -> None:
+    with pytest.raises(sdk.UnsupportedModel, match="the output 's' is a sequence, no array") as caught:
+        device.load(splitting([], "s"), fallback="cpu")
+    assert [problem.code for problem in caught.value.problems] == ["unsupported-interface"]
+
+
+def test_a_sequence_within_a_region_of_the_host_is_nobodys_concern(device: sdk.Device) -> None:
+    net = device.load(splitting([node("SequenceAt", ["s", "first"], ["y"])], "y"), fallback="cpu")
+    x = real(4, 3)
+    np.testing.assert_array_equal(net(x)["y"], np.maximum(x[:1], 0))
+
+
+def test_a_sequence_between_regions_is_refused_at_load(device: sdk.Device) -> None:
+    more = [
+        node("SequenceLength", ["s"], ["n"]),
+        node("Mul", ["n", "first"], ["index"]),
+        node("SequenceAt", ["s", "index"], ["y"]),
+    ]
+    with pytest.raises(sdk.UnsupportedModel, match="the value between regions 's' is a sequence"):
+        device.load(splitting(more, "y"), fallback="cpu")
+
+
+def test_a_sequence_whose_type_was_not_inferred_is_refused_in_the_run(
+    device: sdk.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "_inferred_types", lambda graph: {})
+    net = device.load(splitting([], "s"), fallback="cpu")
+    with pytest.raises(sdk.UnsupportedModel, match="'s' came from onnxruntime as a list, no array"):
+        net(real(4, 3))
 
 
 def test_a_model_that_was_let_go_leaves_no_threads(device: sdk.Device) -> None:
