@@ -8,6 +8,7 @@ _INSTEAD = {
     "Device": "send its address, and open that there once it is closed here",
     "Queue": "send the device's address, open that there and make a queue",
     "Batch": "send what the calls are made of, and record them there",
+    "Program": "send the model's path or the onnx.ModelProto, and compile that there",
     "Model": "send its file's path or the onnx.ModelProto, and load that there",
     "InferenceSession": "send its file's path or bytes, and make a session of them there",
     "HostBuffer": "send what it holds: buffer.array.copy()",
@@ -19,7 +20,10 @@ _INSTEAD = {
 
 
 class HereOnly:
-    """Cannot be pickled or copied: there would be two that think that they own one thing of the device's."""
+    """Cannot be pickled or copied: there would be two that think that they own one thing of the device's.
+
+    Or, as a program, it holds weights where its model's file is mapped.
+    """
 
     __slots__ = ()
 

@@ -276,7 +276,7 @@ class OpenFunction:
     def reset(self) -> None:
         """Reset the device; see `Device.reset`."""
         self.check_operable()
-        gone = Closed("the device was reset", device=self.address, remedy="create it again from the device")
+        gone = self._was_reset("create it again from the device")
         failed = CommandFailed(
             "the device was reset before the command ended", code="device-reset", device=self.address
         )
@@ -287,6 +287,9 @@ class OpenFunction:
                 self._reset_locked(failed, gone)
         finally:
             self.controller.resume()
+
+    def _was_reset(self, remedy: str) -> Closed:
+        return Closed("the device was reset", device=self.address, remedy=remedy)
 
     def _reset_locked(self, failed: CommandFailed, gone: Closed) -> None:
         queues = self.queues
@@ -306,7 +309,7 @@ class OpenFunction:
                 if isinstance(buffer, DeviceBuffer):
                     buffer._invalidate()
             for model in list(self._models):
-                model.invalidate(gone)
+                model.invalidate(self._was_reset("load it again"))
             self.programs.forget_all()
             self._model_queues.forget_all()
             self._left.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -70,6 +71,8 @@ def compile_model(
     Raises UnsupportedModel for what the device cannot run, NeedsValues when shapes depend on inputs that `values`
     lacks, ValueError for shapes that do not go with the model.
     """
+    if shapes is not None and not isinstance(shapes, Mapping):
+        raise TypeError(f'shapes takes a shape by input, {{"x": (1, 3, 224, 224)}}, not a {type(shapes).__name__}')
     graph = _checked(source)
     if graph.data is not None:
         graph.data.check_unchanged()
@@ -314,6 +317,17 @@ def _roots(value: Value) -> list[Value]:
     return list(roots.values())
 
 
+def _numbers(name: str, given: Any) -> tuple[int, ...]:
+    """A given shape as whole numbers. Raises TypeError for what is none."""
+    try:
+        return tuple(operator.index(extent) for extent in given)
+    except TypeError:
+        raise TypeError(
+            f"input {name!r}: {given!r} is no shape; compile takes one shape for an input, in whole numbers:"
+            f" shapes={{{name!r}: (1, 3, 224, 224)}}"
+        ) from None
+
+
 def _concrete(entry: GraphInput, given: Sequence[int] | None) -> tuple[int, ...]:
     """An input's shape in numbers. Raises ValueError when the given shape does not go with the declared one."""
     declared = f"({', '.join(map(str, entry.shape))})" if entry.shape is not None else "of any rank"
@@ -323,7 +337,7 @@ def _concrete(entry: GraphInput, given: Sequence[int] | None) -> tuple[int, ...]
                 f"input {entry.name!r} has the shape {declared}: give numbers, shapes={{{entry.name!r}: (...)}}"
             )
         return tuple(int(extent) for extent in entry.shape)
-    shape = tuple(int(extent) for extent in given)
+    shape = _numbers(entry.name, given)
     if min(shape, default=0) < 0:
         raise ValueError(f"input {entry.name!r}: {shape} has a negative dimension")
     fits = entry.shape is None or (

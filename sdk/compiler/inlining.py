@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeAlias
 
 import onnx
 import onnx.inliner
 
 from sdk.compiler.loading import Source
+from sdk.compiler.problems import Reason
+
+_Key: TypeAlias = "tuple[str, str]"
+"""A function's domain and name."""
+_Functions: TypeAlias = "Mapping[_Key, onnx.FunctionProto]"
 
 BY_THEIR_BODIES = frozenset(
     {
@@ -55,6 +61,37 @@ def inlined(source: Source, handled: frozenset[str]) -> Source:
     return Source(model, source.data)
 
 
+def function_refusal(model: onnx.ModelProto, call: onnx.NodeProto) -> tuple[str, Reason] | None:
+    """Why a function of the model was not written out where a node calls it; None where it calls none."""
+    functions = {(function.domain, function.name): function for function in model.functions}
+    key = (call.domain, call.op_type)
+    if key not in functions:
+        return None
+    what = "a function of the model that cannot be written out"
+    endless = sorted(name for name in {key, *_reached(key, functions)} if name in _reached(name, functions))
+    if endless:
+        who = "it" if key in endless else f"{endless[0][1]!r}, which it calls,"
+        return f"{what}: {who} calls itself", Reason.MALFORMED
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    for entry in functions[key].opset_import:
+        version = versions.get(entry.domain, entry.version)
+        if version != entry.version:
+            domain = f"the domain {entry.domain!r}" if entry.domain else "ONNX's own operators"
+            return f"{what}: it is of opset {entry.version} of {domain}, the model of opset {version}", Reason.OPSET
+    return what, Reason.DOMAIN
+
+
+def _reached(start: _Key, functions: _Functions) -> set[_Key]:
+    """The functions that one calls, and those that they call."""
+    found: set[_Key] = set()
+    waiting = [start]
+    while waiting:
+        calls = {(node.domain, node.op_type) for node in _nodes(functions[waiting.pop()])} & functions.keys()
+        waiting += calls - found
+        found |= calls
+    return found
+
+
 def _without(model: onnx.ModelProto, ops: set[str]) -> onnx.ModelProto:
     written = _attempt(model, ops)
     if written is model:  # one of them could not be: each by itself
@@ -87,7 +124,7 @@ def _typed(model: onnx.ModelProto) -> onnx.ModelProto:
     return typed
 
 
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+def _nodes(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
     for node in graph.node:
         yield node
         yield from _nodes_within(node.attribute)

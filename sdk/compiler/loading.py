@@ -76,9 +76,11 @@ def _open(source: ModelSource) -> Source:
     if path.is_dir():
         raise _is_a_folder(path)
     what = f"the file {str(path)!r}"
-    if path.exists() and not path.is_file():  # a pipe
+    if path.is_fifo():
         content = memoryview(path.read_bytes())
         return Source(_decode(content, what), TensorData(content, path.parent))
+    if path.exists() and not path.is_file():
+        raise UnsupportedModel(f"{what} is neither a regular file nor a pipe: it may never end", subsystem="compiler")
     mapped = map_file(path)
     return Source(_decode(mapped.content, what), TensorData(mapped.content, path.parent, mapped))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sdk.compiler.compiled import CompiledProgram, Plan, TensorInfo
+from sdk.here_only import HereOnly
 
 if TYPE_CHECKING:
     from sdk.compiler.estimate import Estimate
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from sdk.compiler.placement import NodePlacement
 
 
-class Program:
+class Program(HereOnly):
     """A compiled model for one set of input shapes. `Device.load` takes it as it takes a model."""
 
     def __init__(

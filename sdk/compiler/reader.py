@@ -18,6 +18,7 @@ from driver_shim.protocol.types import UnsupportedType, constant_type, wire_type
 from sdk.compiler import contrib
 from sdk.compiler.graph import Graph, GraphInput, GraphNode, Opset
 from sdk.compiler.host_constants import CONSTANTS, is_static
+from sdk.compiler.inlining import function_refusal
 from sdk.compiler.loading import Source
 from sdk.compiler.problems import MODEL, Problem, Reason, Subject, unsupported
 from sdk.compiler.tensor_data import Array
@@ -365,7 +366,10 @@ class _Scope:
         """The same for an operator that is none of ONNX's own."""
         schema = contrib.SCHEMAS.get(proto.op_type) if proto.domain == contrib.DOMAIN else self._preview(proto)
         if schema is None or _key(proto) not in self._reader.handled:
-            self._note(f"operators of the domain {proto.domain!r} are not supported", subject, Reason.DOMAIN)
+            refusal = function_refusal(self._reader.model, proto)
+            foreign = f"operators of the domain {proto.domain!r} are not supported", Reason.DOMAIN
+            reason, code = refusal or foreign
+            self._note(reason, subject, code)
             return 0, {}
         return self._form(proto, schema, subject)
 

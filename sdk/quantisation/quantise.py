@@ -6,10 +6,12 @@ import contextlib
 import importlib.util
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import version_converter
@@ -64,6 +66,8 @@ def quantize(
     """
     _require_choice("form", form, FORMS)
     _require_choice("activations", activations, ACTIVATIONS)
+    _require_names("operators", operators)
+    _require_names("keep_float", keep_float)
     require_onnxruntime()
     from onnxruntime import quantization
 
@@ -72,8 +76,9 @@ def quantize(
     prepared = prepare(model)
     _require_float(prepared)
     _require_nodes(prepared, keep_float)
+    _require_operators(prepared, operators)
     reader = _Reader(SampleReader(prepared).read(calibration), tell)
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, _quiet(), _with_finite_ranges(reader):
         path = Path(folder) / "quantised.onnx"
         quantization.quantize_static(
             prepared,
@@ -87,6 +92,7 @@ def quantize(
             nodes_to_exclude=list(keep_float),
         )
         quantised = onnx.load(path)
+        _require_finite_scales(quantised)
     sort_nodes(quantised.graph)
     tell("quantize", reader.count)
     if not any(node.op_type in QUANTISED for node in quantised.graph.node):
@@ -147,22 +153,60 @@ class _Reader:
     def __init__(self, samples: Iterator[dict[str, NDArray[Any]]], tell: Progress) -> None:
         self._samples, self._tell = samples, tell
         self.count = 0
+        self.infinite = ""
+        """Where the first of them that does holds infinity."""
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:
         sample = next(self._samples, None)
         if sample is not None:
+            self.infinite = self.infinite or _infinite(sample, self.count)
             self.count += 1
             self._tell("calibrate", self.count)
         return sample
 
 
+def _infinite(sample: dict[str, NDArray[Any]], position: int) -> str:
+    names = [name for name, array in sample.items() if array.dtype.kind == "f" and np.isinf(array).any()]
+    return f"sample {position}, input {names[0]!r}, holds infinity" if names else ""
+
+
+class _InfiniteScale(Exception):
+    """A scale of which nothing comes back."""
+
+
+def _require_finite_scales(quantised: onnx.ModelProto) -> None:
+    for tensor in quantised.graph.initializer:
+        if tensor.name.endswith("_scale") and not np.isfinite(onnx.numpy_helper.to_array(tensor)).all():
+            raise _InfiniteScale(tensor.name)
+
+
+@contextlib.contextmanager
+def _with_finite_ranges(reader: _Reader) -> Iterator[None]:
+    """Raise ValueError where the quantiser asserts that it can scale a tensor, or a scale is infinite.
+
+    Samples may hold infinities, in masks for one, as long as no such tensor is quantised.
+    """
+    try:
+        yield
+    except (AssertionError, _InfiniteScale) as error:
+        if isinstance(error, AssertionError) and "scale" not in str(error):
+            raise  # the caller's own, of its samples or its progress
+        why = reader.infinite or "the model computes nan or infinity of them; keep_float leaves nodes float"
+        raise ValueError(f"a tensor has no finite range over the samples: {why}") from error
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """onnxruntime's quantiser logs advice on the root logger that does not fit here: what it advises is done."""
+    """onnxruntime's quantiser logs advice on the root logger that does not fit here: what it advises is done.
+
+    What it warns of while it computes with nan and infinity, `_with_finite_ranges` tells.
+    """
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            yield
     finally:
         logging.disable(before)
 
@@ -170,6 +214,20 @@ def _quiet() -> Iterator[None]:
 def _require_choice(name: str, value: str, known: Iterable[str]) -> None:
     if value not in known:
         raise ValueError(f"{name}={value!r}; it is one of {', '.join(map(repr, known))}")
+
+
+def _require_names(option: str, names: Any) -> None:
+    if isinstance(names, str) or not isinstance(names, Collection) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f'{option} is a list of names, ["..."], not {names!r}')
+
+
+def _require_operators(model: onnx.ModelProto, operators: Collection[str]) -> None:
+    if not operators:
+        raise ValueError("operators is empty: name those to quantise, or leave it out")
+    there = {node.op_type for node in model.graph.node}
+    unknown = [op for op in operators if op not in there and not onnx.defs.has(op)]
+    if unknown:
+        raise ValueError(f"operators names {unknown[0]!r}; neither ONNX nor the model has such an operator")
 
 
 def _require_float(model: onnx.ModelProto) -> None:

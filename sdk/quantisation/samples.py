@@ -27,6 +27,8 @@ class SampleReader:
         """Each sample, checked. Raises TypeError or ValueError that names it, ValueError when there are none."""
         if isinstance(samples, (np.ndarray, Mapping)):
             raise TypeError("samples are a list or another iterable of sets of inputs, not one set: put it into a list")
+        if not isinstance(samples, Iterable):
+            raise TypeError(f"samples are a list or another iterable of sets of inputs, not {type(samples).__name__}")
         count = 0
         for sample in samples:
             yield self._checked(sample, f"sample {count}")
@@ -59,6 +61,8 @@ class SampleReader:
             raise TypeError(f"{where}: expected an array of {dtype}, got {type(array).__name__}")
         if array.dtype != dtype:
             raise TypeError(f"{where}: expected {dtype}, got {array.dtype}; use x.astype({dtype.name!r})")
+        if array.dtype.kind == "f" and np.isnan(array).any():
+            raise ValueError(f"{where}: it holds nan, which says nothing of a range; leave the sample out")
         extents = [d.dim_value if d.dim_value > 0 else d.dim_param or "n" for d in wanted.shape.dim]
         fits = len(extents) == array.ndim and all(
             not isinstance(extent, int) or extent == got for extent, got in zip(extents, array.shape, strict=True)

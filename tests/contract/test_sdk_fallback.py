@@ -154,7 +154,7 @@ def test_a_closed_model_and_a_reset_device_say_so() -> None:
         other = load(own)
         other(real(1, 3, 3))
         own.reset()
-        with pytest.raises(sdk.Closed):
+        with pytest.raises(sdk.Closed, match="load it again"):
             other(real(1, 3, 3))
 
 

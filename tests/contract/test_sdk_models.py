@@ -373,7 +373,7 @@ def test_reset_and_close_end_models(device: sdk.Device) -> None:
     loaded = device.load(product())
     loaded(x_of(1), B)
     device.reset()
-    with pytest.raises(sdk.Closed, match="reset"):
+    with pytest.raises(sdk.Closed, match=r"the device was reset \(load it again\)"):
         loaded(x_of(1), B)
     loaded.close()
     assert device.load(product())(x_of(1), B)["y"].shape == (1, 3)

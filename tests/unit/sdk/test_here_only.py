@@ -119,6 +119,7 @@ def test_facts_come_back_equal(facts: Any, trip: Trip) -> None:
         (sdk.Queue, "address"),
         (sdk.Batch, "call"),
         (sdk.InferenceSession, "path or bytes"),
+        (sdk.Program, "compile that there"),
         (sdk.HostBuffer, ".array.copy()"),
         (sdk.DeviceBuffer, ".array.copy()"),
         (sdk.Event, ".result()"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import onnx
@@ -54,6 +55,17 @@ def test_the_plan_says_what_lives_when() -> None:
     assert plan.peak_bytes == plan.constants_bytes + plan.operands_bytes + plan.workspace_bytes
     live_at = [sum(each.size_bytes for each in plan.live if each.first <= i <= each.last) for i in range(plan.commands)]
     assert max(live_at) == plan.peak_live_bytes
+
+
+@pytest.mark.parametrize("shape", [[(2, N)], "ab", 5, [2.5, N]])
+def test_what_is_no_shape_is_told_with_an_example(shape: Any) -> None:
+    with pytest.raises(TypeError, match=r"input 'x': .* is no shape; compile takes one shape for an input"):
+        sdk.compile(net("n"), shapes={"x": shape})
+
+
+def test_shapes_that_name_no_input_are_told_with_an_example() -> None:
+    with pytest.raises(TypeError, match=r"shapes takes a shape by input, .*, not a list"):
+        sdk.compile(net("n"), shapes=[(2, N)])  # type: ignore[arg-type]
 
 
 def test_a_hole_in_the_workspace_at_its_peak_is_told() -> None:

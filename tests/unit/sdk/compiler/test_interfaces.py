@@ -102,6 +102,42 @@ def test_functions_of_the_model_are_written_out() -> None:
     np.testing.assert_array_equal(run(compile_model(with_function()), {"x": X})["y"], 3 * X)
 
 
+def calling(**bodies: str) -> onnx.ModelProto:
+    """A model that calls the function F; each function holds the one node that is named."""
+    net = model([helper.make_node("F", ["x"], ["y"], domain="local", name="call")], {"x": (F32, (2, 4))}, {"y": F32})
+    net.opset_import.append(helper.make_opsetid("local", 1))
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
+    for name, op in bodies.items():
+        body = [helper.make_node(op, ["a"], ["b"], domain="local" if op in bodies else "")]
+        net.functions.append(helper.make_function("local", name, ["a"], ["b"], body, opsets))
+    return net
+
+
+@pytest.mark.parametrize(
+    ("bodies", "who"),
+    [
+        ({"F": "F"}, "it calls itself"),
+        ({"F": "G", "G": "F"}, "it calls itself"),
+        ({"F": "G", "G": "G"}, "'G', which it calls, calls itself"),
+        ({"F": "Relu", "G": "G"}, None),
+    ],
+)
+def test_a_function_that_calls_itself_is_named(bodies: dict[str, str], who: str | None) -> None:
+    with pytest.raises(UnsupportedModel) as caught:
+        compile_model(calling(**bodies))
+    (problem,) = caught.value.problems
+    assert (problem.op, problem.node) == ("F", "call")
+    what = "a function of the model that cannot be written out"
+    assert problem.reason == (what if who is None else f"{what}: {who}")
+
+
+def test_a_function_of_another_opset_than_the_models_is_told() -> None:
+    net = with_function()
+    net.functions[0].opset_import[0].version = 13
+    with pytest.raises(UnsupportedModel, match="it is of opset 13 of ONNX's own operators, the model of opset 17"):
+        compile_model(net)
+
+
 def test_an_operator_without_a_command_runs_by_its_body_in_onnx() -> None:
     net = model(
         [node("CenterCropPad", ["x", "shape"], ["y"])],

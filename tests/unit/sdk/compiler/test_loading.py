@@ -184,6 +184,12 @@ def test_external_data_in_no_regular_file_are_refused(tmp_path: Path) -> None:
     assert "no regular file" in problem.reason
 
 
+def test_a_file_that_may_never_end_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "endless.onnx").symlink_to("/dev/zero")
+    with pytest.raises(UnsupportedModel, match=r"endless.onnx' is neither a regular file nor a pipe"):
+        read_model(tmp_path / "endless.onnx")
+
+
 def test_a_model_in_memory_has_no_folder_for_external_data(tmp_path: Path) -> None:
     path = external(tmp_path)
     for source in (path.read_bytes(), onnx.load(str(path), load_external_data=False)):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from tests.support.needs import module_of_extra
 
 module_of_extra("onnxruntime", "models")
 RANDOM = np.random.default_rng(5)
+LIMIT_S = 30
+"""For a thread that has nothing left to do."""
 SAMPLES = [RANDOM.normal(size=(2, 3, 6, 6)).astype(np.float32) for _ in range(4)]
 
 
@@ -140,6 +144,9 @@ def test_models_that_have_nothing_to_do_with_each_other_are_refused() -> None:
         ([{"x": SAMPLES[0], "z": SAMPLES[0]}], ValueError, "sample 0: input 'z' is unknown"),
         ([[[1.0]]], TypeError, "expected an array of float32, got list"),
         (SAMPLES[0], TypeError, "put it into a list"),
+        (None, TypeError, "another iterable of sets of inputs, not NoneType"),
+        ([SAMPLES[0], SAMPLES[0] * np.float32(np.nan)], ValueError, "sample 1, input 'x': it holds nan"),
+        ([SAMPLES[0] * np.float32(np.inf)], ValueError, "sample 0, input 'x', holds infinity"),
         ({"x": SAMPLES[0]}, TypeError, "put it into a list"),
     ],
 )
@@ -248,11 +255,45 @@ def test_only_the_operators_named_are_quantised() -> None:
         ({"form": "qqd"}, "form='qqd'; it is one of 'qdq', 'qoperator'"),
         ({"activations": "int4"}, "activations='int4'; it is one of 'int8', 'uint8'"),
         ({"keep_float": ["third"]}, "keep_float names 'third'; the model has no such node"),
+        ({"operators": ["Conv", "Foo"]}, "operators names 'Foo'; neither ONNX nor the model has such an operator"),
+        ({"operators": []}, "operators is empty: name those to quantise"),
     ],
 )
 def test_options_that_do_not_exist_are_told(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         sdk.quantize(net(), SAMPLES, **options)
+
+
+@pytest.mark.parametrize("option", ["operators", "keep_float"])
+@pytest.mark.parametrize("names", ["Conv", 1, [1]])
+def test_names_that_are_no_list_of_them_are_told(option: str, names: Any) -> None:
+    with pytest.raises(TypeError, match=f"{option} is a list of names"):
+        sdk.quantize(net(), SAMPLES, **{option: names})
+
+
+def test_a_model_that_computes_no_finite_range_is_told() -> None:
+    nodes = [helper.make_node("Log", ["x"], ["l"]), helper.make_node("Conv", ["l", "w"], ["y"], name="conv")]
+    model = net(nodes)
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((3, 3, 1, 1), np.float32), "w"))
+    with pytest.raises(ValueError, match="the model computes nan or infinity of them"):
+        sdk.quantize(model, [np.zeros_like(SAMPLES[0])])
+
+
+def test_what_a_callers_progress_asserts_is_the_callers() -> None:
+    def progress(stage: str, samples: int) -> None:
+        assert stage != "calibrate", "too long"
+
+    with pytest.raises(AssertionError, match="too long"):
+        sdk.quantize(net(), SAMPLES, progress=progress)
+
+
+def test_a_pipe_is_read_once(tmp_path: Path) -> None:
+    pipe = tmp_path / "net.onnx"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(net().SerializeToString(),), daemon=True)
+    writer.start()
+    assert "QuantizeLinear" in kinds(sdk.quantize(pipe, SAMPLES))
+    writer.join(LIMIT_S)
 
 
 def test_what_is_no_model_is_refused_as_by_load(tmp_path: Path) -> None:
