@@ -29,6 +29,7 @@ from sdk.memory.buffers import DEVICE_ALIGNMENT, Buffer, DeviceBuffer, HostBuffe
 from sdk.memory.device_memory import DeviceMemory, out_of_memory
 from sdk.model.programs import ModelProgram, ResidentPrograms
 from sdk.model.queue_pool import QueuePool
+from sdk.model.staging_pools import StagingPools
 from sdk.opening.addresses import Opened
 from sdk.queue.queue import Queue, ring_entries
 
@@ -87,6 +88,7 @@ class OpenFunction:
         self.profile = bytes(self.controller.identity.profile).rstrip(b"\0").decode("utf-8", "replace")
         """The chip, by name; empty where the device does not say."""
         self.programs = ResidentPrograms(self.controller.identity.max_programs or 1)
+        self.stagings = StagingPools()
         self._model_queues = QueuePool(self.engines)
         self._finalizer = weakref.finalize(self, _let_go, opened, self._interrupts, os.getpid())
         _open_functions.add(self)

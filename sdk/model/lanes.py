@@ -6,6 +6,7 @@ in after this one's outputs were copied out. Each has host memory of its own unt
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -15,13 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from driver_shim.errors import CommandFailed, HostMemoryLimit, OutOfDeviceMemory, QueueFull
+from driver_shim.errors import BufferInUse, CommandFailed, HostMemoryLimit, OutOfDeviceMemory, QueueFull
 from driver_shim.protocol.commands import BINDING, COPY, EXEC, IoOpcode, Space
 from sdk.memory.buffers import DEVICE_ALIGNMENT, Buffer, DeviceBuffer, HostBuffer, Span
 from sdk.model.layout import Place, RunLayout
 from sdk.model.port import ModelOwner
 from sdk.model.programs import ModelProgram
 from sdk.model.runs import Outputs, RunEvent, RunStep
+from sdk.model.staging_pools import LaneStagings
 from sdk.queue.queue import Entry, Queue
 
 Input = NDArray[Any] | Span
@@ -43,6 +45,8 @@ class Staging:
         self.size = size
         self.run: RunEvent | None = None
         """Whose outputs are in it, or will be."""
+        self.turn = 0
+        """When it was taken: the lower, the earlier."""
         self._ready_for: tuple[RunLayout, int, int] | None = None
         """Layout, address of the operands and program's handle that `entries` go with."""
         self.inputs: list[NDArray[Any]] = []
@@ -71,6 +75,24 @@ class Staging:
             self.entries.append((COPY.codec, _COPY, (here + at, arena + at, layout.output_bytes, _HOST, _DEVICE)))
         self._ready_for = (layout, arena, handle)
 
+    def fill(self, values: Sequence[Input]) -> None:
+        """Copy arrays in. No view of the memory outlives this."""
+        for there, value in zip(self.inputs, values, strict=True):
+            np.copyto(there, value)
+
+    def outputs_of(self, layout: RunLayout, into: Mapping[str, Span]) -> Outputs:
+        """Arrays of what a run left here; the buffers that it was given otherwise. No view outlives this."""
+        outputs: Outputs = {}
+        for place, array in zip(layout.outputs, self.outputs, strict=True):
+            outputs[place.name] = into[place.name] if place.name in into else array.copy()
+        return outputs
+
+    def let_go(self) -> None:
+        """Give the memory back at once, whoever still refers to this object."""
+        self.inputs, self.outputs, self._ready_for = [], [], None
+        with contextlib.suppress(BufferInUse):  # an error's traceback has a view: it goes with that
+            self._block.free()
+
     def bind(self, layout: RunLayout, arena: int, instead: Mapping[int, int]) -> None:
         """Write the binding table; `instead` are addresses of operands that lie elsewhere, by their position."""
         table = BINDING.view(self._block.array, layout.table_offset, layout.binding_count)
@@ -88,58 +110,112 @@ class Staging:
 class StagingPool:
     """The stagings of one lane. Members may be used without a lock, unless they say otherwise."""
 
-    def __init__(self, owner: ModelOwner) -> None:
+    def __init__(self, owner: ModelOwner, queue: Queue) -> None:
         self._owner = owner
-        self._lock = threading.Lock()
+        self._queue = queue
+        self._all = owner.stagings
         self._idle: list[Staging] = []
         self._taken: deque[Staging] = deque()
         """In use, the longest first: by a run in flight, or with outputs that nobody has taken yet."""
+        self._all.add(self)
 
     def take(self, size: int, may_wait: bool) -> Staging:
         """Host memory for one more run, when there is some: what the oldest run left is then made an array.
 
-        Raises HostMemoryLimit; QueueFull where it may not wait.
+        The oldest of this lane, or where it has none, of all lanes.
+        Raises HostMemoryLimit where no run has any that could be waited for; QueueFull where it may not wait.
         """
         most = max(2, min(MOST_STAGINGS, STAGING_BUDGET_BYTES // max(size, 1)))
         while True:
-            with self._lock:
+            with self._all.lock:
                 staging = self._at_once(size, most)
             if staging is not None:
                 return staging
-            oldest = self.oldest_run()
-            if oldest is not None:
-                if not may_wait:
-                    raise QueueFull("all staging is in use", device=self._owner.address)
-                oldest._await_end()
-                oldest._take_value()
+            if not may_wait:
+                raise QueueFull("all staging is in use", device=self._owner.address)
+            holder = self._holder()
+            if holder is not None:
+                holder.reclaim_oldest()
 
     def _at_once(self, size: int, most: int) -> Staging | None:
+        staging = self._idle_one(size)
+        if staging is None and len(self._taken) < most:
+            staging = self._new(size)
+        if staging is not None:
+            staging.turn = next(self._all.turns)
+            self._taken.append(staging)
+        return staging
+
+    def _idle_one(self, size: int) -> Staging | None:
         while self._idle:
             staging = self._idle.pop()
-            if staging.size >= size:  # else it was for a smaller program, and goes
-                self._taken.append(staging)
+            if staging.size >= size:
                 return staging
-        if len(self._taken) >= most:
-            return None
-        try:
-            staging = Staging(self._owner, size)
-        except HostMemoryLimit:
-            if not self._taken:
-                raise
-            return None
-        self._taken.append(staging)
-        return staging
+            staging.let_go()  # it was for a smaller program
+        return None
+
+    def _new(self, size: int) -> Staging | None:
+        """One more, in place of idle ones of any lane if need be; None where a run has to end first."""
+        while True:
+            try:
+                return Staging(self._owner, size)
+            except HostMemoryLimit:
+                if self._all.let_go_of_one():
+                    continue
+                if not self._all.in_use():
+                    raise
+                return None
+
+    def let_go_of_one(self) -> bool:
+        """Give the memory of an idle staging back; False where none is idle. Called with the lock of all held."""
+        if not self._idle:
+            return False
+        self._idle.pop().let_go()
+        return True
 
     def give(self, staging: Staging, run: RunEvent) -> None:
         """The run needs its staging no more. Ignored when it gave it back before."""
         if staging.run is run:
             staging.run = None
+            self._idle.append(staging)  # first, so that whoever looks meanwhile finds it in one of both
             self._taken.remove(staging)
-            self._idle.append(staging)
+
+    def in_use(self) -> bool:
+        """Whether there is any staging, taken or idle."""
+        return bool(self._taken) or bool(self._idle)
+
+    def oldest_turn(self) -> int | None:
+        """When the run took its staging that has had it for longest, by the turns of all."""
+        staging = self._oldest()
+        return None if staging is None else staging.turn
 
     def oldest_run(self) -> RunEvent | None:
-        """The run that has had its staging for longest."""
-        return next((each.run for each in tuple(self._taken) if each.run is not None), None)
+        """The run that has had its staging for longest, in this lane or where it has none, in all."""
+        holder = self._holder()
+        return None if holder is None else holder.own_oldest_run()
+
+    def own_oldest_run(self) -> RunEvent | None:
+        """The run of this lane that has had its staging for longest."""
+        staging = self._oldest()
+        return None if staging is None else staging.run
+
+    def _holder(self) -> LaneStagings | None:
+        """The lane with the run to wait for."""
+        return self if self._oldest() is not None else self._all.holder()
+
+    def _oldest(self) -> Staging | None:
+        return next((each for each in tuple(self._taken) if each.run is not None), None)
+
+    def reclaim_oldest(self) -> None:
+        """Wait for the oldest run, and make arrays of what it left. Raises Timeout, DeviceLost."""
+        staging = self._oldest()
+        run = None if staging is None else staging.run
+        if staging is None or run is None:  # given back meanwhile
+            return
+        run._await_end()
+        run._take_value()
+        # The run of a closed model has ended before the device is done with its staging.
+        self._queue._completions.wait_until(lambda: staging.run is not run, None, "model run")
 
 
 def _view(memory: NDArray[Any], place: Place) -> NDArray[Any]:
@@ -157,7 +233,7 @@ class Lane:
         self._lock = threading.Lock()
         self._arena: DeviceBuffer | None = None
         """Operands and workspace of the largest program that ran here."""
-        self.stagings = StagingPool(owner)
+        self.stagings = StagingPool(owner, queue)
 
     def reserve(self, program: ModelProgram) -> None:
         """See to it that a program's operands and workspace fit. Raises OutOfDeviceMemory, Closed."""
@@ -223,8 +299,7 @@ class Lane:
             if into or any(isinstance(value, Span) for value in inputs):
                 entries, buffers = _with_buffers(layout, staging, handle, arena.address, inputs, into)
             else:
-                for there, value in zip(staging.inputs, inputs, strict=True):
-                    np.copyto(there, value)
+                staging.fill(inputs)
                 entries, buffers = staging.entries, ()
             run.hold((arena, *buffers))
             steps = [RunStep(run, "exec" if opcode == _EXEC else "copy") for _, opcode, _ in entries[:-1]]
@@ -286,9 +361,7 @@ def _with_buffers(
 
 def _outputs_of(pool: StagingPool, staging: Staging, layout: RunLayout, into: Mapping[str, Span]) -> Outputs:
     """Arrays of what a run left in staging, which then may be used again; the buffers that it was given otherwise."""
-    outputs: Outputs = {}
-    for place, array in zip(layout.outputs, staging.outputs, strict=True):
-        outputs[place.name] = into[place.name] if place.name in into else array.copy()
+    outputs = staging.outputs_of(layout, into)
     if staging.run is not None:
         pool.give(staging, staging.run)
     return outputs

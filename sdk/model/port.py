@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sdk.memory.buffers import DeviceBuffer, HostBuffer
 from sdk.model.programs import ModelProgram, ResidentPrograms
+from sdk.model.staging_pools import StagingPools
 from sdk.queue.queue import Queue
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ class ModelOwner(Protocol):
     @property
     def programs(self) -> ResidentPrograms:
         """The programs of all models."""
+
+    @property
+    def stagings(self) -> StagingPools:
+        """The host memory that runs of all models have."""
 
     def take_queue(self) -> Queue:
         """A queue for a lane, which other lanes may use, too. Raises CommandFailed when the application has all."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -180,6 +182,99 @@ def test_a_burst_waits_for_host_memory_instead_of_failing(monkeypatch: pytest.Mo
 
         for value, outputs in enumerate(asyncio.run(burst())):
             assert (outputs["y"] == 2.0 * value).all()
+
+
+@pytest.fixture
+def scarce(monkeypatch: pytest.MonkeyPatch) -> Iterator[sdk.Device]:
+    """One with several engines and host memory for the operands of one `LARGE` run."""
+    monkeypatch.setenv("NPU_HOST_MEMORY", str(16 << 20))
+    with sdk.Device("emulator") as device:
+        assert device._function.engines > 1
+        yield device
+
+
+LARGE = 1 << 20
+
+
+def test_runs_of_several_lanes_wait_for_host_memory_that_suffices_for_one(scarce: sdk.Device) -> None:
+    loaded = scarce.load(doubling(LARGE))
+    events = [loaded.submit(batch_of(1, value, LARGE)) for value in range(8)]
+    for value, event in enumerate(events):
+        assert (event.result()["y"] == 2.0 * value).all()
+    assert lanes_of(loaded) > 1
+    assert (loaded(batch_of(1, 9.0, LARGE))["y"] == 18.0).all()
+
+
+def test_threads_that_share_too_little_host_memory_all_get_their_results(scarce: sdk.Device) -> None:
+    models = [scarce.load(doubling(LARGE)) for _ in range(2)]
+    with ThreadPoolExecutor(4) as threads:
+        runs = [threads.submit(models[value % 2], batch_of(1, value, LARGE)) for value in range(24)]
+        for value, run in enumerate(runs):
+            assert (run.result(PATIENCE_S)["y"] == 2.0 * value).all()
+
+
+def test_a_loop_is_not_held_up_by_runs_of_other_lanes_and_models_that_have_all_host_memory(
+    scarce: sdk.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = scarce.load(doubling())
+    small(batch_of(1))
+    large = scarce.load(doubling(LARGE))
+    waiters, await_end = [], RunEvent._await_end
+
+    def awaiting(self: RunEvent) -> None:
+        waiters.append(threading.get_ident())
+        await_end(self)
+
+    monkeypatch.setattr(RunEvent, "_await_end", awaiting)
+
+    async def burst() -> list[dict[str, Any]]:
+        runs = [
+            loaded.run_async(batch_of(rows, value, width))
+            for value in range(8)
+            for loaded, rows, width in ((large, 1, LARGE), (small, 1 << 11, WIDTH))
+        ]
+        return await asyncio.gather(*runs)
+
+    for at, outputs in enumerate(asyncio.run(burst())):
+        assert (outputs["y"] == 2.0 * (at // 2)).all()
+    assert threading.get_ident() not in waiters
+
+
+def test_a_model_lets_go_of_idle_host_memory_that_another_one_needs(scarce: sdk.Device) -> None:
+    models = [scarce.load(doubling(LARGE)) for _ in range(3)]
+    assert (models[0](batch_of(1, 5.0, LARGE))["y"] == 10.0).all()
+    held = list(models[0]._parts.lanes[0].stagings._idle)  # as a thread may that is about to return
+    assert len(held) == 1
+    assert (models[1](batch_of(1, 6.0, LARGE))["y"] == 12.0).all()
+    for value, loaded in enumerate(models * 2):
+        assert (loaded(batch_of(1, value, LARGE))["y"] == 2.0 * value).all()
+
+
+def test_outputs_that_nobody_took_yet_are_kept_when_another_model_needs_their_host_memory(scarce: sdk.Device) -> None:
+    first, second = (scarce.load(doubling(LARGE)) for _ in range(2))
+    kept = first.submit(batch_of(1, 3.0, LARGE))
+    assert (second(batch_of(1, 4.0, LARGE))["y"] == 8.0).all()
+    assert (kept.result()["y"] == 6.0).all()
+
+
+def test_host_memory_of_a_closed_models_run_is_waited_for(scarce: sdk.Device) -> None:
+    first, second = (scarce.load(doubling(LARGE)) for _ in range(2))
+    ended = first.submit(batch_of(1, 3.0, LARGE))
+    first.close()
+    assert (second(batch_of(1, 4.0, LARGE))["y"] == 8.0).all()
+    with contextlib.suppress(sdk.CommandFailed):  # unless it was done before
+        assert (ended.result()["y"] == 6.0).all()
+
+
+def test_a_run_that_exceeds_all_host_memory_fails_and_smaller_ones_go_on(scarce: sdk.Device) -> None:
+    loaded = scarce.load(doubling(LARGE))
+    with pytest.raises(sdk.HostMemoryLimit):
+        loaded(batch_of(3, 1.0, LARGE))
+    events = [loaded.submit(batch_of(1, value, LARGE)) for value in range(3)]
+    with pytest.raises(sdk.HostMemoryLimit):
+        loaded(batch_of(3, 1.0, LARGE))
+    for value, event in enumerate(events):
+        assert (event.result()["y"] == 2.0 * value).all()
 
 
 def test_a_fault_at_run_time_names_the_node(emulated: sdk.Device) -> None:
