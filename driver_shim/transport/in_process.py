@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,10 @@ _OUT_OF_MEMORY = (errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE)
 
 
 class InProcessTransport(Transport):
-    """Drives a `PciFunction`-like object; the device runs only while somebody waits (`progress`)."""
+    """Drives a `PciFunction`-like object; the device runs only while somebody waits (`progress`).
+
+    Threads take turns: the object knows of one caller alone, as a server's loop is.
+    """
 
     name = "in-process"
     steps_device = True
@@ -28,6 +32,7 @@ class InProcessTransport(Transport):
         self._function = function
         self._reset_cause = reset_cause
         self._closed = False
+        self._turn = threading.RLock()
 
     def regions(self) -> dict[int, RegionInfo]:
         """The function's regions."""
@@ -39,22 +44,26 @@ class InProcessTransport(Transport):
     def config_read(self, offset: int, size: int) -> bytes:
         """Read configuration space."""
         self._check_range(_CONFIG_BYTES, offset, size)
-        return bytes(self._open().config_read(offset, size))
+        with self._turn:
+            return bytes(self._open().config_read(offset, size))
 
     def config_write(self, offset: int, data: bytes) -> None:
         """Write configuration space."""
         self._check_range(_CONFIG_BYTES, offset, len(data))
-        self._open().config_write(offset, data)
+        with self._turn:
+            self._open().config_write(offset, data)
 
     def read(self, region: int, offset: int, width: int) -> int:
         """One register read."""
         self._check_range(self._open().regions[region].size_bytes, offset, width)
-        return int.from_bytes(self._function.region_read(region, offset, width), "little")
+        with self._turn:
+            return int.from_bytes(self._function.region_read(region, offset, width), "little")
 
     def write(self, region: int, offset: int, value: int, width: int) -> None:
         """One register write."""
         self._check_range(self._open().regions[region].size_bytes, offset, width)
-        self._function.region_write(region, offset, value.to_bytes(width, "little"))
+        with self._turn:
+            self._function.region_write(region, offset, value.to_bytes(width, "little"))
 
     def map_region(self, region: int, offset: int, size: int) -> memoryview:
         """Map part of a region that has a file behind it."""
@@ -66,7 +75,8 @@ class InProcessTransport(Transport):
     def dma_map(self, fd: int, offset: int, iova: int, size: int) -> None:
         """Give the device a mapping of its own."""
         try:
-            self._open().address_space.map(iova, size, fd=fd, offset=offset, readable=True, writable=True)
+            with self._turn:
+                self._open().address_space.map(iova, size, fd=fd, offset=offset, readable=True, writable=True)
         except OSError as error:
             what = f"{self.address}: mapping {size} bytes at {iova:#x}: {error.strerror}"
             if error.errno in _OUT_OF_MEMORY:
@@ -76,7 +86,8 @@ class InProcessTransport(Transport):
     def dma_unmap(self, iova: int, size: int) -> None:
         """Take it back."""
         try:
-            self._open().address_space.unmap(iova, size)
+            with self._turn:
+                self._open().address_space.unmap(iova, size)
         except OSError as error:
             raise ValueError(f"{self.address}: {size} bytes at {iova:#x} are not mapped") from error
 
@@ -97,7 +108,8 @@ class InProcessTransport(Transport):
 
     def reset(self) -> None:
         """Reset the function."""
-        self._open().reset(self._reset_cause)
+        with self._turn:
+            self._open().reset(self._reset_cause)
 
     def alive(self) -> bool:
         """Until it is closed."""
@@ -105,14 +117,16 @@ class InProcessTransport(Transport):
 
     def progress(self) -> None:
         """Let the device work until it has nothing left to do."""
-        while self._open().step():
-            pass
+        with self._turn:
+            while self._open().step():
+                pass
 
     def close(self) -> None:
         """The client goes; the function object belongs to whoever made it."""
-        if not self._closed:
-            self._closed = True
-            self._function.client_lost()
+        with self._turn:
+            if not self._closed:
+                self._closed = True
+                self._function.client_lost()
 
     def _open(self) -> Any:
         if self._closed:
