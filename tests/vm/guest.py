@@ -61,7 +61,11 @@ class Card:
         self.socket = folder / f"{self.name}.sock"
         self._log = (folder / f"{self.name}.log").open("wb")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "emulator", "--socket", self.socket, "--profile", profile, "--log-level", "INFO"],
+            [
+                *(sys.executable, "-m", "emulator", "--socket", self.socket, "--profile", profile),
+                *("--log-level", "INFO"),
+                *("--kernels", "numpy"),  # what the card computes is compared with onnxruntime's answers
+            ],
             cwd=ROOT,
             env={**os.environ, "NPU_RUNTIME_DIR": str(folder)},
             stdin=subprocess.DEVNULL,
