@@ -41,7 +41,7 @@ _ALLOWED = {
 """Element types of functions that take others than floats."""
 
 _F32 = np.float32
-_GELU_SLOPE, _GELU_CUBIC = _F32(math.sqrt(2 / math.pi)), _F32(0.044715)
+GELU_SLOPE, GELU_CUBIC = _F32(math.sqrt(2 / math.pi)), _F32(0.044715)
 """Of the approximation of Gelu by tanh (Hendrycks and Gimpel, 2016)."""
 
 _erf = np.frompyfunc(math.erf, 1, 1)
@@ -83,7 +83,7 @@ _UNARY: dict[UnaryFunction, Callable[[Array, Any], Array]] = {
     UnaryFunction.BITWISE_NOT: lambda x, _: np.bitwise_not(x),
     UnaryFunction.SHRINK: lambda x, a: _shrink(x, np.float32(a.alpha), np.float32(a.beta)),
     UnaryFunction.GELU: lambda x, _: x / 2 * (1 + np.asarray(_erf(x * _F32(math.sqrt(0.5))), np.float32)),
-    UnaryFunction.GELU_TANH: lambda x, _: x / 2 * (1 + np.tanh(_GELU_SLOPE * (x + _GELU_CUBIC * x * x * x))),
+    UnaryFunction.GELU_TANH: lambda x, _: x / 2 * (1 + np.tanh(GELU_SLOPE * (x + GELU_CUBIC * x * x * x))),
     UnaryFunction.SWISH: lambda x, a: x * sigmoid(_F32(a.alpha) * x),
     UnaryFunction.HARD_SWISH: lambda x, _: x * np.clip(x * _F32(1 / 6) + _F32(0.5), 0, 1),
     UnaryFunction.MISH: lambda x, _: x * np.tanh(np.logaddexp(x, _F32(0))),

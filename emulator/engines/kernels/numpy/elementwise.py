@@ -12,11 +12,11 @@ import numpy as np
 from driver_shim.protocol.program_commands import BinaryFunction, CommandKind, UnaryFunction
 from emulator.model.operators import OPERATORS
 from emulator.model.operators.arrays import Array, is_float, required
+from emulator.model.operators.elementwise import GELU_CUBIC, GELU_SLOPE
 
 _ERF_END = 4.0
 """Beyond it erf rounds to ±1 in float32."""
 _ERF_STEPS = 1 << 14
-_GELU_CUBIC = 0.044715
 
 
 def _clip(x: Array, y: Array, low: float, high: float) -> None:
@@ -83,11 +83,11 @@ def _gelu(x: Array, y: Array) -> None:
 
 def _gelu_tanh(x: Array, y: Array) -> None:
     """In golden's order, so to the bit: normalisations of nearly equal numbers make much of the last one."""
-    np.multiply(x, np.float32(_GELU_CUBIC), out=y)
+    np.multiply(x, GELU_CUBIC, out=y)
     np.multiply(y, x, out=y)
     np.multiply(y, x, out=y)
     np.add(x, y, out=y)
-    np.multiply(y, np.float32(math.sqrt(2 / math.pi)), out=y)
+    np.multiply(y, GELU_SLOPE, out=y)
     np.tanh(y, out=y)
     _half_gated(x, y)
 
