@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,9 +19,12 @@ RANGE_LIMIT = 1 << 20
 """Elements of a Range, which is always folded."""
 
 
-def filled(values: Sequence[int], fill: int = 0) -> list[int]:
+_Number = TypeVar("_Number", int, float)
+
+
+def filled(values: Sequence[_Number], fill: _Number = 0) -> list[_Number]:
     """Per-dimension values, filled up to `MAX_RANK`."""
-    return [*values, *[fill] * (MAX_RANK - len(values))]
+    return list(values) + [fill] * (MAX_RANK - len(values))
 
 
 def cut(builder: Builder, x: Value, starts: Sequence[int], steps: Sequence[int], shape: Sequence[int]) -> Value:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from driver_shim.protocol.program_commands import MAX_RANK, CommandKind, Coordinates, NearestMode, ResizeMode
+from driver_shim.protocol.program_commands import CommandKind, Coordinates, NearestMode, ResizeMode
 from sdk.compiler.context import Lowering, NodeContext, checked_shape
 from sdk.compiler.ir import Refused, Value
 from sdk.compiler.lowering.movement import filled
@@ -47,8 +47,8 @@ def _resize(node: NodeContext) -> Sequence[Value]:
         "antialias": int(bool(node.attribute("antialias", 0))),
         "cubic": node.attribute("cubic_coeff_a", -0.75),
         "extrapolation": node.attribute("extrapolation_value", 0.0),
-        "starts": _filled(starts),
-        "ends": _filled(ends),
+        "starts": filled(starts),
+        "ends": filled(ends),
     }
     return [_emit(node, x, _target(node, x, axes), **fields)]
 
@@ -86,7 +86,7 @@ def _emit(node: NodeContext, x: Value, target: _Target, **fields: Any) -> Value:
     cropped = fields["coordinates"] is Coordinates.TF_CROP_AND_RESIZE
     if not cropped and target.extents == list(x.shape) and all(scale == 1 for scale in target.scales):
         return x
-    fields |= {"mode": mode, "extents": filled(target.extents), "scales": _filled(target.scales)}
+    fields |= {"mode": mode, "extents": filled(target.extents), "scales": filled(target.scales)}
     return node.builder.emit(CommandKind.RESIZE, [x], **fields)
 
 
@@ -147,10 +147,6 @@ def _member(kind: Any, name: str) -> Any:
     if found is None:
         raise Refused(f"{name!r} is none of {', '.join(member.name.lower() for member in kind)}")
     return found
-
-
-def _filled(values: Sequence[float]) -> list[float]:
-    return [*values, *[0.0] * (MAX_RANK - len(values))]
 
 
 LOWERINGS: dict[str, Lowering] = {"Resize": _resize, "Upsample": _upsample}
