@@ -1,7 +1,8 @@
-"""Small seeded decoders in the forms in which models keep states, and their programs run over caches without a device."""
+"""Small seeded decoders in the forms in which models keep states, and their programs run over caches in process."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,6 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from driver_shim.protocol.program import align_up
-from driver_shim.protocol.types import wire_type_of
 from sdk.compiler import CompiledProgram, compile_model
 from sdk.compiler.states import ROWS, TABLES, StateLayout
 from tests.support.programs import execute
@@ -77,7 +77,8 @@ class Decoder:
 
     def weight(self, *shape: int) -> Array:
         """A seeded matrix."""
-        return (self._random.standard_normal(shape) / np.sqrt(shape[0])).astype(F32)
+        matrix: Array = (self._random.standard_normal(shape) / np.sqrt(shape[0])).astype(F32)
+        return matrix
 
     def model(self) -> onnx.ModelProto:
         """The whole decoder."""
@@ -203,7 +204,7 @@ class Sequences:
             ids[row, : len(new)] = new
             rows[row] = slot, self.lengths[slot], len(new)
             self._grow(slot, self.lengths[slot] + len(new))
-        given = {"input_ids": ids, ROWS: rows, TABLES: self.tables, **(more or {})}
+        given: dict[str, Array] = {"input_ids": ids, ROWS: rows, TABLES: self.tables, **(more or {})}
         inputs = [given[info.name] for info in program.inputs]
         constants = [constant.array for constant in program.constants]
         states = [memoryview(state) for state in self.states]
@@ -215,7 +216,7 @@ class Sequences:
 
     def _keep(self, program: CompiledProgram) -> None:
         """Memory for the caches, as the first program has them; others must have the same."""
-        sizes = [int(np.prod(info.shape)) * np.dtype(info.dtype).itemsize for info in program.caches]
+        sizes = [math.prod(map(int, info.shape)) * np.dtype(info.dtype).itemsize for info in program.caches]
         if not self.states:
             self.states = [bytearray(align_up(size)) for size in sizes]
         assert [len(state) for state in self.states] == [align_up(size) for size in sizes]
@@ -240,9 +241,7 @@ def whole(model: onnx.ModelProto, words: Sequence[int], room: int = 0) -> Array:
     compiled = compile_model(model, shapes)
     constants = [constant.array for constant in compiled.constants]
     outputs, _ = execute(compiled.image, [arrays[info.name] for info in compiled.inputs], "golden", constants)
-    return next(
-        array[0] for info, array in zip(compiled.outputs, outputs, strict=True) if info.name == "logits"
-    )
+    return next(array[0] for info, array in zip(compiled.outputs, outputs, strict=True) if info.name == "logits")
 
 
 def _first(name: str, shape: Sequence[int | str], tokens: int, room: int) -> Array:
@@ -260,6 +259,3 @@ def _first(name: str, shape: Sequence[int | str], tokens: int, room: int) -> Arr
         return known[name]
     extents = {"batch": 1, "tokens": tokens, "max_tokens": room or tokens, "past": 0}
     return np.zeros([extents[n] if isinstance(n, str) else n for n in shape])
-
-
-__all__ = ["Decoder", "Scattering", "Sequences", "Size", "whole", "wire_type_of"]
