@@ -245,6 +245,10 @@ class _Compiler:
         """Emit a node's commands. Raises Refused."""
         return LOWERINGS[node.op](NodeContext(self._builder, node, inputs, self))
 
+    def is_state(self, value: Value) -> bool:
+        """Whether a value is what a state of the device's held before."""
+        return self._states is not None and any(value is state.past for state in self._states.cached)
+
     def run_graph(self, graph: Graph, inputs: Sequence[Value | None]) -> list[Value]:
         """Lower a graph within a node; it sees all that is around it."""
         if len(inputs) != len(graph.inputs):
