@@ -339,6 +339,30 @@ class Choosing(Concatenating):
         return self.node("Softmax", self.node("Where", self.chosen, scores, np.array(-1e4, F32)), axis=-1)
 
 
+class Tracing(Concatenating):
+    """A mask as tracing leaves it: a triangle of the lowest number, of which padding is told by sums, scaled twice."""
+
+    def begin(self) -> None:
+        super().begin()
+        lowest, one = np.array(np.finfo(F32).min, F32), np.array([1], I64)
+        places = self.node("Reshape", self.counted, np.array([-1, 1], I64))
+        count = self.node("Squeeze", self.node("Shape", "attention_mask", start=1, end=2))
+        keys = self.node("Range", np.array(0, I64), count, np.array(1, I64))
+        shape = self.node("Concat", self.tokens(), self.node("Shape", "attention_mask", start=1, end=2), axis=0)
+        full = self.node("Expand", lowest, shape)
+        triangle = self.node("Trilu", full, np.array(1, I64), upper=1)
+        later = self.node("Cast", self.node("Greater", keys, places), to=FLOAT)
+        causal = self.node("Unsqueeze", self.node("Mul", triangle, later), np.array([0, 1], I64))
+        batch = self.node("Shape", "input_ids", start=0, end=1)
+        causal = self.node("Expand", causal, self.node("Concat", batch, one, shape, axis=0))
+        there = self.node("Cast", self.node("Unsqueeze", "attention_mask", np.array([1, 2], I64)), to=FLOAT)
+        padding = self.node("Equal", self.node("Add", causal, there), np.array(0, F32))
+        self.mask = self.node("Where", padding, lowest, causal)
+
+    def probabilities(self, scores: str) -> str:
+        return self.node("Cast", self.node("Cast", super().probabilities(scores), to=FLOAT), to=FLOAT)
+
+
 class Splitting(Owning):
     """MultiHeadAttention, which joins new tokens to its past and puts heads apart; every head has keys of its own."""
 
@@ -370,6 +394,29 @@ class TokensFirst(Scattering):
         by_token = self.node("Transpose", new, perm=[0, 2, 1, 3])
         self.node("TensorScatter", past, by_token, "write_indices", outputs=[present], axis=1, mode=self.mode)
         return self.node("Transpose", present, perm=[0, 2, 1, 3])
+
+
+class Narrowing(Scattering):
+    """Values are narrower than keys, so that they are in a cache of their own."""
+
+    def attention(self, layer: int, query: str, key: str, value: str) -> str:
+        keys, size = self.size, self.size._replace(size=4)
+        narrow = self.node("MatMul", value, self.weight(keys.key_heads * keys.size, size.key_heads * size.size))
+        self.values = size
+        y = super().attention(layer, query, key, narrow)
+        return self.node("MatMul", y, self.weight(size.heads * size.size, keys.width))
+
+    def state(self, layer: int, part: str, length: int | str, present: int | str | None = None) -> tuple[str, str]:
+        whole = self.size
+        self.size = self.values if part == "value" else whole
+        names = super().state(layer, part, length, present)
+        self.size = whole
+        return names
+
+    def apart(self, x: str, heads: int) -> str:
+        """The same for whatever size the heads have."""
+        shape = np.array([0, 0, heads, -1], I64)
+        return self.node("Transpose", self.node("Reshape", x, shape), perm=[0, 2, 1, 3])
 
 
 class Circling(Scattering):

@@ -21,6 +21,7 @@ from tests.support.decoders import (
     CountingPlaces,
     Decoder,
     Grouping,
+    Narrowing,
     Owning,
     Scattering,
     Sequences,
@@ -29,6 +30,7 @@ from tests.support.decoders import (
     Splitting,
     SummingPlaces,
     TokensFirst,
+    Tracing,
     whole,
 )
 from tests.support.programs import run
@@ -42,6 +44,7 @@ FORMS: dict[str, type[Decoder]] = {
     "Concat": Concatenating,
     "Concat, places counted": CountingPlaces,
     "Concat, scores chosen": Choosing,
+    "Concat, mask traced": Tracing,
     "MultiHeadAttention": Splitting,
     "TensorScatter, tokens first": TokensFirst,
     "Concat, places summed": SummingPlaces,
@@ -146,3 +149,14 @@ def test_layers_share_what_follows_from_the_lengths() -> None:
         for program in programs
     ]
     assert derived[0] == derived[1]
+
+
+def test_keys_and_values_of_different_sizes_are_in_caches_of_their_own() -> None:
+    model, text = Narrowing().model(), words(9, 1)
+    sequences = Sequences(model, LAYOUT)
+    found = [sequences.step({1: text[:7]}, 7)[1], *(sequences.step({1: [word]}, 1)[1] for word in text[7:])]
+    np.testing.assert_allclose(np.concatenate(found), whole(model, text), rtol=1e-4, atol=1e-5)
+    assert [str(info) for info in sequences.program(1, 1).caches] == [
+        "cache.0: float32[2, 32, 4, 2, 8]",
+        "cache.1: float32[2, 32, 4, 2, 4]",
+    ]
