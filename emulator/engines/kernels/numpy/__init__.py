@@ -11,6 +11,7 @@ from collections.abc import Callable
 from driver_shim.protocol.program_commands import CommandKind
 from emulator.engines.kernels.numpy import (
     attention,
+    caches,
     elementwise,
     normalise,
     pooling,
@@ -31,6 +32,8 @@ _RUN = {
     CommandKind.BINARY: elementwise.binary,
     CommandKind.CAST: elementwise.cast,
     CommandKind.ATTENTION: attention.attention,
+    CommandKind.CACHE_APPEND: caches.append,
+    CommandKind.CACHE_ATTENTION: caches.attention,
     CommandKind.LAYER_NORM: normalise.layer_norm,
     CommandKind.GATHER_ELEMENTS: selection.gather_elements,
 }
