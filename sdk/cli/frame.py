@@ -110,7 +110,7 @@ class Frame:
         self.note(self._told(f"{where}{message}", remedy))
 
     def _told(self, message: str, remedy: str | None) -> str:
-        """A list is folded to 80 columns; a message of one line is the terminal's to fold, unless the verb folds all."""
+        """A list is folded to 80 columns; one line is the terminal's to fold, unless the verb folds all."""
         if self.folds or "\n" in message:
             return with_remedy(message, remedy, after=_PREFIX)
         return f"{message} ({remedy})" if remedy else message
