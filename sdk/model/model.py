@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from driver_shim.errors import Closed, NpuError, OutOfDeviceMemory, QueueFull
+from driver_shim.errors import Closed, HostMemoryLimit, NpuError, OutOfDeviceMemory, QueueFull
 from sdk.compiler import CompiledProgram, Plan, TensorInfo, compile_model, model_signature, read_model
 from sdk.compiler.compile import NeedsValues
 from sdk.compiler.placement import NodePlacement, place
@@ -273,12 +273,10 @@ class Model(HereOnly):
     def _add_lane(self, program: ModelProgram) -> Lane:
         """One more lane; the first one's where memory does not suffice for two. Called with the lock held."""
         parts = self._parts
-        new = Lane(self._owner, self._owner.take_queue())
         try:
-            new.reserve(program)
-        except NpuError as error:
-            self._owner.give_queue(new.queue)
-            if not parts.lanes or not isinstance(error, OutOfDeviceMemory):
+            new = self._new_lane(program)
+        except (OutOfDeviceMemory, HostMemoryLimit) as error:
+            if not parts.lanes:
                 raise
             parts.growing = False
             _log.debug("no further lane: %s", error)
@@ -287,6 +285,16 @@ class Model(HereOnly):
             self._owner.give_queue(new.queue)
             self._check_open()
         parts.lanes.append(new)
+        return new
+
+    def _new_lane(self, program: ModelProgram) -> Lane:
+        """A lane that has what the program needs. Raises OutOfDeviceMemory, HostMemoryLimit, CommandFailed."""
+        new = Lane(self._owner, self._owner.take_queue())
+        try:
+            new.reserve(program)
+        except BaseException:
+            self._owner.give_queue(new.queue)
+            raise
         return new
 
     def _retire(self, lane: Lane) -> bool:
