@@ -149,7 +149,10 @@ class _Compiler:
             self._lower(node)
         outputs = self._outputs()
         operations = optimised(self._builder.operations, [value for _, value in outputs])
-        return encode(operations, inputs, outputs, self._graph.initializers)
+        program = encode(operations, inputs, outputs, self._graph.initializers)
+        for operation in (*self._builder.operations, *operations):
+            operation.outputs = ()  # they refer to each other, and with them constants would wait for the collector
+        return program
 
     def _check_names(self) -> None:
         """Raise ValueError for shapes and values of inputs that there are not."""
