@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from driver_shim.protocol.program_commands import CommandKind, Coordinates, NearestMode, ResizeMode
+from driver_shim.protocol.program_commands import CommandKind, Coordinates, Interpolation, NearestMode
 from sdk.compiler.context import Lowering, NodeContext, checked_shape
 from sdk.compiler.ir import Refused, Value
 from sdk.compiler.lowering.movement import filled
@@ -80,8 +80,8 @@ def _asymmetric(node: NodeContext, scales: list[float] | None) -> Value:
 def _emit(node: NodeContext, x: Value, target: _Target, **fields: Any) -> Value:
     """A RESIZE command; x itself where nothing changes."""
     named = node.attribute("mode", "nearest")
-    mode = _member(ResizeMode, "linear" if named == _BILINEAR else named)
-    if mode is not ResizeMode.NEAREST and not x.dtype.is_float:
+    mode = _member(Interpolation, "linear" if named == _BILINEAR else named)
+    if mode is not Interpolation.NEAREST and not x.dtype.is_float:
         raise Refused(f"mode {named!r} of {x.dtype.text} is not supported: cast to float32 first")
     cropped = fields["coordinates"] is Coordinates.TF_CROP_AND_RESIZE
     if not cropped and target.extents == list(x.shape) and all(scale == 1 for scale in target.scales):
