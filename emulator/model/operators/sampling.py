@@ -13,8 +13,8 @@ from driver_shim.protocol.commands import Status
 from driver_shim.protocol.program import TensorType
 from driver_shim.protocol.program_commands import MAX_SPATIAL, CommandKind, GridPadding, Interpolation, PoolFunction
 from driver_shim.protocol.types import FLOATS, WireType
-from emulator.model.operators.arrays import Array, KernelFault, along, operand, required, widen
-from emulator.model.operators.operator import STEP_EFFORT, Operator, Types, function, given, one_type, optional
+from emulator.model.operators.arrays import Array, KernelFault, along, optional, required, widen
+from emulator.model.operators.operator import STEP_EFFORT, Operator, Types, function, given, one_type
 from emulator.model.operators.products import need_bias
 from emulator.model.operators.resizing import cubic_filter, linear_filter
 from emulator.model.operators.shapes import conv_shape, need
@@ -365,7 +365,7 @@ class DeformConv(Operator):
         Between elements it interpolates linearly; outside of the data there are zeros.
         """
         x, w, offset = (widen(required(inputs, i)) for i in range(3))
-        bias, mask = operand(inputs, 3), operand(inputs, 4)
+        bias, mask = optional(inputs, 3), optional(inputs, 4)
         kernel, output = w.shape[2:], outputs[0].shape[2:]
         groups, taps, places = attributes.offset_group, math.prod(kernel), math.prod(output)
         offsets = offset.reshape(len(x), groups, taps, 2, places)
