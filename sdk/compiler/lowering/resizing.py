@@ -34,9 +34,7 @@ def _resize(node: NodeContext) -> Sequence[Value]:
         return [_asymmetric(node, node.constant_floats(1, "scales"))]
     x = node.value(0)
     rank = len(x.shape)
-    axes = [node.axis(axis, rank) for axis in node.attribute("axes", range(rank))]
-    if len(set(axes)) != len(axes):
-        raise Refused(f"axes {axes} name a dimension twice")
+    axes = node.axes_as_given(node.attribute("axes", range(rank)), rank)
     coordinates = _member(Coordinates, node.attribute("coordinate_transformation_mode", "half_pixel"))
     crops = coordinates is Coordinates.TF_CROP_AND_RESIZE
     starts, ends = _region(node, axes, rank) if crops else ([], [])
