@@ -13,6 +13,7 @@ from sdk import environment
 from sdk.compiler.cache import cache_key, cached
 from sdk.compiler.compiled import CompiledProgram, Signature
 from sdk.compiler.context import NodeContext, NotConstant
+from sdk.compiler.foreseen import MAX_REAL_ELEMENTS, MAX_SHAPE_ELEMENTS, values_given, with_foreseen
 from sdk.compiler.graph import Graph, GraphInput, GraphNode
 from sdk.compiler.host_constants import HostConstants
 from sdk.compiler.inlining import inlined
@@ -25,10 +26,6 @@ from sdk.compiler.problems import Problem, Reason, unsupported
 from sdk.compiler.reader import read_graph
 from sdk.compiler.tensor_data import Array
 
-MAX_SHAPE_ELEMENTS = 1024
-"""Elements of an input that may be compiled for by value: those that say shapes, axes, counts."""
-MAX_REAL_ELEMENTS = 8
-"""The same of real numbers that are asked for as they are: limits, depths, scales."""
 _CODES = ((DataDependent, Reason.DATA), (NoSuchType, Reason.TYPE))
 HANDLED = frozenset(LOWERINGS)
 Progress = Callable[[int, int], None]
@@ -42,7 +39,7 @@ def read_model(source: ModelSource | Graph) -> Graph:
     """
     if isinstance(source, Graph):
         return source
-    return read_graph(inlined(open_source(source), HANDLED), HANDLED)
+    return with_foreseen(read_graph(inlined(open_source(source), HANDLED), HANDLED))
 
 
 def model_signature(source: ModelSource | Graph) -> Signature:
@@ -73,7 +70,7 @@ def compile_model(
     """
     if shapes is not None and not isinstance(shapes, Mapping):
         raise TypeError(f'shapes takes a shape by input, {{"x": (1, 3, 224, 224)}}, not a {type(shapes).__name__}')
-    graph = _checked(source)
+    graph = _checked(values_given(read_model(source)) if values else source)
     if graph.data is not None:
         graph.data.check_unchanged()
     compiler = _Compiler(graph, dict(shapes or {}), dict(values or {}), progress)
