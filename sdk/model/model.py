@@ -382,8 +382,13 @@ class Model(HereOnly):
         compiled = self._compiled_ahead(shapes, fixed)
         if compiled is None:
             compiled = compile_model(self._graph, shapes, fixed, target=self._owner.profile)
-        constants = parts.weights.place(compiled.constants)
-        program = ModelProgram(compiled, constants, parts.reset_count, tuple(parts.weights.buffers))
+        placement = parts.weights.reserve(compiled.constants)
+        program = ModelProgram(compiled, placement.addresses, parts.reset_count, placement.keep)
+        try:
+            parts.weights.send(placement, partial(self._owner.make_resident, program))
+        except BaseException:
+            self._owner.drop_program(program)  # which it may have become meanwhile
+            raise
         self._last = program.compiled
         if compiled is self._ahead:
             self._ahead = None  # with its constants, which are on the device now
