@@ -39,7 +39,10 @@ def read_model(source: ModelSource | Graph) -> Graph:
     """
     if isinstance(source, Graph):
         return source
-    return with_foreseen(read_graph(inlined(open_source(source), HANDLED), HANDLED))
+    opened = open_source(source)
+    if environment.cache_folder() is not None:
+        opened.data.begin_digest()  # which the key of the cache needs
+    return with_foreseen(read_graph(inlined(opened, HANDLED), HANDLED))
 
 
 def model_signature(source: ModelSource | Graph) -> Signature:
