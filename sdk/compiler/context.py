@@ -27,6 +27,9 @@ class Compiler(Protocol):
     def lower(self, node: GraphNode, inputs: Sequence[Value | None]) -> Sequence[Value]:
         """Lower a node; returns its outputs."""
 
+    def is_state(self, value: Value) -> bool:
+        """Whether a value is what a state of the device's held before."""
+
 
 class NotConstant(Refused):
     """Something has to be known while compiling, and `value` is not."""
@@ -104,6 +107,11 @@ class NodeContext:
     def depends(self, value: Value, message: str) -> Refused:
         """The error that says that a value would have to be known."""
         return NotConstant(value, message)
+
+    def is_state(self, position: int) -> bool:
+        """Whether an operand is what a state of the device's held before: it has room for what is new."""
+        value = self.optional(position)
+        return value is not None and self._compiler.is_state(value)
 
     def graph(self, name: str) -> Graph:
         """An attribute that is a graph. Raises Refused when it is missing."""

@@ -6,6 +6,7 @@ Lowerings say what each node means and look at nothing around it; what goes bett
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from sdk.compiler.ir import Operation, Value
 from sdk.compiler.passes.dead import remove_dead
@@ -20,16 +21,18 @@ from sdk.compiler.passes.fuse_layer_norm import fuse_layer_norm
 from sdk.compiler.passes.fuse_packed_weights import fuse_packed_weights
 from sdk.compiler.passes.fuse_quantised import fuse_quantised
 from sdk.compiler.passes.fuse_quantised_elements import fuse_quantised_elements
+from sdk.compiler.passes.merge_cache_heads import merge_cache_heads
 from sdk.compiler.passes.merge_heads import merge_heads
 from sdk.compiler.passes.rewriting import Pass, Rewriting
+from sdk.compiler.passes.share_derived import share_derived
 from sdk.compiler.passes.skip_clamp import skip_clamp
 from sdk.compiler.passes.skip_expand import skip_expand
+from sdk.compiler.passes.use_caches import use_caches
+from sdk.compiler.states.binding import States
 
+FUSING: tuple[Pass, ...] = (skip_expand, fuse_gates, fuse_layer_norm, fuse_attention)
 ALL: tuple[Pass, ...] = (
-    skip_expand,
-    fuse_gates,
-    fuse_layer_norm,
-    fuse_attention,
+    *FUSING,
     merge_heads,
     fuse_batch_normalisation,
     fuse_bias,
@@ -44,10 +47,19 @@ ALL: tuple[Pass, ...] = (
 )
 
 
-def optimised(operations: Sequence[Operation], outputs: Sequence[Value]) -> list[Operation]:
-    """The operations that compute `outputs`, each still the result of one of its own."""
+def optimised(
+    operations: Sequence[Operation], outputs: Sequence[Value], states: States | None = None
+) -> list[Operation]:
+    """The operations that compute `outputs`, each still the result of one of its own.
+
+    Where there are states, attention over them is over caches. Raises UnsupportedModel where it cannot be.
+    """
     rewriting = Rewriting(operations, outputs)
-    for rewrite in ALL:
+    passes = ALL
+    if states is not None:
+        caching: tuple[Pass, ...] = (partial(use_caches, states=states), partial(share_derived, states=states))
+        passes = (*FUSING, *caching, merge_cache_heads, *ALL[len(FUSING) :])
+    for rewrite in passes:
         rewrite(rewriting)
         rewriting.drop_absorbed()  # which the next one must not take for operations of the program
     return rewriting.operations

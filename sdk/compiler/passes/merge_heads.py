@@ -23,7 +23,7 @@ def _merge(program: Rewriting, position: int) -> int:
     """Merge what ends at a reshape, if it puts heads together; returns the place of what is there now."""
     joined = program.operations[position]
     turned = program.sole(joined.inputs[0])
-    if turned is None or not _is_by_head(turned):
+    if turned is None or not is_by_head(turned):
         return position
     attention, between = _behind_copies(program, turned.inputs[0])
     if attention is None or attention.kind is not CommandKind.ATTENTION or attention.attributes.query_heads:
@@ -65,7 +65,8 @@ def _behind_copies(program: Rewriting, value: Value | None) -> tuple[Operation |
     return made, between
 
 
-def _is_by_head(operation: Operation) -> bool:
+def is_by_head(operation: Operation) -> bool:
+    """Whether it is a transposition that puts heads apart, or together again."""
     return (
         operation.kind is CommandKind.TRANSPOSE
         and tuple(operation.attributes.permutation[:4]) == _BY_HEAD
@@ -76,7 +77,7 @@ def _is_by_head(operation: Operation) -> bool:
 def _split(value: Value | None) -> tuple[Value, list[Operation]] | None:
     """(what is [batch, length, heads · size] in any shape, the operations that put its heads apart)."""
     turned = made_by(value, CommandKind.TRANSPOSE)
-    if turned is None or not _is_by_head(turned):
+    if turned is None or not is_by_head(turned):
         return None
     copied = made_by(turned.inputs[0], CommandKind.COPY)
     if copied is None or copied.inputs[0] is None:
