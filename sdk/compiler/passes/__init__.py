@@ -49,19 +49,31 @@ ALL: tuple[Pass, ...] = (
 )
 
 
-def optimised(
-    operations: Sequence[Operation], outputs: Sequence[Value], states: States | None = None
-) -> list[Operation]:
-    """The operations that compute `outputs`, each still the result of one of its own.
+def optimised(operations: Sequence[Operation], outputs: Sequence[Value]) -> list[Operation]:
+    """The operations that compute `outputs`, each still the result of one of its own."""
+    return finished(fused(operations, outputs))
+
+
+def fused(operations: Sequence[Operation], outputs: Sequence[Value], states: States | None = None) -> Rewriting:
+    """The same with what goes best together as one command, not yet with what is done beside it.
 
     Where there are states, attention over them is over caches. Raises UnsupportedModel where it cannot be.
     """
     rewriting = Rewriting(operations, outputs)
-    passes = ALL
+    passes = FUSING
     if states is not None:
         caching: tuple[Pass, ...] = (partial(use_caches, states=states), partial(share_derived, states=states))
-        passes = (*FUSING, *caching, merge_cache_heads, *ALL[len(FUSING) :])
+        passes = (*passes, *caching, merge_cache_heads)
+    return _run(rewriting, passes)
+
+
+def finished(rewriting: Rewriting) -> list[Operation]:
+    """What `fused` gave with all other passes."""
+    return _run(rewriting, ALL[len(FUSING) :]).operations
+
+
+def _run(rewriting: Rewriting, passes: Sequence[Pass]) -> Rewriting:
     for rewrite in passes:
         rewrite(rewriting)
         rewriting.drop_absorbed()  # which the next one must not take for operations of the program
-    return rewriting.operations
+    return rewriting
