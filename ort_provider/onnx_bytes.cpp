@@ -290,7 +290,7 @@ Message graph_message(const OrtGraph *source, std::set<std::string> &domains)
 
 std::string onnx_bytes(const OrtGraph *source)
 {
-    std::set<std::string> used;
+    std::set<std::string> used{""};  // ONNX's own operators, which those of other domains may be made of
     const Message whole = graph_message(source, used);
     int64_t ir_version = 0;
     size_t count = 0;

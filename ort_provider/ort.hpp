@@ -1,7 +1,9 @@
 // onnxruntime's API as the rest uses it: errors are exceptions inside, and statuses at the border.
 #pragma once
 
+#include <cxxabi.h>
 #include <onnxruntime_c_api.h>
+#include <unistd.h>
 
 #include <exception>
 #include <stdexcept>
@@ -29,6 +31,8 @@ inline void check(OrtStatus *status)
 }
 
 // What onnxruntime calls: no exception leaves it. Never EP_FAIL, on which onnxruntime's Python runs a model elsewhere.
+// Python ends threads that want its lock while it shuts down by unwinding them, which onnxruntime would take for a crash:
+// they wait for the end of the process here.
 template <class Work>
 OrtStatus *guarded(Work work) noexcept
 {
@@ -37,6 +41,10 @@ OrtStatus *guarded(Work work) noexcept
         return nullptr;
     } catch (const std::exception &failure) {
         return ort->CreateStatus(ORT_FAIL, failure.what());
+    } catch (const abi::__forced_unwind &) {
+        for (;;) {
+            pause();
+        }
     }
 }
 

@@ -23,18 +23,16 @@ constexpr int PYTHON_READS = 0x100;  // PyBUF_READ
 
 const OrtEpApi *ep_api = nullptr;
 
-// An object that Python may end before: where it did, the interpreter has let go of it, or nobody can.
+// An object that is kept from call to call, and let go from wherever that may be.
 class Kept {
 public:
     void keep(Object object) { object_ = std::move(object); }
     const Object &get() const { return object_; }
     ~Kept()
     {
-        if (!python::is_alive()) {
-            object_.release();
-        } else {
+        if (python::is_alive()) {
             const Lock lock;
-            Object gone(object_.release());
+            object_ = Object();
         }
     }
 
@@ -185,7 +183,7 @@ public:
 
 private:
     // Take all nodes of a model or none. Graphs inside nodes come by themselves, too; they go with the node around them.
-    void claim(const OrtGraph *graph, OrtEpGraphSupportInfo *info) const
+    void claim(const OrtGraph *graph, OrtEpGraphSupportInfo *info)
     {
         const OrtNode *parent = nullptr;
         check(ort->Graph_GetParentNode(graph, &parent));
@@ -196,7 +194,11 @@ private:
         const std::string reason = refusal(graph);
         if (!reason.empty()) {
             warn("the model runs in onnxruntime, not on the device: " + reason);
+            was_refused_ = true;
             return;
+        }
+        if (was_refused_) {
+            warn("now that onnxruntime has written out its functions, the model runs on the device");
         }
         OrtNodeFusionOptions options{};
         options.ort_version_supported = API_VERSION;
@@ -245,6 +247,7 @@ private:
 
     const OrtLogger *logger_;
     Kept session_;
+    bool was_refused_ = false;
 };
 
 // --- the library --------------------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ struct PyObject;
     X(void, PyGILState_Release, (int))                                   \
     X(void, Py_DecRef, (PyObject *))                                     \
     X(PyObject *, PyImport_ImportModule, (const char *))                 \
+    X(PyObject *, PyObject_GetAttrString, (PyObject *, const char *))    \
+    X(PyObject *, PyObject_Str, (PyObject *))                            \
     X(PyObject *, PyObject_CallMethod, (PyObject *, const char *, const char *, ...)) \
     X(void, PyErr_Fetch, (PyObject **, PyObject **, PyObject **))        \
     X(void, PyErr_NormalizeException, (PyObject **, PyObject **, PyObject **)) \
@@ -81,13 +83,18 @@ public:
     }
     Lock(const Lock &) = delete;
     Lock &operator=(const Lock &) = delete;
-    ~Lock() { py.PyGILState_Release(state_); }
+    ~Lock()
+    {
+        if (is_alive()) {
+            py.PyGILState_Release(state_);
+        }
+    }
 
 private:
     int state_;
 };
 
-// A reference of our own; made and let go with the lock held.
+// A reference of our own; made and let go with the lock held. Once Python ends it is nobody's to let go.
 class Object {
 public:
     explicit Object(PyObject *object = nullptr) : object_(object) {}
@@ -99,7 +106,7 @@ public:
     }
     ~Object()
     {
-        if (object_) {
+        if (object_ && is_alive()) {
             py.Py_DecRef(object_);
         }
     }
@@ -128,17 +135,13 @@ inline Failure raised()
     py.PyErr_Fetch(&parts[0], &parts[1], &parts[2]);
     py.PyErr_NormalizeException(&parts[0], &parts[1], &parts[2]);
     const Object kind(parts[0]), error(parts[1]), trace(parts[2]);
-    if (kind.get() && py.PyErr_GivenExceptionMatches(kind.get(), *keyboard_interrupt)) {
+    if (py.PyErr_GivenExceptionMatches(kind.get(), *keyboard_interrupt)) {
         py.PyErr_SetInterrupt();  // onnxruntime's error is not what Ctrl-C asks for: it comes again, in the caller
+        return Failure("KeyboardInterrupt");
     }
-    const Object module(py.PyImport_ImportModule("sdk.ort_provider"));
-    if (module.get()) {
-        const Object text(py.PyObject_CallMethod(module.get(), "described", "(O)", error.get()));
-        return Failure(text_of(text.get()));
-    }
-    py.PyErr_Clear();
-    const Object text(py.PyObject_CallMethod(error.get(), "__str__", nullptr));
-    return Failure("sdk.ort_provider cannot be imported: " + text_of(text.get()));
+    const Object name(py.PyObject_GetAttrString(kind.get(), "__name__"));
+    const Object text(py.PyObject_Str(error.get()));
+    return Failure(text_of(name.get()) + ": " + text_of(text.get()));
 }
 
 inline Object checked(PyObject *object)

@@ -35,11 +35,6 @@ def version() -> str:
     return VERSION
 
 
-def described(error: BaseException) -> str:
-    """An exception as onnxruntime is to say it."""
-    return f"{type(error).__name__}: {error}"
-
-
 class ProviderSession:
     """The part of one onnxruntime session in a device. Thread-safe once `check` has returned.
 
@@ -76,7 +71,7 @@ class ProviderSession:
         if self._model is None:
             raise RuntimeError("no model is loaded")
         outputs = self._model({name: _as_array(*tensor) for name, *tensor in given})
-        return tuple(_computed(np.ascontiguousarray(outputs[name])) for name in wanted)
+        return tuple(_computed(np.asarray(outputs[name], order="C")) for name in wanted)
 
     def close(self) -> None:
         """Take the model off the device, and let the device go. Idempotent."""
