@@ -226,13 +226,15 @@ class _Compiler:
     ) -> tuple[_Lowered, Rewriting]:
         """A program for one length of the past that is the same for another. Raises UnsupportedModel if it is not."""
         lengths = (length, other_length(length))
+        rewriting = lowered.fused()  # whatever is wrong with one length is said of that
         other = self._anew(PastLength(lengths[1]), shapes)
         places = lowered.places & other.places
         if places:
             lowered, other = (self._anew(PastLength(each, places), shapes) for each in lengths)
-        compared = [(each.states, each.fused()) for each in (lowered, other) if each.states is not None]
-        check_same(self._graph, compared[0], compared[1])
-        return lowered, compared[0][1]
+            rewriting = lowered.fused()
+        if lowered.states is not None and other.states is not None:
+            check_same(self._graph, (lowered.states, rewriting), (other.states, other.fused()))
+        return lowered, rewriting
 
     def _anew(self, past: PastLength, shapes: Mapping[str, tuple[int, ...]]) -> _Lowered:
         """The same lowered for another length of the past, or with its places following from the rows."""

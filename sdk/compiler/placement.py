@@ -44,6 +44,7 @@ class NodePlacement(NamedTuple):
     code: str | None = None
     """The kind of reason, in stable words: see `docs/operators.md`. None on the device."""
     reason: str | None = None
+    """Why on the host; of a state, what it is and how it was found."""
     crossing_bytes: int | None = 0
     """What crosses the bus in a run because the node is on the host; None before the first run has told."""
 

@@ -262,7 +262,7 @@ class Concatenating(Decoder):
         before = self.node("Shape", self.pasts[0][0][0], start=2, end=3)
         total = self.node("Add", before, self.tokens())
         first, end = self.node("Squeeze", before), self.node("Squeeze", total)
-        places = self.node("Range", first, end, one)
+        places = self.counted = self.node("Range", first, end, one)
         keys = self.node("Range", zero, end, one)
         earlier = self.node("LessOrEqual", keys, self.node("Unsqueeze", places, np.array([1], I64)))
         there = self.node(
@@ -311,6 +311,20 @@ class Concatenating(Decoder):
         scaled = self.node("Mul", scores, np.array(self.size.size**-0.5, F32))
         probabilities = self.node("Softmax", self.node("Add", scaled, self.mask), axis=-1)
         return self.beside(self.node("MatMul", probabilities, presents[1]))
+
+
+class SummingPlaces(Concatenating):
+    """The same where places follow from how many tokens a mask has."""
+
+    places_given = False
+
+    def _gathered(self) -> tuple[str, str]:
+        before = self.node("Shape", self.pasts[0][0][0], start=2, end=3)
+        summed = self.node("CumSum", "attention_mask", np.array(1, I64))
+        places = self.node("Sub", summed, np.array([1], I64))
+        end = np.array([np.iinfo(I64).max], I64)
+        self.places = self.node("Slice", places, before, end, np.array([1], I64))
+        return super()._gathered()
 
 
 class CountingPlaces(Concatenating):

@@ -58,7 +58,7 @@ class _Caches:
             if id(state) not in self._appended:
                 made = state.present.producer if state.present is not None else None
                 reason = f"no attention reads it as {'keys' if self._is_key(state) else 'keys or values'}"
-                raise self._states.refused(state, reason, made.node if made is not None else "")
+                raise self._states.refused(state, reason, made)
 
     def _is_key(self, state: CachedState) -> bool:
         return "key" in state.pair.past
@@ -71,14 +71,14 @@ class _Caches:
             return position
         if keys is None or values is None:
             missing = "keys" if keys is None else "values"
-            raise self._states.refused(found.state, f"its attention's {missing} are no state", operation.node)
+            raise self._states.refused(found.state, f"its attention's {missing} are no state", operation)
         ring = keys.state.pair.ring
         try:
             for read in (keys, values):
                 self._visibility.check_written(read.indices, read.state.pair.ring)
             window = self._visibility.left_window(operation, ring)
         except NotCausal as error:
-            raise self._states.refused(found.state, str(error), operation.node) from None
+            raise self._states.refused(found.state, str(error), operation) from None
         start = position
         for read in (keys, values):
             position = self._append(position, read, operation)
@@ -99,7 +99,7 @@ class _Caches:
     def _own(self, state: CachedState, operation: Operation, place: int, new: Value) -> _Read:
         """A state that the attention joins new tokens to itself."""
         if place >= len(operation.outputs) or operation.outputs[place] is not state.present:
-            raise self._states.refused(state, "its output is not what its attention makes of it", operation.node)
+            raise self._states.refused(state, "its output is not what its attention makes of it", operation)
         return _Read(state, new, None)
 
     def _source(self, value: Value | None) -> CachedState | None:
@@ -125,7 +125,7 @@ class _Caches:
                 return _Read(state, update, made.inputs[2] if len(made.inputs) > 2 else None)
             if made.kind is CommandKind.CONCAT and len(made.inputs) == 2 and made.attributes.axis == state.pair.axis:
                 return _Read(state, update, None)
-        raise self._states.refused(state, "its output is not what came before with new tokens after it", _node(made))
+        raise self._states.refused(state, "its output is not what came before with new tokens after it", made)
 
     def _append(self, position: int, read: _Read, operation: Operation) -> int:
         """Put a CACHE_APPEND before an attention, unless there is one; returns the attention's place."""
@@ -143,7 +143,7 @@ class _Caches:
         try:
             cache = self._program.insert(position, CommandKind.CACHE_APPEND, inputs, fields, nodes)
         except Refused as error:
-            raise self._states.refused(state, str(error), operation.node) from None
+            raise self._states.refused(state, str(error), operation) from None
         self._program.give(cache)
         self._appended[id(state)] = cache
         return position + 1
@@ -166,11 +166,7 @@ class _Caches:
         try:
             self._program.replace(position, CommandKind.CACHE_ATTENTION, inputs, fields)
         except (Refused, ValueError) as error:
-            raise self._states.refused(keys, str(error), operation.node) from None
-
-
-def _node(operation: Operation | None) -> str:
-    return "" if operation is None else operation.node
+            raise self._states.refused(keys, str(error), operation) from None
 
 
 def _nodes(state: CachedState, operation: Operation) -> tuple[str, ...]:
@@ -215,4 +211,4 @@ def _check_gone(program: Rewriting, states: States) -> None:
         for value in operation.inputs:
             if id(value) in pasts:
                 reason = f"{operation.kind.name} reads it, and only attention may"
-                raise states.refused(pasts[id(value)], reason, operation.node)
+                raise states.refused(pasts[id(value)], reason, operation)

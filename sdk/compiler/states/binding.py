@@ -13,7 +13,7 @@ from driver_shim.protocol.program_commands import ROW_FIELDS
 from driver_shim.protocol.types import WireType
 from sdk.compiler.compiled import StateInfo
 from sdk.compiler.graph import Graph, GraphInput
-from sdk.compiler.ir import Array, Builder, Refused, Value
+from sdk.compiler.ir import Array, Builder, Operation, Refused, Value
 from sdk.compiler.problems import Problem, unsupported
 from sdk.compiler.states.following import WHOLE, Following
 from sdk.compiler.states.pairs import StateLayout, StatePair, refused, state_infos, token_shape
@@ -246,7 +246,8 @@ class States:
         """The state that has this output as its next value."""
         return next((state for state in self.cached if state.pair.present == name), None)
 
-    def refused(self, state: CachedState, reason: str, node: str = "") -> UnsupportedModel:
+    def refused(self, state: CachedState, reason: str, operation: Operation | None) -> UnsupportedModel:
         """The error that says why a state cannot lie in a cache, and at which node."""
-        subject = next((each.subject for each in self.graph.nodes if each.subject.node == node), None)
-        return refused(state.pair, reason, subject)
+        subjects = {each.subject.node: each.subject for each in self.graph.nodes}
+        nodes = () if operation is None else operation.nodes
+        return refused(state.pair, reason, next((subjects[node] for node in reversed(nodes) if node in subjects), None))

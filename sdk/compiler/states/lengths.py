@@ -83,8 +83,8 @@ def _equal(a: Array, b: Array) -> bool:
 
 
 def _differs(graph: Graph, operation: Operation) -> UnsupportedModel:
-    node = operation.nodes[0] if operation.nodes else ""
-    subject = next((each.subject for each in graph.nodes if each.subject.node == node), MODEL)
+    subjects = {each.subject.node: each.subject for each in graph.nodes}
+    subject = next((subjects[node] for node in reversed(operation.nodes) if node in subjects), MODEL)
     reason = (
         "what it computes depends on how long the past is: a program would be right for one length alone. Export the"
         " model with position_ids as an input, or compile it for one row at a time"

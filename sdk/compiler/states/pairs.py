@@ -78,6 +78,7 @@ _NAME_CHANGES = (
     ("state_in", "state_out"),
     ("cache_in", "cache_out"),
     ("in_cache", "out_cache"),
+    ("cache", "cache"),
     ("cache", "new_cache"),
     ("cache", "updated_cache"),
 )

@@ -15,6 +15,7 @@ from tests.support.decoders import (
     Scattering,
     Sequences,
     SlidingGrouping,
+    SummingPlaces,
     whole,
 )
 
@@ -26,6 +27,7 @@ FORMS: dict[str, type[Decoder]] = {
     "Attention with a past": Owning,
     "Concat": Concatenating,
     "Concat, places counted": CountingPlaces,
+    "Concat, places summed": SummingPlaces,
 }
 
 
