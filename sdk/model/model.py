@@ -21,8 +21,9 @@ from sdk.compiler.program import Program
 from sdk.here_only import HereOnly
 from sdk.memory.buffers import Span
 from sdk.model.inputs import Call, InputChecks, Planned, check_out, requested_shapes
-from sdk.model.lanes import Input, Lane
+from sdk.model.lanes import Lane
 from sdk.model.port import ModelOwner
+from sdk.model.program_run import Input, ProgramRun
 from sdk.model.programs import CommandRun, ModelProgram
 from sdk.model.runs import Outputs, RunEvent
 from sdk.model.weights import Weights
@@ -210,7 +211,7 @@ class Model(HereOnly):
                 self._program(call)
                 continue
             lane = self._lane(program)
-            run = lane.start(program, inputs, into, may_wait=True, answered=answered)
+            run = lane.start(ProgramRun(program, inputs, into), may_wait=True, answered=answered)
             if run is not None:
                 return run
             self._owner.make_resident(program)
@@ -249,7 +250,7 @@ class Model(HereOnly):
         if lane is None or (lane.runs and self._may_grow()):
             return None
         try:
-            return lane.start(program, inputs, into, may_wait=False, answered=True)
+            return lane.start(ProgramRun(program, inputs, into), may_wait=False, answered=True)
         except QueueFull:
             run = lane.stagings.oldest_run()
             return None if run is None or run.done() else (run,)
