@@ -14,6 +14,7 @@ from driver_shim.function.registers import Registers
 from driver_shim.protocol.commands import LogPage
 from driver_shim.transport.base import Transport
 from sdk import environment
+from sdk.compiler import read_model
 from sdk.compiler.program import Program
 from sdk.here_only import HereOnly
 from sdk.log_pages import Activity, ErrorLogEntry, decode_activity, decode_error_log
@@ -27,6 +28,8 @@ from sdk.queue.queue import MAX_DEPTH, MIN_DEPTH, Queue
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from sdk.compiler.graph import Graph
+    from sdk.model.device_model import DeviceModel
     from sdk.model.model import Model
 
 
@@ -216,20 +219,19 @@ class Device(HereOnly):
             raise
         return loaded
 
-    def _load_whole(self, model: Any) -> Model:
-        from sdk.model.model import Model  # it imports the compiler, which not every program needs
+    def _load_whole(self, source: Any) -> DeviceModel:
+        from sdk.model.device_model import DeviceModel  # it imports the compiler, which not every program needs
 
-        loaded = Model(self._function, model)
+        ahead = source._compiled if isinstance(source, Program) else None
+        loaded = DeviceModel(self._function, _graph_of(source), ahead)
         self._function.add_model(loaded._parts)
         return loaded
 
-    def _load_mixed(self, model: Any) -> Model:
-        from sdk.compiler import read_model
+    def _load_mixed(self, source: Any) -> Model:
         from sdk.model.mixed import MixedModel
 
-        graph = read_model(model._graph if isinstance(model, Program) else model)
-        loaded = MixedModel(self._function, graph, self._load_whole)
-        self._function.add_model(loaded._mixed)
+        loaded = MixedModel(self._function, _graph_of(source), self._load_whole)
+        self._function.add_model(loaded._parts)
         return loaded
 
     # --- life cycle --------------------------------------------------------------------------------------------
@@ -266,6 +268,11 @@ def on_transport(transport: Transport, *, timeout: float | None = None) -> Devic
     device = Device.__new__(Device)
     device._start(OpenFunction(Opened(transport), _checked_timeout(timeout), environment.host_memory_bytes()))
     return device
+
+
+def _graph_of(source: Any) -> Graph:
+    """A model that was read before, or is now."""
+    return source._graph if isinstance(source, Program) else read_model(source)
 
 
 def _checked_timeout(timeout: float | None) -> float:

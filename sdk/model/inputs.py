@@ -67,6 +67,10 @@ class InputChecks:
             _agree_on_symbols([*self._infos, *given], checked)
         return Call(checked, tuple(info.name for info in given))
 
+    def named(self, call: Call) -> dict[str, Any]:
+        """The values of a call by the names of their inputs."""
+        return dict(zip((*self._names, *call.optional), call.values, strict=True))
+
     @staticmethod
     def _joined(given: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
         twice = given.keys() & named.keys()

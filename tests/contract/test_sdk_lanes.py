@@ -20,6 +20,7 @@ import sdk
 from sdk.model.model import Model
 from sdk.model.runs import RunEvent
 from sdk.model.weights import Weights
+from tests.support.loaded import parts_of
 from tests.support.models import model, node
 from tests.support.rigs import in_process_rig, process_rig
 from tests.support.waiting import PATIENCE_S
@@ -45,7 +46,7 @@ def emulated() -> Iterator[sdk.Device]:
 
 
 def lanes_of(loaded: Model) -> int:
-    return len(loaded._parts.lanes)
+    return len(parts_of(loaded).lanes)
 
 
 def occupied(loaded: Model, count: int) -> list[sdk.Event[dict[str, Any]]]:
@@ -243,7 +244,7 @@ def test_a_loop_is_not_held_up_by_runs_of_other_lanes_and_models_that_have_all_h
 def test_a_model_lets_go_of_idle_host_memory_that_another_one_needs(scarce: sdk.Device) -> None:
     models = [scarce.load(doubling(LARGE)) for _ in range(3)]
     assert (models[0](batch_of(1, 5.0, LARGE))["y"] == 10.0).all()
-    held = list(models[0]._parts.lanes[0].stagings._idle)  # as a thread may that is about to return
+    held = list(parts_of(models[0]).lanes[0].stagings._idle)  # as a thread may that is about to return
     assert len(held) == 1
     assert (models[1](batch_of(1, 6.0, LARGE))["y"] == 12.0).all()
     for value, loaded in enumerate(models * 2):

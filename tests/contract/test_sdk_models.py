@@ -22,6 +22,7 @@ import sdk
 from sdk.compiler import compile_model
 from sdk.queue.completions import Completions
 from tests.support.children import children_that_run, ends
+from tests.support.loaded import parts_of
 from tests.support.models import model, node, storage_net
 from tests.support.rigs import in_process_rig, process_rig
 from tests.support.waiting import wait_until
@@ -148,7 +149,7 @@ def test_wrong_inputs_say_what_was_expected(
     loaded = device.load(product())
     with pytest.raises(kind, match=message):
         loaded(*arguments)
-    assert not loaded._parts.loaded  # nothing was compiled for it
+    assert not parts_of(loaded).loaded  # nothing was compiled for it
 
 
 def test_symbolic_extents_must_agree(device: sdk.Device) -> None:
@@ -180,7 +181,7 @@ def test_an_unseen_shape_compiles_with_one_warning(device: sdk.Device, npu_log: 
         loaded(x_of(5), B), loaded(x_of(5), B)
         assert len(npu_log.records) == 1
         assert "(5, 4)" in npu_log.text and " s;" in npu_log.text and "shapes=" in npu_log.text
-    assert set(loaded._parts.loaded) == {((n, 4), (3,)) for n in (1, 8, 5)}
+    assert set(parts_of(loaded).loaded) == {((n, 4), (3,)) for n in (1, 8, 5)}
 
 
 def test_a_model_of_fixed_shapes_warns_of_nothing(device: sdk.Device, npu_log: pytest.LogCaptureFixture) -> None:
@@ -245,7 +246,7 @@ def test_threads_and_loops_run_one_model_at_once(emulated: sdk.Device) -> None:
         futures += [pool.submit(asyncio.run, looping(seed)) for seed in (5, 6)]
         for future in futures:
             future.result(60)
-    assert len(loaded._parts.loaded) == 3
+    assert len(parts_of(loaded).loaded) == 3
 
 
 def test_events_that_are_dropped_give_their_buffers_back(emulated: sdk.Device) -> None:
@@ -351,7 +352,7 @@ def test_closing_takes_a_model_off_the_device(device: sdk.Device) -> None:
     assert event.result()["y"].shape == (2, 3)
     with pytest.raises(sdk.Closed):
         loaded(x_of(2), B)
-    assert not loaded._parts.loaded
+    assert not parts_of(loaded).loaded
     device.buffer(total, "uint8").free()
 
 
@@ -414,7 +415,7 @@ def test_compiling_and_running_meet_resets_without_dead_lock(emulated: sdk.Devic
 def test_weights_live_in_device_memory(device: sdk.Device) -> None:
     before = device.load(product())(x_of(1), B)["y"]
     loaded = device.load(product(), shapes={"x": [(1, 4)]})  # loaded; its first run may pack the weights
-    (buffer,) = loaded._parts.weights.buffers
+    (buffer,) = parts_of(loaded).weights.buffers
     weights = device.host_buffer(buffer.shape, "uint8")
     with device.queue() as queue:
         queue.copy(weights, buffer).wait()
@@ -488,7 +489,7 @@ def test_run_async_holds_no_loop_up_while_a_program_is_compiled_or_the_queue_is_
         waited.append(threading.get_ident())
         wait_there(self, condition, timeout, what, **how)
 
-    monkeypatch.setattr("sdk.model.model.compile_model", compiling)
+    monkeypatch.setattr("sdk.model.keyed_programs.compile_model", compiling)
     monkeypatch.setattr(Completions, "wait_until", waiting)
     monkeypatch.setattr("sdk.model.staging.MOST_STAGINGS", 1)  # room for two runs, of which many are started at once
     net = emulated.load(product())
