@@ -7,7 +7,7 @@ in after this one's outputs were copied out. Each has host memory of its own unt
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -43,6 +43,10 @@ class Work(Protocol):
 
         Raises ValueError for buffers that do not fit.
         """
+
+    @property
+    def then(self) -> Callable[[bool], None] | None:
+        """Called at its end, with whether it ended well; the queue's lock is held then."""
 
     def outputs(self, staging: Staging) -> Outputs:
         """What it left, once it has ended well. No view of the staging outlives this."""
@@ -106,6 +110,7 @@ class Lane:
         staging = self.stagings.take(work.staging_bytes, may_wait)
         convert = partial(_outputs_of, self.stagings, staging, work)
         run = RunEvent(self.queue._completions, self, programs, staging, convert, answered, work.output_bytes)
+        run.then(work.then)
         staging.run = run
         try:
             handles = [handle for each in programs if (handle := self._owner.programs.begin(each, run)) is not None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +36,8 @@ class _Prepared(NamedTuple):
 
 class ProgramRun:
     """Work: one program, once."""
+
+    then: Callable[[bool], None] | None = None
 
     def __init__(self, program: ModelProgram, inputs: Sequence[Input], into: Mapping[str, Span]) -> None:
         """`into` are the application's buffers for outputs, by name."""

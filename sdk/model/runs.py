@@ -71,7 +71,7 @@ class RunEvent(Event[Outputs]):
         """The program of its last command."""
         self._then: Callable[[bool], None] | None = None
 
-    def then(self, call: Callable[[bool], None]) -> None:
+    def then(self, call: Callable[[bool], None] | None) -> None:
         """Have this called at its end, with whether it ended well. The queue's lock is held then."""
         self._then = call
 
@@ -104,12 +104,18 @@ class RunEvent(Event[Outputs]):
         if self._before is not None:
             super()._fail(self._before)
         if self._failure is None:
+            self._tell(ended_well=True)  # before anybody sees that it is done
             self._done = True
         self._leave()
 
     def _fail(self, error: NpuError) -> None:
         super()._fail(error)
         self._leave()
+
+    def _tell(self, *, ended_well: bool) -> None:
+        then, self._then = self._then, None
+        if then is not None:
+            then(ended_well)
 
     def _leave(self) -> None:
         """Nothing of it is in flight any more."""
@@ -119,9 +125,7 @@ class RunEvent(Event[Outputs]):
             return
         self._held = ()
         failed = self._failure is not None
-        then, self._then = self._then, None
-        if then is not None:
-            then(not failed)
+        self._tell(ended_well=not failed)
         in_flight.owner.ended(self, in_flight.programs, in_flight.staging, failed)
 
     def _keeps(self, thing: object) -> bool:
