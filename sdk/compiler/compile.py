@@ -23,6 +23,8 @@ from sdk.compiler.passes import optimised
 from sdk.compiler.plan import NamedValue, encode
 from sdk.compiler.problems import Problem, Reason, unsupported
 from sdk.compiler.reader import read_graph
+from sdk.compiler.states.binding import StatePlan, States, plan_states
+from sdk.compiler.states.pairs import StateLayout, StatePair, find_states
 from sdk.compiler.tensor_data import Array
 
 MAX_SHAPE_ELEMENTS = 1024
@@ -58,6 +60,8 @@ def compile_model(
     shapes: Mapping[str, Sequence[int]] | None = None,
     values: Mapping[str, Array] | None = None,
     *,
+    states: StateLayout | None = None,
+    pairs: Sequence[StatePair] | None = None,
     target: str = "",
     progress: Progress | None = None,
 ) -> CompiledProgram:
@@ -68,6 +72,9 @@ def compile_model(
     raises ends the compilation. Deterministic: equal arguments give equal bytes. Where `NPU_CACHE_DIR` names a folder,
     the program comes from there if it was compiled before, for the same `target`.
 
+    `states` has the model's states lie in caches of the device's: the program neither takes nor gives them, and does
+    not take what follows from them. `pairs` says which they are; else they are found.
+
     Raises UnsupportedModel for what the device cannot run, NeedsValues when shapes depend on inputs that `values`
     lacks, ValueError for shapes that do not go with the model.
     """
@@ -76,11 +83,16 @@ def compile_model(
     graph = _checked(source)
     if graph.data is not None:
         graph.data.check_unchanged()
-    compiler = _Compiler(graph, dict(shapes or {}), dict(values or {}), progress)
+    plan = None
+    if states is not None:
+        found = find_states(graph) if pairs is None else pairs
+        plan = plan_states(graph, found, states, frozenset({**(shapes or {}), **(values or {})}))
+    compiler = _Compiler(graph, dict(shapes or {}), dict(values or {}), progress, plan)
     folder = environment.cache_folder()
     if folder is None:
         return compiler.run()
-    return cached(folder, cache_key(graph, compiler.input_shapes(), values or {}, target), graph, compiler.run)
+    held = "" if plan is None else f"{plan.layout} {plan.pairs}"
+    return cached(folder, cache_key(graph, compiler.input_shapes(), values or {}, target, held), graph, compiler.run)
 
 
 def _checked(source: ModelSource | Graph) -> Graph:
@@ -109,7 +121,12 @@ class NeedsValues(NodeRefused):
 
 class _Compiler:
     def __init__(
-        self, graph: Graph, shapes: dict[str, Sequence[int]], values: dict[str, Array], progress: Progress | None
+        self,
+        graph: Graph,
+        shapes: dict[str, Sequence[int]],
+        values: dict[str, Array],
+        progress: Progress | None,
+        plan: StatePlan | None = None,
     ) -> None:
         self._graph = graph
         self._progress = progress
@@ -118,6 +135,8 @@ class _Compiler:
         self._host = HostConstants(graph)
         self._shapes = shapes
         self._fixed = values
+        self._plan = plan
+        self._states: States | None = None
         self._input_names: dict[int, str] = {}
         """Names of the program's inputs by the identity of their values."""
         self._outermost = 0
@@ -130,10 +149,11 @@ class _Compiler:
         """
         self._check_names()
         taken = [entry for entry in self._graph.optional if entry.name in self._shapes]
+        absent = frozenset() if self._plan is None else self._plan.absent
         return {
             entry.name: _concrete(entry, self._shapes.get(entry.name))
             for entry in (*self._graph.inputs, *taken)
-            if entry.name not in self._fixed
+            if entry.name not in self._fixed and entry.name not in absent
         }
 
     def run(self) -> CompiledProgram:
@@ -145,14 +165,20 @@ class _Compiler:
         for name, array in {**self._graph.initializers, **self._fixed}.items():
             if name not in overridden or name in self._fixed:
                 self._values[name] = self._builder.constant(array)
+        if self._plan is not None and self._plan.cached:
+            self._states = States(self._graph, self._plan, shapes)
+            self._values.update(self._states.values(self._builder))
+            inputs += self._states.inputs()
         for done, node in enumerate(self._graph.nodes):
             if self._progress is not None:
                 self._progress(done, len(self._graph.nodes))
             self._outermost = node.subject.position
             self._lower(node)
         outputs = self._outputs()
-        operations = optimised(self._builder.operations, [value for _, value in outputs])
-        return encode(operations, inputs, outputs, self._graph.initializers)
+        operations = optimised(self._builder.operations, [value for _, value in outputs], self._states)
+        caches = [] if self._states is None else list(self._states.caches.items())
+        infos = () if self._plan is None else self._plan.infos(self._graph, shapes)
+        return encode(operations, inputs, outputs, self._graph.initializers, caches, infos)
 
     def _check_names(self) -> None:
         """Raise ValueError for shapes and values of inputs that there are not."""
@@ -287,6 +313,10 @@ class _Compiler:
                 refusal = str(self._host.refusal(entry.name))
                 raise unsupported([Problem(f"output {entry.name!r}: {refusal}", code=Reason.TYPE)])
             value = self._values[entry.name]
+            state = None if self._states is None else self._states.present_of(entry.name)
+            if state is not None:
+                state.present = value
+                continue
             if entry.dtype is not None and value.dtype is not entry.dtype:
                 raise unsupported([Problem(f"output {entry.name!r} is {value.dtype.text}, declared {entry.type_name}")])
             if value.producer is None or id(value) in taken:

@@ -63,7 +63,7 @@ class TensorData:
 
     def __init__(self, content: memoryview, folder: Path | None, own_file: MappedFile | None = None) -> None:
         self._content = content
-        self._folder = folder
+        self.folder = folder
         """Where external data lie; None for a model that came as bytes."""
         self._files: dict[str, MappedFile] = {}
         self._own_file = own_file
@@ -159,7 +159,7 @@ class TensorData:
         return _slice(content, entries.get("offset", "0"), length, f"the file {location!r}")
 
     def _file(self, location: str) -> MappedFile:
-        if self._folder is None:
+        if self.folder is None:
             raise ValueError(
                 f"its data lie in another file, {location!r}, and a model in memory does not say in which folder:"
                 " give the model's path"
@@ -167,7 +167,7 @@ class TensorData:
         known = self._files.get(location)
         if known is None:
             try:
-                known = self._files[location] = map_file(self._folder / _inside(location))
+                known = self._files[location] = map_file(self.folder / _inside(location))
             except OSError as error:
                 raise ValueError(
                     f"its data lie in {location!r} beside the model, which cannot be read: {error.strerror}"

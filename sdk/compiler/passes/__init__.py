@@ -6,6 +6,7 @@ Lowerings say what each node means and look at nothing around it; what goes bett
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from sdk.compiler.ir import Operation, Value
 from sdk.compiler.passes.dead import remove_dead
@@ -24,12 +25,12 @@ from sdk.compiler.passes.merge_heads import merge_heads
 from sdk.compiler.passes.rewriting import Pass, Rewriting
 from sdk.compiler.passes.skip_clamp import skip_clamp
 from sdk.compiler.passes.skip_expand import skip_expand
+from sdk.compiler.passes.use_caches import use_caches
+from sdk.compiler.states.binding import States
 
+FUSING: tuple[Pass, ...] = (skip_expand, fuse_gates, fuse_layer_norm, fuse_attention)
 ALL: tuple[Pass, ...] = (
-    skip_expand,
-    fuse_gates,
-    fuse_layer_norm,
-    fuse_attention,
+    *FUSING,
     merge_heads,
     fuse_batch_normalisation,
     fuse_bias,
@@ -44,10 +45,19 @@ ALL: tuple[Pass, ...] = (
 )
 
 
-def optimised(operations: Sequence[Operation], outputs: Sequence[Value]) -> list[Operation]:
-    """The operations that compute `outputs`, each still the result of one of its own."""
+def optimised(
+    operations: Sequence[Operation], outputs: Sequence[Value], states: States | None = None
+) -> list[Operation]:
+    """The operations that compute `outputs`, each still the result of one of its own.
+
+    Where there are states, attention over them is over caches. Raises UnsupportedModel where it cannot be.
+    """
     rewriting = Rewriting(operations, outputs)
-    for rewrite in ALL:
+    passes = ALL
+    if states is not None:
+        caching: Pass = partial(use_caches, states=states)
+        passes = (*FUSING, caching, *ALL[len(FUSING) :])
+    for rewrite in passes:
         rewrite(rewriting)
         rewriting.drop_absorbed()  # which the next one must not take for operations of the program
     return rewriting.operations

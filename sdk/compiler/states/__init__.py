@@ -1,0 +1,24 @@
+"""States: what a model keeps from one step to the next, and what of it the compiler aliases with device memory.
+
+`pairs.py` finds which input is an earlier value of which output; `roles.py` says which other inputs follow from how
+much a state holds; `binding.py` gives all of them to the lowerings as values; `evaluation.py` computes on the host what
+follows from them, by which `passes/use_caches.py` proves that a mask is what the commands over caches do anyway.
+"""
+
+from __future__ import annotations
+
+from sdk.compiler.compiled import StateInfo, StateKind
+from sdk.compiler.states.pairs import StateLayout, StatePair, find_states, state_infos
+from sdk.compiler.states.roles import ROWS, TABLES, derived_inputs
+
+__all__ = [
+    "ROWS",
+    "TABLES",
+    "StateInfo",
+    "StateKind",
+    "StateLayout",
+    "StatePair",
+    "derived_inputs",
+    "find_states",
+    "state_infos",
+]
