@@ -109,6 +109,7 @@ class _Reader:
             frozenset(scope.host_only),
             tuple(Opset(domain, version) for domain, version in self.versions.items()),
             self.model.ir_version,
+            {entry.key: entry.value for entry in self.model.metadata_props},
             {tensor.name: tensor for tensor in self.model.graph.initializer},
             self.data,
         )

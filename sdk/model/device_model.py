@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from driver_shim.errors import Closed, OutOfDeviceMemory, QueueFull
-from sdk.compiler import CompiledProgram, StateInfo, model_signature
+from sdk.compiler import CompiledProgram, model_signature
+from sdk.compiler.compiled import StateInfo
 from sdk.compiler.graph import Graph
 from sdk.compiler.placement import NodePlacement, place
 from sdk.memory.buffers import Span

@@ -8,7 +8,7 @@ import numpy as np
 
 from driver_shim.protocol.commands import BINDING
 from driver_shim.protocol.program import align_up
-from sdk.compiler import TABLES, CompiledProgram, TensorInfo
+from sdk.compiler import CompiledProgram, TensorInfo
 from sdk.memory.buffers import as_dtype
 
 
@@ -30,7 +30,7 @@ class RunLayout:
     """
 
     def __init__(self, program: CompiledProgram) -> None:
-        staged = tuple(info for info in program.inputs if info.name != TABLES)
+        staged = program.inputs[:-1] if program.caches else program.inputs
         self.inputs, self.input_bytes = _places(staged, 0)
         self.output_offset = align_up(self.input_bytes)
         self.outputs, end = _places(program.outputs, self.output_offset)

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from driver_shim.errors import Closed
-from sdk.compiler import CompiledProgram, Plan, Signature, StateInfo, TensorInfo
+from sdk.compiler import CompiledProgram, Plan, Signature, TensorInfo
+from sdk.compiler.compiled import StateInfo
 from sdk.compiler.graph import Graph
 from sdk.compiler.placement import NodePlacement
 from sdk.here_only import HereOnly

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sdk.compiler import StateInfo, StatePair, find_states, state_infos
 from sdk.compiler.graph import Graph
+from sdk.compiler.states import StateInfo, StatePair, find_states, state_infos
 from sdk.model.lane_set import LaneSet
 from sdk.model.parts import DeviceParts
 from sdk.model.port import ModelOwner

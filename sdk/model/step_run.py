@@ -56,8 +56,8 @@ class StepRun:
     ) -> None:
         """`token_axes`: along which axis of an output its tokens lie; None for what the last part alone gives.
 
-        `hidden` are outputs that nobody is given; the last `idle_rows` rows are nobody's; `replaced` the rows of each replaced state; `then` is told whether
-        the step ended well.
+        `hidden` are outputs that nobody is given, the last `idle_rows` rows are nobody's; `replaced` are the rows of
+        each replaced state; `then` is told whether the step ended well.
         """
         self._memory = memory
         self._parts = parts
@@ -165,7 +165,8 @@ class StepRun:
 
     def outputs(self, staging: Staging) -> Outputs:
         """See `lanes.Work`."""
-        memory, gathered = self._memory_of_outputs, {}
+        memory = self._memory_of_outputs
+        gathered: dict[str, list[NDArray[Any]]] = {}
         for part, places in zip(self._parts, self._outputs, strict=True):
             for place in places:
                 raw = memory[place.offset : place.offset + place.nbytes]

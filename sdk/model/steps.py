@@ -12,18 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from driver_shim.errors import BufferInUse, OutOfDeviceMemory, StateFull
-from sdk.compiler import (
-    ROWS,
-    CompiledProgram,
-    Signature,
-    StateKind,
-    StatePair,
-    TensorInfo,
-    compile_model,
-    derived_inputs,
-    step_input,
-)
+from sdk.compiler import CompiledProgram, Signature, TensorInfo, compile_model
 from sdk.compiler.graph import Graph
+from sdk.compiler.states import MAY_BE_GIVEN, ROWS, StateKind, StatePair, derived_inputs, step_input
 from sdk.memory.buffers import Span
 from sdk.model.inputs import Call, InputChecks, Shape, requested_shapes
 from sdk.model.lane_set import LaneSet
@@ -70,14 +61,16 @@ class Steps:
         roles = derived_inputs(graph, pairs)
         pasts = {pair.past for pair in pairs}
         given = tuple(info for info in graph.signature.inputs if info.name not in pasts and info.name not in roles)
-        optional = tuple(
-            info for info in graph.signature.inputs if info.name in roles and roles[info.name].may_be_given
-        )
+        may_be_given = {name for name, role in roles.items() if role in MAY_BE_GIVEN}
+        optional = tuple(info for info in graph.signature.inputs if info.name in may_be_given)
         presents = {pair.present for pair in pairs}
         outputs = tuple(info for info in graph.signature.outputs if info.name not in presents)
         self.signature = Signature(given, outputs, optional)
         self._inputs = InputChecks(self.signature)
-        self._primary = next(info for info in given if info.name == step_input(graph, pairs))
+        primary = step_input({info.name: len(info.shape) for info in given}, ())
+        if primary is None:
+            raise TypeError("a model with states takes an input of [rows, tokens], as input_ids are; this has none")
+        self._primary = next(info for info in given if info.name == primary)
         self._axes = {info.name: self._axes_of(info) for info in (*given, *optional)}
         self._widths: dict[int, list[int]] = {}
         """Tokens of the programs that were asked for by name, by rows."""
@@ -215,8 +208,8 @@ class Steps:
             return rows
         if not self._idle_rows:
             raise ValueError(
-                f"{rows} rows of input {self._primary.name!r}; programs are loaded for {sorted(self._widths)}: load with"
-                f" idle_rows=True to have one of {larger} rows run with {larger - rows} idle, or name a shape of {rows}"
+                f"{rows} rows of input {self._primary.name!r}; programs are loaded for {sorted(self._widths)}: load"
+                f" with idle_rows=True to have {larger - rows} rows of {larger} idle, or name a shape of {rows} rows"
             )
         return larger
 
@@ -312,5 +305,5 @@ class Steps:
                     f"the state has {holding.length} of {state.max_tokens} tokens; {tokens} more do not fit",
                     device=self._owner.address,
                     subsystem="model",
-                    remedy=f"give at most {state.max_tokens - holding.length}, rewind it, or take one with more max_tokens",
+                    remedy=f"give at most {state.max_tokens - holding.length}, or rewind it, or take a larger one",
                 )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from driver_shim.errors import Closed, NpuError, OutOfDeviceMemory
-from sdk.compiler import StateLayout, TensorInfo
+from sdk.compiler import TensorInfo
+from sdk.compiler.states import StateLayout
 from sdk.memory.buffers import DeviceBuffer, Span
 from sdk.queue.events import Event
 from sdk.queue.queue import Queue
@@ -51,7 +52,7 @@ class Holding:
         """Tokens that are there for good."""
         self.replaced: dict[str, list[DeviceBuffer]] = {}
         """The value of each replaced state, and room for the next."""
-        self.run: Event[object] | None = None
+        self.run: Event[Any] | None = None
         """The run in flight that appends to it."""
 
     @property

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sdk.compiler import StateInfo, StateKind, StateLayout, caches_of, context_of
 from sdk.compiler.graph import Graph
+from sdk.compiler.states import StateInfo, StateKind, StateLayout, cache_places, caches_of, context_of
 from sdk.memory.buffers import DeviceBuffer, HostBuffer, Span
 from sdk.queue.queue import Queue
 from sdk.state.memory import Holding, StateMemory
@@ -175,7 +175,8 @@ class ModelStates:
 
     def _by_plane(self) -> list[StateInfo]:
         """Those of `states` that lie in caches, in the order of caches and planes."""
-        return sorted((each for each in self.states if each.place is not None), key=lambda each: each.place or (0, 0))
+        places = cache_places(self.states)
+        return sorted((each for each in self.states if each.name in places), key=lambda each: places[each.name])
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from sdk.queue.queue import Queue
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from sdk.compiler import StateInfo
+    from sdk.compiler.states import StateInfo
     from sdk.state.memory import Holding
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from driver_shim.protocol.layout import Layout, raw, reserved, u16, u32, u64
-from sdk.compiler import StateInfo
+from sdk.compiler.states import StateInfo
 from sdk.memory.buffers import as_dtype
 
 MAGIC = b"NPUSTATE"
