@@ -236,6 +236,8 @@ class InferenceSession(_RefusesByName, HereOnly):
         address = _address_of(options, device)
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
+        self._here = threading.local()
+        """In a thread of the pool, what marks it as one."""
         self._closed = False
         self._share = None if isinstance(device, Device) else share(address)
         self._device = device if isinstance(device, Device) else self._share.device  # type: ignore[union-attr]
@@ -337,7 +339,7 @@ class InferenceSession(_RefusesByName, HereOnly):
             self._closed = True
             pool, self._pool = self._pool, None
         if pool is not None:
-            pool.shutdown(wait=threading.current_thread() not in pool._threads)
+            pool.shutdown(wait=not getattr(self._here, "is_ours", False))  # a callback may close its own session
         self._give_up_device()
 
     def __enter__(self) -> InferenceSession:
@@ -360,7 +362,7 @@ class InferenceSession(_RefusesByName, HereOnly):
             if self._closed:
                 raise Closed("the session is closed", device=self._device.address, remedy="make another one")
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(RUNS_AT_ONCE, thread_name_prefix="npu-session")
+                self._pool = ThreadPoolExecutor(RUNS_AT_ONCE, "npu-session", setattr, (self._here, "is_ours", True))
             return self._pool
 
     def _checked(

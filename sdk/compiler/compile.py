@@ -13,6 +13,7 @@ from sdk import environment
 from sdk.compiler.cache import cache_key, cached
 from sdk.compiler.compiled import CompiledProgram, Signature
 from sdk.compiler.context import NodeContext, NotConstant
+from sdk.compiler.foreseen import MAX_REAL_ELEMENTS, MAX_SHAPE_ELEMENTS, values_given, with_foreseen
 from sdk.compiler.graph import Graph, GraphInput, GraphNode
 from sdk.compiler.host_constants import HostConstants
 from sdk.compiler.inlining import inlined
@@ -27,10 +28,6 @@ from sdk.compiler.states.binding import StatePlan, States, plan_states
 from sdk.compiler.states.pairs import StateLayout, StatePair, find_states
 from sdk.compiler.tensor_data import Array
 
-MAX_SHAPE_ELEMENTS = 1024
-"""Elements of an input that may be compiled for by value: those that say shapes, axes, counts."""
-MAX_REAL_ELEMENTS = 8
-"""The same of real numbers that are asked for as they are: limits, depths, scales."""
 _CODES = ((DataDependent, Reason.DATA), (NoSuchType, Reason.TYPE))
 HANDLED = frozenset(LOWERINGS)
 Progress = Callable[[int, int], None]
@@ -44,7 +41,10 @@ def read_model(source: ModelSource | Graph) -> Graph:
     """
     if isinstance(source, Graph):
         return source
-    return read_graph(inlined(open_source(source), HANDLED), HANDLED)
+    opened = open_source(source)
+    if environment.cache_folder() is not None:
+        opened.data.begin_digest()  # which the key of the cache needs
+    return with_foreseen(read_graph(inlined(opened, HANDLED), HANDLED))
 
 
 def model_signature(source: ModelSource | Graph) -> Signature:
@@ -80,7 +80,7 @@ def compile_model(
     """
     if shapes is not None and not isinstance(shapes, Mapping):
         raise TypeError(f'shapes takes a shape by input, {{"x": (1, 3, 224, 224)}}, not a {type(shapes).__name__}')
-    graph = _checked(source)
+    graph = _checked(values_given(read_model(source)) if values else source)
     if graph.data is not None:
         graph.data.check_unchanged()
     plan = None
@@ -244,6 +244,10 @@ class _Compiler:
     def lower(self, node: GraphNode, inputs: Sequence[Value | None]) -> Sequence[Value]:
         """Emit a node's commands. Raises Refused."""
         return LOWERINGS[node.op](NodeContext(self._builder, node, inputs, self))
+
+    def is_state(self, value: Value) -> bool:
+        """Whether a value is what a state of the device's held before."""
+        return self._states is not None and any(value is state.past for state in self._states.cached)
 
     def run_graph(self, graph: Graph, inputs: Sequence[Value | None]) -> list[Value]:
         """Lower a graph within a node; it sees all that is around it."""

@@ -367,7 +367,7 @@ def test_an_awaited_error_of_what_was_closed_or_reset_is_not_logged_as_well(
 def test_a_reset_while_weights_are_sent_closes_the_model(emulated: sdk.Device, monkeypatch: pytest.MonkeyPatch) -> None:
     net = model([node("Add", ["x", "c"], ["y"])], {"x": (F32, (4,))}, {"y": F32}, {"c": np.arange(4, dtype=F32)})
     loaded = emulated.load(net)
-    send = Weights._send
+    send = Weights.send
 
     def resetting(self: Weights, *arguments: Any) -> Any:
         sent = send(self, *arguments)
@@ -375,7 +375,7 @@ def test_a_reset_while_weights_are_sent_closes_the_model(emulated: sdk.Device, m
         return sent
 
     with monkeypatch.context() as patch:
-        patch.setattr(Weights, "_send", resetting)
+        patch.setattr(Weights, "send", resetting)
         with pytest.raises(sdk.Closed):
             loaded(np.zeros(4, F32))
     assert emulated.load(net)(np.zeros(4, F32))["y"].tolist() == [0, 1, 2, 3]

@@ -171,6 +171,154 @@ class Scattering(Decoder):
         return self.beside(y)
 
 
+class Grouping(Decoder):
+    """com.microsoft.GroupQueryAttention with a past that has room, positions of its own, heads in one tensor."""
+
+    opset = 23
+    window = -1
+    packed = True
+
+    def begin(self) -> None:
+        self.inputs += [Shape("attention_mask", INT64, ["batch", "max_tokens"])]
+        counted = self.node("ReduceSum", "attention_mask", np.array([1], I64), keepdims=0)
+        self.last = self.node("Cast", self.node("Sub", counted, np.array([1], I64)), to=INT32)
+        length = self.node("Shape", "attention_mask", start=1, end=2)
+        self.total = self.node("Cast", length, to=INT32)
+        self.cosines, self.sines = map(self.constant, self.angles())
+
+    def attention(self, layer: int, query: str, key: str, value: str) -> str:
+        pairs = [self.state(layer, part, "max_tokens") for part in ("key", "value")]
+        operands = [query, key, value]
+        if self.packed:
+            operands = [self.node("Concat", query, key, value, axis=-1), "", ""]
+        operands += [past for past, _ in pairs] + [self.last, self.total, self.cosines, self.sines]
+        return self.node(
+            "GroupQueryAttention",
+            *operands,
+            outputs=[f"attended{layer}", *(present for _, present in pairs)],
+            domain="com.microsoft",
+            num_heads=self.size.heads,
+            kv_num_heads=self.size.key_heads,
+            do_rotary=1,
+            local_window_size=self.window,
+            softcap=2.0,
+        )
+
+
+class SlidingGrouping(Grouping):
+    """The same with queries that see few keys, and counts that are given."""
+
+    window = 5
+    packed = False
+
+    def begin(self) -> None:
+        self.inputs += [Shape("seqlens_k", INT32, ["batch"]), Shape("total_sequence_length", INT32, [])]
+        self.last, self.total = "seqlens_k", "total_sequence_length"
+        self.cosines, self.sines = map(self.constant, self.angles())
+
+
+class Owning(Decoder):
+    """Attention that joins new tokens to a past of its own."""
+
+    opset = 23
+
+    def begin(self) -> None:
+        self.inputs += [Shape("position_ids", INT64, ["batch", "tokens"])]
+        self.cosines, self.sines = map(self.constant, self.angles())
+
+    def attention(self, layer: int, query: str, key: str, value: str) -> str:
+        turned = [
+            self.node("RotaryEmbedding", x, self.cosines, self.sines, "position_ids", num_heads=heads)
+            for x, heads in ((query, self.size.heads), (key, self.size.key_heads))
+        ]
+        pairs = [self.state(layer, part, "past", "total") for part in ("key", "value")]
+        return self.node(
+            "Attention",
+            *turned,
+            value,
+            "",
+            *(past for past, _ in pairs),
+            outputs=[f"attended{layer}", *(present for _, present in pairs)],
+            is_causal=1,
+            q_num_heads=self.size.heads,
+            kv_num_heads=self.size.key_heads,
+        )
+
+
+class Concatenating(Decoder):
+    """Optimum's form: Concat, heads repeated, attention in pieces, a mask of what follows from several inputs."""
+
+    opset = 23
+    places_given = True
+
+    def begin(self) -> None:
+        self.inputs += [Shape("attention_mask", INT64, ["batch", "total"])]
+        if self.places_given:
+            self.inputs += [Shape("position_ids", INT64, ["batch", "tokens"])]
+        zero, one = np.array(0, I64), np.array(1, I64)
+        self.pasts = [
+            [self.state(layer, part, "past", "total") for part in ("key", "value")] for layer in range(self.size.layers)
+        ]
+        before = self.node("Shape", self.pasts[0][0][0], start=2, end=3)
+        total = self.node("Add", before, self.tokens())
+        first, end = self.node("Squeeze", before), self.node("Squeeze", total)
+        places = self.node("Range", first, end, one)
+        keys = self.node("Range", zero, end, one)
+        earlier = self.node("LessOrEqual", keys, self.node("Unsqueeze", places, np.array([1], I64)))
+        there = self.node(
+            "Cast", self.node("Unsqueeze", "attention_mask", np.array([1, 2], I64)), to=onnx.TensorProto.BOOL
+        )
+        allowed = self.node("And", earlier, there)
+        self.mask = self.node("Where", allowed, np.array(0, F32), np.array(np.finfo(F32).min, F32))
+        self.places = "position_ids" if self.places_given else self.node("Unsqueeze", places, np.array([0], I64))
+        self.cosines, self.sines = self._gathered()
+
+    def _gathered(self) -> tuple[str, str]:
+        tables = (np.concatenate([angle, angle], 1) for angle in self.angles())
+        cosines, sines = (
+            self.node("Unsqueeze", self.node("Gather", table, self.places), np.array([1], I64)) for table in tables
+        )
+        return cosines, sines
+
+    def _turned(self, x: str) -> str:
+        """A rotary embedding in pieces."""
+        half = self.size.size // 2
+        low = self.node("Slice", x, np.array([0], I64), np.array([half], I64), np.array([3], I64))
+        high = self.node("Slice", x, np.array([half], I64), np.array([2 * half], I64), np.array([3], I64))
+        other = self.node("Concat", self.node("Neg", high), low, axis=-1)
+        return self.node("Add", self.node("Mul", x, self.cosines), self.node("Mul", other, self.sines))
+
+    def _repeated(self, x: str) -> str:
+        """Every head of keys as often as heads of queries use it."""
+        groups, size = self.size.heads // self.size.key_heads, self.size
+        apart = self.node("Unsqueeze", x, np.array([2], I64))
+        extents = self.node("Shape", x)
+        length = self.node("Slice", extents, np.array([2], I64), np.array([3], I64))
+        batch = self.node("Slice", extents, np.array([0], I64), np.array([1], I64))
+        fixed = [np.array([n], I64) for n in (size.key_heads, groups, size.size)]
+        shape = self.node("Concat", batch, fixed[0], fixed[1], length, fixed[2], axis=0)
+        joined = self.node("Concat", batch, np.array([size.heads], I64), length, fixed[2], axis=0)
+        return self.node("Reshape", self.node("Expand", apart, shape), joined)
+
+    def attention(self, layer: int, query: str, key: str, value: str) -> str:
+        query = self._turned(self.apart(query, self.size.heads))
+        new = (self._turned(self.apart(key, self.size.key_heads)), self.apart(value, self.size.key_heads))
+        presents = [
+            self._repeated(self.node("Concat", past, x, outputs=[present], axis=2))
+            for (past, present), x in zip(self.pasts[layer], new, strict=True)
+        ]
+        scores = self.node("MatMul", query, self.node("Transpose", presents[0], perm=[0, 1, 3, 2]))
+        scaled = self.node("Mul", scores, np.array(self.size.size**-0.5, F32))
+        probabilities = self.node("Softmax", self.node("Add", scaled, self.mask), axis=-1)
+        return self.beside(self.node("MatMul", probabilities, presents[1]))
+
+
+class CountingPlaces(Concatenating):
+    """The same where places follow from how long the past is, and are no input."""
+
+    places_given = False
+
+
 class Sequences:
     """A compiled decoder's caches and tables, run in process; blocks are given out in an order of their own."""
 
@@ -228,14 +376,15 @@ class Sequences:
                 self.tables[slot, entry] = self._free.pop()
 
 
-def whole(model: onnx.ModelProto, words: Sequence[int], room: int = 0) -> Array:
+def whole(model: onnx.ModelProto, words: Sequence[int]) -> Array:
     """The logits of all words, given at once to the model as it is, its states empty."""
+    grows = all(node.op_type != "TensorScatter" for node in model.graph.node)
     shapes: dict[str, tuple[int, ...]] = {}
     arrays: dict[str, Array] = {}
     for entry in model.graph.input:
         dtype = helper.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type)
         shape = [d.dim_value if d.HasField("dim_value") else d.dim_param for d in entry.type.tensor_type.shape.dim]
-        arrays[entry.name] = _first(entry.name, shape, len(words), room).astype(dtype)
+        arrays[entry.name] = _first(entry.name, shape, len(words), grows).astype(dtype)
         shapes[entry.name] = arrays[entry.name].shape
     arrays["input_ids"] = np.array([words], I64)
     compiled = compile_model(model, shapes)
@@ -244,7 +393,7 @@ def whole(model: onnx.ModelProto, words: Sequence[int], room: int = 0) -> Array:
     return next(array[0] for info, array in zip(compiled.outputs, outputs, strict=True) if info.name == "logits")
 
 
-def _first(name: str, shape: Sequence[int | str], tokens: int, room: int) -> Array:
+def _first(name: str, shape: Sequence[int | str], tokens: int, grows: bool) -> Array:
     """What a model takes in the first step of one sequence."""
     known: dict[str, Array] = {
         "write_indices": np.zeros(1),
@@ -253,9 +402,9 @@ def _first(name: str, shape: Sequence[int | str], tokens: int, room: int) -> Arr
         "position_ids": np.arange(tokens)[None],
         "attention_mask": np.ones((1, tokens)),
         "seqlens_k": np.full(1, tokens - 1),
-        "total_sequence_length": np.full(1, tokens),
+        "total_sequence_length": np.full((), tokens),
     }
     if name in known:
         return known[name]
-    extents = {"batch": 1, "tokens": tokens, "max_tokens": room or tokens, "past": 0}
+    extents = {"batch": 1, "tokens": tokens, "max_tokens": 0 if grows else tokens, "past": 0}
     return np.zeros([extents[n] if isinstance(n, str) else n for n in shape])

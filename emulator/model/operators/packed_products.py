@@ -10,8 +10,8 @@ import numpy as np
 from driver_shim.protocol.program import TensorType
 from driver_shim.protocol.program_commands import CommandKind
 from driver_shim.protocol.types import FLOATS, WireType
-from emulator.model.operators.arrays import Array, operand, required, widen
-from emulator.model.operators.operator import Operator, Types, given, optional
+from emulator.model.operators.arrays import Array, optional, required, widen
+from emulator.model.operators.operator import Operator, Types, given
 from emulator.model.operators.products import MatrixProduct, need_bias
 from emulator.model.operators.shapes import need
 
@@ -53,7 +53,7 @@ class MatMulNBits(MatrixProduct):
 
     def run(self, attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
         """MatMulNBits: a · ((b − zero_point) · scale)ᵀ + bias, sums in float32."""
-        a, bias, y = widen(required(inputs, 0)), operand(inputs, 4), outputs[0]
+        a, bias, y = widen(required(inputs, 0)), optional(inputs, 4), outputs[0]
         for rows, weights in unpacked_rows(attributes, a.shape[-1], inputs):
             sums = a @ weights.T
             if bias is not None:
@@ -63,7 +63,7 @@ class MatMulNBits(MatrixProduct):
 
 def unpacked_rows(attributes: Any, depth: int, inputs: Sequence[Array | None]) -> Iterator[tuple[slice, Array]]:
     """(rows, their weights [rows, depth] as float32), a part at a time."""
-    packed, scales, zeros = required(inputs, 1), widen(required(inputs, 2)), operand(inputs, 3)
+    packed, scales, zeros = required(inputs, 1), widen(required(inputs, 2)), optional(inputs, 3)
     step = max(1, _UNPACKED_ELEMENTS // max(1, packed.shape[1] * attributes.block))
     for start in range(0, packed.shape[0], step):
         rows = slice(start, start + step)

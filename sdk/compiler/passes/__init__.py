@@ -21,8 +21,10 @@ from sdk.compiler.passes.fuse_layer_norm import fuse_layer_norm
 from sdk.compiler.passes.fuse_packed_weights import fuse_packed_weights
 from sdk.compiler.passes.fuse_quantised import fuse_quantised
 from sdk.compiler.passes.fuse_quantised_elements import fuse_quantised_elements
+from sdk.compiler.passes.merge_cache_heads import merge_cache_heads
 from sdk.compiler.passes.merge_heads import merge_heads
 from sdk.compiler.passes.rewriting import Pass, Rewriting
+from sdk.compiler.passes.share_derived import share_derived
 from sdk.compiler.passes.skip_clamp import skip_clamp
 from sdk.compiler.passes.skip_expand import skip_expand
 from sdk.compiler.passes.use_caches import use_caches
@@ -55,8 +57,8 @@ def optimised(
     rewriting = Rewriting(operations, outputs)
     passes = ALL
     if states is not None:
-        caching: Pass = partial(use_caches, states=states)
-        passes = (*FUSING, caching, *ALL[len(FUSING) :])
+        caching: tuple[Pass, ...] = (partial(use_caches, states=states), partial(share_derived, states=states))
+        passes = (*FUSING, *caching, merge_cache_heads, *ALL[len(FUSING) :])
     for rewrite in passes:
         rewrite(rewriting)
         rewriting.drop_absorbed()  # which the next one must not take for operations of the program

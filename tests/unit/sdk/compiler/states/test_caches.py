@@ -6,10 +6,25 @@ import numpy as np
 import pytest
 
 from sdk.compiler.states import StateLayout
-from tests.support.decoders import Decoder, Scattering, Sequences, whole
+from tests.support.decoders import (
+    Concatenating,
+    Decoder,
+    Grouping,
+    Owning,
+    Scattering,
+    Sequences,
+    SlidingGrouping,
+    whole,
+)
 
 LAYOUT = StateLayout(blocks=32, slots=4, entries=8, block_tokens=4)
-FORMS = {"TensorScatter": Scattering}
+FORMS = {
+    "TensorScatter": Scattering,
+    "GroupQueryAttention": Grouping,
+    "GroupQueryAttention, sliding": SlidingGrouping,
+    "Attention with a past": Owning,
+    "Concat": Concatenating,
+}
 
 
 @pytest.fixture(params=FORMS, scope="module")
