@@ -17,6 +17,7 @@ from sdk.compiler.graph import Graph
 from sdk.compiler.states import MAY_BE_GIVEN, ROWS, StateKind, StatePair, derived_inputs, step_input
 from sdk.memory.buffers import Span
 from sdk.model.inputs import Call, InputChecks, Shape, requested_shapes
+from sdk.model.keyed_programs import on_device
 from sdk.model.lane_set import LaneSet
 from sdk.model.parts import DeviceParts
 from sdk.model.port import ModelOwner
@@ -114,8 +115,7 @@ class Steps:
             compiled = compile_model(
                 self._graph, shapes, target=self._owner.profile, pairs=self._pairs, states=states.memory.layout
             )
-            constants = parts.weights.place(compiled.constants)
-            program = ModelProgram(compiled, constants, parts.reset_count, tuple(parts.weights.buffers))
+            program = on_device(self._owner, parts, compiled)
             parts.check_open()  # a reset may have come meanwhile
             parts.loaded[key] = program
             self.last = program.compiled
