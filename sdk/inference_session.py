@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from sdk.model.model import Model
 
 PROVIDER = "NpuExecutionProvider"
-"""How our device is called among onnxruntime's providers; its option "device" is an address of `sdk.Device`."""
+"""How our device is called among onnxruntime's providers."""
+OPTIONS = frozenset({"device"})
+"""The provider's options: "device" is an address of `sdk.Device`."""
 HOST_PROVIDER = "CPUExecutionProvider"
 """Named after ours, it runs in onnxruntime on the host what the device has no command for."""
 RUNS_AT_ONCE = 4
@@ -415,10 +417,15 @@ def _chosen(
         raise ValueError(f"the provider {unknown[0]!r} is not here; leave providers out, or give [{PROVIDER!r}]")
     if names not in ([PROVIDER], [PROVIDER, HOST_PROVIDER]):
         raise ValueError(f"providers are {names}; give [{PROVIDER!r}], or with the host after it, [{PROVIDER!r}, …]")
-    for (name, given), known in zip(pairs, ({"device"}, set()), strict=False):
-        if given.keys() - known:
-            raise ValueError(f"{name} has no option {min(given.keys() - known)!r}; {PROVIDER} has 'device', an address")
+    for (name, given), known in zip(pairs, (OPTIONS, frozenset[str]()), strict=False):
+        check_options(given, name, known)
     return dict(pairs[0][1]), names
+
+
+def check_options(given: Mapping[str, Any], name: str = PROVIDER, known: frozenset[str] = OPTIONS) -> None:
+    """Raise ValueError for options that a provider has not."""
+    if given.keys() - known:
+        raise ValueError(f"{name} has no option {min(given.keys() - known)!r}; {PROVIDER} has 'device', an address")
 
 
 def _address_of(options: Mapping[str, Any], device: Device | str | None) -> str | None:

@@ -120,6 +120,7 @@ class Lane:
             self.runs.add(run)
             commands, buffers = work.commands(staging, arena, handles)
             run.hold((arena, *buffers))
+            run.ends_with(commands[-1])
             owners: list[SlotOwner] = [*[RunStep(run, command) for command in commands[:-1]], run]
             self.queue._submit_group(owners, run, [command.entry for command in commands], may_wait=may_wait)
         except BaseException:

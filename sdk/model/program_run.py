@@ -79,13 +79,13 @@ class ProgramRun:
             return ready
         memory, here = staging.memory, staging.address
         bind(memory, layout, 0, arena, {})
-        commands = [Command(execute(layout, here, arena, handle), "exec", program)]
+        commands = [Command(execute(layout, here, arena, handle), "exec", program.compiled.nodes)]
         if layout.input_bytes:
             entry = copy(arena, here, layout.input_bytes, _DEVICE, _HOST)
-            commands.insert(0, Command(entry, "copy", program))
+            commands.insert(0, Command(entry, "copy"))
         if layout.output_bytes:
             at = layout.output_offset
-            commands.append(Command(copy(here + at, arena + at, layout.output_bytes, _HOST, _DEVICE), "copy", program))
+            commands.append(Command(copy(here + at, arena + at, layout.output_bytes, _HOST, _DEVICE), "copy"))
         inputs = [view(memory, place) for place in layout.inputs]
         ready = _Prepared(key, inputs, [view(memory, place) for place in layout.outputs], commands)
         staging.prepared = ready
@@ -95,7 +95,7 @@ class ProgramRun:
         self, staging: Staging, ready: _Prepared, arena: int, handle: int
     ) -> tuple[list[Command], tuple[Buffer, ...]]:
         """The commands of a run some of whose operands are the application's own buffers, and those."""
-        layout, program = self._layout, self.programs[0]
+        layout, nodes = self._layout, self.programs[0].compiled.nodes
         instead: dict[int, int] = {}
         buffers: list[Buffer] = []
         before: list[Entry] = []
@@ -125,9 +125,9 @@ class ProgramRun:
         if instead:
             bind(staging.memory, layout, 0, arena, instead)
             staging.prepared = None
-        entries = [*before, execute(layout, staging.address, arena, handle), *after]
-        names = ["copy"] * len(before) + ["exec"] + ["copy"] * len(after)
-        return [Command(entry, name, program) for entry, name in zip(entries, names, strict=True)], tuple(buffers)
+        work = Command(execute(layout, staging.address, arena, handle), "exec", nodes)
+        moves = [[Command(entry, "copy") for entry in entries] for entries in (before, after)]
+        return [*moves[0], work, *moves[1]], tuple(buffers)
 
 
 def bind(memory: NDArray[Any], layout: RunLayout, base: int, arena: int, instead: Mapping[int, int]) -> None:

@@ -23,8 +23,8 @@ class Command(NamedTuple):
     entry: Entry
     what: str
     """It in a word, for errors."""
-    program: ModelProgram
-    """The program that it runs, or moves operands of."""
+    nodes: tuple[str, ...] = ()
+    """Of an exec: the node of the model that each command of its program comes from."""
 
 
 class RunOwner(Protocol):
@@ -46,7 +46,7 @@ class _InFlight(NamedTuple):
 class RunEvent(Event[Outputs]):
     """The end of a model's run: its last command's, failed if any command of it failed."""
 
-    __slots__ = ("_before", "_began", "_held", "_in_flight", "_last", "_then", "output_bytes")
+    __slots__ = ("_before", "_began", "_held", "_in_flight", "_nodes", "_then", "output_bytes")
 
     def __init__(
         self,
@@ -67,13 +67,16 @@ class RunEvent(Event[Outputs]):
         self._before: NpuError | None = None
         """How a command before the last one failed."""
         self._began: int | None = None
-        self._last = programs[-1]
-        """The program of its last command."""
+        self._nodes: tuple[str, ...] = ()
         self._then: Callable[[bool], None] | None = None
 
     def then(self, call: Callable[[bool], None] | None) -> None:
         """Have this called at its end, with whether it ended well. The queue's lock is held then."""
         self._then = call
+
+    def ends_with(self, command: Command) -> None:
+        """Its last command is this."""
+        self._nodes = command.nodes
 
     def hold(self, buffers: tuple[Buffer, ...]) -> None:
         """It works on these until its last command has completed."""
@@ -93,12 +96,12 @@ class RunEvent(Event[Outputs]):
         if self._began is None:
             self._began = start_tick
         if status and self._before is None:
-            self._before = self._error(command.what, command.program, status, result)
+            self._before = self._error(command.what, command.nodes, status, result)
 
     def _finish(self, status: int, start_tick: int, end_tick: int, result: int = 0) -> None:
         """The last command completed; those before it had already, queues being in order."""
         if status and self._before is None:
-            self._before = self._error("its last command", self._last, status, result)
+            self._before = self._error("its last command", self._nodes, status, result)
         self._start = self._began if self._began is not None else start_tick
         self._end = end_tick
         if self._before is not None:
@@ -135,8 +138,7 @@ class RunEvent(Event[Outputs]):
         for buffer in self._held:
             buffer._base_address()
 
-    def _error(self, what: str, program: ModelProgram, status: int, result: int) -> NpuError:
-        nodes = program.compiled.nodes
+    def _error(self, what: str, nodes: tuple[str, ...], status: int, result: int) -> NpuError:
         if status not in DATA_FAULTS or not result < len(nodes):
             return self._queue.command_error(f"model run ({what})", status)
         node = nodes[result]

@@ -136,17 +136,23 @@ class StepRun:
                 at = base + place.offset
                 there = staging.memory[at : at + place.nbytes].view(place.dtype).reshape(place.shape)
                 np.copyto(there, part.inputs[place.name])
-        entries: list[tuple[Entry, str]] = []
+        commands: list[Command] = []
         if layout.input_bytes:
-            entries.append((copy(device, staging.address + base, layout.input_bytes, _DEVICE, _HOST), "copy"))
-        entries += [(entry, "copy of a state") for entry in self._move(part.program, device, index, before=True)]
-        entries.append((execute(layout, staging.address + table_base, device, handle), "exec"))
-        entries += [(entry, "copy of a state") for entry in self._move(part.program, device, index, before=False)]
+            commands.append(Command(copy(device, staging.address + base, layout.input_bytes, _DEVICE, _HOST), "copy"))
+        commands += [
+            Command(entry, "copy of a state") for entry in self._move(part.program, device, index, before=True)
+        ]
+        work = execute(layout, staging.address + table_base, device, handle)
+        commands.append(Command(work, "exec", part.program.compiled.nodes))
+        commands += [
+            Command(entry, "copy of a state") for entry in self._move(part.program, device, index, before=False)
+        ]
         by_name = {place.name: place for place in layout.outputs}
         for place in self._outputs[index]:
             source = device + by_name[place.name].offset
-            entries.append((copy(staging.address + place.offset, source, place.nbytes, _HOST, _DEVICE), "copy"))
-        return [Command(entry, what, part.program) for entry, what in entries]
+            entry = copy(staging.address + place.offset, source, place.nbytes, _HOST, _DEVICE)
+            commands.append(Command(entry, "copy"))
+        return commands
 
     def _move(self, program: ModelProgram, device: int, index: int, *, before: bool) -> list[Entry]:
         """Copies of replaced states' rows from and to where the program has them."""

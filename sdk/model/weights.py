@@ -21,7 +21,7 @@ from sdk.queue.queue import Queue
 STAGING_BYTES = 4 << 20
 """Of each of the two pieces of host memory that weights go through: large enough for the link, small beside a model."""
 
-LEAST_STAGING_BYTES = 64 << 10
+LEAST_STAGING_BYTES = 4 << 10
 
 
 class Placement(NamedTuple):

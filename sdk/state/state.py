@@ -32,8 +32,7 @@ class State(HereOnly):
         self._memory = memory
         self._holding = holding
         self._closed: NpuError | None = None
-        self.max_tokens = max_tokens
-        """Tokens that it takes at most."""
+        self._max_tokens = max_tokens
         self._finalizer = weakref.finalize(self, memory.let_go, holding)
         self._finalizer.atexit = False
 
@@ -42,6 +41,11 @@ class State(HereOnly):
         """Tokens that it has."""
         self._check_open()
         return self._holding.length
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens that it takes at most."""
+        return self._max_tokens
 
     @property
     def memory_bytes(self) -> int:

@@ -166,7 +166,7 @@ def test_what_is_longer_than_a_state_is_refused_with_the_numbers(loaded: Model, 
     text = words(20)
     state = fed(loaded, text, max_tokens=22)
     taken = state.memory_bytes
-    with pytest.raises(sdk.StateFull, match="20 of 22 tokens; 3 more do not fit.*at most 2"):
+    with pytest.raises(sdk.StateFull, match=r"20 of 22 tokens; 3 more do not fit.*at most 2"):
         loaded(ids(words(3)), state=state)
     assert (state.length, state.memory_bytes) == (20, taken)
     expect(decoder, text + words(2), loaded(ids(words(2)), state=state)["logits"][0], 20)
@@ -231,7 +231,12 @@ def test_a_wrong_use_is_refused_and_changes_nothing(loaded: Model, change: Any, 
 
 @pytest.mark.parametrize(
     ("memory", "message"),
-    [("much", 'use bytes above 0, or a text as "256MiB"'), (0, "use bytes above 0"), (1.5, "takes bytes"), (100, "block")],
+    [
+        ("much", 'use bytes above 0, or a text as "256MiB"'),
+        (0, "use bytes above 0"),
+        (1.5, "takes bytes"),
+        (100, "block"),
+    ],
 )
 def test_state_memory_that_cannot_be_is_refused_at_load(
     device: sdk.Device, decoder: onnx.ModelProto, memory: Any, message: str

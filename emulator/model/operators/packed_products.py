@@ -74,13 +74,17 @@ def _weights(attributes: Any, packed: Array, scales: Array, zeros: Array | None)
     """(b − zero_point) · scale of some rows, [rows, blocks · block]."""
     count, blocks = scales.shape
     integers = unpack(packed.reshape(count, -1), attributes.bits).reshape(count, blocks, attributes.block)
-    if zeros is None:
-        zero = np.full((count, blocks), 1 << (attributes.bits - 1), np.float32)
-    elif zeros.dtype == np.uint8:
-        zero = unpack(zeros, attributes.bits)[:, :blocks].astype(np.float32)
-    else:
-        zero = widen(zeros)
+    zero = zero_points(zeros, attributes.bits, blocks)
     return ((integers - zero[..., None]) * scales[..., None]).reshape(count, -1)
+
+
+def zero_points(zeros: Array | None, bits: int, blocks: int) -> Array:
+    """Zero points as float32 [rows, blocks], [1, 1] where they are left out and the middle of all codes is meant."""
+    if zeros is None:
+        return np.full((1, 1), 1 << (bits - 1), np.float32)
+    if zeros.dtype == np.uint8:
+        return unpack(zeros, bits)[:, :blocks].astype(np.float32)
+    return widen(zeros)
 
 
 def unpack(packed: Array, bits: int) -> Array:

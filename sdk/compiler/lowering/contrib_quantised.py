@@ -1,4 +1,4 @@
-"""Operators of onnxruntime's own that its quantiser and optimiser write for 8-bit and 4-bit integers."""
+"""Operators of onnxruntime's own that its quantiser and optimiser write for 8-bit integers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from sdk.compiler.lowering.quantised import convolved, scale_of, scaled
 from sdk.compiler.lowering.reductions import SOFTMAX_ALONG_AXIS_SINCE, by_axis_or_matrix, reduced
 
 _LEAKY_RELU_ALPHA = 0.01
-_NBITS_DEFAULT = 4
 
 
 # --- scales -----------------------------------------------------------------------------------------------------------
@@ -274,33 +273,6 @@ def _matmul_integer_to_float(node: NodeContext) -> Sequence[Value]:
     return _biased(node, product, 6)
 
 
-def _matmul_nbits(node: NodeContext) -> Sequence[Value]:
-    a, b, builder = node.value(0), node.value(1), node.builder
-    if node.optional(4) is not None:
-        raise Refused("a g_idx (weights in another order) is not supported")
-    if node.attribute("weight_prepacked", 0):
-        raise Refused("weights that are packed for one processor are not supported")
-    bits, block = node.attribute("bits", _NBITS_DEFAULT), node.attribute("block_size")
-    rows, depth = node.attribute("N"), node.attribute("K")
-    if min(bits, block, rows, depth) < 1 or not a.shape or a.shape[-1] != depth:
-        raise Refused(f"data {a.type} for K {depth}, N {rows}, blocks of {block}, {bits} bits")
-    blocks = -(-depth // block)
-    scales = _shaped(builder, node.value(2), (rows, blocks))
-    zeros = node.optional(3)
-    if zeros is not None:
-        packed = zeros.dtype is WireType.UINT8
-        zeros = _shaped(builder, zeros, (rows, -(-blocks * bits // 8) if packed else blocks))
-    weights = _shaped(builder, b, (rows, blocks, -(-block * bits // 8)))
-    operands = trimmed([a, weights, scales, zeros, node.optional(5)])
-    return [builder.emit(CommandKind.MATMUL_NBITS, operands, block=block, bits=bits)]
-
-
-def _shaped(builder: Builder, value: Value, shape: tuple[int, ...]) -> Value:
-    if value.type.elements != int(np.prod(shape)):
-        raise Refused(f"an operand {value.type}, must be {list(shape)}")
-    return builder.reshape(value, shape)
-
-
 def _refused(reason: str) -> Lowering:
     def lower(node: NodeContext) -> Sequence[Value]:
         raise Refused(reason)
@@ -313,7 +285,6 @@ LOWERINGS: dict[str, Lowering] = {
     qualified("DynamicQuantizeLSTM"): _refused("its quantised recurrence is not supported: keep the LSTM in float32"),
     qualified("DynamicQuantizeMatMul"): _dynamic_quantize_matmul,
     qualified("MatMulIntegerToFloat"): _matmul_integer_to_float,
-    qualified("MatMulNBits"): _matmul_nbits,
     qualified("QAttention"): _refused("it is not supported: quantise the model without fusing attention"),
     qualified("QGemm"): _qgemm,
     qualified("QLinearAdd"): _qlinear_binary(QBinaryFunction.ADD),

@@ -16,6 +16,7 @@ from sdk.compiler.passes.fuse_addend import fuse_addend
 from sdk.compiler.passes.fuse_attention import fuse_attention
 from sdk.compiler.passes.fuse_batch_normalisation import fuse_batch_normalisation
 from sdk.compiler.passes.fuse_bias import fuse_bias
+from sdk.compiler.passes.fuse_block_offsets import fuse_block_offsets
 from sdk.compiler.passes.fuse_gates import fuse_gates
 from sdk.compiler.passes.fuse_layer_norm import fuse_layer_norm
 from sdk.compiler.passes.fuse_packed_weights import fuse_packed_weights
@@ -35,6 +36,7 @@ ALL: tuple[Pass, ...] = (
     *FUSING,
     merge_heads,
     fuse_batch_normalisation,
+    fuse_block_offsets,
     fuse_bias,
     skip_clamp,
     fuse_addend,
@@ -47,19 +49,31 @@ ALL: tuple[Pass, ...] = (
 )
 
 
-def optimised(
-    operations: Sequence[Operation], outputs: Sequence[Value], states: States | None = None
-) -> list[Operation]:
-    """The operations that compute `outputs`, each still the result of one of its own.
+def optimised(operations: Sequence[Operation], outputs: Sequence[Value]) -> list[Operation]:
+    """The operations that compute `outputs`, each still the result of one of its own."""
+    return finished(fused(operations, outputs))
+
+
+def fused(operations: Sequence[Operation], outputs: Sequence[Value], states: States | None = None) -> Rewriting:
+    """The same with what goes best together as one command, not yet with what is done beside it.
 
     Where there are states, attention over them is over caches. Raises UnsupportedModel where it cannot be.
     """
     rewriting = Rewriting(operations, outputs)
-    passes = ALL
+    passes = FUSING
     if states is not None:
         caching: tuple[Pass, ...] = (partial(use_caches, states=states), partial(share_derived, states=states))
-        passes = (*FUSING, *caching, merge_cache_heads, *ALL[len(FUSING) :])
+        passes = (*passes, *caching, merge_cache_heads)
+    return _run(rewriting, passes)
+
+
+def finished(rewriting: Rewriting) -> list[Operation]:
+    """What `fused` gave with all other passes."""
+    return _run(rewriting, ALL[len(FUSING) :]).operations
+
+
+def _run(rewriting: Rewriting, passes: Sequence[Pass]) -> Rewriting:
     for rewrite in passes:
         rewrite(rewriting)
         rewriting.drop_absorbed()  # which the next one must not take for operations of the program
-    return rewriting.operations
+    return rewriting

@@ -32,7 +32,7 @@ class Visibility:
 
     def __init__(self, states: States) -> None:
         self._states = states
-        self._samples = [_sample(states, past) for past in _pasts(states)]
+        self._samples = [_sample(states, past) for past in states.pasts()]
         self._windows: dict[tuple[object, ...], int] = {}
         self._written: set[tuple[int, int]] = set()
         self._kept: list[Value] = []
@@ -134,18 +134,6 @@ class Visibility:
             return sample.values.of(value)
         except Unknown:
             raise NotCausal(f"{what} does not follow from the states alone") from None
-
-
-def _pasts(states: States) -> list[Array]:
-    """Tokens held by each row, for which an attention is looked at."""
-    rows, tokens = states.step
-    state = states.cached[0]
-    extent = state.past.shape[state.pair.axis or 0]
-    if states.grows:
-        return [np.full(rows, extent)]
-    room = max(0, extent - tokens) if not state.pair.ring else extent + 3
-    spread = np.arange(rows) * 7 % (room + 1)
-    return [np.zeros(rows, np.int64), np.full(rows, room), spread]
 
 
 def _sample(states: States, past: Array) -> _Sample:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from driver_shim.errors import UnsupportedModel
 from driver_shim.protocol.program import TensorType
+from driver_shim.protocol.program_commands import ROW_FIELDS
 from driver_shim.protocol.types import WireType
 from sdk.compiler.compiled import StateInfo
 from sdk.compiler.graph import Graph, GraphInput
-from sdk.compiler.ir import Builder, Refused, Value
+from sdk.compiler.ir import Array, Builder, Refused, Value
 from sdk.compiler.problems import Problem, unsupported
+from sdk.compiler.states.following import WHOLE, Following
 from sdk.compiler.states.pairs import StateLayout, StatePair, refused, state_infos, token_shape
 from sdk.compiler.states.roles import MAY_BE_GIVEN, ROWS, TABLES, Lengths, Role, derived_inputs, step_of
-
-ROW_FIELDS = 3
-"""Slot, past and count."""
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -51,6 +52,42 @@ class StatePlan:
         """Inputs that the program does not take."""
         return frozenset(self.roles) | {pair.past for pair in self.cached}
 
+    @property
+    def presents(self) -> frozenset[str]:
+        """Outputs that the program does not give."""
+        return frozenset(pair.present for pair in self.cached)
+
+    @property
+    def replaced(self) -> tuple[StatePair, ...]:
+        """Those that are inputs and outputs of the program."""
+        return tuple(pair for pair in self.pairs if not pair.is_cached)
+
+    def replaced_shapes(self, graph: Graph, given: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+        """Shapes of those that are replaced, as far as they follow from shapes that are given."""
+        declared = {entry.name: entry.shape or () for entry in graph.inputs}
+        extents = {
+            name: int(extent)
+            for entry, shape in given.items()
+            for name, extent in zip(declared.get(entry, ()), shape, strict=False)
+        }
+        shapes = {
+            pair.past: tuple(extents.get(n, n) if isinstance(n, str) else n for n in declared[pair.past])
+            for pair in self.replaced
+        }
+        return {
+            name: tuple(map(int, shape))
+            for name, shape in shapes.items()
+            if shape and not any(isinstance(extent, str) for extent in shape)
+        }
+
+    def check_replaced(self, graph: Graph, output: str, value: Value, values: Mapping[str, Value]) -> None:
+        """Raise UnsupportedModel where an output is the next value of a state of another type or shape."""
+        pair = next((pair for pair in self.replaced if pair.present == output), None)
+        past = values.get(pair.past) if pair is not None else None
+        if pair is not None and past is not None and past.type != value.type:
+            node = next((each.subject for each in graph.nodes if output in each.outputs), None)
+            raise refused(pair, f"its next value is {value.type}, and it is {past.type}", node)
+
     def infos(self, graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> tuple[StateInfo, ...]:
         """What users see of the states, in a program for these shapes."""
         return tuple(
@@ -75,7 +112,12 @@ class States:
     """The states of one program that is being compiled."""
 
     def __init__(
-        self, graph: Graph, plan: StatePlan, shapes: Mapping[str, tuple[int, ...]], length: int | None = None
+        self,
+        graph: Graph,
+        plan: StatePlan,
+        shapes: Mapping[str, tuple[int, ...]],
+        builder: Builder,
+        length: int | None = None,
     ) -> None:
         """`length` is that of the pasts where the model leaves it open; else all that a state may hold."""
         step = step_of(shapes, {pair.past for pair in plan.pairs})
@@ -83,7 +125,7 @@ class States:
             raise unsupported([Problem("a model with states takes no input of [rows, tokens], as input_ids are")])
         self.plan = plan
         self.step = step
-        self.rows = Value(TensorType(WireType.INT32, (step.rows, ROW_FIELDS)))
+        self.rows = Value(TensorType(WireType.INT32, (step.rows, len(ROW_FIELDS))))
         self.tables = Value(TensorType(WireType.INT32, (plan.layout.slots, plan.layout.entries)))
         self.length = self._longest() if length is None else length
         self.graph = graph
@@ -91,19 +133,20 @@ class States:
         self.caches: dict[str, Value] = {}
         """By the names of their bindings."""
         self.cached = self._placed()
+        self._lengths = Lengths(builder, self.rows, step)
+        self._following = self._followed_pasts()
 
     def inputs(self) -> list[tuple[str, Value]]:
         """What the program takes for them."""
         return [(ROWS, self.rows), (TABLES, self.tables)]
 
-    def values(self, builder: Builder) -> dict[str, Value]:
+    def values(self) -> dict[str, Value]:
         """The inputs that the program does not take, by name."""
-        lengths = Lengths(builder, self.rows, self.step)
         values = {state.pair.past: state.past for state in self.cached}
         for name, role in self.plan.roles.items():
             entry = self._declared[name]
             try:
-                values[name] = lengths.of(role, entry.dtype or WireType.INT64, self._shape(entry, role))
+                values[name] = self._lengths.of(role, entry.dtype or WireType.INT64, self._shape(entry, role))
             except Refused as error:
                 raise unsupported([Problem(f"input {name!r}, {role.value}: {error}")]) from None
         return values
@@ -161,6 +204,43 @@ class States:
         if isinstance(shape[axis], str):
             shape[axis] = self.length
         return Value(TensorType(dtype, tuple(int(extent) for extent in shape)))
+
+    def are_places(self, value: Value, op: str) -> bool:
+        """Whether a constant is where the step's tokens stand, after a past as long as the one compiled for."""
+        rows, tokens = self.step
+        shapes: list[tuple[int, ...]] = [(1, tokens), (rows, tokens)]
+        if op == "Range" and rows == 1:
+            shapes.append((tokens,))
+        if value.constant is None or value.shape not in shapes or value.dtype not in WHOLE:
+            return False
+        return bool(np.all(value.constant == self.length + np.arange(tokens)))
+
+    def places(self, value: Value) -> Value:
+        """What stands for such a constant: where the tokens of each row stand."""
+        shape = value.shape if len(value.shape) == 1 else tuple(self.step)
+        return self._lengths.of(Role.POSITIONS, value.dtype, shape)
+
+    def followed(self, value: Value) -> Value:
+        """A value; where it is what a state holds and a constant more, as that follows from the rows."""
+        more = self._following.beyond_past(value) if self._following is not None else None
+        return value if more is None else self._lengths.past_and(more, value.dtype, value.shape)
+
+    def pasts(self) -> list[Array]:
+        """Tokens held by each row, made up, for which the model is compiled: any, or those of one length alone."""
+        rows, tokens = self.step
+        state = self.cached[0]
+        extent = state.past.shape[state.pair.axis or 0]
+        if self.grows:
+            return [np.full(rows, extent)]
+        room = extent + 3 if state.pair.ring else max(0, extent - tokens)
+        return [np.zeros(rows, np.int64), np.full(rows, room), np.arange(rows) * 7 % (room + 1)]
+
+    def _followed_pasts(self) -> Following | None:
+        if not self.cached:
+            return None
+        pasts = self.pasts()
+        other = np.abs(pasts[0] - 1) if self.grows else None
+        return Following(self.rows, pasts, self.step.tokens, other)
 
     def present_of(self, name: str) -> CachedState | None:
         """The state that has this output as its next value."""

@@ -11,7 +11,7 @@ import numpy as np
 from driver_shim.protocol.program_commands import BinaryFunction, CommandKind, ReduceFunction
 from driver_shim.protocol.types import WireType
 from sdk.compiler.graph import Graph, GraphInput, GraphNode
-from sdk.compiler.ir import Builder, Value
+from sdk.compiler.ir import Array, Builder, Value
 from sdk.compiler.lowering.elementwise import binary, cast
 from sdk.compiler.lowering.movement import cut
 from sdk.compiler.states.pairs import StatePair
@@ -129,6 +129,7 @@ class Lengths:
         self._builder = builder
         self._rows = rows
         self._step = step
+        self._sums: dict[tuple[WireType, tuple[int, ...], bytes], Value] = {}
         self._known: dict[tuple[Role, WireType, tuple[int, ...]], Value] = {}
 
     def of(self, role: Role, dtype: WireType, shape: tuple[int, ...]) -> Value:
@@ -151,6 +152,17 @@ class Lengths:
         if not number:
             return self.column(1)
         return binary(self._builder, BinaryFunction.ADD, self.column(1), self._constant(number))
+
+    def past_and(self, more: Array, dtype: WireType, shape: tuple[int, ...]) -> Value:
+        """The tokens held before, and a constant more, of every row: as a value of this type and shape."""
+        key = dtype, shape, more.tobytes()
+        if key not in self._sums:
+            held = cast(
+                self._builder, self._builder.reshape(self.column(1), (shape[0], *[1] * (len(shape) - 1))), dtype
+            )
+            added = self._builder.constant(more.astype(dtype.dtype))
+            self._sums[key] = binary(self._builder, BinaryFunction.ADD, held, added) if np.any(more) else held
+        return self._builder.expand(self._sums[key], shape)
 
     def longest(self) -> Value:
         """Tokens after the step, of the longest row: int32[1, 1]."""

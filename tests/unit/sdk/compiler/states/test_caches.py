@@ -8,6 +8,7 @@ import pytest
 from sdk.compiler.states import StateLayout
 from tests.support.decoders import (
     Concatenating,
+    CountingPlaces,
     Decoder,
     Grouping,
     Owning,
@@ -18,19 +19,20 @@ from tests.support.decoders import (
 )
 
 LAYOUT = StateLayout(blocks=32, slots=4, entries=8, block_tokens=4)
-FORMS = {
+FORMS: dict[str, type[Decoder]] = {
     "TensorScatter": Scattering,
     "GroupQueryAttention": Grouping,
     "GroupQueryAttention, sliding": SlidingGrouping,
     "Attention with a past": Owning,
     "Concat": Concatenating,
+    "Concat, places counted": CountingPlaces,
 }
 
 
 @pytest.fixture(params=FORMS, scope="module")
 def form(request: pytest.FixtureRequest) -> type[Decoder]:
     """A way in which models keep states."""
-    return FORMS[request.param]
+    return FORMS[str(request.param)]
 
 
 def words(count: int, seed: int) -> list[int]:
