@@ -7,7 +7,7 @@ import gc
 import os
 import pickle
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -282,6 +282,7 @@ def test_a_run_that_fails_leaves_the_state_at_its_old_length(loaded: Model, deco
 
 def test_a_run_whose_engine_dies_leaves_the_state_at_its_old_length(decoder: onnx.ModelProto) -> None:
     with process_rig() as rig, rig.device() as device:
+        assert rig.pid is not None
         lm = device.load(decoder, state_memory=16 * BLOCK_BYTES)
         text, tail = words(20), words(3, 4)
         state = fed(lm, text)
@@ -301,7 +302,13 @@ def test_a_run_whose_engine_dies_leaves_the_state_at_its_old_length(decoder: onn
 def test_a_state_that_a_run_works_on_is_nobody_elses(loaded: Model) -> None:
     state = fed(loaded, words(3))
     event = loaded.submit(ids(words(200, 5)), state=state)
-    held = [state.free, state.fork, state.save, lambda: state.rewind(0), lambda: loaded(ids([1]), state=state)]
+    held: list[Callable[[], object]] = [
+        state.free,
+        state.fork,
+        state.save,
+        lambda: state.rewind(0),
+        lambda: loaded(ids([1]), state=state),
+    ]
     if not event.done():
         for each in held:
             with pytest.raises(sdk.BufferInUse):
