@@ -47,6 +47,7 @@ def read_graph(source: Source, handled: frozenset[str]) -> Graph:
         frozenset(scope.host_only),
         tuple(Opset(domain, version) for domain, version in text.versions.items()),
         text.model.ir_version,
+        {entry.key: entry.value for entry in text.model.metadata_props},
         {tensor.name: tensor for tensor in text.model.graph.initializer},
         text.data,
     )

@@ -10,7 +10,7 @@ import numpy as np
 
 from sdk.compiler import ANY_SHAPE, Signature, TensorInfo
 from sdk.memory.buffers import Span, as_dtype
-from sdk.model.lanes import Input
+from sdk.model.program_run import Input
 from sdk.queue.commands import check_buffer
 
 Shape = tuple[int, ...]

@@ -15,9 +15,9 @@ from sdk.compiler import CompiledProgram, compile_model
 from sdk.compiler.compile import NeedsValues
 from sdk.compiler.graph import Graph
 from sdk.model.inputs import Call, InputChecks, Planned, Shape, ShapeKey
-from sdk.model.lanes import Input
 from sdk.model.parts import DeviceParts, Key
 from sdk.model.port import ModelOwner
+from sdk.model.program_run import Input
 from sdk.model.programs import ModelProgram
 
 _log = logging.getLogger("npu")

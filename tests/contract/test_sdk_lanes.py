@@ -452,7 +452,7 @@ def test_large_arrays_are_copied_in_other_threads_than_the_loops(
             copiers.append(threading.get_ident())
         take(self)
 
-    monkeypatch.setattr("sdk.model.lanes.np.copyto", copying)
+    monkeypatch.setattr("sdk.model.program_run.np.copyto", copying)
     monkeypatch.setattr(RunEvent, "_take_value", taking)
 
     async def main() -> list[dict[str, Any]]:

@@ -532,7 +532,7 @@ def test_run_async_holds_no_loop_up_while_a_program_is_compiled_or_the_queue_is_
 
     monkeypatch.setattr("sdk.model.keyed_programs.compile_model", compiling)
     monkeypatch.setattr(Completions, "wait_until", waiting)
-    monkeypatch.setattr("sdk.model.lanes.MOST_STAGINGS", 1)  # room for two runs, of which many are started at once
+    monkeypatch.setattr("sdk.model.staging.MOST_STAGINGS", 1)  # room for two runs, of which many are started at once
     net = emulated.load(product())
 
     async def main() -> list[Any]:

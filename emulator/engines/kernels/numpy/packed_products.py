@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from emulator.engines.kernels.provider import Kernel, KernelRequest
-from emulator.model.operators.arrays import Array, operand, required, widen
+from emulator.model.operators.arrays import Array, optional, required, widen
 from emulator.model.operators.packed_products import unpacked_rows
 
 HELD_BYTES = 1 << 30
@@ -48,7 +48,7 @@ class _Product:
 
     def run(self, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
         sums = widen(required(inputs, 0)) @ self._weights.T
-        bias = operand(inputs, 4)
+        bias = optional(inputs, 4)
         if bias is not None:
             sums += widen(bias)
         outputs[0][...] = sums
