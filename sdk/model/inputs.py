@@ -10,7 +10,7 @@ import numpy as np
 
 from sdk.compiler import ANY_SHAPE, Signature, TensorInfo
 from sdk.memory.buffers import Span, as_dtype
-from sdk.model.lanes import Input
+from sdk.model.program_run import Input
 from sdk.queue.commands import check_buffer
 
 Shape = tuple[int, ...]
@@ -71,6 +71,10 @@ class InputChecks:
         if not all(check.fixed for check in checks):
             _agree_on_symbols([*self._infos, *given], checked)
         return Call(checked, tuple(info.name for info in given))
+
+    def named(self, call: Call) -> dict[str, Any]:
+        """The values of a call by the names of their inputs."""
+        return dict(zip((*self._names, *call.optional), call.values, strict=True))
 
     @staticmethod
     def _joined(given: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import sdk
 from sdk.model.model import Model
 from sdk.model.runs import RunEvent
 from sdk.model.weights import Weights
+from tests.support.loaded import parts_of
 from tests.support.models import model, node
 from tests.support.rigs import in_process_rig, process_rig
 from tests.support.waiting import PATIENCE_S
@@ -45,7 +46,7 @@ def emulated() -> Iterator[sdk.Device]:
 
 
 def lanes_of(loaded: Model) -> int:
-    return len(loaded._parts.lanes)
+    return len(parts_of(loaded).lanes)
 
 
 def occupied(loaded: Model, count: int) -> list[sdk.Event[dict[str, Any]]]:
@@ -243,7 +244,7 @@ def test_a_loop_is_not_held_up_by_runs_of_other_lanes_and_models_that_have_all_h
 def test_a_model_lets_go_of_idle_host_memory_that_another_one_needs(scarce: sdk.Device) -> None:
     models = [scarce.load(doubling(LARGE)) for _ in range(3)]
     assert (models[0](batch_of(1, 5.0, LARGE))["y"] == 10.0).all()
-    held = list(models[0]._parts.lanes[0].stagings._idle)  # as a thread may that is about to return
+    held = list(parts_of(models[0]).lanes[0].stagings._idle)  # as a thread may that is about to return
     assert len(held) == 1
     assert (models[1](batch_of(1, 6.0, LARGE))["y"] == 12.0).all()
     for value, loaded in enumerate(models * 2):
@@ -420,7 +421,7 @@ def test_an_awaited_error_of_what_was_closed_or_reset_is_not_logged_as_well(
 def test_a_reset_while_weights_are_sent_closes_the_model(emulated: sdk.Device, monkeypatch: pytest.MonkeyPatch) -> None:
     net = model([node("Add", ["x", "c"], ["y"])], {"x": (F32, (4,))}, {"y": F32}, {"c": np.arange(4, dtype=F32)})
     loaded = emulated.load(net)
-    send = Weights._send
+    send = Weights.send
 
     def resetting(self: Weights, *arguments: Any) -> Any:
         sent = send(self, *arguments)
@@ -428,7 +429,7 @@ def test_a_reset_while_weights_are_sent_closes_the_model(emulated: sdk.Device, m
         return sent
 
     with monkeypatch.context() as patch:
-        patch.setattr(Weights, "_send", resetting)
+        patch.setattr(Weights, "send", resetting)
         with pytest.raises(sdk.Closed):
             loaded(np.zeros(4, F32))
     assert emulated.load(net)(np.zeros(4, F32))["y"].tolist() == [0, 1, 2, 3]
@@ -451,7 +452,7 @@ def test_large_arrays_are_copied_in_other_threads_than_the_loops(
             copiers.append(threading.get_ident())
         take(self)
 
-    monkeypatch.setattr("sdk.model.lanes.np.copyto", copying)
+    monkeypatch.setattr("sdk.model.program_run.np.copyto", copying)
     monkeypatch.setattr(RunEvent, "_take_value", taking)
 
     async def main() -> list[dict[str, Any]]:

@@ -150,7 +150,7 @@ def test_a_program_compiled_ahead_is_loaded_as_it_is(device: sdk.Device, monkeyp
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("it was compiled again")
 
-    monkeypatch.setattr("sdk.model.model.compile_model", refuse)
+    monkeypatch.setattr("sdk.model.keyed_programs.compile_model", refuse)
     np.testing.assert_array_equal(net(X)["y"], X @ W)
 
 

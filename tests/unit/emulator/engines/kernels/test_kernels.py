@@ -28,11 +28,11 @@ from driver_shim.protocol.program_commands import (
     CommandKind,
     Coordinates,
     GridPadding,
+    Interpolation,
     NearestMode,
     PoolFunction,
     QBinaryFunction,
     ReduceFunction,
-    ResizeMode,
     Scores,
     UnaryFunction,
 )
@@ -786,7 +786,7 @@ def resizings(draw: st.DrawFn) -> tuple[tuple[int, ...], list[float]]:
 @given(
     resizings(),
     seeds,
-    st.sampled_from(ResizeMode),
+    st.sampled_from(Interpolation),
     st.sampled_from(Coordinates),
     st.sampled_from(NearestMode),
     st.tuples(st.booleans(), st.booleans()),
@@ -795,7 +795,7 @@ def resizings(draw: st.DrawFn) -> tuple[tuple[int, ...], list[float]]:
 def test_resize(
     changed: tuple[tuple[int, ...], list[float]],
     seed: int,
-    mode: ResizeMode,
+    mode: Interpolation,
     coordinates: Coordinates,
     nearest: NearestMode,
     flags: tuple[bool, bool],
@@ -811,7 +811,7 @@ def test_resize(
         coordinates=coordinates,
         nearest=nearest,
         exclude_outside=int(flags[0]),
-        antialias=int(flags[1] and mode is not ResizeMode.NEAREST),
+        antialias=int(flags[1] and mode is not Interpolation.NEAREST),
         cubic=-0.5,
         extrapolation=3.0,
         extents=[*size, *[0] * (8 - rank)],
@@ -965,8 +965,8 @@ def test_attention(variant: str, flat: bool, heads: tuple[int, int], outputs: in
 @pytest.mark.parametrize("spatial", [(5, 4), (3, 4, 2), (1, 1)])
 @pytest.mark.parametrize("align", [0, 1])
 @pytest.mark.parametrize("padding", list(GridPadding))
-@pytest.mark.parametrize("mode", list(ResizeMode))
-def test_grid_sample(mode: ResizeMode, padding: GridPadding, align: int, spatial: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("mode", list(Interpolation))
+def test_grid_sample(mode: Interpolation, padding: GridPadding, align: int, spatial: tuple[int, ...]) -> None:
     random = np.random.default_rng(1)
     x = numbers(random, (2, 3, *spatial), FLOATS["float32"])
     grid = random.uniform(-1.6, 1.6, (2, *[3] * len(spatial), len(spatial))).astype(np.float32)
