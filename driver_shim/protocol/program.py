@@ -27,7 +27,7 @@ from driver_shim.protocol.types import WireType
 MAGIC = b"NPUPROG\x1a"
 CONTAINER_MAJOR = 2
 """Grows when older readers would misunderstand; a reader refuses another major."""
-CONTAINER_MINOR = 0
+CONTAINER_MINOR = 1
 """Grows with additions; a reader refuses a newer minor."""
 
 ALIGNMENT = 64

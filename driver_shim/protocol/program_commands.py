@@ -73,6 +73,10 @@ class CommandKind(enum.IntEnum):
     """TensorScatter; updates a state in place."""
     LINEAR_ATTENTION = 0x35
     """LinearAttention: its rule is what the operands decay and rate make of it."""
+    CACHE_APPEND = 0x36
+    """New keys or values of several sequences, written into a state that has those of all, by blocks."""
+    CACHE_ATTENTION = 0x37
+    """Attention over keys and values that CACHE_APPEND has written."""
     RESIZE = 0x40
     """Resize, Upsample."""
     CONV_TRANSPOSE = 0x41
@@ -339,7 +343,7 @@ class PadMode(enum.IntEnum):
     WRAP = 3
 
 
-class ResizeMode(enum.IntEnum):
+class Interpolation(enum.IntEnum):
     """How RESIZE and GRID_SAMPLE make an element of those around its place, by the names of ONNX's `mode`."""
 
     NEAREST = 0
@@ -480,6 +484,20 @@ ATTRIBUTES: dict[CommandKind, Layout] = {
     CommandKind.LINEAR_ATTENTION: Layout(
         "linear_attention", 16, "scale" / f32, "query_heads" / u32, "key_heads" / u32, reserved(4)
     ),
+    CommandKind.CACHE_APPEND: Layout("cache_append", 16, "plane" / u32, "heads" / u32, "ring" / u32, reserved(4)),
+    CommandKind.CACHE_ATTENTION: Layout(
+        "cache_attention",
+        32,
+        "scale" / f32,
+        "softcap" / f32,
+        "query_heads" / u32,
+        "key_plane" / u32,
+        "value_plane" / u32,
+        "left_window" / i32,
+        "ring" / u32,
+        "causal" / u8,
+        reserved(3),
+    ),
     CommandKind.RESIZE: Layout(
         "resize",
         144,
@@ -559,7 +577,11 @@ RESIZE: `cubic` is ONNX's `cubic_coeff_a`; `starts` and `ends` are its `roi`, by
 ROI_ALIGN: `function` is a `PoolFunction`.
 RECURRENT: a `clip` of 0 clips nothing.
 ATTENTION: a `softcap` of 0 caps nothing, a window of -1 is open; heads are 0 where operands have a dimension for them.
+CACHE_APPEND and CACHE_ATTENTION likewise; a `ring` of 0 is none, of n one in which position p lies at place p mod n.
 """
+
+ROW_FIELDS = ("slot", "past", "count")
+"""The columns of `rows`: which table a sequence has, how many tokens it has, how many come with this command."""
 
 
 class Operands(NamedTuple):
@@ -573,6 +595,10 @@ class Operands(NamedTuple):
     """The most outputs that a command of the kind may have; it has the first of them, at least one."""
     in_place: int | None = None
     """The input that the first output may be, where it is a state: the command updates it."""
+    states: tuple[int, ...] = ()
+    """Inputs that are states, nothing else; one that is `in_place` is the first output."""
+    bound: tuple[int, ...] = ()
+    """Inputs that are inputs of the entry point: the device reads them before it begins, or they live on."""
 
 
 _QUANTISED_LEFT = ("x", "w", "x_scale", "x_zero_point", "w_scale", "w_zero_point", "y_scale", "y_zero_point")
@@ -609,6 +635,8 @@ OPERANDS: dict[CommandKind, Operands] = {
     CommandKind.ROTARY: Operands(("x", "cos", "sin"), ("positions",)),
     CommandKind.TENSOR_SCATTER: Operands(("past", "update"), ("write_indices",), in_place=0),
     CommandKind.LINEAR_ATTENTION: Operands(("query", "key", "value"), ("past", "decay", "rate"), outputs=2),
+    CommandKind.CACHE_APPEND: Operands(("cache", "update", "tables", "rows"), in_place=0, states=(0,), bound=(2, 3)),
+    CommandKind.CACHE_ATTENTION: Operands(("query", "keys", "values", "tables", "rows"), states=(1, 2), bound=(3, 4)),
     CommandKind.RESIZE: Operands(("x",)),
     CommandKind.CONV_TRANSPOSE: Operands(("x", "w"), ("bias",)),
     CommandKind.UNPOOL: Operands(("x", "indices")),

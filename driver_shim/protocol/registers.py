@@ -11,7 +11,7 @@ import enum
 from driver_shim.protocol.register_kinds import Access, Field, Register, RegisterMap, ResetDomain, ValidFrom
 
 CONTRACT_MAJOR = 0
-CONTRACT_MINOR = 4
+CONTRACT_MINOR = 5
 IDENTITY = 0x5550_4E31
 """Value of the identity register: "1NPU" read as little-endian ASCII."""
 

@@ -64,11 +64,6 @@ class VerifiedEntry:
         return self.point.workspace_bytes
 
     @property
-    def output_sizes(self) -> tuple[int, ...]:
-        """Bytes of every output, in binding order."""
-        return tuple(size for _, size in self.output_places)
-
-    @property
     def command_count(self) -> int:
         """Number of commands."""
         return len(self.point.commands)
@@ -159,6 +154,7 @@ def _check_dataflow(tensors: Sequence[Tensor], entry: EntryPoint) -> None:
     written: set[int] = set()
     live = _LiveRanges()
     for index, command in enumerate(entry.commands):
+        _check_regions(tensors, index, command)
         for tensor in command.inputs:
             if tensor is not None and tensor not in written and tensors[tensor].storage in _WRITTEN_BEFORE_READ:
                 raise ProgramRejected(f"{where(index, command)} reads tensor {tensor} before it is written")
@@ -176,6 +172,21 @@ def _check_dataflow(tensors: Sequence[Tensor], entry: EntryPoint) -> None:
     for binding in entry.outputs:
         if binding.tensor not in written:
             raise ProgramRejected(f"the output {binding.name!r} is never written")
+
+
+def _check_regions(tensors: Sequence[Tensor], index: int, command: Command) -> None:
+    """Raise ProgramRejected unless operands that must live in one region do."""
+    operands = OPERANDS[command.kind]
+    for positions, wanted in ((operands.states, Storage.STATE), (operands.bound, Storage.INPUT)):
+        for position in positions:
+            tensor = command.inputs[position]
+            if tensor is None or tensors[tensor].storage is not wanted:
+                name = operands.required[position]
+                raise ProgramRejected(f"{where(index, command)}: {name} is tensor {tensor}, which is no {wanted.name}")
+    if operands.in_place in operands.states and command.outputs[0] != command.inputs[operands.in_place]:
+        raise ProgramRejected(
+            f"{where(index, command)} gives tensor {command.outputs[0]}; it can only update its state"
+        )
 
 
 _WRITTEN_BEFORE_READ = frozenset({Storage.WORKSPACE, Storage.OUTPUT})

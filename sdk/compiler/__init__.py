@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sdk.compiler.graph import Graph
     from sdk.compiler.loading import ModelSource
     from sdk.compiler.program import Program
+    from sdk.compiler.states import StateLayout, StatePair
 
 
 def read_model(source: ModelSource | Graph) -> Graph:
@@ -37,13 +38,17 @@ def compile_model(
     shapes: Mapping[str, Sequence[int]] | None = None,
     values: Mapping[str, Any] | None = None,
     *,
+    states: StateLayout | None = None,
+    pairs: Sequence[StatePair] | None = None,
     target: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> CompiledProgram:
     """See `compile.compile_model`."""
     from sdk.compiler import compile as compilation
 
-    return compilation.compile_model(source, shapes, values, target=target, progress=progress)
+    return compilation.compile_model(
+        source, shapes, values, states=states, pairs=pairs, target=target, progress=progress
+    )
 
 
 def compile_program(

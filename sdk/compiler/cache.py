@@ -16,7 +16,7 @@ import logging
 import os
 import tempfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ import emulator.model
 from driver_shim.protocol.program import TensorType, align_up
 from driver_shim.protocol.registers import CONTRACT_MAJOR, CONTRACT_MINOR
 from driver_shim.protocol.types import PACKED, WireType
-from sdk.compiler.compiled import CompiledProgram, Constant, LiveRange, Plan, TensorInfo
+from sdk.compiler.compiled import CompiledProgram, Constant, LiveRange, Plan, StateInfo, StateKind, TensorInfo
 from sdk.compiler.graph import Graph
 from sdk.compiler.tensor_data import map_file
 from sdk.version import VERSION
@@ -63,9 +63,13 @@ class CacheKey:
 
 
 def cache_key(
-    graph: Graph, shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, NDArray[Any]], target: str
+    graph: Graph,
+    shapes: Mapping[str, tuple[int, ...]],
+    values: Mapping[str, NDArray[Any]],
+    target: str,
+    states: str = "",
 ) -> CacheKey:
-    """The key of a graph compiled for these shapes and values."""
+    """The key of a graph compiled for these shapes and values, and for states as a text says them."""
     held = {
         name: f"{array.dtype}{list(array.shape)} {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
         for name, array in values.items()
@@ -78,6 +82,7 @@ def cache_key(
         "target": target,
         "shapes": json.dumps({name: list(shape) for name, shape in shapes.items()}),
         "values": json.dumps(held),
+        "states": states,
         "part": hashlib.sha256(json.dumps([nodes, inputs]).encode()).hexdigest()[:16],
     }
     return CacheKey("" if graph.data is None else graph.data.digest(), parts)
@@ -152,6 +157,8 @@ def _write(path: Path, key: CacheKey, program: CompiledProgram) -> None:
             "inputs": [dataclasses.astuple(info) for info in program.inputs],
             "outputs": [dataclasses.astuple(info) for info in program.outputs],
             "plan": dataclasses.asdict(program.plan),
+            "caches": [dataclasses.astuple(info) for info in program.caches],
+            "states": program.states,
         }
     ).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -196,12 +203,23 @@ def _read(path: Path, key: CacheKey, graph: Graph) -> CompiledProgram:
             bytes(blobs[0]),
             tuple(_constant(entry, blobs, graph) for entry in header["constants"]),
             tuple(header["nodes"]),
-            tuple(TensorInfo(name, tuple(shape), dtype) for name, shape, dtype in header["inputs"]),
-            tuple(TensorInfo(name, tuple(shape), dtype) for name, shape, dtype in header["outputs"]),
+            _infos(header["inputs"]),
+            _infos(header["outputs"]),
             Plan(**plan),
+            _infos(header["caches"]),
+            tuple(map(_state, header["states"])),
         )
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise DamagedEntry(f"its header is wrong: {error}") from error
+
+
+def _infos(entries: Iterable[tuple[str, list[int], str]]) -> tuple[TensorInfo, ...]:
+    return tuple(TensorInfo(name, tuple(shape), dtype) for name, shape, dtype in entries)
+
+
+def _state(entry: list[Any]) -> StateInfo:
+    state = StateInfo(*entry)
+    return state._replace(shape=tuple(state.shape), kind=StateKind(state.kind))
 
 
 def _header(content: memoryview) -> tuple[dict[str, Any], int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from driver_shim.errors import UnsupportedModel
 from driver_shim.protocol.program import MAX_BINDINGS, MAX_NAME_BYTES, TensorType
@@ -13,22 +13,23 @@ from sdk import environment
 from sdk.compiler.cache import cache_key, cached
 from sdk.compiler.compiled import CompiledProgram, Signature
 from sdk.compiler.context import NodeContext, NotConstant
+from sdk.compiler.foreseen import MAX_REAL_ELEMENTS, MAX_SHAPE_ELEMENTS, values_given, with_foreseen
 from sdk.compiler.graph import Graph, GraphInput, GraphNode
 from sdk.compiler.host_constants import HostConstants
 from sdk.compiler.inlining import inlined
-from sdk.compiler.ir import Builder, DataDependent, NoSuchType, Refused, Value, check_tensor
+from sdk.compiler.ir import Builder, DataDependent, NoSuchType, Operation, Refused, Value, check_tensor
 from sdk.compiler.loading import ModelSource, open_source
 from sdk.compiler.lowering import LOWERINGS
-from sdk.compiler.passes import optimised
+from sdk.compiler.passes import finished, fused
+from sdk.compiler.passes.rewriting import Rewriting
 from sdk.compiler.plan import NamedValue, encode
 from sdk.compiler.problems import Problem, Reason, unsupported
 from sdk.compiler.reader import read_graph
+from sdk.compiler.states.binding import StatePlan, States, plan_states
+from sdk.compiler.states.lengths import check_same, needs_length, other_length
+from sdk.compiler.states.pairs import StateLayout, StatePair, find_states
 from sdk.compiler.tensor_data import Array
 
-MAX_SHAPE_ELEMENTS = 1024
-"""Elements of an input that may be compiled for by value: those that say shapes, axes, counts."""
-MAX_REAL_ELEMENTS = 8
-"""The same of real numbers that are asked for as they are: limits, depths, scales."""
 _CODES = ((DataDependent, Reason.DATA), (NoSuchType, Reason.TYPE))
 HANDLED = frozenset(LOWERINGS)
 Progress = Callable[[int, int], None]
@@ -42,7 +43,10 @@ def read_model(source: ModelSource | Graph) -> Graph:
     """
     if isinstance(source, Graph):
         return source
-    return read_graph(inlined(open_source(source), HANDLED), HANDLED)
+    opened = open_source(source)
+    if environment.cache_folder() is not None:
+        opened.data.begin_digest()  # which the key of the cache needs
+    return with_foreseen(read_graph(inlined(opened, HANDLED), HANDLED))
 
 
 def model_signature(source: ModelSource | Graph) -> Signature:
@@ -58,6 +62,8 @@ def compile_model(
     shapes: Mapping[str, Sequence[int]] | None = None,
     values: Mapping[str, Array] | None = None,
     *,
+    states: StateLayout | None = None,
+    pairs: Sequence[StatePair] | None = None,
     target: str = "",
     progress: Progress | None = None,
 ) -> CompiledProgram:
@@ -68,19 +74,27 @@ def compile_model(
     raises ends the compilation. Deterministic: equal arguments give equal bytes. Where `NPU_CACHE_DIR` names a folder,
     the program comes from there if it was compiled before, for the same `target`.
 
+    `states` has the model's states lie in caches of the device's: the program neither takes nor gives them, and does
+    not take what follows from them. `pairs` says which they are; else they are found.
+
     Raises UnsupportedModel for what the device cannot run, NeedsValues when shapes depend on inputs that `values`
     lacks, ValueError for shapes that do not go with the model.
     """
     if shapes is not None and not isinstance(shapes, Mapping):
         raise TypeError(f'shapes takes a shape by input, {{"x": (1, 3, 224, 224)}}, not a {type(shapes).__name__}')
-    graph = _checked(source)
+    graph = _checked(values_given(read_model(source)) if values else source)
     if graph.data is not None:
         graph.data.check_unchanged()
-    compiler = _Compiler(graph, dict(shapes or {}), dict(values or {}), progress)
+    plan = None
+    if states is not None:
+        found = find_states(graph) if pairs is None else pairs
+        plan = plan_states(graph, found, states, frozenset({**(shapes or {}), **(values or {})}))
+    compiler = _Compiler(graph, dict(shapes or {}), dict(values or {}), progress, plan)
     folder = environment.cache_folder()
     if folder is None:
         return compiler.run()
-    return cached(folder, cache_key(graph, compiler.input_shapes(), values or {}, target), graph, compiler.run)
+    held = "" if plan is None else f"{plan.layout} {plan.pairs}"
+    return cached(folder, cache_key(graph, compiler.input_shapes(), values or {}, target, held), graph, compiler.run)
 
 
 def _checked(source: ModelSource | Graph) -> Graph:
@@ -107,9 +121,38 @@ class NeedsValues(NodeRefused):
         self.inputs = inputs
 
 
+class PastLength(NamedTuple):
+    """What a model with states is lowered for."""
+
+    tokens: int | None = None
+    """Of the past, where the model leaves that open; None for all that it may hold."""
+    places: frozenset[str] = frozenset()
+    """Values that would say where tokens stand after such a past, and are to follow from the rows."""
+
+
+class _Lowered(NamedTuple):
+    """A model as commands."""
+
+    operations: list[Operation]
+    inputs: list[NamedValue]
+    outputs: list[NamedValue]
+    states: States | None
+    places: frozenset[str]
+
+    def fused(self) -> Rewriting:
+        """The operations with what goes best together as one command."""
+        return fused(self.operations, [value for _, value in self.outputs], self.states)
+
+
 class _Compiler:
     def __init__(
-        self, graph: Graph, shapes: dict[str, Sequence[int]], values: dict[str, Array], progress: Progress | None
+        self,
+        graph: Graph,
+        shapes: dict[str, Sequence[int]],
+        values: dict[str, Array],
+        progress: Progress | None,
+        plan: StatePlan | None = None,
+        past: PastLength | None = None,
     ) -> None:
         self._graph = graph
         self._progress = progress
@@ -118,6 +161,11 @@ class _Compiler:
         self._host = HostConstants(graph)
         self._shapes = shapes
         self._fixed = values
+        self._plan = plan
+        self._past = past or PastLength()
+        self._states: States | None = None
+        self._places: set[str] = set()
+        """Constants of the model that say where the step's tokens stand."""
         self._input_names: dict[int, str] = {}
         """Names of the program's inputs by the identity of their values."""
         self._outermost = 0
@@ -130,29 +178,67 @@ class _Compiler:
         """
         self._check_names()
         taken = [entry for entry in self._graph.optional if entry.name in self._shapes]
+        absent = frozenset() if self._plan is None else self._plan.absent
+        given = self._shapes
+        if self._plan is not None:
+            given = {**self._plan.replaced_shapes(self._graph, given), **given}
         return {
-            entry.name: _concrete(entry, self._shapes.get(entry.name))
+            entry.name: _concrete(entry, given.get(entry.name))
             for entry in (*self._graph.inputs, *taken)
-            if entry.name not in self._fixed
+            if entry.name not in self._fixed and entry.name not in absent
         }
 
     def run(self) -> CompiledProgram:
         shapes = self.input_shapes()
         self._check_bindings()
+        lowered = self._lowered(shapes)
+        if lowered.states is not None and needs_length(self._graph, lowered.states.plan):
+            lowered, rewriting = self._for_all_lengths(shapes, lowered, lowered.states.length)
+        else:
+            rewriting = lowered.fused()
+        caches = [] if lowered.states is None else list(lowered.states.caches.items())
+        infos = () if self._plan is None else self._plan.infos(self._graph, shapes)
+        operations = finished(rewriting)
+        return encode(operations, lowered.inputs, lowered.outputs, self._graph.initializers, caches, infos)
+
+    def _lowered(self, shapes: Mapping[str, tuple[int, ...]]) -> _Lowered:
+        """Every node as commands."""
         overridden = {entry.name for entry in self._graph.optional if entry.name in self._shapes}
         declared = {entry.name: entry for entry in (*self._graph.inputs, *self._graph.optional)}
         inputs = [self._input(declared[name], shape) for name, shape in shapes.items()]
         for name, array in {**self._graph.initializers, **self._fixed}.items():
             if name not in overridden or name in self._fixed:
                 self._values[name] = self._builder.constant(array)
+        if self._plan is not None and self._plan.cached:
+            self._states = States(self._graph, self._plan, shapes, self._builder, self._past.tokens)
+            self._values.update(self._states.values())
+            inputs += self._states.inputs()
         for done, node in enumerate(self._graph.nodes):
             if self._progress is not None:
                 self._progress(done, len(self._graph.nodes))
             self._outermost = node.subject.position
             self._lower(node)
         outputs = self._outputs()
-        operations = optimised(self._builder.operations, [value for _, value in outputs])
-        return encode(operations, inputs, outputs, self._graph.initializers)
+        return _Lowered(self._builder.operations, inputs, outputs, self._states, frozenset(self._places))
+
+    def _for_all_lengths(
+        self, shapes: Mapping[str, tuple[int, ...]], lowered: _Lowered, length: int
+    ) -> tuple[_Lowered, Rewriting]:
+        """A program for one length of the past that is the same for another. Raises UnsupportedModel if it is not."""
+        lengths = (length, other_length(length))
+        rewriting = lowered.fused()  # whatever is wrong with one length is said of that
+        other = self._anew(PastLength(lengths[1]), shapes)
+        places = lowered.places & other.places
+        if places:
+            lowered, other = (self._anew(PastLength(each, places), shapes) for each in lengths)
+            rewriting = lowered.fused()
+        if lowered.states is not None and other.states is not None:
+            check_same(self._graph, (lowered.states, rewriting), (other.states, other.fused()))
+        return lowered, rewriting
+
+    def _anew(self, past: PastLength, shapes: Mapping[str, tuple[int, ...]]) -> _Lowered:
+        """The same lowered for another length of the past, or with its places following from the rows."""
+        return _Compiler(self._graph, self._shapes, self._fixed, self._progress, self._plan, past)._lowered(shapes)
 
     def _check_names(self) -> None:
         """Raise ValueError for shapes and values of inputs that there are not."""
@@ -168,6 +254,8 @@ class _Compiler:
 
     def _check_bindings(self) -> None:
         entries = [*self._graph.inputs, *self._graph.outputs]
+        if self._plan is not None:
+            entries = [entry for entry in entries if entry.name not in self._plan.absent | self._plan.presents]
         if len(entries) > MAX_BINDINGS:
             raise unsupported([Problem(f"{len(entries)} inputs and outputs; at most {MAX_BINDINGS}")])
         for entry in entries:
@@ -189,12 +277,24 @@ class _Compiler:
     def _lower(self, node: GraphNode) -> None:
         outer, self._builder.node = self._builder.node, node.subject.node or ""
         try:
-            self._values.update(self._results(node))
+            self._values.update(self._followed(node, self._results(node)))
         except NotConstant as refused:
             raise self._needs_values(refused, node) or self._refusal(refused, node) from None
         except Refused as refused:
             raise self._refusal(refused, node) from None
         self._builder.node = outer
+
+    def _followed(self, node: GraphNode, results: dict[str, Value]) -> dict[str, Value]:
+        """The results of a node, where they say how long the past is: as they follow from the rows."""
+        if self._states is None:
+            return results
+        for name, value in results.items():
+            results[name] = self._states.followed(value)
+            if self._states.are_places(value, node.op):
+                self._places.add(name)
+                if name in self._past.places:
+                    results[name] = self._states.places(value)
+        return results
 
     def _results(self, node: GraphNode) -> dict[str, Value]:
         """What a node gives, by name, but for what only the host can hold. Raises Refused."""
@@ -218,6 +318,10 @@ class _Compiler:
     def lower(self, node: GraphNode, inputs: Sequence[Value | None]) -> Sequence[Value]:
         """Emit a node's commands. Raises Refused."""
         return LOWERINGS[node.op](NodeContext(self._builder, node, inputs, self))
+
+    def is_state(self, value: Value) -> bool:
+        """Whether a value is what a state of the device's held before."""
+        return self._states is not None and any(value is state.past for state in self._states.cached)
 
     def run_graph(self, graph: Graph, inputs: Sequence[Value | None]) -> list[Value]:
         """Lower a graph within a node; it sees all that is around it."""
@@ -287,6 +391,12 @@ class _Compiler:
                 refusal = str(self._host.refusal(entry.name))
                 raise unsupported([Problem(f"output {entry.name!r}: {refusal}", code=Reason.TYPE)])
             value = self._values[entry.name]
+            state = None if self._states is None else self._states.present_of(entry.name)
+            if state is not None:
+                state.present = value
+                continue
+            if self._plan is not None:
+                self._plan.check_replaced(self._graph, entry.name, value, self._values)
             if entry.dtype is not None and value.dtype is not entry.dtype:
                 raise unsupported([Problem(f"output {entry.name!r} is {value.dtype.text}, declared {entry.type_name}")])
             if value.producer is None or id(value) in taken:

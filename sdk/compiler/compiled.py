@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
@@ -93,6 +94,34 @@ class Plan:
         return self.constants_bytes + self.operands_bytes + self.workspace_bytes
 
 
+class StateKind(enum.StrEnum):
+    """How a state changes in a step."""
+
+    APPEND = "append"
+    """New tokens come after those that it holds."""
+    RING = "ring"
+    """The same, and the oldest give way."""
+    REPLACE = "replace"
+    """Another value of the same shape."""
+
+
+class StateInfo(NamedTuple):
+    """A state as users see it."""
+
+    name: str
+    """Of the input."""
+    present: str
+    """Of the output."""
+    shape: tuple[int, ...]
+    """Of one token: heads and the size of each; of one that is replaced, the whole."""
+    dtype: str
+    kind: StateKind
+    bytes_per_token: int
+    """0 for one that is replaced."""
+    found: str = ""
+    """How the pair was found."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class CompiledProgram:
     """A program for one set of input shapes."""
@@ -106,6 +135,10 @@ class CompiledProgram:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     plan: Plan
+    caches: tuple[TensorInfo, ...] = ()
+    """What it binds as states: keys and values of all sequences, by planes and blocks."""
+    states: tuple[StateInfo, ...] = ()
+    """What lies in the caches, and pairs of inputs and outputs that are states."""
 
     @property
     def constants_bytes(self) -> int:

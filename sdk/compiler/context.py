@@ -27,6 +27,9 @@ class Compiler(Protocol):
     def lower(self, node: GraphNode, inputs: Sequence[Value | None]) -> Sequence[Value]:
         """Lower a node; returns its outputs."""
 
+    def is_state(self, value: Value) -> bool:
+        """Whether a value is what a state of the device's held before."""
+
 
 class NotConstant(Refused):
     """Something has to be known while compiling, and `value` is not."""
@@ -105,6 +108,11 @@ class NodeContext:
         """The error that says that a value would have to be known."""
         return NotConstant(value, message)
 
+    def is_state(self, position: int) -> bool:
+        """Whether an operand is what a state of the device's held before: it has room for what is new."""
+        value = self.optional(position)
+        return value is not None and self._compiler.is_state(value)
+
     def graph(self, name: str) -> Graph:
         """An attribute that is a graph. Raises Refused when it is missing."""
         graph = self.attribute(name)
@@ -140,7 +148,11 @@ class NodeContext:
 
     def axes(self, axes: Sequence[int], rank: int) -> list[int]:
         """Distinct axes counted from 0, sorted. Raises Refused."""
-        normal = sorted(self.axis(int(axis), rank) for axis in axes)
+        return sorted(self.axes_as_given(axes, rank))
+
+    def axes_as_given(self, axes: Sequence[int], rank: int) -> list[int]:
+        """Distinct axes counted from 0, in the order in which other operands speak of them. Raises Refused."""
+        normal = [self.axis(int(axis), rank) for axis in axes]
         if len(set(normal)) != len(normal):
             raise Refused(f"axes {list(axes)} name a dimension twice")
         return normal

@@ -35,11 +35,14 @@ class Refused(Exception):
     """Something a model asks for is not possible; the message says why. The caller adds node and operator."""
 
 
+DATA_DEPENDENT = "the shape of its result depends on the data, which programs cannot have"
+
+
 class DataDependent(Refused):
     """The shape of a result depends on elements that are not known before the model runs; `value` holds them."""
 
     def __init__(self, value: Value) -> None:
-        super().__init__("the shape of its result depends on the data, which programs cannot have")
+        super().__init__(DATA_DEPENDENT)
         self.value = value
 
 

@@ -18,7 +18,7 @@ from sdk.compiler.graph import Graph, GraphInput, GraphNode
 from sdk.compiler.host_constants import folded
 from sdk.compiler.host_model import model_of
 from sdk.compiler.problems import Problem, Reason, unsupported
-from sdk.compiler.reader import DECODE_ERRORS
+from sdk.compiler.reading.text import DECODE_ERRORS
 
 FREE = frozenset(
     {"Cast", "Flatten", "Gather", "Identity", "Reshape", "Shape", "Size", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
@@ -44,6 +44,7 @@ class NodePlacement(NamedTuple):
     code: str | None = None
     """The kind of reason, in stable words: see `docs/operators.md`. None on the device."""
     reason: str | None = None
+    """Why on the host; of a state, what it is and how it was found."""
     crossing_bytes: int | None = 0
     """What crosses the bus in a run because the node is on the host; None before the first run has told."""
 

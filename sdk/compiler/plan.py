@@ -24,9 +24,10 @@ from driver_shim.protocol.program import (
     align_up,
     build,
 )
+from driver_shim.protocol.program_commands import OPERANDS
 from driver_shim.protocol.types import INT64_STORAGE_MAX, INT64_STORAGE_MIN, PACKED, WireType, pack
 from emulator.model.work import program_work
-from sdk.compiler.compiled import CompiledProgram, Constant, LiveRange, Plan, TensorInfo
+from sdk.compiler.compiled import CompiledProgram, Constant, LiveRange, Plan, StateInfo, TensorInfo
 from sdk.compiler.ir import Operation, Value
 
 NamedValue = tuple[str, Value]
@@ -84,19 +85,22 @@ def encode(
     inputs: Sequence[NamedValue],
     outputs: Sequence[NamedValue],
     initializers: Mapping[str, NDArray[Any]],
+    caches: Sequence[NamedValue] = (),
+    states: Sequence[StateInfo] = (),
 ) -> CompiledProgram:
     """The program that computes `outputs`, each the result of an operation of its own.
 
-    `initializers` are the model's, after which constants are called. Equal arguments give equal bytes. Raises
-    UnsupportedModel when something does not fit a container.
+    `initializers` are the model's, after which constants are called. `caches` are states that operations update in
+    place; `states` says what lies in them. Equal arguments give equal bytes. Raises UnsupportedModel when something
+    does not fit a container.
     """
-    table = _Table(inputs, outputs, initializers)
+    table = _Table(inputs, outputs, initializers, caches)
     workspace = _Workspace()
     last = {id(v): index for index, operation in enumerate(operations) for v in operation.inputs if v is not None}
     commands = []
     for index, operation in enumerate(operations):
         operands = tuple(table.operand(value, operation) if value is not None else None for value in operation.inputs)
-        results = tuple(table.result(value, workspace, operation.node, index) for value in operation.outputs)
+        results = tuple(table.result(value, workspace, operation, index) for value in operation.outputs)
         commands.append(Command(operation.kind, operation.attributes, operands, results))
         for value in dict.fromkeys([*operation.inputs, *operation.outputs]):
             if value is not None and last.get(id(value), index) <= index:
@@ -106,6 +110,7 @@ def encode(
         tuple(Binding(name, table.ids[id(value)]) for name, value in inputs),
         tuple(Binding(name, table.ids[id(value)]) for name, value in outputs),
         workspace.size,
+        tuple(Binding(name, table.ids[id(value)]) for name, value in caches),
     )
     program = Program(tuple(table.tensors), (entry,))
     work = program_work(program)
@@ -128,6 +133,8 @@ def encode(
         tuple(map(_info, inputs)),
         tuple(map(_info, outputs)),
         plan,
+        tuple(map(_info, caches)),
+        tuple(states),
     )
 
 
@@ -177,6 +184,7 @@ class _Table:
         inputs: Sequence[NamedValue],
         outputs: Sequence[NamedValue],
         initializers: Mapping[str, NDArray[Any]],
+        caches: Sequence[NamedValue],
     ) -> None:
         self.tensors: list[Tensor] = []
         self.constants: list[Constant] = []
@@ -187,6 +195,8 @@ class _Table:
         self._known: dict[tuple[str, TensorType], int] = {}
         for _, value in inputs:
             self._add(value, Storage.INPUT, 0)
+        for _, value in caches:
+            self._add(value, Storage.STATE, 0)
 
     def operand(self, value: Value, operation: Operation) -> int:
         """The id of a value that a command reads."""
@@ -212,12 +222,23 @@ class _Table:
         self.ids[id(value)] = known
         return known
 
-    def result(self, value: Value, workspace: _Workspace, node: str, index: int) -> int:
+    def result(self, value: Value, workspace: _Workspace, operation: Operation, index: int) -> int:
         """The id of a value that a command writes."""
+        state = self._updated(value, operation)
+        if state is not None:
+            self.ids[id(value)] = state
+            return state
         if id(value) in self._outputs:
             return self._add(value, Storage.OUTPUT, 0)
-        place = workspace.take(value.type.size_bytes, node, index) if value.type.elements else 0
+        place = workspace.take(value.type.size_bytes, operation.node, index) if value.type.elements else 0
         return self._add(value, Storage.WORKSPACE, place)
+
+    def _updated(self, value: Value, operation: Operation) -> int | None:
+        """The id of the state that a command's first output is, where it updates one."""
+        place = OPERANDS[operation.kind].in_place
+        past = None if place is None or value is not operation.outputs[0] else operation.inputs[place]
+        known = None if past is None else self.ids[id(past)]
+        return known if known is not None and self.tensors[known].storage is Storage.STATE else None
 
     def release(self, value: Value, workspace: _Workspace, index: int) -> None:
         """No command after `index` reads the value."""

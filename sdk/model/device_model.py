@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from driver_shim.errors import Closed, OutOfDeviceMemory, QueueFull
 from sdk.compiler import CompiledProgram, model_signature
+from sdk.compiler.compiled import StateInfo
 from sdk.compiler.graph import Graph
 from sdk.compiler.placement import NodePlacement, place
 from sdk.memory.buffers import Span
@@ -17,8 +18,11 @@ from sdk.model.lane_set import LaneSet
 from sdk.model.model import Model
 from sdk.model.parts import DeviceParts, abandon, unload
 from sdk.model.port import ModelOwner
+from sdk.model.program_run import ProgramRun
 from sdk.model.programs import CommandRun
 from sdk.model.runs import Outputs, RunEvent
+from sdk.model.stateful import Stateful, StateOptions
+from sdk.state.state import State
 
 if TYPE_CHECKING:
     import asyncio
@@ -38,7 +42,13 @@ class DeviceModel(Model):
 
     _parts: DeviceParts
 
-    def __init__(self, owner: ModelOwner, graph: Graph, ahead: CompiledProgram | None = None) -> None:
+    def __init__(
+        self,
+        owner: ModelOwner,
+        graph: Graph,
+        ahead: CompiledProgram | None = None,
+        options: StateOptions | None = None,
+    ) -> None:
         """Use `Device.load`. `ahead` is a program of it that was compiled before there was a device.
 
         Raises UnsupportedModel.
@@ -47,6 +57,8 @@ class DeviceModel(Model):
         super().__init__(owner, graph, model_signature(graph), parts)
         self._programs = KeyedPrograms(owner, parts, graph, self._inputs, ahead)
         self._lanes = LaneSet(owner, parts)
+        self._options = options or StateOptions()
+        self._stateful = Stateful(owner, parts, self._lanes, graph, self._options)
         self._lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
         """In which the tasks of each loop wait for room."""
         weakref.finalize(self, abandon, owner, parts).atexit = False
@@ -71,6 +83,11 @@ class DeviceModel(Model):
 
     def _compile_for(self, shapes: Mapping[str, Sequence[Sequence[int]]]) -> None:
         """Compile and load for input shapes that are known beforehand."""
+        if self._options.any:
+            _ = self._stateful.states  # what cannot be is said now
+        if self._stateful.takes(shapes):
+            self._stateful.compile_for(shapes)
+            return
         for key in requested_shapes(self.inputs, shapes):
             program = self._programs.make_for_shapes(key)
             if program is None:
@@ -83,7 +100,40 @@ class DeviceModel(Model):
         self._programs.tells_of_shapes = False
 
     def _latest(self) -> CompiledProgram | None:
-        return self._programs.latest()
+        steps = self._stateful.last_steps
+        return (steps.last if steps is not None else None) or self._programs.latest()
+
+    @property
+    def states(self) -> tuple[StateInfo, ...]:
+        """What it remembers from run to run in a state. Raises UnsupportedModel for what cannot be one."""
+        return self._stateful.infos
+
+    @property
+    def state_memory_free_bytes(self) -> int:
+        """Device memory that its states may still take. Raises TypeError for a model without states."""
+        memory = self._stateful.states.memory
+        with memory.lock:
+            return memory.free_bytes
+
+    def state(self, *, max_tokens: int | None = None, restore: bytes | None = None) -> State:
+        """A new state; see `Model.state`."""
+        return self._stateful.states.new(max_tokens, restore)
+
+    def _submit_step(
+        self, chosen: Sequence[State], arrays: tuple[Any, ...], named: Mapping[str, Any], out: object
+    ) -> RunEvent:
+        _check_no_out(out)
+        return self._stateful.start(chosen, arrays, named, answered=False)
+
+    async def _run_step_async(
+        self, chosen: Sequence[State], arrays: tuple[Any, ...], named: Mapping[str, Any], out: object
+    ) -> Outputs:
+        import asyncio  # whoever awaits has it; nobody else should pay for it
+
+        _check_no_out(out)
+        run = await asyncio.to_thread(self._stateful.start, chosen, arrays, named, answered=True)
+        await run._future()
+        return await asyncio.to_thread(run.result, 0) if run.output_bytes > LOOP_BYTES else run.result(0)
 
     def _end(self, error: Closed) -> None:
         parts = self._parts
@@ -117,7 +167,7 @@ class DeviceModel(Model):
                 self._programs.make(call)
                 continue
             lane = self._lanes.take(program)
-            run = lane.start(program, inputs, into, may_wait=True, answered=answered)
+            run = lane.start(ProgramRun(program, inputs, into), may_wait=True, answered=answered)
             if run is not None:
                 return run
             self._owner.make_resident(program)
@@ -154,7 +204,12 @@ class DeviceModel(Model):
         if lane is None:
             return None
         try:
-            return lane.start(program, inputs, into, may_wait=False, answered=True)
+            return lane.start(ProgramRun(program, inputs, into), may_wait=False, answered=True)
         except QueueFull:
             run = lane.stagings.oldest_run()
             return None if run is None or run.done() else (run,)
+
+
+def _check_no_out(out: object) -> None:
+    if out:
+        raise TypeError("out= does not go with states: a run with states gives arrays")

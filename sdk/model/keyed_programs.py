@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,9 @@ from sdk.compiler import CompiledProgram, compile_model
 from sdk.compiler.compile import NeedsValues
 from sdk.compiler.graph import Graph
 from sdk.model.inputs import Call, InputChecks, Planned, Shape, ShapeKey
-from sdk.model.lanes import Input
 from sdk.model.parts import DeviceParts, Key
 from sdk.model.port import ModelOwner
+from sdk.model.program_run import Input
 from sdk.model.programs import ModelProgram
 
 _log = logging.getLogger("npu")
@@ -118,8 +119,7 @@ class KeyedPrograms:
         compiled = self._compiled_ahead(shapes, fixed)
         if compiled is None:
             compiled = compile_model(self._graph, shapes, fixed, target=self._owner.profile)
-        constants = parts.weights.place(compiled.constants)
-        program = ModelProgram(compiled, constants, parts.reset_count, tuple(parts.weights.buffers))
+        program = on_device(self._owner, parts, compiled)
         self._last = program.compiled
         if compiled is self._ahead:
             self._ahead = None  # with its constants, which are on the device now
@@ -137,6 +137,21 @@ class KeyedPrograms:
         if ahead is None or fixed or {info.name: info.shape for info in ahead.inputs} != dict(shapes):
             return None
         return ahead
+
+
+def on_device(owner: ModelOwner, parts: DeviceParts, compiled: CompiledProgram) -> ModelProgram:
+    """A compiled program, loaded while those of its weights travel that are not there yet; called with the parts' lock.
+
+    Raises OutOfDeviceMemory, HostMemoryLimit, CommandFailed, Timeout, DeviceLost, Closed.
+    """
+    placement = parts.weights.reserve(compiled.constants)
+    program = ModelProgram(compiled, placement.addresses, parts.reset_count, placement.keep)
+    try:
+        parts.weights.send(placement, partial(owner.make_resident, program))
+    except BaseException:
+        owner.drop_program(program)  # which it may have become meanwhile
+        raise
+    return program
 
 
 def _listed(shapes: Mapping[str, Shape]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from functools import partial
 
-from driver_shim.errors import NpuError, OutOfDeviceMemory
+from driver_shim.errors import HostMemoryLimit, OutOfDeviceMemory
 from sdk.model.lanes import Lane
 from sdk.model.parts import DeviceParts
 from sdk.model.port import ModelOwner
@@ -57,13 +57,11 @@ class LaneSet:
     def _add(self, program: ModelProgram) -> Lane:
         """One more lane; another one's where memory does not suffice for it. Called with the lock held."""
         parts = self._parts
-        new = Lane(self._owner, self._owner.take_queue())
         try:
-            new.reserve(program)
-        except NpuError as error:
-            self._owner.give_queue(new.queue)
+            new = self._new(program)
+        except (OutOfDeviceMemory, HostMemoryLimit) as error:
             least_used = self._least_used()
-            if least_used is None or not isinstance(error, OutOfDeviceMemory):
+            if least_used is None:
                 raise
             parts.growing = False
             _log.debug("no further lane: %s", error)
@@ -72,4 +70,14 @@ class LaneSet:
             self._owner.give_queue(new.queue)
             parts.check_open()
         parts.lanes.append(new)
+        return new
+
+    def _new(self, program: ModelProgram) -> Lane:
+        """A lane that has what the program needs. Raises OutOfDeviceMemory, HostMemoryLimit, CommandFailed."""
+        new = Lane(self._owner, self._owner.take_queue())
+        try:
+            new.reserve(program)
+        except BaseException:
+            self._owner.give_queue(new.queue)
+            raise
         return new

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from driver_shim.errors import Closed
 from sdk.compiler import CompiledProgram, Plan, Signature, TensorInfo
+from sdk.compiler.compiled import StateInfo
 from sdk.compiler.graph import Graph
 from sdk.compiler.placement import NodePlacement
 from sdk.here_only import HereOnly
@@ -17,12 +18,15 @@ from sdk.model.parts import Parts
 from sdk.model.port import ModelOwner
 from sdk.model.programs import CommandRun
 from sdk.model.runs import Outputs
+from sdk.model.stateful import chosen_states
 from sdk.queue.events import Event
+from sdk.state.state import State
 
 if TYPE_CHECKING:
     from sdk.compiler.estimate import Estimate
 
 DEFAULT_PROFILE = "generic"
+NO_STATES = "the model has no states: the host runs some of it, and keeps none"
 
 
 class Model(HereOnly, ABC):
@@ -81,10 +85,35 @@ class Model(HereOnly, ABC):
         compiled = self._latest()
         return None if compiled is None else estimate(compiled, profile or self._owner.profile or DEFAULT_PROFILE)
 
+    @property
+    def states(self) -> tuple[StateInfo, ...]:
+        """What it remembers from run to run in a state; none for most models.
+
+        Raises UnsupportedModel for what looks like a state and cannot be one.
+        """
+        return ()
+
+    @property
+    def state_memory_free_bytes(self) -> int:
+        """Device memory that its states may still take. Raises TypeError for a model without states."""
+        raise TypeError(NO_STATES)
+
+    def state(self, *, max_tokens: int | None = None, restore: bytes | None = None) -> State:
+        """A new state, for up to `max_tokens`: as many as fit, and as the model's context has, unless it is given.
+
+        `restore` are the bytes of one that was saved. Raises TypeError for a model without states, ValueError,
+        OutOfDeviceMemory, Closed.
+        """
+        raise TypeError(NO_STATES)
+
     def __call__(
         self, *arrays: Any, timeout: float | None = None, out: Mapping[str, Span] | None = None, **named: Any
     ) -> Outputs:
         """Run and wait: `model({"data": x})`, `model(x)` or `model(data=x)`; returns {output name: array}.
+
+        With `state=s` (or `states=[s, ...]`, one for each row) the run goes on from what the state holds and appends
+        its tokens; the inputs that hold the past, and those that follow from it, are left out. Tokens are taken in
+        chunks of the shapes that were loaded. StateFull and OutOfDeviceMemory then say what would have fitted.
 
         `out` gives buffers for outputs, {name: buffer}, which are filled and returned in place of arrays; where the
         host runs some of the model it gives arrays alone.
@@ -94,6 +123,9 @@ class Model(HereOnly, ABC):
 
     def submit(self, *arrays: Any, out: Mapping[str, Span] | None = None, **named: Any) -> Event[Outputs]:
         """Start a run. The input arrays may be reused when this returns, buffers when the run has ended."""
+        chosen = chosen_states(named)
+        if chosen is not None:
+            return self._submit_step(chosen, arrays, named, out)
         call = self._inputs.in_order(arrays, named, self._owner)
         return self._submit(call, self._checked_out(out) if out else {})
 
@@ -102,6 +134,9 @@ class Model(HereOnly, ABC):
 
         The input arrays may be reused when this returns.
         """
+        chosen = chosen_states(named)
+        if chosen is not None:
+            return await self._run_step_async(chosen, arrays, named, out)
         call = self._inputs.in_order(arrays, named, self._owner)
         return await self._run_async(call, self._checked_out(out) if out else {})
 
@@ -136,6 +171,18 @@ class Model(HereOnly, ABC):
     @abstractmethod
     async def _run_async(self, call: Call, into: Mapping[str, Span]) -> Outputs:
         """Run from within an event loop."""
+
+    def _submit_step(
+        self, chosen: Sequence[State], arrays: tuple[Any, ...], named: Mapping[str, Any], out: object
+    ) -> Event[Outputs]:
+        """Start a run that appends to states."""
+        raise TypeError(NO_STATES)
+
+    async def _run_step_async(
+        self, chosen: Sequence[State], arrays: tuple[Any, ...], named: Mapping[str, Any], out: object
+    ) -> Outputs:
+        """The same from within an event loop."""
+        raise TypeError(NO_STATES)
 
     @abstractmethod
     def _end(self, error: Closed) -> None:

@@ -11,6 +11,7 @@ from sdk.model.lanes import Lane
 from sdk.model.port import ModelOwner
 from sdk.model.programs import ModelProgram
 from sdk.model.weights import Weights
+from sdk.state.memory import StateMemory
 
 Key = tuple[Any, ...]
 """What a program is found by: the shapes of its inputs, and the values that it was compiled for."""
@@ -53,6 +54,8 @@ class DeviceParts(Parts):
         self.weights = Weights(owner)
         self.loaded: dict[Key, ModelProgram] = {}
         self.lanes: list[Lane] = []
+        self.states: StateMemory | None = None
+        """The memory of its states, once there is any."""
         self.growing = True
         """Whether more lanes may be tried: there is one for each engine, unless memory or queues forbid."""
 
@@ -61,6 +64,7 @@ class DeviceParts(Parts):
         loaded, lanes = list(self.loaded.values()), self.lanes
         self.loaded, self.lanes = {}, []
         self.weights.clear()
+        self.states = None
         return loaded, lanes
 
     def invalidate(self, error: NpuError) -> None:
@@ -68,9 +72,17 @@ class DeviceParts(Parts):
         self.end(error)
         self.take()
 
+    def end(self, error: NpuError) -> None:
+        """The model is used no more, and neither are its states; the first reason stays."""
+        super().end(error)
+        if self.states is not None:
+            self.states.invalidate(error)
+
     def abandon_in_child(self, error: NpuError) -> None:
         """In a forked child; the lock may be held by a thread that does not exist here."""
         self.lock = threading.Lock()
+        if self.states is not None:
+            self.states.abandon_in_child(error)
         self.invalidate(error)
 
 

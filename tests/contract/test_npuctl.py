@@ -173,7 +173,7 @@ def test_info_of_an_idle_emulator_opens_it_and_says_so(served: tuple[Npuctl, str
     (device,) = tool.document("info")["devices"]
     assert device["opened"] is True
     assert device["memory_bytes"] > 0
-    assert device["contract"] == "0.4"
+    assert device["contract"] == "0.5"
     assert tool.document("info", "--no-open")["devices"][0]["opened"] is False
 
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import onnx
@@ -20,6 +20,7 @@ import pytest
 
 import sdk
 from sdk.compiler import compile_model
+from sdk.model.weights import STAGING_BYTES
 from sdk.queue.completions import Completions
 from tests.support.children import children_that_run, ends
 from tests.support.loaded import parts_of
@@ -388,7 +389,11 @@ def test_reset_and_close_end_models(device: sdk.Device) -> None:
         loaded.close()
 
 
-def test_compiling_and_running_meet_resets_without_dead_lock(emulated: sdk.Device) -> None:
+@pytest.mark.parametrize("staging_bytes", [STAGING_BYTES, 16], ids=["small weights", "weights that take long"])
+def test_compiling_and_running_meet_resets_without_dead_lock(
+    emulated: sdk.Device, monkeypatch: pytest.MonkeyPatch, staging_bytes: int
+) -> None:
+    monkeypatch.setattr("sdk.model.weights.STAGING_BYTES", staging_bytes)
     stop = threading.Event()
 
     def running() -> None:
@@ -473,6 +478,42 @@ def test_weights_in_any_order_of_memory_and_larger_than_the_staging_arrive(
     np.testing.assert_allclose(device.load(net)(x)["y"], x @ weights.T @ weights, rtol=1e-3, atol=1e-2)
 
 
+def test_a_program_that_is_refused_beside_its_weights_fails_the_load_and_leaves_nothing(
+    device: sdk.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdk.model.weights.STAGING_BYTES", 16)
+
+    def refuse(*_: Any) -> NoReturn:
+        raise sdk.CommandFailed("the program is refused", code="program-rejected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sdk.open_function.OpenFunction.load_program", refuse)
+        with pytest.raises(sdk.CommandFailed, match="the program is refused"):
+            device.load(product(), shapes={"x": [(1, 4)]})
+    assert device.load(product())(x_of(1), B)["y"].shape == (1, 3)
+    assert device._function.programs.counts.loaded == 1
+    total = device.info.memory_bytes
+    assert total is not None
+    gc.collect()
+    device.buffer(total - (1 << 20), "uint8").free()
+
+
+def test_weights_that_cannot_be_sent_take_the_program_that_is_loaded_beside_them_along(
+    device: sdk.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdk.model.weights.STAGING_BYTES", 16)
+
+    def fail(*_: Any) -> NoReturn:
+        raise sdk.CommandFailed("the weights do not arrive")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sdk.model.weights.Upload.send", fail)
+        with pytest.raises(sdk.CommandFailed, match="the weights do not arrive"):
+            device.load(product(), shapes={"x": [(1, 4)]})
+    assert device._function.programs.counts.loaded == 0
+    assert device.load(product())(x_of(1), B)["y"].shape == (1, 3)
+
+
 def test_run_async_holds_no_loop_up_while_a_program_is_compiled_or_the_queue_is_full(
     emulated: sdk.Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -491,7 +532,7 @@ def test_run_async_holds_no_loop_up_while_a_program_is_compiled_or_the_queue_is_
 
     monkeypatch.setattr("sdk.model.keyed_programs.compile_model", compiling)
     monkeypatch.setattr(Completions, "wait_until", waiting)
-    monkeypatch.setattr("sdk.model.lanes.MOST_STAGINGS", 1)  # room for two runs, of which many are started at once
+    monkeypatch.setattr("sdk.model.staging.MOST_STAGINGS", 1)  # room for two runs, of which many are started at once
     net = emulated.load(product())
 
     async def main() -> list[Any]:

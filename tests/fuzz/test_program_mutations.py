@@ -19,6 +19,7 @@ from driver_shim.protocol.layout import FieldError
 from driver_shim.protocol.program import (
     Binding,
     Command,
+    EntryPoint,
     Program,
     Storage,
     Tensor,
@@ -26,7 +27,7 @@ from driver_shim.protocol.program import (
     build,
     make_attributes,
 )
-from driver_shim.protocol.program_commands import ATTRIBUTES, CommandKind
+from driver_shim.protocol.program_commands import ATTRIBUTES, OPERANDS, CommandKind
 from driver_shim.protocol.program_parsing import parse
 from driver_shim.protocol.types import WireType, wire_type_of
 from emulator.engines.job import ProgramFault
@@ -34,7 +35,7 @@ from emulator.model.operators import OPERATORS, SemanticError
 from emulator.model.verify import DeviceLimits, ProgramRejected, verify
 from sdk.compiler import compile_model
 from tests.support.models import model, node, quantised_net, storage_net
-from tests.support.programs import execute, one_entry
+from tests.support.programs import execute
 from tests.support.quantised_nets import integer_net
 from tests.unit.emulator.engines.kernels.test_extents import rows_of
 
@@ -189,14 +190,28 @@ def one_command(kind: CommandKind) -> Program:
             outputs = OPERATORS[kind].infer(attributes, types)
         except SemanticError:
             continue
-        given = [Tensor(tensor, Storage.INPUT) for tensor in types if tensor is not None]
+        held = OPERANDS[kind].states
+        given = [
+            Tensor(tensor, Storage.STATE if position in held else Storage.INPUT)
+            for position, tensor in enumerate(types)
+            if tensor is not None
+        ]
         places = iter(range(len(given)))
         inputs = tuple(next(places) if tensor is not None else None for tensor in types)
-        results = tuple(range(len(given), len(given) + len(outputs)))
-        command = Command(kind, attributes, inputs, results)
-        tensors = (*given, *(Tensor(tensor, Storage.OUTPUT) for tensor in outputs))
-        bound = [Binding(f"t{place}", place) for place in range(len(tensors))]
-        return one_entry(tensors, (command,), tuple(bound[: len(given)]), tuple(bound[len(given) :]))
+        updates = OPERANDS[kind].in_place in held
+        results = (0,) if updates else tuple(range(len(given), len(given) + len(outputs)))
+        tensors = (*given, *(() if updates else (Tensor(tensor, Storage.OUTPUT) for tensor in outputs)))
+        bound = {
+            storage: tuple(Binding(f"t{i}", i) for i, tensor in enumerate(tensors) if tensor.storage is storage)
+            for storage in (Storage.INPUT, Storage.OUTPUT, Storage.STATE)
+        }
+        entry = EntryPoint(
+            (Command(kind, attributes, inputs, results),),
+            bound[Storage.INPUT],
+            bound[Storage.OUTPUT],
+            states=bound[Storage.STATE],
+        )
+        return Program(tensors, (entry,))
     raise AssertionError(f"{kind.name} has no row that it is defined for")
 
 
@@ -268,8 +283,9 @@ def test_what_is_accepted_runs(data: st.DataObject) -> None:
     inputs = [np.full(size, fill, np.uint8) for size in verified.entries[0].input_sizes]
     constants = [np.full(size, fill, np.uint8) for size in verified.constant_sizes]
     for kernels in ("golden", "numpy"):
+        states = [memoryview(bytearray([fill]) * size) for size in verified.entries[0].state_sizes]
         try:
-            execute(image, inputs, kernels, constants)
+            execute(image, inputs, kernels, constants, states=states)
         except ProgramFault as fault:
             assert fault.status in DATA_FAULTS, fault.message
 

@@ -76,8 +76,9 @@ def execute(
     kernels: str = "golden",
     constants: Sequence[Array] = (),
     entry: int = 0,
+    states: Sequence[memoryview] = (),
 ) -> tuple[list[Array], Sequence[KernelRun]]:
-    """Verify a container and run an entry point of it over a private memory, with its constants."""
+    """Verify a container and run an entry point of it over a private memory, with its constants; states are updated."""
     verified = verify(image)
     point = verified.entries[entry]
     memory = bytearray()
@@ -91,7 +92,7 @@ def execute(
         entry,
         memory=memoryview(memory).toreadonly(),
         inputs=addresses[len(constants) :],
-        states=(),
+        states=states,
         scratch=scratch,
         kernels=kernels,
     )

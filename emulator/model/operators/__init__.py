@@ -10,6 +10,7 @@ from __future__ import annotations
 from driver_shim.protocol.program_commands import CommandKind
 from emulator.model.operators import (
     attention,
+    caches,
     elementwise,
     indexing,
     integer_products,
@@ -52,6 +53,7 @@ _FAMILIES = (
     attention,
     rotary,
     states,
+    caches,
     linear_attention,
 )
 OPERATORS: dict[CommandKind, Operator] = {each.kind: each for family in _FAMILIES for each in family.OPERATORS}

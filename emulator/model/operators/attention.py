@@ -11,8 +11,8 @@ import numpy as np
 from driver_shim.protocol.program import TensorType
 from driver_shim.protocol.program_commands import CommandKind, Scores
 from driver_shim.protocol.types import FLOATS, WireType
-from emulator.model.operators.arrays import Array, operand, required, widen
-from emulator.model.operators.operator import STEP_EFFORT, Operator, Types, function, given, one_type, optional
+from emulator.model.operators.arrays import Array, optional, required, widen
+from emulator.model.operators.operator import STEP_EFFORT, Operator, Types, function, given, one_type
 from emulator.model.operators.shapes import SemanticError, broadcast, need
 
 MASK, PAST_KEY, PAST_VALUE, VALID_KEYS = 3, 4, 5, 6
@@ -108,7 +108,7 @@ class Attention(Operator):
             capped = cap(attributes, products)
             biased = np.where(allowed, capped + bias, np.float32(-np.inf))
             peak = np.max(np.where(allowed, bias, np.float32(-np.inf)), 1, keepdims=True, initial=-np.inf)
-            probabilities = np.where(peak == -np.inf, np.float32(0), _softmax(biased))
+            probabilities = np.where(peak == -np.inf, np.float32(0), softmax(biased))
             y[batch, head, rows] = probabilities @ value[batch, head // shared]
             if len(outputs) > 3:
                 kept = (products, capped, biased, probabilities)
@@ -123,7 +123,7 @@ def types_of(arrays: Sequence[Array | None]) -> list[TensorType | None]:
 def extents_of(attributes: Any, inputs: Types) -> Extents:
     """What the operands' shapes say. Raises SemanticError unless they go together."""
     heads = (attributes.query_heads, attributes.key_heads, attributes.key_heads)
-    query, key, value = (_by_head_shape(given(inputs, i), heads[i]) for i in range(3))
+    query, key, value = (by_head_shape(given(inputs, i), heads[i]) for i in range(3))
     need(query[0] == key[0] == value[0], f"batches of {query[0]}, {key[0]} and {value[0]}")
     need(key[1:3] == value[1:3], f"{key[1]} heads of {key[2]} keys, {value[1]} of {value[2]} values")
     need(query[3] == key[3], f"queries of {query[3]} elements, keys of {key[3]}")
@@ -139,7 +139,7 @@ def extents_of(attributes: Any, inputs: Types) -> Extents:
     return Extents(query[0], query[1], key[1], query[2], key[2], past, query[3], value[3])
 
 
-def _by_head_shape(tensor: TensorType, heads: int) -> tuple[int, int, int, int]:
+def by_head_shape(tensor: TensorType, heads: int) -> tuple[int, int, int, int]:
     """[batch, heads, length, size] of an operand, which has no dimension of heads where their number is given."""
     if heads == 0 and len(tensor.shape) == 4:
         batch, heads, length, size = tensor.shape
@@ -161,7 +161,7 @@ def operands_by_head(extents: Extents, inputs: Sequence[Array | None]) -> tuple[
     heads = (extents.heads, extents.key_heads, extents.key_heads)
     arrays = []
     for position, past_at in enumerate((None, PAST_KEY, PAST_VALUE)):
-        array, past = required(inputs, position), None if past_at is None else operand(inputs, past_at)
+        array, past = required(inputs, position), None if past_at is None else optional(inputs, past_at)
         new = by_head(array, heads[position]) if array.ndim == 3 else array
         arrays.append(widen(new if past is None else np.concatenate([past, new], 2)))
     return arrays[0], arrays[1], arrays[2]
@@ -172,13 +172,13 @@ def mask_of(
 ) -> tuple[Array, Array]:
     """(bias, allowed), each to broadcast to [queries, keys] of one head: what is added, and what may be attended."""
     batch, head, rows = place
-    mask, valid = operand(inputs, MASK), operand(inputs, VALID_KEYS)
+    mask, valid = optional(inputs, MASK), optional(inputs, VALID_KEYS)
     keys = np.arange(extents.total)
     allowed = np.ones((1, extents.total), bool)
     offset = extents.past
     if valid is not None:
         allowed = allowed & (keys < valid[batch])
-        if operand(inputs, PAST_KEY) is None:
+        if optional(inputs, PAST_KEY) is None:
             offset = int(valid[batch]) - extents.queries
     queries = np.arange(extents.queries)[rows, None] + offset
     if attributes.causal:
@@ -214,7 +214,8 @@ def _blocks(extents: Extents) -> Iterator[tuple[int, int, slice]]:
                 yield batch, head, slice(start, min(start + step, extents.queries))
 
 
-def _softmax(scores: Array) -> Array:
+def softmax(scores: Array) -> Array:
+    """Probabilities along the second of two dimensions; 0 where every score is -inf."""
     peak = np.max(scores, 1, keepdims=True, initial=-np.inf)
     powers: Array = np.exp(scores - np.where(peak == -np.inf, np.float32(0), peak))
     sums = np.sum(powers, 1, keepdims=True)

@@ -7,7 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from driver_shim.protocol.program_commands import BinaryFunction, CommandKind, ReduceFunction, UnaryFunction
+from driver_shim.protocol.program_commands import (
+    BinaryFunction,
+    CommandKind,
+    ReduceFunction,
+    ScatterMode,
+    UnaryFunction,
+)
 from driver_shim.protocol.types import WireType
 from sdk.compiler.context import Lowering, NodeContext
 from sdk.compiler.contrib import qualified
@@ -238,7 +244,7 @@ _UNSUPPORTED_GROUP_OPERANDS = {
 
 
 def _group_query_attention(node: NodeContext) -> Sequence[Value]:
-    """GroupQueryAttention over a past without padding that is not shared with the present."""
+    """GroupQueryAttention over a past without padding that is not shared with the present, or over a state."""
     _without(node, **_UNSUPPORTED_GROUP_OPERANDS)
     if max(
         node.attribute("smooth_softmax", 0), node.attribute("kv_cache_bit_width", 0), node.attribute("qk_output", 0)
@@ -247,27 +253,48 @@ def _group_query_attention(node: NodeContext) -> Sequence[Value]:
     builder, heads, key_heads = node.builder, node.attribute("num_heads"), node.attribute("kv_num_heads")
     operands = _grouped(node, heads, key_heads)
     past = (node.optional(3), node.optional(4))
-    lengths = _lengths(operands, past[0], heads)
-    _check_past(node, lengths, past[0])
+    shared = node.is_state(3) and node.is_state(4)
+    lengths = _lengths(operands, None if shared else past[0], heads)
+    start = _places_after(node, lengths) if shared else None
+    if start is None:
+        _check_past(node, lengths, past[0])
     if node.attribute("do_rotary", 0):
-        query, key = _turned(node, operands, lengths, (heads, key_heads))
+        query, key = _turned(node, operands, lengths, (heads, key_heads), start)
         operands = operands._replace(query=query, key=key)
     window = node.attribute("local_window_size", -1)
     bias = node.optional(10)
-    return builder.emit_all(
-        CommandKind.ATTENTION,
-        [*operands, None if bias is None else cast(builder, bias, operands.query.dtype), *past],
-        min(3, node.output_count),
-        **attention_fields(
-            lengths.size,
-            scale=node.attribute("scale") or None,
-            softcap=node.attribute("softcap"),
-            query_heads=heads,
-            key_heads=key_heads,
-            causal=int(bool(node.attribute("causal", 1))),
-            left_window=window - 1 if window > 0 else -1,
-        ),
+    fields = attention_fields(
+        lengths.size,
+        scale=node.attribute("scale") or None,
+        softcap=node.attribute("softcap"),
+        query_heads=heads,
+        key_heads=key_heads,
+        causal=int(bool(node.attribute("causal", 1))),
+        left_window=window - 1 if window > 0 else -1,
     )
+    mask = None if bias is None else cast(builder, bias, operands.query.dtype)
+    if start is None:
+        return builder.emit_all(CommandKind.ATTENTION, [*operands, mask, *past], min(3, node.output_count), **fields)
+    presents = [
+        _written(builder, state, _apart(builder, new, key_heads), start)
+        for state, new in zip((node.value(3), node.value(4)), operands[1:], strict=True)
+    ]
+    valid = binary(builder, BinaryFunction.ADD, start, builder.scalar(lengths.queries, WireType.INT64))
+    inputs = [operands.query, *presents, mask, None, None, valid]
+    y = builder.emit(CommandKind.ATTENTION, inputs, **{**fields, "key_heads": 0})
+    return [y, *presents][: node.output_count]
+
+
+def _places_after(node: NodeContext, lengths: _Lengths) -> Value:
+    """Where the new tokens of each sample go, int64[batch]: seqlens_k has the place of the last one."""
+    builder = node.builder
+    last = builder.reshape(cast(builder, node.value(5), WireType.INT64), (lengths.batch,))
+    return binary(builder, BinaryFunction.SUB, last, builder.scalar(lengths.queries - 1, WireType.INT64))
+
+
+def _written(builder: Builder, state: Value, new: Value, start: Value) -> Value:
+    """A state with new tokens in it."""
+    return builder.emit(CommandKind.TENSOR_SCATTER, [state, new, start], axis=2, mode=ScatterMode.LINEAR)
 
 
 def _check_past(node: NodeContext, lengths: _Lengths, past: Value | None) -> None:
@@ -295,13 +322,23 @@ def _grouped(node: NodeContext, heads: int, key_heads: int) -> _Heads:
     return _Heads(*(part(builder, query, 2, start, extent) for start, extent in zip(starts, extents, strict=True)))
 
 
-def _turned(node: NodeContext, operands: _Heads, lengths: _Lengths, heads: tuple[int, int]) -> list[Value]:
+def _positions_from(builder: Builder, start: Value, lengths: _Lengths, limit: int) -> Value:
+    """int64[batch, queries]; tokens that are padding may lie behind the last position there is, and get that."""
+    steps = builder.constant(np.arange(lengths.queries, dtype=np.int64)[None])
+    positions = binary(builder, BinaryFunction.ADD, builder.reshape(start, (lengths.batch, 1)), steps)
+    return binary(builder, BinaryFunction.MIN, positions, builder.scalar(max(0, limit - 1), WireType.INT64))
+
+
+def _turned(
+    node: NodeContext, operands: _Heads, lengths: _Lengths, heads: tuple[int, int], start: Value | None
+) -> list[Value]:
     """Queries and keys turned by their positions, which go on where the past ends."""
     builder, caches = node.builder, (node.value(7), node.value(8))
     positions = node.optional(9)
-    if positions is None:
-        start = lengths.total - lengths.queries
-        row = np.arange(start, lengths.total, dtype=np.int64)[None]
+    if positions is None and start is not None:
+        positions = _positions_from(builder, start, lengths, caches[0].shape[0])
+    elif positions is None:
+        row = np.arange(lengths.total - lengths.queries, lengths.total, dtype=np.int64)[None]
         positions = builder.constant(np.repeat(row, lengths.batch, 0))
     interleaved = bool(node.attribute("rotary_interleaved", 0))
     return [

@@ -8,17 +8,14 @@ from driver_shim.protocol.program_commands import BinaryFunction, CommandKind
 from sdk.compiler.ir import Operation, Value, constant, fields_of
 from sdk.compiler.passes.products import CONVOLUTIONS, by_channel, is_plain
 from sdk.compiler.passes.rewriting import Rewriting
+from sdk.compiler.passes.scanning import absorb_each
 
 _FOLDED = {BinaryFunction.MUL, BinaryFunction.ADD}
 
 
 def fuse_batch_normalisation(program: Rewriting) -> None:
     """Scale weights and bias instead of the result, and add to the bias instead of to the result."""
-    for position, operation in enumerate(program.operations):
-        if operation.kind is CommandKind.BINARY and operation.attributes.function in _FOLDED:
-            a, b = operation.inputs
-            if not _fuse(program, position, a, b):
-                _fuse(program, position, b, a)
+    absorb_each(program, _FOLDED, _fuse)
 
 
 def _fuse(program: Rewriting, position: int, result: Value | None, by: Value | None) -> bool:

@@ -8,6 +8,7 @@ from driver_shim.protocol.program_commands import CommandKind
 from sdk.compiler.ir import Operation, Value, fields_of, shape_fields
 from sdk.compiler.passes.patterns import made_by
 from sdk.compiler.passes.rewriting import Rewriting
+from sdk.compiler.passes.scanning import rewrite_each
 
 _BY_HEAD = (0, 2, 1, 3)
 """[batch, length, heads, size] to [batch, heads, length, size] and back."""
@@ -15,19 +16,14 @@ _BY_HEAD = (0, 2, 1, 3)
 
 def merge_heads(program: Rewriting) -> None:
     """Have ATTENTION do what reshapes and transpositions around it do."""
-    position = 0
-    while position < len(program.operations):
-        operation = program.operations[position]
-        if operation.kind is CommandKind.COPY and program.is_used(operation):
-            position = _merge(program, position)
-        position += 1
+    rewrite_each(program, CommandKind.COPY, _merge)
 
 
 def _merge(program: Rewriting, position: int) -> int:
     """Merge what ends at a reshape, if it puts heads together; returns the place of what is there now."""
     joined = program.operations[position]
     turned = program.sole(joined.inputs[0])
-    if turned is None or not _is_by_head(turned):
+    if turned is None or not is_by_head(turned):
         return position
     attention, between = _behind_copies(program, turned.inputs[0])
     if attention is None or attention.kind is not CommandKind.ATTENTION or attention.attributes.query_heads:
@@ -69,7 +65,8 @@ def _behind_copies(program: Rewriting, value: Value | None) -> tuple[Operation |
     return made, between
 
 
-def _is_by_head(operation: Operation) -> bool:
+def is_by_head(operation: Operation) -> bool:
+    """Whether it is a transposition that puts heads apart, or together again."""
     return (
         operation.kind is CommandKind.TRANSPOSE
         and tuple(operation.attributes.permutation[:4]) == _BY_HEAD
@@ -80,7 +77,7 @@ def _is_by_head(operation: Operation) -> bool:
 def _split(value: Value | None) -> tuple[Value, list[Operation]] | None:
     """(what is [batch, length, heads · size] in any shape, the operations that put its heads apart)."""
     turned = made_by(value, CommandKind.TRANSPOSE)
-    if turned is None or not _is_by_head(turned):
+    if turned is None or not is_by_head(turned):
         return None
     copied = made_by(turned.inputs[0], CommandKind.COPY)
     if copied is None or copied.inputs[0] is None:

@@ -26,7 +26,14 @@ class Rewriting:
 
     def is_used(self, operation: Operation) -> bool:
         """Whether anything reads what the operation gives."""
-        return any(self._uses[id(value)] or self.is_given(value) for value in operation.outputs)
+        return any(map(self._is_read, operation.outputs))
+
+    def _is_read(self, value: Value) -> bool:
+        return bool(self._uses[id(value)]) or self.is_given(value)
+
+    def give(self, value: Value) -> None:
+        """Keep the operation that gives a value, whether or not anything reads it."""
+        self._given.add(id(value))
 
     def sole(self, value: Value | None) -> Operation | None:
         """The operation that gives a value, when that is all it gives and the value is read once, by one operation."""
@@ -80,14 +87,16 @@ class Rewriting:
         """Put one operation in place of that at `position` and of the `absorbed` ones, which nothing else reads.
 
         Raises Refused when there is no such command, ValueError when it would not
-        give the same types.
+        give the same types. Outputs that nothing reads need not be given.
         """
         old = self.operations[position]
         attributes, types = infer(kind, inputs, fields)
-        if list(types[: len(old.outputs)]) != [value.type for value in old.outputs]:
+        kept = old.outputs[: len(types)]
+        dropped = old.outputs[len(types) :]
+        if [value.type for value in kept] != list(types[: len(kept)]) or any(map(self._is_read, dropped)):
             raise ValueError(f"{kind.name} would give {list(map(str, types))}")
         nodes = dict.fromkeys(node for operation in (*absorbed, old) for node in operation.nodes)
-        new = Operation(kind, attributes, tuple(inputs), tuple(nodes), old.outputs)
+        new = Operation(kind, attributes, tuple(inputs), tuple(nodes), kept)
         for value in new.outputs:
             value.producer = new
         self.operations[position] = new

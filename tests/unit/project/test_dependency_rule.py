@@ -75,6 +75,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "sdk.queue",
         "sdk.compiler",
         "sdk.quantisation",
+        "sdk.state",
         "sdk.model",
         "sdk.open_function",
         "sdk.device",

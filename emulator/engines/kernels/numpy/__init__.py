@@ -13,6 +13,7 @@ from emulator.engines.kernels.numpy import (
     attention,
     elementwise,
     normalise,
+    packed_products,
     pooling,
     products,
     quantised,
@@ -45,6 +46,7 @@ _PREPARE: dict[CommandKind, Callable[[KernelRequest], Kernel | None]] = {
     CommandKind.MATMUL_INTEGER: quantised.prepare_matmul_integer,
     CommandKind.CONV_INTEGER: quantised.prepare_conv_integer,
     CommandKind.QBINARY: quantised.prepare_binary,
+    CommandKind.MATMUL_NBITS: packed_products.prepare_matmul_nbits,
     CommandKind.RECURRENT: recurrent.prepare,
     CommandKind.TOP_K: selection.prepare_top_k,
 }

@@ -64,7 +64,7 @@ def test_bytes_are_as_laid_out_by_hand() -> None:
     names = b"xymain".ljust(64, b"\0")
     places = [(1, 4, 256, 256), (2, 2, 512, 64), (3, 1, 576, 64), (4, 2, 640, 32), (5, 6, 704, 6)]
     table = b"".join(struct.pack("<IIQQ8x", *place) for place in places).ljust(192, b"\0")
-    header = struct.pack("<8sHHHHQII32x", b"NPUPROG\x1a", 2, 0, 0, 4, 768, 0, 5)
+    header = struct.pack("<8sHHHHQII32x", b"NPUPROG\x1a", 2, 1, 0, 5, 768, 0, 5)
     expected = bytearray(header + table + tensors + commands + entries + bindings + names)
     expected[24:28] = zlib.crc32(expected).to_bytes(4, "little")
     assert bytes(expected) == IMAGE
@@ -92,7 +92,7 @@ def test_sizes_the_device_needs_to_know() -> None:
     assert verified.constant_sizes == (16,)
     (entry,) = verified.entries
     assert entry.workspace_bytes == 128
-    assert (entry.input_sizes, entry.output_sizes, entry.state_sizes) == ((16,), (16,), ())
+    assert (entry.input_sizes, entry.state_sizes) == ((16,), ())
     assert entry.output_places == ((128, 16),)
     assert entry.scratch_bytes == 192
     assert entry.command_count == 2

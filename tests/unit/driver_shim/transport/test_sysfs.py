@@ -382,7 +382,7 @@ def test_a_device_through_sysfs_shows_registers_aperture_and_facts(device: sdk.D
         memory_bytes=sysfs.MEMORY_BYTES,
         pre_open=device.info.pre_open,
         tick_hz=sysfs.TICK_HZ,
-        contract="0.4",
+        contract="0.5",
         boot=device.info.boot,
         revision="1.0",
         driver="sysfs",

@@ -24,11 +24,11 @@ from driver_shim.protocol.program_commands import (
     CellActivation,
     CommandKind,
     CumulateFunction,
+    Interpolation,
     PadMode,
     PoolFunction,
     QBinaryFunction,
     ReduceFunction,
-    ResizeMode,
     ScatterMode,
     ScatterReduction,
     UnaryFunction,
@@ -270,7 +270,7 @@ def conv_transpose(extent: Extent) -> Iterator[Row]:
 
 
 def resize(extent: Extent) -> Iterator[Row]:
-    for mode, shape in itertools.product(ResizeMode, shapes(extent, 2, 3)):
+    for mode, shape in itertools.product(Interpolation, shapes(extent, 2, 3)):
         wanted = [size * 2 for size in shape]
         yield (
             {"mode": mode, "cubic": -0.75, "extents": filled(wanted), "scales": [2.0] * len(shape) + [0.0] * 6},
@@ -348,7 +348,7 @@ def unpool(extent: Extent) -> Iterator[Row]:
 
 def grid_sample(extent: Extent) -> Iterator[Row]:
     for batch, channels, size, samples in shapes(extent, 2, 3, 4, 5):
-        for mode in ResizeMode:
+        for mode in Interpolation:
             yield {"mode": mode}, [real((batch, channels, size)), real((batch, samples, 1)) / 2]
 
 
@@ -383,6 +383,31 @@ def tensor_scatter(extent: Extent) -> Iterator[Row]:
 def linear_attention(extent: Extent) -> Iterator[Row]:
     for batch, length, size in shapes(extent, 2, 3, 4):
         yield {"query_heads": 2, "key_heads": 2, "scale": 1.0}, [real((batch, length, 2 * size))] * 3
+
+
+def in_slots(batch: int, past: int, count: int) -> list[Array]:
+    """Tables of three blocks of two tokens, and a row for each of the batch."""
+    tables = np.arange(3 * (batch + 1), dtype=np.int32).reshape(-1, 3)[::-1] % 4
+    return [tables.copy(), np.array([(slot, past, count) for slot in range(batch)], np.int32).reshape(batch, 3)]
+
+
+def cache_append(extent: Extent) -> Iterator[Row]:
+    for batch, heads, tokens, size in shapes(extent, 2, 3, 4, 5):
+        for dtype, ring in itertools.product((WireType.FLOAT32, WireType.FLOAT16), (0, 4)):
+            operands = [array(dtype, (2, 4, 2, heads, size)), array(dtype, (batch, heads, tokens, size))]
+            for count in {0, tokens}:
+                yield {"plane": 1, "ring": ring}, [*operands, *in_slots(batch, 2, count)]
+
+
+def cache_attention(extent: Extent) -> Iterator[Row]:
+    for batch, groups, tokens, size in shapes(extent, 2, 3, 4, 5):
+        options: list[Fields] = [{"causal": 1}, {"ring": 6, "left_window": 2}, {"softcap": 1.0}]
+        for dtype, option in itertools.product((WireType.FLOAT32, WireType.BFLOAT16), options):
+            cache = array(dtype, (2, 4, 2, 2, size))
+            query = array(dtype, (batch, 2 * groups, tokens, size))
+            for count in {0, tokens}:
+                fields = {"scale": 1.0, "left_window": -1, "value_plane": 1, **option}
+                yield fields, [query, cache, cache, *in_slots(batch, 2, count)]
 
 
 ROWS: dict[CommandKind, Callable[[Extent], Iterator[Row]]] = {
@@ -430,6 +455,8 @@ ROWS: dict[CommandKind, Callable[[Extent], Iterator[Row]]] = {
     CommandKind.ROTARY: rotary,
     CommandKind.TENSOR_SCATTER: tensor_scatter,
     CommandKind.LINEAR_ATTENTION: linear_attention,
+    CommandKind.CACHE_APPEND: cache_append,
+    CommandKind.CACHE_ATTENTION: cache_attention,
     CommandKind.UNPOOL: unpool,
     CommandKind.GRID_SAMPLE: grid_sample,
     CommandKind.ROI_ALIGN: roi_align,
