@@ -70,7 +70,7 @@ class ProviderSession:
         """Run the model; the outputs wanted, in that order. Raises what `sdk.Model` raises when called."""
         if self._model is None:
             raise RuntimeError("no model is loaded")
-        outputs = self._model({name: _as_array(*tensor) for name, *tensor in given})
+        outputs = self._model({name: _as_array(kind, extents, memory) for name, kind, extents, memory in given})
         return tuple(_computed(np.asarray(outputs[name], order="C")) for name in wanted)
 
     def close(self) -> None:
