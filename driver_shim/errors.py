@@ -25,6 +25,7 @@ __all__ = [
     "OutOfDeviceMemory",
     "PermissionDenied",
     "QueueFull",
+    "StateFull",
     "Timeout",
     "UnsupportedModel",
     "UnsupportedPlatform",
@@ -170,6 +171,12 @@ class BufferInUse(NpuError, BufferError):
     """A buffer cannot be freed: a command in flight uses it, or a view of it lives."""
 
     code = "buffer-in-use"
+
+
+class StateFull(NpuError, ValueError):
+    """A state has no room for the tokens that a run would append; nothing has changed."""
+
+    code = "state-full"
 
 
 class ModelProblem(NamedTuple):

@@ -14,6 +14,13 @@ SPIN_S = 200e-6
 """A wait polls this long in all before it blocks: as long as a copy of 4 MiB takes. To wake up through an eventfd costs
 10 to 60 µs, a quarter of that copy and more."""
 
+ADMIN_SPIN_S = 1e-3
+"""An admin command's wait polls this long, which most need a tenth of, before it naps between two looks: verifying a
+program takes long, and what does it may need our CPU."""
+
+ADMIN_NAP_S = 200e-6
+"""Between two of those looks."""
+
 READY_S = 5.0
 """Controller enable/disable handshake; the device states its own limit, this is the floor."""
 

@@ -11,6 +11,7 @@ from sdk.compiler import compile_program as compile  # noqa: A004 - the name use
 from sdk.compiler.program import Program
 from sdk.device import Device
 from sdk.errors import EmulatorFallbackWarning
+from sdk.gguf import read_gguf
 from sdk.inference_session import ExecutionMode, GraphOptimizationLevel, InferenceSession, SessionOptions
 from sdk.memory.buffers import DeviceBuffer, HostBuffer
 from sdk.opening.listing import DeviceInfo, list_devices
@@ -39,6 +40,7 @@ __all__ = [
     "list_devices",
     "quantization_losses",
     "quantize",
+    "read_gguf",
 ]
 __all__ += errors.__all__
 

@@ -14,6 +14,7 @@ from driver_shim.function.registers import Registers
 from driver_shim.protocol.commands import LogPage
 from driver_shim.transport.base import Transport
 from sdk import environment
+from sdk.compiler import read_model
 from sdk.compiler.program import Program
 from sdk.here_only import HereOnly
 from sdk.log_pages import Activity, ErrorLogEntry, decode_activity, decode_error_log
@@ -27,7 +28,10 @@ from sdk.queue.queue import MAX_DEPTH, MIN_DEPTH, Queue
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from sdk.compiler.graph import Graph
+    from sdk.model.device_model import DeviceModel
     from sdk.model.model import Model
+    from sdk.model.stateful import StateOptions
 
 
 class Device(HereOnly):
@@ -187,6 +191,9 @@ class Device(HereOnly):
         *,
         shapes: Mapping[str, Sequence[Sequence[int]]] | None = None,
         fallback: str | None = None,
+        state_memory: int | str | None = None,
+        states: Mapping[str, str] | None = None,
+        idle_rows: bool = False,
     ) -> Model:
         """Load a model: an ONNX path, bytes, ModelProto or what `sdk.compile` made.
 
@@ -195,9 +202,14 @@ class Device(HereOnly):
         place, or a dict by name. Nodes that the device has no command for are an error, unless `fallback` is "cpu":
         they then run in onnxruntime on the host, which is told once by a warning and in `model.report`.
 
+        Of a model that remembers (`model.states`), shapes that name no past are those of runs with a state. States get
+        `state_memory`, bytes or a text as "256MiB"; `states` names the output that is the next value of an input where
+        neither names nor nodes tell. With `idle_rows` a run with fewer states takes the next larger program.
+
         Raises UnsupportedModel (node, operator, reason), FileNotFoundError, OutOfDeviceMemory.
         """
         from sdk.compiler import torch_export
+        from sdk.model.stateful import StateOptions
 
         self._function.check_operable()
         if torch_export.comes_from_torch(model):
@@ -208,7 +220,14 @@ class Device(HereOnly):
             fallback = fallback or model.fallback
         if fallback not in (None, "error", "cpu"):
             raise ValueError(f'fallback={fallback!r}: use "error" or "cpu"')
-        loaded = self._load_mixed(model) if fallback == "cpu" else self._load_whole(model)
+        if fallback == "cpu":
+            if state_memory is not None or states is not None or idle_rows:
+                raise TypeError(
+                    'states, state_memory and idle_rows do not go with fallback="cpu": the host keeps no states'
+                )
+            loaded = self._load_mixed(model)
+        else:
+            loaded = self._load_whole(model, StateOptions(state_memory, states, idle_rows))
         try:
             loaded._compile_for(shapes or {})
         except BaseException:
@@ -216,20 +235,19 @@ class Device(HereOnly):
             raise
         return loaded
 
-    def _load_whole(self, model: Any) -> Model:
-        from sdk.model.model import Model  # it imports the compiler, which not every program needs
+    def _load_whole(self, source: Any, options: StateOptions | None = None) -> DeviceModel:
+        from sdk.model.device_model import DeviceModel  # it imports the compiler, which not every program needs
 
-        loaded = Model(self._function, model)
+        ahead = source._compiled if isinstance(source, Program) else None
+        loaded = DeviceModel(self._function, _graph_of(source), ahead, options)
         self._function.add_model(loaded._parts)
         return loaded
 
-    def _load_mixed(self, model: Any) -> Model:
-        from sdk.compiler import read_model
+    def _load_mixed(self, source: Any) -> Model:
         from sdk.model.mixed import MixedModel
 
-        graph = read_model(model._graph if isinstance(model, Program) else model)
-        loaded = MixedModel(self._function, graph, self._load_whole)
-        self._function.add_model(loaded._mixed)
+        loaded = MixedModel(self._function, _graph_of(source), self._load_whole)
+        self._function.add_model(loaded._parts)
         return loaded
 
     # --- life cycle --------------------------------------------------------------------------------------------
@@ -266,6 +284,11 @@ def on_transport(transport: Transport, *, timeout: float | None = None) -> Devic
     device = Device.__new__(Device)
     device._start(OpenFunction(Opened(transport), _checked_timeout(timeout), environment.host_memory_bytes()))
     return device
+
+
+def _graph_of(source: Any) -> Graph:
+    """A model that was read before, or is now."""
+    return source._graph if isinstance(source, Program) else read_model(source)
 
 
 def _checked_timeout(timeout: float | None) -> float:

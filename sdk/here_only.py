@@ -11,6 +11,7 @@ _INSTEAD = {
     "Program": "send the model's path or the onnx.ModelProto, and compile that there",
     "Model": "send its file's path or the onnx.ModelProto, and load that there",
     "InferenceSession": "send its file's path or bytes, and make a session of them there",
+    "State": "send what it holds: state.save(), and take model.state(restore=...) there",
     "HostBuffer": "send what it holds: buffer.array.copy()",
     "DeviceBuffer": "copy it into a host buffer, and send that one's host.array.copy()",
     "Span": "send what it holds: host.array[i:j].copy() of a host buffer, into which device memory is copied first",

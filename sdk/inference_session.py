@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from sdk.model.model import Model
 
 PROVIDER = "NpuExecutionProvider"
-"""How our device is called among onnxruntime's providers; its option "device" is an address of `sdk.Device`."""
+"""How our device is called among onnxruntime's providers."""
+OPTIONS = frozenset({"device"})
+"""The provider's options: "device" is an address of `sdk.Device`."""
 HOST_PROVIDER = "CPUExecutionProvider"
 """Named after ours, it runs in onnxruntime on the host what the device has no command for."""
 RUNS_AT_ONCE = 4
@@ -236,6 +238,8 @@ class InferenceSession(_RefusesByName, HereOnly):
         address = _address_of(options, device)
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
+        self._here = threading.local()
+        """In a thread of the pool, what marks it as one."""
         self._closed = False
         self._share = None if isinstance(device, Device) else share(address)
         self._device = device if isinstance(device, Device) else self._share.device  # type: ignore[union-attr]
@@ -337,7 +341,7 @@ class InferenceSession(_RefusesByName, HereOnly):
             self._closed = True
             pool, self._pool = self._pool, None
         if pool is not None:
-            pool.shutdown(wait=threading.current_thread() not in pool._threads)
+            pool.shutdown(wait=not getattr(self._here, "is_ours", False))  # a callback may close its own session
         self._give_up_device()
 
     def __enter__(self) -> InferenceSession:
@@ -360,7 +364,7 @@ class InferenceSession(_RefusesByName, HereOnly):
             if self._closed:
                 raise Closed("the session is closed", device=self._device.address, remedy="make another one")
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(RUNS_AT_ONCE, thread_name_prefix="npu-session")
+                self._pool = ThreadPoolExecutor(RUNS_AT_ONCE, "npu-session", setattr, (self._here, "is_ours", True))
             return self._pool
 
     def _checked(
@@ -413,10 +417,15 @@ def _chosen(
         raise ValueError(f"the provider {unknown[0]!r} is not here; leave providers out, or give [{PROVIDER!r}]")
     if names not in ([PROVIDER], [PROVIDER, HOST_PROVIDER]):
         raise ValueError(f"providers are {names}; give [{PROVIDER!r}], or with the host after it, [{PROVIDER!r}, …]")
-    for (name, given), known in zip(pairs, ({"device"}, set()), strict=False):
-        if given.keys() - known:
-            raise ValueError(f"{name} has no option {min(given.keys() - known)!r}; {PROVIDER} has 'device', an address")
+    for (name, given), known in zip(pairs, (OPTIONS, frozenset[str]()), strict=False):
+        check_options(given, name, known)
     return dict(pairs[0][1]), names
+
+
+def check_options(given: Mapping[str, Any], name: str = PROVIDER, known: frozenset[str] = OPTIONS) -> None:
+    """Raise ValueError for options that a provider has not."""
+    if given.keys() - known:
+        raise ValueError(f"{name} has no option {min(given.keys() - known)!r}; {PROVIDER} has 'device', an address")
 
 
 def _address_of(options: Mapping[str, Any], device: Device | str | None) -> str | None:

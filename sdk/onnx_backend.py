@@ -73,8 +73,8 @@ class NpuBackend(Backend):  # type: ignore[misc]
         Raises UnsupportedModel, ValueError for a device that is not supported, and what `sdk.Device` raises.
         """
         _refuse_unknown(kwargs, _TAKEN)
-        chosen = {name: kwargs.get(name) for name in ("shapes", "fallback")}
-        return NpuBackendRep(cls.device(device).load(model, **chosen))
+        loaded = cls.device(device).load(model, shapes=kwargs.get("shapes"), fallback=kwargs.get("fallback"))
+        return NpuBackendRep(loaded)
 
     @classmethod
     def run_model(cls, model: onnx.ModelProto, inputs: Any, device: str = "CPU", **kwargs: Any) -> Any:

@@ -143,6 +143,14 @@ class OpenFunction:
             self._buffers.add(buffer)
         return buffer
 
+    @property
+    def free_bytes(self) -> int:
+        """Device memory that nobody has, in pieces."""
+        with self._lock:
+            self.check_open()
+            self._clean_up()
+            return self.device_memory.free_bytes
+
     def _allocate(self, size: int) -> int:
         """Device memory; called with the lock held. Raises OutOfSpace."""
         self._clean_up()

@@ -14,6 +14,7 @@ import weakref
 
 from sdk import environment
 from sdk.device import Device
+from sdk.errors import DeviceLost
 
 _PRIVATE = "emulator"
 """What an emulator says of itself does not tell the options that it was opened with, so it is found by those alone."""
@@ -48,6 +49,17 @@ class Share:
         shared.device.close()
 
 
+def _is_there(device: Device) -> bool:
+    """Whether it is open. One that died since it was last used is noticed now, and is lost from now on."""
+    function = device._function
+    if not device.closed and not function.transport.alive():
+        try:
+            function.check_alive()
+        except DeviceLost:
+            pass  # which `closed` tells
+    return not device.closed
+
+
 class _Pool:
     """The devices with shares, by the addresses that they were asked by and that they have."""
 
@@ -62,7 +74,7 @@ class _Pool:
     def find(self, address: str | None) -> _Shared | None:
         """The device of this address, if it is open; call it with the lock held."""
         shared = self._known.get(address)
-        return None if shared is None or shared.device.closed else shared
+        return shared if shared is not None and _is_there(shared.device) else None
 
     def add(self, address: str | None, shared: _Shared) -> None:
         """Know a device from now on; call it with the lock held."""

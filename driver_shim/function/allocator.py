@@ -83,10 +83,6 @@ class RangeAllocator:
             return 0
         return max(self._holes[address] for address in self._bins[self._filled.bit_length() - 1])
 
-    def size_of(self, address: int) -> int:
-        """Bytes taken by the live allocation at `address`. Raises KeyError where none begins."""
-        return self._taken[address]
-
     def allocate(self, size: int, alignment: int = 1) -> int:
         """Take `size` bytes at a multiple of `alignment` (a power of two) and return the address.
 

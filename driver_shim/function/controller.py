@@ -197,11 +197,13 @@ class Controller:
 
     def _await_completion(self, queue: HostQueuePair, opcode: AdminOpcode) -> Completion:
         now = time.monotonic()
-        deadline, next_look = now + self.timeout_s, now + timeouts.LIVENESS_S
+        deadline, next_look, spin_until = now + self.timeout_s, now + timeouts.LIVENESS_S, now + timeouts.ADMIN_SPIN_S
         while (completion := queue.peek()) is None:
             self._check_going_on(opcode)
             self.transport.progress()
             now = time.monotonic()
+            if now > spin_until and not self.transport.steps_device:
+                time.sleep(timeouts.ADMIN_NAP_S)
             if now > next_look:
                 next_look = now + timeouts.LIVENESS_S
                 self.check_alive()

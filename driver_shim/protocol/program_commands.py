@@ -343,7 +343,7 @@ class PadMode(enum.IntEnum):
     WRAP = 3
 
 
-class ResizeMode(enum.IntEnum):
+class Interpolation(enum.IntEnum):
     """How RESIZE and GRID_SAMPLE make an element of those around its place, by the names of ONNX's `mode`."""
 
     NEAREST = 0

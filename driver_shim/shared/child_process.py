@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
-_BOOT = "import os, sys; sys.path[:] = sys.argv.pop(1).split(os.pathsep); from {module} import main; main(sys.argv[1:])"
+_BOOT = (
+    "import os, sys; {nice}sys.path[:] = sys.argv.pop(1).split(os.pathsep);"
+    " from {module} import main; main(sys.argv[1:])"
+)
 _PR_SET_PDEATHSIG = 1
 """prctl(2)."""
 _STANDARD_DESCRIPTORS = (0, 1, 2)
@@ -26,12 +29,13 @@ def module_command(module: str, *arguments: str) -> tuple[list[str], dict[str, s
     return [sys.executable, "-P", "-m", module, *arguments], environment
 
 
-def main_command(module: str, *arguments: str) -> list[str]:
-    """Argument vector of a process that calls `MODULE.main(arguments)`.
+def main_command(module: str, *arguments: str, niceness: int = 0) -> list[str]:
+    """Argument vector of a process that calls `MODULE.main(arguments)`, nicer than this one from its first step on.
 
     It imports what this process would, from where this process would, and needs no environment for that.
     """
-    return [sys.executable, "-c", _BOOT.format(module=module), os.pathsep.join(sys.path), *arguments]
+    nice = f"os.nice({niceness}); " if niceness else ""
+    return [sys.executable, "-c", _BOOT.format(nice=nice, module=module), os.pathsep.join(sys.path), *arguments]
 
 
 def die_with_parent(parent: int) -> None:

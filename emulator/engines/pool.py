@@ -73,7 +73,7 @@ def worker_limits(engines: int, cores: int) -> tuple[int, int]:
     """(workers, threads of each) for a chip with `engines` engines on `cores` host cores.
 
     An engine has a core of its own where there are as many. The bus gets its share of one of them all the same: it
-    sleeps while engines compute, and they give way to it (`worker.ENGINE_NICENESS`).
+    sleeps while engines compute, and they give way to it (`process.ENGINE_NICENESS`).
     """
     workers = min(engines, cores)
     return workers, cores // workers

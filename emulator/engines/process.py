@@ -26,6 +26,8 @@ from emulator.engines.messages import (
     unpadded,
 )
 
+ENGINE_NICENESS = 5
+"""Engines yield to the bus: registers must answer while they compute, and while they start."""
 _SEALS_FIXED = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _SEALS_GROWING = fcntl.F_SEAL_SHRINK
 _THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -67,7 +69,13 @@ class WorkerProcess:
             fcntl.fcntl(self._scratch_fd, fcntl.F_ADD_SEALS, _SEALS_GROWING)
             inherited = (theirs.fileno(), memory_fd, self._scratch_fd)
             self._process = subprocess.Popen(
-                main_command("emulator.engines.worker", *map(str, (*inherited, os.getpid())), executor, kernels),
+                main_command(
+                    "emulator.engines.worker",
+                    *map(str, (*inherited, os.getpid())),
+                    executor,
+                    kernels,
+                    niceness=ENGINE_NICENESS,
+                ),
                 env=_environment(threads),
                 pass_fds=inherited,
                 stdin=subprocess.DEVNULL,

@@ -33,9 +33,6 @@ from emulator.engines.messages import (
     unpack_addresses,
 )
 
-ENGINE_NICENESS = 5
-"""Engines yield to the bus: registers must answer while they compute."""
-
 
 class EngineWorker:
     """The worker's state: mapped files, loaded programs, and the loop over its socket."""
@@ -127,7 +124,6 @@ def main(arguments: Sequence[str]) -> None:
     die_with_parent(parent)
     if kernels != "auto":  # whoever names the kernels wants no others to take part
         import_guard.install()
-    os.nice(ENGINE_NICENESS)
     executor = cast("Executor", importlib.import_module(executor_name))
     with socket.socket(fileno=channel_fd) as channel:
         EngineWorker(channel, memory_fd, scratch_fd, executor, kernels).serve()

@@ -64,11 +64,6 @@ class VerifiedEntry:
         return self.point.workspace_bytes
 
     @property
-    def output_sizes(self) -> tuple[int, ...]:
-        """Bytes of every output, in binding order."""
-        return tuple(size for _, size in self.output_places)
-
-    @property
     def command_count(self) -> int:
         """Number of commands."""
         return len(self.point.commands)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import click
 
 from sdk.cli.exit_codes import ExitCode, exit_code_of
+from sdk.cli.folding import folded
 from sdk.cli.standard_streams import silence_stdout
 from sdk.cli.verb_group import HELP_OPTIONS, VerbGroup
 from sdk.version import VERSION
@@ -21,6 +22,7 @@ VERBS = {
     "regs": ("regs", "Read registers, or write one."),
     "run": ("run", "Run an ONNX model."),
     "compile": ("compile", "Say what an ONNX model takes, without a device."),
+    "chat": ("chat", "Talk to a language model."),
     "bench": ("bench", "Measure round trips, commands per second and copies."),
     "emulate": ("emulate", "Serve an emulated device until interrupted."),
     "reset": ("reset", "Reset devices."),
@@ -77,13 +79,21 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return exit_code_of(error)
 
 
+class _Folded(logging.Formatter):
+    """Warnings are for people and folded; the rest stays one line a record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        return folded(line) if record.levelno >= logging.WARNING else line
+
+
 def _log_to_stderr() -> None:
     """`NPU_LOG` names the level of what the SDK logs; it goes to stderr."""
     name = os.environ.get("NPU_LOG", "").lower() or "warning"
     if name not in _LEVELS:
         raise click.UsageError(f"NPU_LOG={name!r}: use one of {', '.join(_LEVELS)}")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("npuctl: %(levelname)s: %(message)s"))
+    handler.setFormatter(_Folded("npuctl: %(levelname)s: %(message)s"))
     logger = logging.getLogger("npu")
     logger.addHandler(handler)
     logger.setLevel(_LEVELS[name])

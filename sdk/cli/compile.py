@@ -40,6 +40,7 @@ def command(frame: Frame, model_path: str, check: bool, fallback: str, given: tu
     from sdk.compiler import compile_program, read_model
     from sdk.compiler.compile import NeedsValues
 
+    frame.folds = True
     graph = read_model(model_path)
     shapes = _shapes(frame, graph.signature.inputs, given)
     try:
@@ -47,7 +48,7 @@ def command(frame: Frame, model_path: str, check: bool, fallback: str, given: tu
     except NeedsValues as error:
         named = ", ".join(map(repr, error.inputs))
         frame.sections["compile"] = {**_NOTHING, "model": model_path, "target": target, "by_value": list(error.inputs)}
-        frame.say(f"compiled when run, once for each value of {named}, on which shapes depend")
+        frame.tell(f"compiled when run, once for each value of {named}, on which shapes depend")
         return
     except ValueError as error:
         raise click.UsageError(str(error)) from error
@@ -68,7 +69,7 @@ def command(frame: Frame, model_path: str, check: bool, fallback: str, given: tu
         raise Failure(
             f"the device does not run {len(moved)} of {len(program.report)} nodes",
             slug="unsupported-model",
-            remedy="--fallback cpu, and fallback='cpu' in programs, leaves them to onnxruntime",
+            remedy="--fallback cpu leaves them to onnxruntime; in programs fallback='cpu'",
         )
 
 
@@ -89,30 +90,30 @@ def _shapes(frame: Frame, inputs: Sequence[TensorInfo], given: Sequence[str]) ->
             shapes[info.name] = tuple(extent if isinstance(extent, int) else 1 for extent in info.shape)
             opened.append(str(info))
     if opened:
-        frame.note(f"open dimensions are taken for 1: {', '.join(opened)}")
+        frame.remark(f"open dimensions are taken for 1: {', '.join(opened)}")
     return shapes
 
 
 def _say_where(frame: Frame, report: Sequence[NodePlacement], moved: Sequence[NodePlacement]) -> None:
     if not moved:
-        frame.say(f"the device runs all {len(report)} nodes")
+        frame.tell(f"the device runs all {len(report)} nodes")
         return
     kinds = Counter((entry.op, entry.code, entry.reason) for entry in moved)
-    frame.say(f"the device runs {len(report) - len(moved)} of {len(report)} nodes; not:")
+    frame.tell(f"the device runs {len(report) - len(moved)} of {len(report)} nodes; not:")
     for (op, code, reason), count in list(kinds.items())[:MOST_NAMED]:
-        frame.say(f"  {count} x {op}: {reason} ({code})")
+        frame.tell(f"  {count} x {op}: {reason} ({code})")
     if len(kinds) > MOST_NAMED:
-        frame.say(f"  and {len(kinds) - MOST_NAMED} more kinds")
+        frame.tell(f"  and {len(kinds) - MOST_NAMED} more kinds")
 
 
 def _say_plan(frame: Frame, plan: Plan, estimate: Estimate) -> None:
-    frame.say(f"{plan.commands} commands, {plan.macs:,} multiply-accumulates, {plan.moved_bytes:,} bytes moved")
-    frame.say(
+    frame.tell(f"{plan.commands} commands, {plan.macs:,} multiply-accumulates, {plan.moved_bytes:,} bytes moved")
+    frame.tell(
         f"device memory {plan.peak_bytes:,} bytes: constants {plan.constants_bytes:,},"
-        f" inputs and outputs {plan.operands_bytes:,}, workspace {plan.workspace_bytes:,}"
+        f" inputs and outputs {plan.operands_bytes:,},\n  workspace {plan.workspace_bytes:,}"
         f" (largest hole {plan.largest_hole_bytes:,}, without reuse {plan.unshared_workspace_bytes:,})"
     )
-    frame.say(
+    frame.tell(
         f"{estimate.latency_ticks:,} ticks, {estimate.latency_seconds * 1e3:.3f} ms a run"
         f" (device_model, {estimate.profile})"
     )

@@ -7,7 +7,6 @@ import datetime
 import json
 import math
 import sys
-import textwrap
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from driver_shim.errors import NpuError
 from driver_shim.protocol.slugs import slug
 from driver_shim.shared.runtime_folder import Holder
 from sdk.cli.exit_codes import ExitCode, exit_code_of
+from sdk.cli.folding import folded, with_remedy
 from sdk.cli.standard_streams import silence_stdout
 from sdk.version import VERSION
 
@@ -26,8 +26,7 @@ SCHEMA_PREFIX = "npuctl"
 SCHEMA_VERSION = 1
 """Grows when a key is renamed, removed or changes meaning; new keys come without."""
 
-_WIDTH = 80
-_FOLD_INDENT = " " * 4
+_PREFIX = "npuctl: "
 
 
 class Frame:
@@ -44,6 +43,8 @@ class Frame:
         self.errors: list[dict[str, Any]] = []
         self.sections: dict[str, Any] = {}
         """What a verb reports beside devices and errors, by the document's key."""
+        self.folds = False
+        """Whether messages of one line are folded to 80 columns, too."""
         self._outlives_reader = outlives_reader
         self._codes: list[ExitCode] = []
         self._streams = False
@@ -61,6 +62,10 @@ class Frame:
         with self._stdout():
             self.console.print(_encodable(text), soft_wrap=True)
 
+    def tell(self, text: str) -> None:
+        """The same, folded to 80 columns."""
+        self.say(folded(text))
+
     def speak_on_stderr(self) -> None:
         """From now on text for people goes there: stdout is for what the verb makes."""
         self._console = _open_console(self.as_json, stderr=True)
@@ -74,7 +79,11 @@ class Frame:
     def note(self, text: str) -> None:
         """A line for people on stderr, with --json too."""
         with contextlib.suppress(OSError):  # where nobody can be told, the exit code has to do
-            sys.stderr.write(f"npuctl: {text}\n")
+            sys.stderr.write(f"{_PREFIX}{text}\n")
+
+    def remark(self, text: str) -> None:
+        """The same, folded to 80 columns."""
+        self.note(folded(text, after=_PREFIX))
 
     def add(self, entry: dict[str, Any]) -> None:
         """Report one device."""
@@ -98,7 +107,13 @@ class Frame:
             }
         )
         where = f"{address}: " if address and address not in message else ""
-        self.note(_folded(f"{where}{message}") + (f" ({remedy})" if remedy else ""))
+        self.note(self._told(f"{where}{message}", remedy))
+
+    def _told(self, message: str, remedy: str | None) -> str:
+        """A list is folded to 80 columns; one line is the terminal's to fold, unless the verb folds all."""
+        if self.folds or "\n" in message:
+            return with_remedy(message, remedy, after=_PREFIX)
+        return f"{message} ({remedy})" if remedy else message
 
     def exit_code(self) -> ExitCode:
         """Fine, the one error, or mixed when some devices were reported and others failed."""
@@ -176,15 +191,6 @@ def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__
-
-
-def _folded(message: str) -> str:
-    """A list's entries folded to 80 columns; a message of one line is the terminal's to fold."""
-    fold = textwrap.TextWrapper(
-        _WIDTH, subsequent_indent=_FOLD_INDENT, break_long_words=False, break_on_hyphens=False
-    ).fill
-    headline, *entries = message.split("\n")
-    return "\n".join([headline, *map(fold, entries)])
 
 
 def now() -> str:

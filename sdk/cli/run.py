@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from numpy.typing import NDArray
 
+from driver_shim.errors import CommandFailed, NpuError, UnsupportedModel
 from sdk.cli import timeouts
 from sdk.cli.bounded_number import bounded
 from sdk.cli.device_selection import device_option, open_for_comparison, open_for_work
@@ -47,18 +48,24 @@ def command(
     """Run a model. Without -i it gets seeded inputs, and says so."""
     from sdk.compiler import read_model
 
+    frame.folds = True
     model = read_model(model_path)  # what is wrong with it or its inputs is told before a device is opened
     inputs = _inputs(frame, model, given)
     choose = open_for_comparison if verify else open_for_work
     with choose(wanted, frame) as device:
-        ran, outputs = _run(frame, device, model, inputs, repeat)
+        try:
+            ran, outputs = _run(frame, device, model, inputs, repeat)
+        except (CommandFailed, UnsupportedModel) as error:
+            if given or not inputs:
+                raise
+            raise _of_made_up(error) from error
         entry = {"address": device.address, "model": model_path, "seeded_inputs": not given, **ran}
     frame.add(entry)
     if folder is not None:
         from sdk.cli.model_files import write_outputs
 
         entry["files"] = write_outputs(folder, outputs)
-        frame.say(f"wrote {', '.join(entry['files'])}")
+        frame.tell(f"wrote {', '.join(entry['files'])}")
     if verify:
         _verify(frame, entry, model_path, model, inputs, outputs)
 
@@ -72,8 +79,18 @@ def _inputs(frame: Frame, model: Graph, given: tuple[str, ...]) -> dict[str, NDA
     if given:
         return model_files.read_inputs(given, infos)
     if infos:
-        frame.note(f"no input given; using arrays from seed {model_files.SEED}")
+        frame.remark(f"no input given; using arrays from seed {model_files.SEED}")
     return model_files.seeded_inputs(infos)
+
+
+def _of_made_up(error: CommandFailed | UnsupportedModel) -> NpuError:
+    """The same error of a run that the user gave no inputs: those may be all that is wrong."""
+    from sdk.cli.model_files import SEED
+
+    again = error.again()
+    again.message = f"{error.message}\n  the inputs were made up at random (seed {SEED}); the model may not take such"
+    again.remedy = "give real ones, each by -i NAME=FILE.npy"
+    return again
 
 
 def _run(
@@ -91,19 +108,19 @@ def _run(
         walls.append(time.perf_counter() - began)
         ticks.append((event.end_tick or 0) - (event.start_tick or 0))
     for name, array in outputs.items():
-        frame.say(f"{name}: {array.dtype.name} {tuple(array.shape)}")
+        frame.tell(f"{name}: {array.dtype.name} {tuple(array.shape)}")
     hertz = device.info.tick_hz
     device_seconds = statistics.median(ticks) / hertz if hertz else None
     first, median = walls[0] * 1e3, statistics.median(walls) * 1e3
-    frame.say(f"loaded in {load_seconds:.3f} s, first run {first:.3f} ms, median of {repeat} {median:.3f} ms (wall)")
-    frame.say(f"{statistics.median(ticks):,.0f} ticks (device_model), kernels {device.info.kernels}")
+    frame.tell(f"loaded in {load_seconds:.3f} s, first run {first:.3f} ms, median of {repeat} {median:.3f} ms (wall)")
+    frame.tell(f"{statistics.median(ticks):,.0f} ticks (device_model), kernels {device.info.kernels}")
     kernels = Counter(run.kernel for run in model.command_runs())
     if kernels:
         providers: Counter[str] = Counter()
         for kernel, count in kernels.items():
             providers[kernel.partition(".")[0]] += count
         whose = ", ".join(f"{provider} {count}" for provider, count in providers.most_common())
-        frame.say(f"{kernels.total()} commands, by whose kernels: {whose}")
+        frame.tell(f"{kernels.total()} commands, by whose kernels: {whose}")
     ran = {
         "inputs": [_tensor(name, array) for name, array in inputs.items()],
         "outputs": [_tensor(name, array) for name, array in outputs.items()],
@@ -157,13 +174,13 @@ def _verify(
     }
     for one in compared:
         verdict = "agrees with" if one.holds else "DIFFERS from"
-        frame.say(
+        frame.tell(
             f"{one.name}: {verdict} onnxruntime {reference.facts['onnxruntime']},"
             f" largest difference {one.largest_difference:.3g} (tolerance {one.tolerance:.3g})"
         )
     wrong = [one.name for one in compared if not one.holds]
     if wrong:
         for line in differences.known(node.op for node in model.nodes):
-            frame.say(f"may differ by right, see {differences.PAGE}: {line}")
+            frame.tell(f"may differ by right, see {differences.PAGE}: {line}")
         message = f"outputs beyond the tolerance: {', '.join(wrong)}"
         frame.fail(Failure(message, ExitCode.UNHEALTHY, slug="validation-failed"), entry["address"])

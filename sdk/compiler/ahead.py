@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from emulator.model.profile import load_profile
 from sdk.compiler.compile import NeedsValues, NodeRefused, Progress, compile_model, model_signature, read_model
+from sdk.compiler.foreseen import values_given
 from sdk.compiler.graph import Graph
 from sdk.compiler.loading import ModelSource
 from sdk.compiler.placement import Placement, place
@@ -28,7 +29,7 @@ def compile_program(
     if fallback not in FALLBACKS:
         raise ValueError(f"fallback={fallback!r}: use one of {', '.join(map(repr, FALLBACKS))}")
     load_profile(target)
-    graph = read_model(model)
+    graph = values_given(read_model(model)) if values else read_model(model)
     if fallback == "error":
         model_signature(graph)
     refused: dict[int, Problem] = {}

@@ -16,7 +16,7 @@ import logging
 import os
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,17 +136,17 @@ def _explain(folder: Path, key: CacheKey) -> str:
 
 
 def _write(path: Path, key: CacheKey, program: CompiledProgram) -> None:
-    blobs = [np.frombuffer(program.image, np.uint8)]
+    kept = [constant for constant in program.constants if not constant.key.startswith(_INITIALIZER)]
+    numbers = {id(constant): number for number, constant in enumerate(kept, 1)}
     constants = []
     for constant in program.constants:
         entry: dict[str, Any] = {"key": constant.key, "dtype": int(constant.type.dtype), "shape": constant.type.shape}
-        if not constant.key.startswith(_INITIALIZER):
-            entry["blob"] = len(blobs)
-            blobs.append(np.ascontiguousarray(constant.array).reshape(-1).view(np.uint8))
+        if id(constant) in numbers:
+            entry["blob"] = numbers[id(constant)]
         constants.append(entry)
     places, end = [], 0
-    for blob in blobs:
-        places.append((end, blob.nbytes, zlib.crc32(blob.data)))
+    for blob in _blobs(program.image, kept):
+        places.append((end, blob.nbytes, zlib.crc32(blob)))
         end += align_up(blob.nbytes)
     header = json.dumps(
         {
@@ -167,8 +167,8 @@ def _write(path: Path, key: CacheKey, program: CompiledProgram) -> None:
             lengths = len(header).to_bytes(8, "little") + zlib.crc32(header).to_bytes(8, "little")
             file.write(_MAGIC + lengths + header)
             file.write(bytes(_start(len(header)) - file.tell()))
-            for blob in blobs:
-                file.write(blob.data)
+            for blob in _blobs(program.image, kept):
+                file.write(blob)
                 file.write(bytes(align_up(blob.nbytes) - blob.nbytes))
             file.flush()
             os.replace(file.name, path)
@@ -176,6 +176,13 @@ def _write(path: Path, key: CacheKey, program: CompiledProgram) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(file.name)
             raise
+
+
+def _blobs(image: bytes, constants: Sequence[Constant]) -> Iterator[memoryview]:
+    """The contents of an entry, one at a time: what constants are made of may be all that is in memory."""
+    yield memoryview(image)
+    for constant in constants:
+        yield np.ascontiguousarray(constant.array).reshape(-1).view(np.uint8).data
 
 
 def _start(header_bytes: int) -> int:

@@ -13,6 +13,7 @@ from sdk import environment
 from sdk.compiler.cache import cache_key, cached
 from sdk.compiler.compiled import CompiledProgram, Signature
 from sdk.compiler.context import NodeContext, NotConstant
+from sdk.compiler.foreseen import MAX_REAL_ELEMENTS, MAX_SHAPE_ELEMENTS, values_given, with_foreseen
 from sdk.compiler.graph import Graph, GraphInput, GraphNode
 from sdk.compiler.host_constants import HostConstants
 from sdk.compiler.inlining import inlined
@@ -29,10 +30,6 @@ from sdk.compiler.states.lengths import check_same, needs_length, other_length
 from sdk.compiler.states.pairs import StateLayout, StatePair, find_states
 from sdk.compiler.tensor_data import Array
 
-MAX_SHAPE_ELEMENTS = 1024
-"""Elements of an input that may be compiled for by value: those that say shapes, axes, counts."""
-MAX_REAL_ELEMENTS = 8
-"""The same of real numbers that are asked for as they are: limits, depths, scales."""
 _CODES = ((DataDependent, Reason.DATA), (NoSuchType, Reason.TYPE))
 HANDLED = frozenset(LOWERINGS)
 Progress = Callable[[int, int], None]
@@ -46,7 +43,10 @@ def read_model(source: ModelSource | Graph) -> Graph:
     """
     if isinstance(source, Graph):
         return source
-    return read_graph(inlined(open_source(source), HANDLED), HANDLED)
+    opened = open_source(source)
+    if environment.cache_folder() is not None:
+        opened.data.begin_digest()  # which the key of the cache needs
+    return with_foreseen(read_graph(inlined(opened, HANDLED), HANDLED))
 
 
 def model_signature(source: ModelSource | Graph) -> Signature:
@@ -82,7 +82,7 @@ def compile_model(
     """
     if shapes is not None and not isinstance(shapes, Mapping):
         raise TypeError(f'shapes takes a shape by input, {{"x": (1, 3, 224, 224)}}, not a {type(shapes).__name__}')
-    graph = _checked(source)
+    graph = _checked(values_given(read_model(source)) if values else source)
     if graph.data is not None:
         graph.data.check_unchanged()
     plan = None
@@ -199,7 +199,10 @@ class _Compiler:
         caches = [] if lowered.states is None else list(lowered.states.caches.items())
         infos = () if self._plan is None else self._plan.infos(self._graph, shapes)
         operations = finished(rewriting)
-        return encode(operations, lowered.inputs, lowered.outputs, self._graph.initializers, caches, infos)
+        program = encode(operations, lowered.inputs, lowered.outputs, self._graph.initializers, caches, infos)
+        for operation in (*lowered.operations, *operations):
+            operation.outputs = ()  # they refer to each other, and with them constants would wait for the collector
+        return program
 
     def _lowered(self, shapes: Mapping[str, tuple[int, ...]]) -> _Lowered:
         """Every node as commands."""

@@ -148,7 +148,11 @@ class NodeContext:
 
     def axes(self, axes: Sequence[int], rank: int) -> list[int]:
         """Distinct axes counted from 0, sorted. Raises Refused."""
-        normal = sorted(self.axis(int(axis), rank) for axis in axes)
+        return sorted(self.axes_as_given(axes, rank))
+
+    def axes_as_given(self, axes: Sequence[int], rank: int) -> list[int]:
+        """Distinct axes counted from 0, in the order in which other operands speak of them. Raises Refused."""
+        normal = [self.axis(int(axis), rank) for axis in axes]
         if len(set(normal)) != len(normal):
             raise Refused(f"axes {list(axes)} name a dimension twice")
         return normal

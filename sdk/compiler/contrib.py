@@ -81,6 +81,7 @@ SCHEMAS: dict[str, Schema] = {
         activation_gamma=FLOAT,
     ),
     "FusedMatMul": operator((2, 2), **_TRANSPOSED, transBatchA=INT, transBatchB=INT),
+    "GatherBlockQuantized": operator((3, 4), bits=INT, block_size=INT, gather_axis=INT, quantize_axis=INT),
     "Gelu": operator((1, 1)),
     "GroupQueryAttention": operator(
         (7, 17),

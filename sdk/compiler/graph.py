@@ -81,6 +81,8 @@ class Graph:
     """Names whose values the device cannot hold."""
     opsets: tuple[Opset, ...] = ()
     ir_version: int = 0
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What the model says of itself, by keys of its maker's."""
     tensors: dict[str, onnx.TensorProto] = dataclasses.field(default_factory=dict)
     """The initialisers as the model has them, those included that the device cannot hold."""
     data: TensorData | None = None

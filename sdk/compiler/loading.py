@@ -19,7 +19,7 @@ ModelSource: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto"
 
 _TO_ONNX = "export it to ONNX first"
 _FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
-    (0, b"GGUF", "a GGUF file", _TO_ONNX),
+    (0, b"GGUF", "a GGUF file", "make a graph of it: sdk.read_gguf(path)"),
     (4, b"TFL3", "a TensorFlow Lite model", f"{_TO_ONNX}: python -m tf2onnx.convert --tflite FILE --output model.onnx"),
     (0, b"PK\x03\x04", "a ZIP archive, as PyTorch and Keras write them", f"{_TO_ONNX}: torch.onnx.export(...)"),
     (0, b"\x80\x02", "a pickle, as older PyTorch wrote them", f"{_TO_ONNX}: torch.onnx.export(...)"),

@@ -18,7 +18,7 @@ from sdk.compiler.graph import Graph, GraphInput, GraphNode
 from sdk.compiler.host_constants import folded
 from sdk.compiler.host_model import model_of
 from sdk.compiler.problems import Problem, Reason, unsupported
-from sdk.compiler.reader import DECODE_ERRORS
+from sdk.compiler.reading.text import DECODE_ERRORS
 
 FREE = frozenset(
     {"Cast", "Flatten", "Gather", "Identity", "Reshape", "Shape", "Size", "Slice", "Squeeze", "Transpose", "Unsqueeze"}

@@ -28,6 +28,7 @@ from driver_shim.protocol.program_commands import OPERANDS
 from driver_shim.protocol.types import INT64_STORAGE_MAX, INT64_STORAGE_MIN, PACKED, WireType, pack
 from emulator.model.work import program_work
 from sdk.compiler.compiled import CompiledProgram, Constant, LiveRange, Plan, StateInfo, TensorInfo
+from sdk.compiler.derived import Derived, Source, array_of
 from sdk.compiler.ir import Operation, Value
 
 NamedValue = tuple[str, Value]
@@ -161,8 +162,11 @@ class _Keys:
     def __init__(self, initializers: Mapping[str, NDArray[Any]]) -> None:
         self._names = {_bytes_of(array): name for name, array in initializers.items() if array.flags.c_contiguous}
 
-    def key_of(self, array: NDArray[Any]) -> str:
+    def key_of(self, source: Source) -> str:
         """The key of an array. Small ones are called after their contents, so that equal ones share a place."""
+        return source.key(self._of_array) if isinstance(source, Derived) else self._of_array(source)
+
+    def _of_array(self, array: NDArray[Any]) -> str:
         if array.nbytes > NAMED_BYTES and array.flags.c_contiguous:
             name = self._names.get(_bytes_of(array))
             if name is not None:
@@ -203,9 +207,10 @@ class _Table:
         known = self.ids.get(id(value))
         if known is not None:
             return known
-        if value.constant is None:
+        source = value.source
+        if source is None:
             raise ValueError("an operation reads a value that nothing computes")
-        if value.dtype is WireType.INT64 and not _fits(value.constant):
+        if value.dtype is WireType.INT64 and not _fits(array_of(source)):
             raise UnsupportedModel(
                 f"the model cannot run on the device: node {operation.node!r} needs an int64 constant with values that"
                 " do not fit 32 bits",
@@ -213,8 +218,9 @@ class _Table:
                 op=operation.kind.name,
                 subsystem="compiler",
             )
-        array = pack(value.constant) if value.dtype in PACKED else value.constant
-        constant = Constant(self._keys.key_of(array), value.type, array)
+        if value.dtype in PACKED:
+            source = pack(array_of(source))
+        constant = Constant(self._keys.key_of(source), value.type, source)
         known = self._known.get((constant.key, constant.type))
         if known is None:
             known = self._known[constant.key, constant.type] = self._add(value, Storage.CONSTANT, 0)

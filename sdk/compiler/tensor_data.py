@@ -8,6 +8,7 @@ import math
 import mmap
 import os
 import stat
+import threading
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -58,6 +59,34 @@ def _identity(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
+class ContentDigest:
+    """SHA-256 of a file's contents, or of a model's bytes, found in a thread once `begin` was called.
+
+    Hashing leaves the interpreter to others, and what is mapped is read from the disk by the way.
+    """
+
+    def __init__(self, content: memoryview) -> None:
+        self._content = content
+        self._digest: bytes | None = None
+        self._thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """Start, unless that was done."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._find, name="npu-digest", daemon=True)
+            self._thread.start()
+
+    def value(self) -> bytes:
+        """The digest, when it is found."""
+        if self._thread is not None:
+            self._thread.join()
+        return self._digest or self._find()  # nobody began, or in a forked child, which has no such thread
+
+    def _find(self) -> bytes:
+        self._digest = hashlib.sha256(self._content).digest()
+        return self._digest
+
+
 class TensorData:
     """Arrays of tensors, out of the model's own bytes or of files beside it."""
 
@@ -67,7 +96,9 @@ class TensorData:
         """Where external data lie; None for a model that came as bytes."""
         self._files: dict[str, MappedFile] = {}
         self._own_file = own_file
-        self._digest: str | None = None
+        self._own_digest = ContentDigest(content)
+        self._file_digests: dict[str, ContentDigest] = {}
+        self._digests_wanted = False
 
     def array(self, tensor: onnx.TensorProto) -> Array:
         """A tensor's array, a read-only view where that is possible.
@@ -110,15 +141,18 @@ class TensorData:
             elif attribute.type == onnx.AttributeProto.GRAPH:
                 self.fill(attribute.g)
 
+    def begin_digest(self) -> None:
+        """Have `digest` worked on from now on, beside whatever else is done."""
+        self._digests_wanted = True
+        for digest in (self._own_digest, *self._file_digests.values()):
+            digest.begin()
+
     def digest(self) -> str:
         """What the model and all files of it that were read hold, as hexadecimal SHA-256."""
-        if self._digest is None:
-            whole = hashlib.sha256(self._content)
-            for location, file in sorted(self._files.items()):
-                whole.update(location.encode() + b"\0")
-                whole.update(hashlib.sha256(file.content).digest())
-            self._digest = whole.hexdigest()
-        return self._digest
+        whole = hashlib.sha256(self._own_digest.value())
+        for location, digest in sorted(self._file_digests.items()):
+            whole.update(location.encode() + b"\0" + digest.value())
+        return whole.hexdigest()
 
     def check_unchanged(self) -> None:
         """Raise UnsupportedModel when a mapped file was written to since: its contents would be another model's."""
@@ -173,6 +207,9 @@ class TensorData:
                     f"its data lie in {location!r} beside the model, which cannot be read: {error.strerror}"
                     " (keep the model's data files beside it)"
                 ) from error
+            digest = self._file_digests[location] = ContentDigest(known.content)
+            if self._digests_wanted:
+                digest.begin()
         return known
 
 

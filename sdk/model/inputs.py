@@ -10,11 +10,16 @@ import numpy as np
 
 from sdk.compiler import ANY_SHAPE, Signature, TensorInfo
 from sdk.memory.buffers import Span, as_dtype
-from sdk.model.lanes import Input
+from sdk.model.program_run import Input
 from sdk.queue.commands import check_buffer
 
 Shape = tuple[int, ...]
 ShapeKey = tuple[Shape, ...]
+
+
+_TEXT_KINDS, _NO_NUMBER_KINDS = "UST", "MmV"
+"""By numpy's letters: str, bytes and StringDType; dates, spans of time and records."""
+_NO_TEXT = "it takes numbers: turn text into those before, as the model's tokenizer or vocabulary does"
 
 
 class _Check(NamedTuple):
@@ -67,6 +72,10 @@ class InputChecks:
             _agree_on_symbols([*self._infos, *given], checked)
         return Call(checked, tuple(info.name for info in given))
 
+    def named(self, call: Call) -> dict[str, Any]:
+        """The values of a call by the names of their inputs."""
+        return dict(zip((*self._names, *call.optional), call.values, strict=True))
+
     @staticmethod
     def _joined(given: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
         twice = given.keys() & named.keys()
@@ -106,16 +115,32 @@ def _checked(check: _Check, value: Any, owner: object) -> Input:
     elif isinstance(value, np.generic):
         value = np.asarray(value)
     elif not isinstance(value, np.ndarray):
-        raise TypeError(
-            f"input {info.name!r}: expected an array {info}, got {type(value).__name__};"
-            f" use np.asarray(x, dtype={dtype.name!r})"
-        )
+        remedy = _NO_TEXT if isinstance(value, (str, bytes)) else f"use np.asarray(x, dtype={dtype.name!r})"
+        raise TypeError(f"input {info.name!r}: expected an array {info}, got {type(value).__name__}; {remedy}")
     if value.dtype is not dtype and value.dtype != dtype:
-        got = value.dtype.name if value.dtype.name != dtype.name else f"{dtype.name} of foreign byte order"
-        raise TypeError(f"input {info.name!r}: expected {dtype.name}, got {got}; use x.astype({dtype.name!r})")
+        raise _wrong_type(info.name, dtype, value.dtype)
     if not _fits(info.shape, value.shape):
         raise ValueError(f"input {info.name!r}: expected shape {_show(info.shape)}, got {value.shape}; reshape it")
     return value  # type: ignore[no-any-return]
+
+
+def _wrong_type(name: str, expected: np.dtype[Any], got: np.dtype[Any]) -> TypeError:
+    """The error that says what was given instead, and what turns that into what is expected, if anything does."""
+    found, remedy = got.name, f"use x.astype({expected.name!r})"
+    if expected.kind == "O":
+        remedy = "use x.astype(object)" if got.kind in _TEXT_KINDS else "it takes strings: give an array of those"
+    elif got.kind in _TEXT_KINDS:
+        found, remedy = f"text ({got})", _NO_TEXT
+    elif got.kind == "O":
+        found = "Python objects (dtype object)"
+        remedy = (
+            f"np.array(x.tolist(), dtype={expected.name!r}) makes numbers of them, or says why that is not possible"
+        )
+    elif got.kind in _NO_NUMBER_KINDS:
+        remedy = "give numbers"
+    elif found == expected.name:
+        found = f"{expected.name} of foreign byte order"
+    return TypeError(f"input {name!r}: expected {expected.name}, got {found}; {remedy}")
 
 
 def _fits(declared: Sequence[int | str], shape: Shape) -> bool:

@@ -25,18 +25,21 @@ class Place(NamedTuple):
 class RunLayout:
     """Inputs, then outputs, in both; behind them the workspace on the device, and the binding table in staging.
 
-    Inputs lie together, and so do outputs, so that one copy moves them all.
+    Inputs lie together, and so do outputs, so that one copy moves them all. The tables and caches of states lie
+    elsewhere, in memory of their own.
     """
 
     def __init__(self, program: CompiledProgram) -> None:
-        self.inputs, self.input_bytes = _places(program.inputs, 0)
+        staged = program.inputs[:-1] if program.caches else program.inputs
+        self.inputs, self.input_bytes = _places(staged, 0)
         self.output_offset = align_up(self.input_bytes)
         self.outputs, end = _places(program.outputs, self.output_offset)
         self.output_bytes = end - self.output_offset
         self.workspace_offset = self.table_offset = align_up(end)
         self.device_bytes = self.workspace_offset + program.workspace_bytes
-        self.binding_count = len(self.inputs) + len(self.outputs)
-        self.staging_bytes = self.table_offset + self.binding_count * BINDING.size
+        self.binding_count = len(program.inputs) + len(self.outputs) + len(program.caches)
+        self.table_bytes = self.binding_count * BINDING.size
+        self.staging_bytes = self.table_offset + self.table_bytes
 
 
 def _places(tensors: tuple[TensorInfo, ...], start: int) -> tuple[tuple[Place, ...], int]:

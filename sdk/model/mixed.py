@@ -13,13 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from driver_shim.errors import Closed, CommandFailed, NpuError, Timeout
-from sdk.compiler import Plan
+from sdk.compiler import CompiledProgram
 from sdk.compiler.compile import NeedsValues
 from sdk.compiler.graph import Graph
 from sdk.compiler.placement import NodePlacement
 from sdk.memory.buffers import Span, as_dtype
-from sdk.model.inputs import Call, InputChecks, requested_shapes
+from sdk.model.device_model import DeviceModel
+from sdk.model.inputs import Call, requested_shapes
 from sdk.model.model import Model
+from sdk.model.parts import Parts
 from sdk.model.pipeline import DeviceRegion, Pipeline
 from sdk.model.port import ModelOwner
 from sdk.model.programs import CommandRun
@@ -29,27 +31,9 @@ from sdk.queue.events import Event
 if TYPE_CHECKING:
     import asyncio
 
-    from sdk.compiler.estimate import Estimate
-
 _log = logging.getLogger("npu")
 THREADS = 4
 """Runs of one model that are under way at the same time; further ones wait for a thread."""
-
-
-class _MixedParts:
-    """What the device tells of its end; the regions' own parts are told themselves."""
-
-    def __init__(self) -> None:
-        self.closed: NpuError | None = None
-
-    def invalidate(self, error: NpuError) -> None:
-        """The device was reset or closed."""
-        if self.closed is None:
-            self.closed = error
-
-    def abandon_in_child(self, error: NpuError) -> None:
-        """In a forked child, where the device is another process's."""
-        self.invalidate(error)
 
 
 class MixedModel(Model):
@@ -58,15 +42,11 @@ class MixedModel(Model):
     It is called like any other. Its regions run one after the other; between them tensors are in host memory.
     """
 
-    def __init__(self, owner: ModelOwner, graph: Graph, load: Callable[[Graph], Model]) -> None:
+    def __init__(self, owner: ModelOwner, graph: Graph, load: Callable[[Graph], DeviceModel]) -> None:
         """Use `Device.load(..., fallback="cpu")`. `load` puts a region on the device."""
-        self._owner = owner
-        self._graph = graph
-        self._signature = graph.signature
-        self._inputs = InputChecks(self._signature)
-        self._mixed = _MixedParts()
+        super().__init__(owner, graph, graph.signature, Parts())
         self._load = load
-        self._regions: weakref.WeakSet[Model] = weakref.WeakSet()
+        self._regions: weakref.WeakSet[DeviceModel] = weakref.WeakSet()
         self._overridden: dict[tuple[str, ...], Pipeline] = {}
         self._ran: Pipeline | None = None
         """Of the newest run."""
@@ -81,39 +61,11 @@ class MixedModel(Model):
         """Where each node runs, why not on the device, and what crosses the bus because of that."""
         return self._pipeline.report
 
-    @property
-    def plan(self) -> Plan | None:
-        """The plan of the one program, where the device turned out to run all of it; else None."""
-        whole = self._whole()
-        return None if whole is None else whole.plan
-
-    def estimate(self, profile: str | None = None) -> Estimate | None:
-        """What a run takes on a chip, where the device turned out to run all of it; else None."""
-        whole = self._whole()
-        return None if whole is None else whole.estimate(profile)
-
-    def submit(self, *arrays: Any, out: Mapping[str, Span] | None = None, **named: Any) -> Event[Outputs]:
-        """Start a run. The input arrays may be reused when this returns."""
-        call = self._call(arrays, named, out)
-        queue = _HostQueue(self._owner, self._threads.submit(self._run, call))
-        return queue.event
-
-    async def run_async(self, *arrays: Any, out: Mapping[str, Span] | None = None, **named: Any) -> Outputs:
-        """Run without holding up the event loop."""
-        return await self.submit(*arrays, out=out, **named)
-
     def command_runs(self) -> tuple[CommandRun, ...]:
         """The device's commands of the newest run that succeeded, region by region; empty before one."""
-        self._check_open()
+        self._parts.check_open()
         regions = self._ran.on_device() if self._ran is not None else []
         return tuple(run for region in regions if isinstance(region, _OnDevice) for run in region.command_runs())
-
-    def close(self) -> None:
-        """Take the model off the device. Idempotent."""
-        self._mixed.invalidate(Closed("the model is closed", device=self._owner.address, remedy="load it again"))
-        self._threads.shutdown(wait=False)
-        for region in list(self._regions):
-            region.close()
 
     def _compile_for(self, shapes: Mapping[str, Sequence[Sequence[int]]]) -> None:
         """Run once for each set of shapes, on zeros: what does not fit the device shows, and programs are compiled."""
@@ -124,19 +76,33 @@ class MixedModel(Model):
             except CommandFailed as error:
                 _log.debug("zeros are no input for the model, which compiles when it is run: %s", error)
 
-    def _call(self, arrays: tuple[Any, ...], named: Mapping[str, Any], out: Mapping[str, Span] | None) -> Call:
-        """The checked arguments of a run, copied: it may begin after this returns."""
-        if out:
-            raise TypeError("out is not possible where nodes run on the host: take the arrays that the run returns")
-        self._check_open()
-        call = self._inputs.in_order(arrays, named, self._owner)
-        return Call([np.array(value) for value in call.values], call.optional)
+    def _latest(self) -> CompiledProgram | None:
+        """The one program, where the device turned out to run all of the model."""
+        regions = list(self._regions)
+        return regions[0]._latest() if len(regions) == 1 and self._pipeline.is_whole else None
+
+    def _submit(self, call: Call, into: Mapping[str, Span]) -> Event[Outputs]:
+        """Have a thread run it, on copies of the arguments: it may begin after this returns."""
+        self._parts.check_open()
+        copied = Call([np.array(value) for value in call.values], call.optional)
+        return _HostQueue(self._owner, self._threads.submit(self._run, copied)).event
+
+    async def _run_async(self, call: Call, into: Mapping[str, Span]) -> Outputs:
+        return await self._submit(call, into)
+
+    def _end(self, error: Closed) -> None:
+        self._parts.end(error)
+        self._threads.shutdown(wait=False)
+        for region in list(self._regions):
+            region.close()
+
+    def _checked_out(self, out: Mapping[str, Span]) -> Mapping[str, Span]:
+        raise TypeError("out is not possible where nodes run on the host: take the arrays that the run returns")
 
     def _run(self, call: Call) -> Outputs:
-        self._check_open()
-        named = dict(zip(self._names(call), call.values, strict=True))
+        self._parts.check_open()
         pipeline = self._pipeline_for(call.optional)
-        outputs = pipeline.run(named)
+        outputs = pipeline.run(self._inputs.named(call))
         self._ran = pipeline
         return outputs
 
@@ -152,24 +118,15 @@ class MixedModel(Model):
 
     def _region(self, graph: Graph) -> DeviceRegion:
         model = self._load(graph)
-        model._tells_of_shapes = False  # those of what is between regions are nobody's to name beforehand
+        model._keep_quiet_about_shapes()
         self._regions.add(model)
         return _OnDevice(model)
-
-    def _whole(self) -> Model | None:
-        """The one region, where it is all there is."""
-        regions = list(self._regions)
-        return regions[0] if len(regions) == 1 and self._pipeline.is_whole else None
-
-    def _check_open(self) -> None:
-        if self._mixed.closed is not None:
-            raise self._mixed.closed.again()
 
 
 class _OnDevice:
     """A region that is a model of its own on the device."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: DeviceModel) -> None:
         self._model = model
 
     def run(self, arrays: Mapping[str, NDArray[Any]]) -> Outputs:

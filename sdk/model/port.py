@@ -41,6 +41,10 @@ class ModelOwner(Protocol):
         """Device memory, contents unspecified."""
 
     @property
+    def free_bytes(self) -> int:
+        """Device memory that nobody has, in pieces."""
+
+    @property
     def engines(self) -> int:
         """Programs that the device runs at one time."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from driver_shim.errors import CommandFailed, NpuError
@@ -11,15 +11,26 @@ from sdk.memory.buffers import Buffer
 from sdk.model.programs import ModelProgram
 from sdk.queue.events import Event
 from sdk.queue.port import EventQueue
+from sdk.queue.queue import Entry
 
 Outputs = dict[str, Any]
 """Arrays by name; the buffer, where the run was given one for the output."""
 
 
+class Command(NamedTuple):
+    """One command of a run."""
+
+    entry: Entry
+    what: str
+    """It in a word, for errors."""
+    nodes: tuple[str, ...] = ()
+    """Of an exec: the node of the model that each command of its program comes from."""
+
+
 class RunOwner(Protocol):
     """What is told of a run's end."""
 
-    def ended(self, run: RunEvent, program: ModelProgram, staging: Any, failed: bool) -> None:
+    def ended(self, run: RunEvent, programs: Sequence[ModelProgram], staging: Any, failed: bool) -> None:
         """No command of it is in flight any more. Called with the queue's lock held."""
 
 
@@ -27,7 +38,7 @@ class _InFlight(NamedTuple):
     """What a run needs until its last command has completed, and lets go of then."""
 
     owner: RunOwner
-    program: ModelProgram
+    programs: Sequence[ModelProgram]
     staging: Any
     """Where the owner keeps its operands."""
 
@@ -35,26 +46,37 @@ class _InFlight(NamedTuple):
 class RunEvent(Event[Outputs]):
     """The end of a model's run: its last command's, failed if any command of it failed."""
 
-    __slots__ = ("_before", "_began", "_held", "_in_flight", "output_bytes")
+    __slots__ = ("_before", "_began", "_held", "_in_flight", "_nodes", "_then", "output_bytes")
 
     def __init__(
         self,
         queue: EventQueue,
         owner: RunOwner,
-        program: ModelProgram,
+        programs: Sequence[ModelProgram],
         staging: Any,
         convert: Callable[[], Outputs],
         answered: bool,
+        output_bytes: int,
     ) -> None:
         super().__init__(queue, "model run", (), convert)
         self._answered = answered
-        self.output_bytes = program.layout.output_bytes
-        self._in_flight = [_InFlight(owner, program, staging)]
+        self.output_bytes = output_bytes
+        self._in_flight = [_InFlight(owner, programs, staging)]
         """Empty once nothing is. Whoever pops it says so: `list.pop` is atomic."""
         self._held: tuple[Buffer, ...] = ()
         self._before: NpuError | None = None
         """How a command before the last one failed."""
         self._began: int | None = None
+        self._nodes: tuple[str, ...] = ()
+        self._then: Callable[[bool], None] | None = None
+
+    def then(self, call: Callable[[bool], None] | None) -> None:
+        """Have this called at its end, with whether it ended well. The queue's lock is held then."""
+        self._then = call
+
+    def ends_with(self, command: Command) -> None:
+        """Its last command is this."""
+        self._nodes = command.nodes
 
     def hold(self, buffers: tuple[Buffer, ...]) -> None:
         """It works on these until its last command has completed."""
@@ -69,28 +91,34 @@ class RunEvent(Event[Outputs]):
         """Whoever waits is told this now; the device may work on it yet. Called with the queue's lock held."""
         super()._fail(error)
 
-    def step_ended(self, what: str, status: int, result: int, start_tick: int) -> None:
+    def step_ended(self, command: Command, status: int, result: int, start_tick: int) -> None:
         """A command before the last one completed."""
         if self._began is None:
             self._began = start_tick
         if status and self._before is None:
-            self._before = self._error(what, status, result)
+            self._before = self._error(command.what, command.nodes, status, result)
 
     def _finish(self, status: int, start_tick: int, end_tick: int, result: int = 0) -> None:
         """The last command completed; those before it had already, queues being in order."""
         if status and self._before is None:
-            self._before = self._error("its last command", status, result)
+            self._before = self._error("its last command", self._nodes, status, result)
         self._start = self._began if self._began is not None else start_tick
         self._end = end_tick
         if self._before is not None:
             super()._fail(self._before)
         if self._failure is None:
+            self._tell(ended_well=True)  # before anybody sees that it is done
             self._done = True
         self._leave()
 
     def _fail(self, error: NpuError) -> None:
         super()._fail(error)
         self._leave()
+
+    def _tell(self, *, ended_well: bool) -> None:
+        then, self._then = self._then, None
+        if then is not None:
+            then(ended_well)
 
     def _leave(self) -> None:
         """Nothing of it is in flight any more."""
@@ -99,7 +127,9 @@ class RunEvent(Event[Outputs]):
         except IndexError:
             return
         self._held = ()
-        in_flight.owner.ended(self, in_flight.program, in_flight.staging, self._failure is not None)
+        failed = self._failure is not None
+        self._tell(ended_well=not failed)
+        in_flight.owner.ended(self, in_flight.programs, in_flight.staging, failed)
 
     def _keeps(self, thing: object) -> bool:
         return any(held is thing for held in self._held)
@@ -108,8 +138,7 @@ class RunEvent(Event[Outputs]):
         for buffer in self._held:
             buffer._base_address()
 
-    def _error(self, what: str, status: int, result: int) -> NpuError:
-        nodes = self._in_flight[0].program.compiled.nodes if self._in_flight else ()
+    def _error(self, what: str, nodes: tuple[str, ...], status: int, result: int) -> NpuError:
         if status not in DATA_FAULTS or not result < len(nodes):
             return self._queue.command_error(f"model run ({what})", status)
         node = nodes[result]
@@ -128,14 +157,14 @@ class RunEvent(Event[Outputs]):
 class RunStep:
     """Owner of a command before the last one. Whatever ends the queue ends the run itself, which is in there, too."""
 
-    __slots__ = ("run", "what")
+    __slots__ = ("command", "run")
 
-    def __init__(self, run: RunEvent, what: str) -> None:
+    def __init__(self, run: RunEvent, command: Command) -> None:
         self.run = run
-        self.what = what
+        self.command = command
 
     def _finish(self, status: int, start_tick: int, end_tick: int, result: int = 0) -> None:
-        self.run.step_ended(self.what, status, result, start_tick)
+        self.run.step_ended(self.command, status, result, start_tick)
 
     def _fail(self, error: NpuError) -> None:
         pass

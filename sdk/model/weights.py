@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from driver_shim.errors import HostMemoryLimit
+from driver_shim.errors import HostMemoryLimit, NpuError
 from driver_shim.protocol.program import align_up
 from sdk.compiler import Constant
-from sdk.memory.buffers import DeviceBuffer, HostBuffer, Span
+from sdk.memory.buffers import Buffer, HostBuffer, Span
 from sdk.model.port import ModelOwner
 from sdk.queue.events import Event
 from sdk.queue.queue import Queue
@@ -19,7 +21,20 @@ from sdk.queue.queue import Queue
 STAGING_BYTES = 4 << 20
 """Of each of the two pieces of host memory that weights go through: large enough for the link, small beside a model."""
 
-LEAST_STAGING_BYTES = 64 << 10
+LEAST_STAGING_BYTES = 4 << 10
+
+
+class Placement(NamedTuple):
+    """Where the constants of one program go."""
+
+    addresses: list[tuple[int, int]]
+    """(device address, bytes) of each."""
+    keep: tuple[Span, ...]
+    """The same, which holds the memory."""
+    missing: list[tuple[Constant, Span]]
+    """Those that are not there yet, and their places."""
+    known: dict[str, Span]
+    """Where the places are noted once something is there. A reset replaces it, whenever it comes."""
 
 
 class Weights:
@@ -28,44 +43,82 @@ class Weights:
     def __init__(self, owner: ModelOwner) -> None:
         self._owner = owner
         self._places: dict[str, Span] = {}
-        self.buffers: list[DeviceBuffer] = []
-        """What they lie in: a buffer for each program that brought new ones."""
 
-    def place(self, constants: Sequence[Constant]) -> list[tuple[int, int]]:
-        """(device address, bytes) of each constant; those that are not there yet are sent first.
+    def reserve(self, constants: Sequence[Constant]) -> Placement:
+        """Places for constants; `send` fills those that are not there yet. Raises OutOfDeviceMemory, Closed."""
+        known = self._places
+        missing = {constant.key: constant for constant in constants if constant.key not in known}
+        new = dict(zip(missing, self._allocate(list(missing.values())), strict=True))
+        spans = tuple(known[constant.key] if constant.key in known else new[constant.key] for constant in constants)
+        return Placement(
+            [(span.address, span.nbytes) for span in spans],
+            spans,
+            [(constant, new[key]) for key, constant in missing.items()],
+            known,
+        )
 
-        Raises OutOfDeviceMemory, HostMemoryLimit, CommandFailed, Timeout, DeviceLost, Closed.
+    def send(self, placement: Placement, meanwhile: Callable[[], None]) -> None:
+        """Send what is not there yet. `meanwhile` is called beside it where that takes long, else not at all.
+
+        Raises HostMemoryLimit, CommandFailed, Timeout, DeviceLost, Closed, and what `meanwhile` does.
         """
-        places, buffers = self._places, self.buffers  # which a reset replaces, whenever it comes
-        missing = {constant.key: constant for constant in constants if constant.key not in places}
-        if missing:
-            queue = self._owner.take_queue()
-            try:
-                buffer, spans = self._send(list(missing.values()), queue)
-            finally:
-                self._owner.give_queue(queue)
-            places.update(zip(missing, spans, strict=True))
-            buffers.append(buffer)
-        spans = [places[constant.key] for constant in constants]
-        return [(span.address, span.nbytes) for span in spans]
+        if not placement.missing:
+            return
+        size = sum(constant.type.size_bytes for constant, _ in placement.missing)
+        queue = self._owner.take_queue()
+        try:
+            with (
+                Upload(self._owner, queue, min(max(size, 1), STAGING_BYTES)) as upload,
+                _Beside(meanwhile) if size > STAGING_BYTES else contextlib.nullcontext(),
+            ):
+                for constant, span in placement.missing:
+                    upload.send(constant.array, span)
+        finally:
+            self._owner.give_queue(queue)
+        placement.known.update({constant.key: span for constant, span in placement.missing})
+
+    @property
+    def buffers(self) -> tuple[Buffer, ...]:
+        """What they lie in: a buffer for each program that brought new ones."""
+        return tuple({id(span._root): span._root for span in self._places.values()}.values())
 
     def clear(self) -> None:
         """Let go of them; memory that a run in flight reads goes after it."""
         self._places = {}
-        self.buffers = []
 
-    def _send(self, constants: Sequence[Constant], queue: Queue) -> tuple[DeviceBuffer, list[Span]]:
-        """Constants in a new buffer, each on a cache line of its own; returns it and their places."""
+    def _allocate(self, constants: Sequence[Constant]) -> list[Span]:
+        """Places for constants in a new buffer, each on a cache line of its own."""
+        if not constants:
+            return []
         offsets, end = [], 0
         for constant in constants:
             offsets.append(end)
             end += align_up(constant.type.size_bytes)
         buffer = self._owner.device_buffer(end, "uint8")
-        spans = [buffer[at : at + each.type.size_bytes] for at, each in zip(offsets, constants, strict=True)]
-        with Upload(self._owner, queue, min(max(end, 1), STAGING_BYTES)) as upload:
-            for constant, span in zip(constants, spans, strict=True):
-                upload.send(constant.array, span)
-        return buffer, spans
+        return [buffer[at : at + each.type.size_bytes] for at, each in zip(offsets, constants, strict=True)]
+
+
+class _Beside:
+    """Something that a thread does while the block is at work; what it raised is raised at the block's end."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self._action = action
+        self._error: NpuError | None = None
+        self._thread = threading.Thread(target=self._run, name="npu-load", daemon=True)
+
+    def _run(self) -> None:
+        try:
+            self._action()
+        except NpuError as error:
+            self._error = error
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        self._thread.join()
+        if kind is None and self._error is not None:
+            raise self._error
 
 
 class Upload:

@@ -12,6 +12,7 @@ _WHOLE_POWER = "powers of integers wrap, real ones go by way of float32"
 _OF_NOTHING = "the mean of nothing is NaN; means of integers are rounded towards zero"
 _WHOLE_ROOT = "of integers it is rounded towards zero once, at the end"
 _TWICE = "of several updates of one element the last one stays"
+_NAN_IS_ZERO = "NaN becomes the zero point"
 _DILATED = "with auto_pad SAME, a dilated window has padding for all it covers"
 
 BY_OPERATOR: dict[str, str] = {
@@ -34,7 +35,11 @@ BY_OPERATOR: dict[str, str] = {
     "Softmax": "between two products, where a mask lets nothing through, it gives 0",
     "AveragePool": _DILATED,
     "LpPool": _DILATED,
-    "MaxPool": f"NaN is the largest; {_DILATED}",
+    "MaxPool": f"NaN is the largest, and of minus infinity alone it gives that; {_DILATED}",
+    "GlobalMaxPool": "NaN is the largest, and of minus infinity alone it gives that",
+    "QuantizeLinear": _NAN_IS_ZERO,
+    "DynamicQuantizeLinear": _NAN_IS_ZERO,
+    "Sign": "of NaN it is NaN",
     "Resize": "with align_corners, a scale that gives no whole length is taken as it is",
     "BitCast": "as bool, a byte is whether it is not 0",
 }

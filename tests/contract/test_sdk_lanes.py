@@ -20,6 +20,7 @@ import sdk
 from sdk.model.model import Model
 from sdk.model.runs import RunEvent
 from sdk.model.weights import Weights
+from tests.support.loaded import parts_of
 from tests.support.models import model, node
 from tests.support.rigs import in_process_rig, process_rig
 from tests.support.waiting import PATIENCE_S
@@ -45,7 +46,7 @@ def emulated() -> Iterator[sdk.Device]:
 
 
 def lanes_of(loaded: Model) -> int:
-    return len(loaded._parts.lanes)
+    return len(parts_of(loaded).lanes)
 
 
 def occupied(loaded: Model, count: int) -> list[sdk.Event[dict[str, Any]]]:
@@ -243,7 +244,7 @@ def test_a_loop_is_not_held_up_by_runs_of_other_lanes_and_models_that_have_all_h
 def test_a_model_lets_go_of_idle_host_memory_that_another_one_needs(scarce: sdk.Device) -> None:
     models = [scarce.load(doubling(LARGE)) for _ in range(3)]
     assert (models[0](batch_of(1, 5.0, LARGE))["y"] == 10.0).all()
-    held = list(models[0]._parts.lanes[0].stagings._idle)  # as a thread may that is about to return
+    held = list(parts_of(models[0]).lanes[0].stagings._idle)  # as a thread may that is about to return
     assert len(held) == 1
     assert (models[1](batch_of(1, 6.0, LARGE))["y"] == 12.0).all()
     for value, loaded in enumerate(models * 2):
@@ -275,6 +276,60 @@ def test_a_run_that_exceeds_all_host_memory_fails_and_smaller_ones_go_on(scarce:
         loaded(batch_of(3, 1.0, LARGE))
     for value, event in enumerate(events):
         assert (event.result()["y"] == 2.0 * value).all()
+
+
+SMALLEST_OPEN, SMALLEST_LOADED = 64 << 10, 256 << 10
+"""Limits of host memory under which a device opens, and under which weights get there in small pieces."""
+
+
+def nothing_left(device: sdk.Device, host_bytes: int, device_bytes: int) -> bool:
+    """Whether as much memory is free as before a model was loaded, and no queue is left."""
+    gc.collect()
+    function = device._function
+    with function._lock:
+        function._clean_up()
+    device.host_buffer((1,), "uint8").free()  # takes back what finalisers let go
+    used = function.host_memory.used_bytes
+    return (used, function.device_memory.free_bytes, function.queues) == (host_bytes, device_bytes, [])
+
+
+@pytest.mark.parametrize("limit", [SMALLEST_OPEN, 2 * SMALLEST_OPEN, SMALLEST_LOADED, 2 * SMALLEST_LOADED])
+def test_under_a_tiny_limit_weights_go_in_small_pieces_or_the_error_names_the_limit(
+    monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    weights = np.arange(1 << 18, dtype=F32).reshape(1 << 9, 1 << 9)
+    net = model([node("MatMul", ["x", "w"], ["y"])], {"x": (F32, ("n", 1 << 9))}, {"y": F32}, {"w": weights})
+    monkeypatch.setenv("NPU_HOST_MEMORY", str(limit))
+    with sdk.Device("emulator", timeout=PATIENCE_S) as device:
+        before = device._function.host_memory.used_bytes, device._function.device_memory.free_bytes
+        if limit < SMALLEST_LOADED:
+            with pytest.raises(sdk.HostMemoryLimit, match="NPU_HOST_MEMORY"):
+                device.load(net, shapes={"x": [(1, 1 << 9)]})
+        else:
+            loaded = device.load(net, shapes={"x": [(1, 1 << 9)]})
+            x = np.eye(1, 1 << 9, 3, dtype=F32)
+            with ThreadPoolExecutor(4) as threads:
+                runs = [threads.submit(loaded, x) for _ in range(12)]
+                assert all((run.result(PATIENCE_S)["y"] == weights[3]).all() for run in runs)
+            loaded.close()
+            del loaded, runs
+        assert nothing_left(device, *before)
+
+
+def test_where_no_further_queue_fits_host_memory_runs_share_the_first_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NPU_HOST_MEMORY", str(2 * SMALLEST_LOADED))
+    with sdk.Device("emulator") as device:
+        assert device._function.engines > 1
+        loaded = device.load(doubling())
+        x = batch_of(1 << 10)
+        assert (loaded(x)["y"] == 2).all()
+        hog = []
+        with contextlib.suppress(sdk.HostMemoryLimit):
+            while True:
+                hog.append(device.host_buffer((1,), "uint8"))
+        events = [loaded.submit(x) for _ in range(8)]
+        assert all((event.result()["y"] == 2).all() for event in events)
+        assert lanes_of(loaded) == 1 and hog
 
 
 def test_a_fault_at_run_time_names_the_node(emulated: sdk.Device) -> None:
@@ -366,7 +421,7 @@ def test_an_awaited_error_of_what_was_closed_or_reset_is_not_logged_as_well(
 def test_a_reset_while_weights_are_sent_closes_the_model(emulated: sdk.Device, monkeypatch: pytest.MonkeyPatch) -> None:
     net = model([node("Add", ["x", "c"], ["y"])], {"x": (F32, (4,))}, {"y": F32}, {"c": np.arange(4, dtype=F32)})
     loaded = emulated.load(net)
-    send = Weights._send
+    send = Weights.send
 
     def resetting(self: Weights, *arguments: Any) -> Any:
         sent = send(self, *arguments)
@@ -374,7 +429,7 @@ def test_a_reset_while_weights_are_sent_closes_the_model(emulated: sdk.Device, m
         return sent
 
     with monkeypatch.context() as patch:
-        patch.setattr(Weights, "_send", resetting)
+        patch.setattr(Weights, "send", resetting)
         with pytest.raises(sdk.Closed):
             loaded(np.zeros(4, F32))
     assert emulated.load(net)(np.zeros(4, F32))["y"].tolist() == [0, 1, 2, 3]
@@ -397,7 +452,7 @@ def test_large_arrays_are_copied_in_other_threads_than_the_loops(
             copiers.append(threading.get_ident())
         take(self)
 
-    monkeypatch.setattr("sdk.model.lanes.np.copyto", copying)
+    monkeypatch.setattr("sdk.model.program_run.np.copyto", copying)
     monkeypatch.setattr(RunEvent, "_take_value", taking)
 
     async def main() -> list[dict[str, Any]]:

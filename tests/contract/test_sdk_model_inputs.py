@@ -49,6 +49,32 @@ def test_a_default_is_used_unless_a_call_names_the_input(device: sdk.Device, ir_
         net(X, w=W.T.copy())
 
 
+RAGGED = np.empty(2, object)
+RAGGED[:] = [[1], [2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (np.array(["a", "b"]), r"expected float32, got text \(<U1\); it takes numbers: turn text into those before"),
+        (np.array([b"a", b"b"]), r"got text \(\|S1\); it takes numbers"),
+        ("a", r"expected an array x: float32\[2\], got str; it takes numbers"),
+        (
+            np.array(["a", "b"], object),
+            r"got Python objects \(dtype object\); .*np\.array\(x\.tolist\(\), dtype='float32'\)",
+        ),
+        (RAGGED, r"got Python objects \(dtype object\)"),
+        (np.array(["2020-01-01"] * 2, "M8[D]"), r"got datetime64\[D\]; give numbers"),
+        (np.zeros(2, ">f4"), r"got float32 of foreign byte order; use x.astype\('float32'\)"),
+        (np.zeros(2), r"got float64; use x.astype\('float32'\)"),
+    ],
+)
+def test_what_is_no_array_of_numbers_is_told_with_what_to_do(device: sdk.Device, given: Any, message: str) -> None:
+    net = device.load(model([node("Neg", ["x"], ["y"])], {"x": (F32, (2,))}, {"y": F32}))
+    with pytest.raises(TypeError, match="input 'x': " + message if message[0] == "e" else message):
+        net(given)
+
+
 def reshaping() -> onnx.ModelProto:
     return model([node("Reshape", ["x", "s"], ["y"])], {"x": (F32, (2, 4)), "s": (np.int64, ("k",))}, {"y": F32})
 
@@ -124,7 +150,7 @@ def test_a_program_compiled_ahead_is_loaded_as_it_is(device: sdk.Device, monkeyp
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("it was compiled again")
 
-    monkeypatch.setattr("sdk.model.model.compile_model", refuse)
+    monkeypatch.setattr("sdk.model.keyed_programs.compile_model", refuse)
     np.testing.assert_array_equal(net(X)["y"], X @ W)
 
 

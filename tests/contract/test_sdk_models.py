@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import onnx
@@ -20,8 +20,10 @@ import pytest
 
 import sdk
 from sdk.compiler import compile_model
+from sdk.model.weights import STAGING_BYTES
 from sdk.queue.completions import Completions
 from tests.support.children import children_that_run, ends
+from tests.support.loaded import parts_of
 from tests.support.models import model, node, storage_net
 from tests.support.rigs import in_process_rig, process_rig
 from tests.support.waiting import wait_until
@@ -148,7 +150,7 @@ def test_wrong_inputs_say_what_was_expected(
     loaded = device.load(product())
     with pytest.raises(kind, match=message):
         loaded(*arguments)
-    assert not loaded._parts.loaded  # nothing was compiled for it
+    assert not parts_of(loaded).loaded  # nothing was compiled for it
 
 
 def test_symbolic_extents_must_agree(device: sdk.Device) -> None:
@@ -180,7 +182,7 @@ def test_an_unseen_shape_compiles_with_one_warning(device: sdk.Device, npu_log: 
         loaded(x_of(5), B), loaded(x_of(5), B)
         assert len(npu_log.records) == 1
         assert "(5, 4)" in npu_log.text and " s;" in npu_log.text and "shapes=" in npu_log.text
-    assert set(loaded._parts.loaded) == {((n, 4), (3,)) for n in (1, 8, 5)}
+    assert set(parts_of(loaded).loaded) == {((n, 4), (3,)) for n in (1, 8, 5)}
 
 
 def test_a_model_of_fixed_shapes_warns_of_nothing(device: sdk.Device, npu_log: pytest.LogCaptureFixture) -> None:
@@ -245,7 +247,7 @@ def test_threads_and_loops_run_one_model_at_once(emulated: sdk.Device) -> None:
         futures += [pool.submit(asyncio.run, looping(seed)) for seed in (5, 6)]
         for future in futures:
             future.result(60)
-    assert len(loaded._parts.loaded) == 3
+    assert len(parts_of(loaded).loaded) == 3
 
 
 def test_events_that_are_dropped_give_their_buffers_back(emulated: sdk.Device) -> None:
@@ -351,7 +353,7 @@ def test_closing_takes_a_model_off_the_device(device: sdk.Device) -> None:
     assert event.result()["y"].shape == (2, 3)
     with pytest.raises(sdk.Closed):
         loaded(x_of(2), B)
-    assert not loaded._parts.loaded
+    assert not parts_of(loaded).loaded
     device.buffer(total, "uint8").free()
 
 
@@ -387,7 +389,11 @@ def test_reset_and_close_end_models(device: sdk.Device) -> None:
         loaded.close()
 
 
-def test_compiling_and_running_meet_resets_without_dead_lock(emulated: sdk.Device) -> None:
+@pytest.mark.parametrize("staging_bytes", [STAGING_BYTES, 16], ids=["small weights", "weights that take long"])
+def test_compiling_and_running_meet_resets_without_dead_lock(
+    emulated: sdk.Device, monkeypatch: pytest.MonkeyPatch, staging_bytes: int
+) -> None:
+    monkeypatch.setattr("sdk.model.weights.STAGING_BYTES", staging_bytes)
     stop = threading.Event()
 
     def running() -> None:
@@ -414,7 +420,7 @@ def test_compiling_and_running_meet_resets_without_dead_lock(emulated: sdk.Devic
 def test_weights_live_in_device_memory(device: sdk.Device) -> None:
     before = device.load(product())(x_of(1), B)["y"]
     loaded = device.load(product(), shapes={"x": [(1, 4)]})  # loaded; its first run may pack the weights
-    (buffer,) = loaded._parts.weights.buffers
+    (buffer,) = parts_of(loaded).weights.buffers
     weights = device.host_buffer(buffer.shape, "uint8")
     with device.queue() as queue:
         queue.copy(weights, buffer).wait()
@@ -472,6 +478,42 @@ def test_weights_in_any_order_of_memory_and_larger_than_the_staging_arrive(
     np.testing.assert_allclose(device.load(net)(x)["y"], x @ weights.T @ weights, rtol=1e-3, atol=1e-2)
 
 
+def test_a_program_that_is_refused_beside_its_weights_fails_the_load_and_leaves_nothing(
+    device: sdk.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdk.model.weights.STAGING_BYTES", 16)
+
+    def refuse(*_: Any) -> NoReturn:
+        raise sdk.CommandFailed("the program is refused", code="program-rejected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sdk.open_function.OpenFunction.load_program", refuse)
+        with pytest.raises(sdk.CommandFailed, match="the program is refused"):
+            device.load(product(), shapes={"x": [(1, 4)]})
+    assert device.load(product())(x_of(1), B)["y"].shape == (1, 3)
+    assert device._function.programs.counts.loaded == 1
+    total = device.info.memory_bytes
+    assert total is not None
+    gc.collect()
+    device.buffer(total - (1 << 20), "uint8").free()
+
+
+def test_weights_that_cannot_be_sent_take_the_program_that_is_loaded_beside_them_along(
+    device: sdk.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdk.model.weights.STAGING_BYTES", 16)
+
+    def fail(*_: Any) -> NoReturn:
+        raise sdk.CommandFailed("the weights do not arrive")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sdk.model.weights.Upload.send", fail)
+        with pytest.raises(sdk.CommandFailed, match="the weights do not arrive"):
+            device.load(product(), shapes={"x": [(1, 4)]})
+    assert device._function.programs.counts.loaded == 0
+    assert device.load(product())(x_of(1), B)["y"].shape == (1, 3)
+
+
 def test_run_async_holds_no_loop_up_while_a_program_is_compiled_or_the_queue_is_full(
     emulated: sdk.Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -488,9 +530,9 @@ def test_run_async_holds_no_loop_up_while_a_program_is_compiled_or_the_queue_is_
         waited.append(threading.get_ident())
         wait_there(self, condition, timeout, what, **how)
 
-    monkeypatch.setattr("sdk.model.model.compile_model", compiling)
+    monkeypatch.setattr("sdk.model.keyed_programs.compile_model", compiling)
     monkeypatch.setattr(Completions, "wait_until", waiting)
-    monkeypatch.setattr("sdk.model.lanes.MOST_STAGINGS", 1)  # room for two runs, of which many are started at once
+    monkeypatch.setattr("sdk.model.staging.MOST_STAGINGS", 1)  # room for two runs, of which many are started at once
     net = emulated.load(product())
 
     async def main() -> list[Any]:

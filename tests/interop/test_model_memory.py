@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 import sdk
+from tests.support.loaded import parts_of
 
 TOKENS, VALUES = 2048, 257
 WEIGHTS = "Const_24:0"
@@ -37,7 +38,7 @@ def test_a_bit_of_a_weight_in_device_memory_changes_the_answer_and_back(device: 
     model = device.load(magika_model(), shapes={"bytes": [x.shape]})
     honest = model(x)["target_label"]
 
-    (buffer,) = model._parts.weights.buffers
+    (buffer,) = parts_of(model).weights.buffers
     weights = next(t for t in onnx.load(magika_model()).graph.initializer if t.name.endswith(WEIGHTS))
     staging = device.host_buffer(buffer.shape, "uint8")
     with device.queue() as queue:

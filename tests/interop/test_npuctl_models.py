@@ -54,6 +54,23 @@ def test_without_inputs_it_says_that_it_makes_seeded_ones(npuctl: Npuctl, tmp_pa
     assert "largest difference" in done.stdout
 
 
+def test_a_run_that_fails_on_made_up_inputs_says_that_they_were_and_how_to_give_real_ones(
+    npuctl: Npuctl, tmp_path: Path
+) -> None:
+    nodes = [helper.make_node("Gather", ["table", "ids"], ["y"])]
+    ids, y = (helper.make_tensor_value_info(n, k, [16]) for n, k in (("ids", TensorProto.INT64), ("y", 1)))
+    graph = helper.make_graph(nodes, "lookup", [ids], [y], [helper.make_tensor("table", 1, [1], [7])])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "g.onnx")
+    done = npuctl("run", str(tmp_path / "g.onnx"))
+    assert done.returncode == 1, done.stderr
+    assert "index-out-of-range" in done.stderr
+    assert "the inputs were made up at random" in done.stderr and "-i NAME=FILE.npy" in done.stderr
+    assert max(map(len, done.stderr.splitlines())) <= 80
+    np.save(tmp_path / "ids.npy", np.full(16, 1))
+    given = npuctl("run", str(tmp_path / "g.onnx"), "-i", f"ids={tmp_path / 'ids.npy'}")
+    assert given.returncode == 1 and "at random" not in given.stderr
+
+
 def test_a_difference_that_may_be_by_right_is_named(npuctl: Npuctl, tmp_path: Path) -> None:
     cast = helper.make_node("Cast", ["x"], ["y"], to=TensorProto.INT8)
     x, y = (helper.make_tensor_value_info(n, k, [1]) for n, k in (("x", TensorProto.FLOAT), ("y", TensorProto.INT8)))

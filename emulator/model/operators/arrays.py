@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from driver_shim.protocol.types import INT64_STORAGE_MAX, INT64_STORAGE_MIN
 Array = NDArray[Any]
 Kernel = Callable[[Any, Sequence[Array | None], Sequence[Array]], None]
 """(attributes, inputs, outputs): fills the outputs."""
+_Operand = TypeVar("_Operand")
 
 
 class KernelFault(Exception):
@@ -27,8 +28,8 @@ class KernelFault(Exception):
         self.message = message
 
 
-def operand(inputs: Sequence[Array | None], position: int) -> Array | None:
-    """An optional operand, None when it is absent or left out at the end."""
+def optional(inputs: Sequence[_Operand | None], position: int) -> _Operand | None:
+    """An operand, or its type: None when it is absent, or left out at the end."""
     return inputs[position] if position < len(inputs) else None
 
 
@@ -147,7 +148,7 @@ def exact(inputs: Sequence[Array | None], values: int, zero_point: int, axis: in
     `values` and `zero_point` are positions of operands; zero points of channels lie along `axis`.
     """
     centred = required(inputs, values).astype(np.float64)
-    zero = operand(inputs, zero_point)
+    zero = optional(inputs, zero_point)
     return centred if zero is None else centred - along(zero, axis % centred.ndim, centred.ndim).astype(np.float64)
 
 

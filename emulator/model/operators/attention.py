@@ -11,8 +11,8 @@ import numpy as np
 from driver_shim.protocol.program import TensorType
 from driver_shim.protocol.program_commands import CommandKind, Scores
 from driver_shim.protocol.types import FLOATS, WireType
-from emulator.model.operators.arrays import Array, operand, required, widen
-from emulator.model.operators.operator import STEP_EFFORT, Operator, Types, function, given, one_type, optional
+from emulator.model.operators.arrays import Array, optional, required, widen
+from emulator.model.operators.operator import STEP_EFFORT, Operator, Types, function, given, one_type
 from emulator.model.operators.shapes import SemanticError, broadcast, need
 
 MASK, PAST_KEY, PAST_VALUE, VALID_KEYS = 3, 4, 5, 6
@@ -161,7 +161,7 @@ def operands_by_head(extents: Extents, inputs: Sequence[Array | None]) -> tuple[
     heads = (extents.heads, extents.key_heads, extents.key_heads)
     arrays = []
     for position, past_at in enumerate((None, PAST_KEY, PAST_VALUE)):
-        array, past = required(inputs, position), None if past_at is None else operand(inputs, past_at)
+        array, past = required(inputs, position), None if past_at is None else optional(inputs, past_at)
         new = by_head(array, heads[position]) if array.ndim == 3 else array
         arrays.append(widen(new if past is None else np.concatenate([past, new], 2)))
     return arrays[0], arrays[1], arrays[2]
@@ -172,13 +172,13 @@ def mask_of(
 ) -> tuple[Array, Array]:
     """(bias, allowed), each to broadcast to [queries, keys] of one head: what is added, and what may be attended."""
     batch, head, rows = place
-    mask, valid = operand(inputs, MASK), operand(inputs, VALID_KEYS)
+    mask, valid = optional(inputs, MASK), optional(inputs, VALID_KEYS)
     keys = np.arange(extents.total)
     allowed = np.ones((1, extents.total), bool)
     offset = extents.past
     if valid is not None:
         allowed = allowed & (keys < valid[batch])
-        if operand(inputs, PAST_KEY) is None:
+        if optional(inputs, PAST_KEY) is None:
             offset = int(valid[batch]) - extents.queries
     queries = np.arange(extents.queries)[rows, None] + offset
     if attributes.causal:

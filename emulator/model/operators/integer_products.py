@@ -8,8 +8,8 @@ from typing import Any
 from driver_shim.protocol.program import TensorType
 from driver_shim.protocol.program_commands import CommandKind
 from driver_shim.protocol.types import QUANTISED, WireType
-from emulator.model.operators.arrays import Array, exact, grouped_sums, wrapped
-from emulator.model.operators.operator import Operator, Types, given, optional
+from emulator.model.operators.arrays import Array, exact, grouped_sums, optional, wrapped
+from emulator.model.operators.operator import Operator, Types, given
 from emulator.model.operators.products import Convolution, MatrixProduct
 from emulator.model.operators.quantised import need_columns, need_rows, need_scalar, need_vector
 from emulator.model.operators.shapes import conv_shape, matmul_shape, need

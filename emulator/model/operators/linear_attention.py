@@ -11,9 +11,9 @@ import numpy as np
 from driver_shim.protocol.program import TensorType
 from driver_shim.protocol.program_commands import CommandKind
 from driver_shim.protocol.types import FLOATS
-from emulator.model.operators.arrays import Array, operand, required, widen
+from emulator.model.operators.arrays import Array, optional, required, widen
 from emulator.model.operators.attention import by_head
-from emulator.model.operators.operator import Operator, Types, given, one_type, optional
+from emulator.model.operators.operator import Operator, Types, given, one_type
 from emulator.model.operators.shapes import need
 
 _PAST, _DECAY, _RATE = 3, 4, 5
@@ -76,7 +76,7 @@ class LinearAttention(Operator):
         query, key, value = (
             widen(by_head(required(inputs, i), count)) for i, count in enumerate((heads, key_heads, key_heads))
         )
-        past, decay, rate = (operand(inputs, i) for i in (_PAST, _DECAY, _RATE))
+        past, decay, rate = (optional(inputs, i) for i in (_PAST, _DECAY, _RATE))
         batch, _, length, size = query.shape
         state = np.zeros((batch, key_heads, size, value.shape[3]), np.float32) if past is None else widen(past)
         by_place = None if decay is None else np.exp(widen(by_head(decay, key_heads)))[..., None]

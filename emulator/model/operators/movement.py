@@ -11,8 +11,8 @@ from driver_shim.protocol.commands import Status
 from driver_shim.protocol.program import MAX_DIMENSION, TensorType
 from driver_shim.protocol.program_commands import CommandKind, PadMode
 from driver_shim.protocol.types import WireType
-from emulator.model.operators.arrays import Array, KernelFault, operand, required
-from emulator.model.operators.operator import Operator, Types, checked_axis, function, given, one_type, optional
+from emulator.model.operators.arrays import Array, KernelFault, optional, required
+from emulator.model.operators.operator import Operator, Types, checked_axis, function, given, one_type
 from emulator.model.operators.shapes import broadcast, need, shape_of
 
 _PAD_MODES: dict[PadMode, Literal["reflect", "edge", "wrap"]] = {
@@ -155,7 +155,7 @@ class Pad(Operator):
 
     def run(self, attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
         """Pad (opset 19) with a constant (0 without `value`), reflected or edge elements, or those of the other end."""
-        x, value = required(inputs, 0), operand(inputs, 1)
+        x, value = required(inputs, 0), optional(inputs, 1)
         margins = list(zip(attributes.begins[: x.ndim], attributes.ends[: x.ndim], strict=True))
         if not margins:
             outputs[0][...] = x

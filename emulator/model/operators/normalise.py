@@ -11,8 +11,8 @@ import numpy as np
 from driver_shim.protocol.program import TensorType
 from driver_shim.protocol.program_commands import CommandKind
 from driver_shim.protocol.types import FLOATS, WireType
-from emulator.model.operators.arrays import Array, operand, required, widen
-from emulator.model.operators.operator import Operator, Types, given, one_type, optional
+from emulator.model.operators.arrays import Array, optional, required, widen
+from emulator.model.operators.operator import Operator, Types, given, one_type
 from emulator.model.operators.reductions import axes_of
 from emulator.model.operators.shapes import broadcast, need, reduced_shape
 
@@ -51,7 +51,7 @@ class LayerNorm(Operator):
         square, the mean is 0. Mean and 1 / sqrt(variance + epsilon) are float32, with reduced dimensions as ones.
         """
         x, axes = widen(required(inputs, 0)), axes_of(attributes.axes)
-        scale, bias = operand(inputs, 1), operand(inputs, 2)
+        scale, bias = optional(inputs, 1), optional(inputs, 2)
         mean = _mean(x, axes)
         if attributes.root_mean_square:
             mean = np.zeros_like(mean)

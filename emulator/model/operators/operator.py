@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from driver_shim.protocol.program import TensorType
 from driver_shim.protocol.program_commands import CommandKind
 from driver_shim.protocol.types import PACKED, WireType
-from emulator.model.operators.arrays import Array
+from emulator.model.operators.arrays import Array, optional
 from emulator.model.operators.shapes import SemanticError, need
 from emulator.model.timing import Precision, Work
 
@@ -88,11 +88,6 @@ def given(inputs: Types, position: int) -> TensorType:
     if operand is None:
         raise SemanticError(f"operand {position} is missing")
     return operand
-
-
-def optional(inputs: Types, position: int) -> TensorType | None:
-    """The type of an operand that may be absent, or left out at the end."""
-    return inputs[position] if position < len(inputs) else None
 
 
 def function(kind: type[Any], value: int) -> Any:

@@ -10,8 +10,8 @@ import numpy as np
 from driver_shim.protocol.program import TensorType
 from driver_shim.protocol.program_commands import CommandKind
 from driver_shim.protocol.types import FLOATS, WireType
-from emulator.model.operators.arrays import Array, operand, required, widen
-from emulator.model.operators.operator import Operator, Types, given, optional
+from emulator.model.operators.arrays import Array, optional, required, widen
+from emulator.model.operators.operator import Operator, Types, given
 from emulator.model.operators.products import MatrixProduct, need_bias
 from emulator.model.operators.shapes import need
 
@@ -53,7 +53,7 @@ class MatMulNBits(MatrixProduct):
 
     def run(self, attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
         """MatMulNBits: a · ((b − zero_point) · scale)ᵀ + bias, sums in float32."""
-        a, bias, y = widen(required(inputs, 0)), operand(inputs, 4), outputs[0]
+        a, bias, y = widen(required(inputs, 0)), optional(inputs, 4), outputs[0]
         for rows, weights in unpacked_rows(attributes, a.shape[-1], inputs):
             sums = a @ weights.T
             if bias is not None:
@@ -63,7 +63,7 @@ class MatMulNBits(MatrixProduct):
 
 def unpacked_rows(attributes: Any, depth: int, inputs: Sequence[Array | None]) -> Iterator[tuple[slice, Array]]:
     """(rows, their weights [rows, depth] as float32), a part at a time."""
-    packed, scales, zeros = required(inputs, 1), widen(required(inputs, 2)), operand(inputs, 3)
+    packed, scales, zeros = required(inputs, 1), widen(required(inputs, 2)), optional(inputs, 3)
     step = max(1, _UNPACKED_ELEMENTS // max(1, packed.shape[1] * attributes.block))
     for start in range(0, packed.shape[0], step):
         rows = slice(start, start + step)
@@ -74,13 +74,17 @@ def _weights(attributes: Any, packed: Array, scales: Array, zeros: Array | None)
     """(b − zero_point) · scale of some rows, [rows, blocks · block]."""
     count, blocks = scales.shape
     integers = unpack(packed.reshape(count, -1), attributes.bits).reshape(count, blocks, attributes.block)
-    if zeros is None:
-        zero = np.full((count, blocks), 1 << (attributes.bits - 1), np.float32)
-    elif zeros.dtype == np.uint8:
-        zero = unpack(zeros, attributes.bits)[:, :blocks].astype(np.float32)
-    else:
-        zero = widen(zeros)
+    zero = zero_points(zeros, attributes.bits, blocks)
     return ((integers - zero[..., None]) * scales[..., None]).reshape(count, -1)
+
+
+def zero_points(zeros: Array | None, bits: int, blocks: int) -> Array:
+    """Zero points as float32 [rows, blocks], [1, 1] where they are left out and the middle of all codes is meant."""
+    if zeros is None:
+        return np.full((1, 1), 1 << (bits - 1), np.float32)
+    if zeros.dtype == np.uint8:
+        return unpack(zeros, bits)[:, :blocks].astype(np.float32)
+    return widen(zeros)
 
 
 def unpack(packed: Array, bits: int) -> Array:

@@ -16,11 +16,11 @@ from emulator.model.operators.arrays import (
     activate,
     along,
     grouped_sums,
-    operand,
+    optional,
     required,
     widen,
 )
-from emulator.model.operators.operator import Operator, Types, function, given, one_type, optional
+from emulator.model.operators.operator import Operator, Types, function, given, one_type
 from emulator.model.operators.shapes import (
     broadcast,
     canvas_extent,
@@ -92,7 +92,7 @@ class MatMul(Operator):
         integers wrap.
         """
         a, b = widen(required(inputs, 0)), widen(required(inputs, 1))
-        bias = operand(inputs, 2)
+        bias = optional(inputs, 2)
         if attributes.transpose_a:
             a = a.swapaxes(-1, -2)
         if attributes.transpose_b:
@@ -122,7 +122,7 @@ class Conv(Convolution):
     def run(self, attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
         """Conv (opset 11): activation(conv(X, W) + B + addend), zero padding, grouped, strided, dilated."""
         x, w = widen(required(inputs, 0)), widen(required(inputs, 1))
-        bias, addend = operand(inputs, 2), operand(inputs, 3)
+        bias, addend = optional(inputs, 2), optional(inputs, 3)
         sums = grouped_sums(x, w, outputs[0].shape[2:], attributes)
         if bias is not None:
             sums += along(widen(bias), 1, sums.ndim)
@@ -161,7 +161,7 @@ class ConvTranspose(Convolution):
         group; `output_padding` adds elements at the end, before `pads_end` takes some away.
         """
         x, w = widen(required(inputs, 0)), widen(required(inputs, 1))
-        bias = operand(inputs, 2)
+        bias = optional(inputs, 2)
         group, per_group = attributes.group, w.shape[1]
         n, channels, *spatial = x.shape
         extents = [

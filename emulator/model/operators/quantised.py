@@ -14,8 +14,18 @@ import numpy as np
 from driver_shim.protocol.program import TensorType
 from driver_shim.protocol.program_commands import CommandKind
 from driver_shim.protocol.types import FLOATS, PACKED, QUANTISED, WireType
-from emulator.model.operators.arrays import Array, along, blocks, exact, grouped_sums, operand, required, widen, wrapped
-from emulator.model.operators.operator import Operator, Types, checked_axis, given, optional
+from emulator.model.operators.arrays import (
+    Array,
+    along,
+    blocks,
+    exact,
+    grouped_sums,
+    optional,
+    required,
+    widen,
+    wrapped,
+)
+from emulator.model.operators.operator import Operator, Types, checked_axis, given
 from emulator.model.operators.products import Convolution, MatrixProduct, need_bias
 from emulator.model.operators.shapes import conv_shape, matmul_shape, need
 from emulator.model.timing import Precision
@@ -148,7 +158,7 @@ def _store(attributes: Any, sums: Array, inputs: Sequence[Array | None], y: Arra
     Rounding is half to even. The sum of int32 accumulator and bias wraps.
     """
     x_scale, w_scale, y_scale = (required(inputs, position) for position in (2, 4, 6))
-    bias = operand(inputs, 8)
+    bias = optional(inputs, 8)
     if bias is not None:
         sums = sums + along(bias, axis, y.ndim)
     multiplier = (along(x_scale, axis, y.ndim) * along(w_scale, axis, y.ndim)) / y_scale.reshape(())
@@ -201,7 +211,7 @@ class Dequantize(Operator):
     def run(self, attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
         """DequantizeLinear (opset 21): (x − zero_point) · scale in float32, rounded to the type of the scale."""
         x = required(inputs, 0)
-        zero_point = operand(inputs, 2)
+        zero_point = optional(inputs, 2)
         centred = x.astype(np.int32)
         if zero_point is not None:
             centred = centred - blocks(zero_point, attributes, x.shape).astype(np.int32)

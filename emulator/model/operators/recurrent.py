@@ -11,8 +11,8 @@ from driver_shim.protocol.commands import Status
 from driver_shim.protocol.program import TensorType
 from driver_shim.protocol.program_commands import MAX_CELL_ACTIVATIONS, Cell, CellActivation, CellDirection, CommandKind
 from driver_shim.protocol.types import FLOATS, WireType
-from emulator.model.operators.arrays import Array, KernelFault, operand, required, sigmoid, widen
-from emulator.model.operators.operator import Operator, Types, function, given, one_type, optional
+from emulator.model.operators.arrays import Array, KernelFault, optional, required, sigmoid, widen
+from emulator.model.operators.operator import Operator, Types, function, given, one_type
 from emulator.model.operators.shapes import need
 
 LENGTHS = 4
@@ -128,7 +128,7 @@ class Recurrent(Operator):
         """
         x = widen(required(inputs, 0))
         y, *lasts = outputs
-        lengths = checked_lengths(operand(inputs, LENGTHS), x.shape[0], x.shape[1])
+        lengths = checked_lengths(optional(inputs, LENGTHS), x.shape[0], x.shape[1])
         y[...] = 0
         for index, backwards in enumerate(backwards_of(attributes.direction)):
             weights = weights_of(attributes, inputs, index)
@@ -167,7 +167,7 @@ def checked_lengths(lengths: Array | None, steps: int, batch: int) -> Array:
 def weights_of(attributes: Any, inputs: Sequence[Array | None], index: int) -> Weights:
     """The weights of one direction; those that are absent are 0."""
     w, r = (widen(required(inputs, position)[index]) for position in (1, 2))
-    bias, peepholes = operand(inputs, 3), operand(inputs, _PEEPHOLES)
+    bias, peepholes = optional(inputs, 3), optional(inputs, _PEEPHOLES)
     width = len(r)
     both = np.zeros(2 * width, _F32) if bias is None else widen(bias[index])
     holes = np.zeros(3 * r.shape[-1], _F32) if peepholes is None else widen(peepholes[index])
@@ -176,7 +176,7 @@ def weights_of(attributes: Any, inputs: Sequence[Array | None], index: int) -> W
 
 def initial_state(inputs: Sequence[Array | None], index: int, shape: tuple[int, int]) -> State:
     """The state that one direction begins with: what is given, or zeros."""
-    given_states = [operand(inputs, position) for position in _STATES]
+    given_states = [optional(inputs, position) for position in _STATES]
     return State(*(np.zeros(shape, _F32) if s is None else s[index].astype(_F32) for s in given_states))
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from driver_shim.protocol.program import MAX_DIMENSION, TensorType
-from driver_shim.protocol.program_commands import CommandKind, Coordinates, NearestMode, ResizeMode
+from driver_shim.protocol.program_commands import CommandKind, Coordinates, Interpolation, NearestMode
 from driver_shim.protocol.types import FLOATS
 from emulator.model.operators.arrays import Array, required, widen
 from emulator.model.operators.operator import STEP_EFFORT, Operator, Types, function, given, one_type
@@ -17,7 +17,7 @@ from emulator.model.operators.shapes import MAX_WINDOW_TAPS, need
 
 MAX_TABLE_ENTRIES = 1 << 26
 """Of one dimension: its elements times what each is made of."""
-_WIDEST = {ResizeMode.NEAREST: 0, ResizeMode.LINEAR: 1, ResizeMode.CUBIC: 2}
+_WIDEST = {Interpolation.NEAREST: 0, Interpolation.LINEAR: 1, Interpolation.CUBIC: 2}
 """How far an element's influence reaches, in elements of the data."""
 _F = np.float32
 
@@ -42,11 +42,11 @@ class Resize(Operator):
 
     def infer(self, attributes: Any, inputs: Types) -> Sequence[TensorType]:
         x = given(inputs, 0)
-        mode = function(ResizeMode, attributes.mode)
+        mode = function(Interpolation, attributes.mode)
         coordinates = function(Coordinates, attributes.coordinates)
         function(NearestMode, attributes.nearest)
-        one_type(inputs, None if mode is ResizeMode.NEAREST else FLOATS)
-        need(mode is not ResizeMode.NEAREST or not attributes.antialias, "antialias goes with linear and cubic")
+        one_type(inputs, None if mode is Interpolation.NEAREST else FLOATS)
+        need(mode is not Interpolation.NEAREST or not attributes.antialias, "antialias goes with linear and cubic")
         rank = len(x.shape)
         extents = tuple(attributes.extents[:rank])
         places = [*attributes.starts, *attributes.ends] if coordinates is Coordinates.TF_CROP_AND_RESIZE else []
@@ -65,7 +65,7 @@ class Resize(Operator):
         return [TensorType(x.dtype, extents)]
 
     def macs(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
-        return 0 if attributes.mode == ResizeMode.NEAREST else outputs[0].elements * self._taps(attributes, inputs)
+        return 0 if attributes.mode == Interpolation.NEAREST else outputs[0].elements * self._taps(attributes, inputs)
 
     def passes(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
         return self._taps(attributes, inputs)
@@ -87,8 +87,8 @@ class Resize(Operator):
         that repeat beyond the edges of the data, or over those inside alone with `exclude_outside`.
         """
         x = required(inputs, 0)
-        resample = take if attributes.mode == ResizeMode.NEAREST else weigh
-        result = x if attributes.mode == ResizeMode.NEAREST else widen(x)
+        resample = take if attributes.mode == Interpolation.NEAREST else weigh
+        result = x if attributes.mode == Interpolation.NEAREST else widen(x)
         for table in tables(attributes, x.shape, outputs[0].shape):
             result = resample(result, table)
             fill_outside(result, table, attributes.extrapolation)
@@ -130,9 +130,9 @@ def tables(attributes: Any, shape: Sequence[int], extents: Sequence[int]) -> lis
 
 def _taps(attributes: Any, scale: float) -> int:
     """Elements that one is made of, along a dimension with this scale."""
-    if attributes.mode == ResizeMode.NEAREST:
+    if attributes.mode == Interpolation.NEAREST:
         return 1
-    reach = _WIDEST[ResizeMode(attributes.mode)]
+    reach = _WIDEST[Interpolation(attributes.mode)]
     if not attributes.antialias or scale >= 1:
         return 2 * reach
     return 2 * math.ceil(reach / scale)
@@ -141,7 +141,7 @@ def _taps(attributes: Any, scale: float) -> int:
 def _table(attributes: Any, axis: int, extent: int, places: Array) -> Table:
     crops = attributes.coordinates == Coordinates.TF_CROP_AND_RESIZE
     outside = (places < 0) | (places > extent - 1) if crops else np.zeros(places.shape, bool)
-    if attributes.mode == ResizeMode.NEAREST:
+    if attributes.mode == Interpolation.NEAREST:
         indices = _NEAREST[NearestMode(attributes.nearest)](places).astype(np.int64)[:, None]
         weights: Array = np.ones(indices.shape, _F)
     else:
@@ -199,9 +199,8 @@ def _weighted(attributes: Any, places: Array, scale: float) -> tuple[Array, Arra
     distances = np.abs(steps - (places - first)[:, None])
     if attributes.antialias:
         distances = distances * _F(min(scale, 1.0))
-    filtered = (
-        linear_filter(distances) if attributes.mode == ResizeMode.LINEAR else cubic_filter(distances, attributes.cubic)
-    )
+    linear = attributes.mode == Interpolation.LINEAR
+    filtered = linear_filter(distances) if linear else cubic_filter(distances, attributes.cubic)
     return first.astype(np.int64)[:, None] + steps.astype(np.int64), filtered
 
 

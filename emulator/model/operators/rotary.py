@@ -11,9 +11,9 @@ from driver_shim.protocol.commands import Status
 from driver_shim.protocol.program import TensorType
 from driver_shim.protocol.program_commands import CommandKind
 from driver_shim.protocol.types import FLOATS, WireType
-from emulator.model.operators.arrays import Array, KernelFault, operand, required, widen
+from emulator.model.operators.arrays import Array, KernelFault, optional, required, widen
 from emulator.model.operators.attention import by_head
-from emulator.model.operators.operator import Operator, Types, given, one_type, optional
+from emulator.model.operators.operator import Operator, Types, given, one_type
 from emulator.model.operators.shapes import need
 
 POSITIONS = 3
@@ -55,7 +55,7 @@ class Rotary(Operator):
         Pairs are neighbours where `interleaved`, else the halves of what is turned; the rest of a head stays as it is.
         x is [batch, heads, length, size], or [batch, length, heads · size] where heads are given.
         """
-        x, y, positions = required(inputs, 0), outputs[0], operand(inputs, POSITIONS)
+        x, y, positions = required(inputs, 0), outputs[0], optional(inputs, POSITIONS)
         if attributes.heads:
             x, y = by_head(x, attributes.heads), by_head(y, attributes.heads)
         cos, sin = (_of_places(widen(required(inputs, i)), positions) for i in (1, 2))

@@ -11,10 +11,10 @@ import numpy as np
 
 from driver_shim.protocol.commands import Status
 from driver_shim.protocol.program import TensorType
-from driver_shim.protocol.program_commands import MAX_SPATIAL, CommandKind, GridPadding, PoolFunction, ResizeMode
+from driver_shim.protocol.program_commands import MAX_SPATIAL, CommandKind, GridPadding, Interpolation, PoolFunction
 from driver_shim.protocol.types import FLOATS, WireType
-from emulator.model.operators.arrays import Array, KernelFault, along, operand, required, widen
-from emulator.model.operators.operator import STEP_EFFORT, Operator, Types, function, given, one_type, optional
+from emulator.model.operators.arrays import Array, KernelFault, along, optional, required, widen
+from emulator.model.operators.operator import STEP_EFFORT, Operator, Types, function, given, one_type
 from emulator.model.operators.products import need_bias
 from emulator.model.operators.resizing import cubic_filter, linear_filter
 from emulator.model.operators.shapes import conv_shape, need
@@ -25,7 +25,7 @@ MAX_REGION = 4
 """The most that a region of interest may be larger than the data: its samples are as dense as the data."""
 MAX_SAMPLES = 1 << 16
 """Along one dimension of a region."""
-_TAPS = {ResizeMode.NEAREST: 1, ResizeMode.LINEAR: 2, ResizeMode.CUBIC: 4}
+_TAPS = {Interpolation.NEAREST: 1, Interpolation.LINEAR: 2, Interpolation.CUBIC: 4}
 _FAR = 3
 """Beyond the data by so many elements no filter meets another than the border's."""
 _F = np.float32
@@ -40,18 +40,20 @@ class Tap(NamedTuple):
     """False where there is no such element, which counts as zero."""
 
 
-def taps_at(places: Array, extent: int, mode: ResizeMode, beyond: Callable[[Array], Array] | None = None) -> list[Tap]:
+def taps_at(
+    places: Array, extent: int, mode: Interpolation, beyond: Callable[[Array], Array] | None = None
+) -> list[Tap]:
     """The elements around each place along a dimension.
 
     `beyond` says which element stands for one outside of the data; without it those count as zero.
     """
-    if mode is ResizeMode.NEAREST:
+    if mode is Interpolation.NEAREST:
         return [_tap(np.rint(places), np.ones_like(places), extent, beyond)]
     first, count = np.floor(places), _TAPS[mode]
     taps = []
     for step in range(1 - count // 2, count // 2 + 1):
         distance = np.abs(_F(step) - (places - first))
-        weight = linear_filter(distance) if mode is ResizeMode.LINEAR else cubic_filter(distance, GRID_CUBIC)
+        weight = linear_filter(distance) if mode is Interpolation.LINEAR else cubic_filter(distance, GRID_CUBIC)
         taps.append(_tap(first + _F(step), weight, extent, beyond))
     return taps
 
@@ -84,7 +86,7 @@ class GridSample(Operator):
 
     def infer(self, attributes: Any, inputs: Types) -> Sequence[TensorType]:
         x, grid = given(inputs, 0), given(inputs, 1)
-        function(ResizeMode, attributes.mode)
+        function(Interpolation, attributes.mode)
         function(GridPadding, attributes.padding)
         need(x.dtype in FLOATS and grid.dtype in FLOATS, f"{x} by {grid}: both must be floats")
         rank = len(x.shape) - 2
@@ -104,7 +106,7 @@ class GridSample(Operator):
         return super().effort(attributes, inputs, outputs) + 16 * self.macs(attributes, inputs, outputs)
 
     def _combinations(self, attributes: Any, inputs: Types) -> int:
-        count: int = _TAPS[ResizeMode(attributes.mode)] ** (len(given(inputs, 0).shape) - 2)
+        count: int = _TAPS[Interpolation(attributes.mode)] ** (len(given(inputs, 0).shape) - 2)
         return count
 
     def run(self, attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
@@ -114,12 +116,12 @@ class GridSample(Operator):
         onnxruntime, not what is found at the border: that makes a difference to the cubic filter.
         """
         x, grid = widen(required(inputs, 0)), widen(required(inputs, 1))
-        mode, spatial = ResizeMode(attributes.mode), x.shape[2:]
+        mode, spatial = Interpolation(attributes.mode), x.shape[2:]
         for image in range(x.shape[0]):
             taps = []
             for axis, extent in enumerate(spatial):
                 places = _unnormalised(grid[image, ..., len(spatial) - 1 - axis].ravel(), extent, attributes)
-                if mode is ResizeMode.NEAREST:
+                if mode is Interpolation.NEAREST:
                     places = np.rint(places)
                 taps.append(taps_at(_returned(places, extent, attributes), extent, mode, _beyond(extent, attributes)))
             outputs[0][image] = blend(x[image], taps).reshape(outputs[0].shape[1:])
@@ -363,7 +365,7 @@ class DeformConv(Operator):
         Between elements it interpolates linearly; outside of the data there are zeros.
         """
         x, w, offset = (widen(required(inputs, i)) for i in range(3))
-        bias, mask = operand(inputs, 3), operand(inputs, 4)
+        bias, mask = optional(inputs, 3), optional(inputs, 4)
         kernel, output = w.shape[2:], outputs[0].shape[2:]
         groups, taps, places = attributes.offset_group, math.prod(kernel), math.prod(output)
         offsets = offset.reshape(len(x), groups, taps, 2, places)
@@ -375,7 +377,7 @@ class DeformConv(Operator):
             parts = []
             for group, data in enumerate(np.split(x[image], groups)):
                 moved = [b + o for b, o in zip(base, offsets[image, group, tap], strict=True)]
-                around = [taps_at(p, e, ResizeMode.LINEAR) for p, e in zip(moved, x.shape[2:], strict=True)]
+                around = [taps_at(p, e, Interpolation.LINEAR) for p, e in zip(moved, x.shape[2:], strict=True)]
                 part = blend(data, around)
                 parts.append(part if masks is None else part * masks[image, group, tap])
             sampled = np.concatenate(parts).reshape(attributes.group, w.shape[1], places)

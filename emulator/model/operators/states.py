@@ -11,8 +11,8 @@ from driver_shim.protocol.commands import Status
 from driver_shim.protocol.program import TensorType
 from driver_shim.protocol.program_commands import CommandKind, ScatterMode
 from driver_shim.protocol.types import WireType
-from emulator.model.operators.arrays import Array, KernelFault, operand, required
-from emulator.model.operators.operator import Operator, Types, checked_axis, function, given, optional
+from emulator.model.operators.arrays import Array, KernelFault, optional, required
+from emulator.model.operators.operator import Operator, Types, checked_axis, function, given
 from emulator.model.operators.shapes import need
 
 
@@ -42,7 +42,7 @@ class TensorScatter(Operator):
 
         Where the output is `past` itself nothing else is touched. Circular writes go on at the beginning.
         """
-        past, update, indices = required(inputs, 0), required(inputs, 1), operand(inputs, 2)
+        past, update, indices = required(inputs, 0), required(inputs, 1), optional(inputs, 2)
         axis, extent, length = attributes.axis, past.shape[attributes.axis], update.shape[attributes.axis]
         starts = np.zeros(len(past), np.int64) if indices is None else indices
         circular = attributes.mode == ScatterMode.CIRCULAR

@@ -1,8 +1,9 @@
-"""Operators of onnxruntime's own that its quantiser and optimiser write for 8-bit and 4-bit integers."""
+"""Operators of onnxruntime's own that its quantiser and optimiser write for 8-bit integers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -21,12 +22,11 @@ from sdk.compiler.ir import Builder, Refused, Value, is_repeated
 from sdk.compiler.lowering import quantised
 from sdk.compiler.lowering.elementwise import binary, cast, unary
 from sdk.compiler.lowering.movement import transposed
-from sdk.compiler.lowering.products import as_matrices, conv_fields, spatial, window
-from sdk.compiler.lowering.quantised import scale_of, scaled
+from sdk.compiler.lowering.products import as_matrices, spatial, window
+from sdk.compiler.lowering.quantised import convolved, scale_of, scaled
 from sdk.compiler.lowering.reductions import SOFTMAX_ALONG_AXIS_SINCE, by_axis_or_matrix, reduced
 
 _LEAKY_RELU_ALPHA = 0.01
-_NBITS_DEFAULT = 4
 
 
 # --- scales -----------------------------------------------------------------------------------------------------------
@@ -63,6 +63,13 @@ def _through_floats(
     every = builder.constant(np.arange(VALUES, dtype=np.uint8).view(x.dtype.dtype))
     table = _quantize(builder, what(_dequantize(builder, every, before)), after)
     return builder.emit(CommandKind.LOOKUP, [x, table])
+
+
+def _rescaled(node: NodeContext, position: int, after: Sequence[Value]) -> Value:
+    """An operand, before its scale and zero point, brought to others."""
+    x = node.value(position)
+    before = scaled(node, position + 1, x.dtype)
+    return x if _same(before, after) else _through_floats(node.builder, x, before, after, lambda real: real)
 
 
 # --- element by element ---------------------------------------------------------------------------------------------
@@ -108,25 +115,17 @@ def _qlinear_softmax(node: NodeContext) -> Sequence[Value]:
 
 
 def _qlinear_concat(node: NodeContext) -> Sequence[Value]:
-    builder, after = node.builder, [quantised.scale_of(node, 0), node.value(1)]
+    builder, after = node.builder, [scale_of(node, 0), node.value(1)]
     if len(node.inputs) % 3 != 2:
         raise Refused(f"{len(node.inputs)} inputs; a scale and a zero point, then three for each operand")
-    parts = []
-    for position in range(2, len(node.inputs), 3):
-        x = node.value(position)
-        before = scaled(node, position + 1, x.dtype)
-        parts.append(x if _same(before, after) else _through_floats(builder, x, before, after, lambda real: real))
+    parts = [_rescaled(node, position, after) for position in range(2, len(node.inputs), 3)]
     return [builder.emit(CommandKind.CONCAT, parts, axis=node.axis(node.attribute("axis"), len(parts[0].shape)))]
 
 
 def _qlinear_where(node: NodeContext) -> Sequence[Value]:
-    builder, after = node.builder, [scale_of(node, 7), node.value(8)]
-    branches = []
-    for position in (1, 4):
-        x = node.value(position)
-        before = scaled(node, position + 1, x.dtype)
-        branches.append(x if _same(before, after) else _through_floats(builder, x, before, after, lambda real: real))
-    return [builder.emit(CommandKind.WHERE, [node.value(0), *branches])]
+    after = [scale_of(node, 7), node.value(8)]
+    branches = [_rescaled(node, position, after) for position in (1, 4)]
+    return [node.builder.emit(CommandKind.WHERE, [node.value(0), *branches])]
 
 
 # --- pooling --------------------------------------------------------------------------------------------------------
@@ -199,15 +198,7 @@ def _divided(builder: Builder, a: Value, b: Value) -> Value:
 
 
 def _qlinear_conv(node: NodeContext) -> Sequence[Value]:
-    w = node.value(3)
-
-    def convolved(x: Value) -> Value:
-        scales = [*scaled(node, 1, x.dtype), *scaled(node, 4, w.dtype), *scaled(node, 6, x.dtype)]
-        bias = node.optional(8)
-        operands = [x, w, *scales] + ([] if bias is None else [bias])
-        return node.builder.emit(CommandKind.QCONV, operands, **conv_fields(node, x, w))
-
-    return [_channels_first(node, convolved, node.value(0))]
+    return [_channels_first(node, partial(convolved, node), node.value(0))]
 
 
 def _qgemm(node: NodeContext) -> Sequence[Value]:
@@ -282,33 +273,6 @@ def _matmul_integer_to_float(node: NodeContext) -> Sequence[Value]:
     return _biased(node, product, 6)
 
 
-def _matmul_nbits(node: NodeContext) -> Sequence[Value]:
-    a, b, builder = node.value(0), node.value(1), node.builder
-    if node.optional(4) is not None:
-        raise Refused("a g_idx (weights in another order) is not supported")
-    if node.attribute("weight_prepacked", 0):
-        raise Refused("weights that are packed for one processor are not supported")
-    bits, block = node.attribute("bits", _NBITS_DEFAULT), node.attribute("block_size")
-    rows, depth = node.attribute("N"), node.attribute("K")
-    if min(bits, block, rows, depth) < 1 or not a.shape or a.shape[-1] != depth:
-        raise Refused(f"data {a.type} for K {depth}, N {rows}, blocks of {block}, {bits} bits")
-    blocks = -(-depth // block)
-    scales = _shaped(builder, node.value(2), (rows, blocks))
-    zeros = node.optional(3)
-    if zeros is not None:
-        packed = zeros.dtype is WireType.UINT8
-        zeros = _shaped(builder, zeros, (rows, -(-blocks * bits // 8) if packed else blocks))
-    weights = _shaped(builder, b, (rows, blocks, -(-block * bits // 8)))
-    operands = trimmed([a, weights, scales, zeros, node.optional(5)])
-    return [builder.emit(CommandKind.MATMUL_NBITS, operands, block=block, bits=bits)]
-
-
-def _shaped(builder: Builder, value: Value, shape: tuple[int, ...]) -> Value:
-    if value.type.elements != int(np.prod(shape)):
-        raise Refused(f"an operand {value.type}, must be {list(shape)}")
-    return builder.reshape(value, shape)
-
-
 def _refused(reason: str) -> Lowering:
     def lower(node: NodeContext) -> Sequence[Value]:
         raise Refused(reason)
@@ -321,7 +285,6 @@ LOWERINGS: dict[str, Lowering] = {
     qualified("DynamicQuantizeLSTM"): _refused("its quantised recurrence is not supported: keep the LSTM in float32"),
     qualified("DynamicQuantizeMatMul"): _dynamic_quantize_matmul,
     qualified("MatMulIntegerToFloat"): _matmul_integer_to_float,
-    qualified("MatMulNBits"): _matmul_nbits,
     qualified("QAttention"): _refused("it is not supported: quantise the model without fusing attention"),
     qualified("QGemm"): _qgemm,
     qualified("QLinearAdd"): _qlinear_binary(QBinaryFunction.ADD),

@@ -41,6 +41,15 @@ def cut(builder: Builder, x: Value, starts: Sequence[int], steps: Sequence[int],
     return builder.emit(CommandKind.SLICE, [x], starts=filled(starts), steps=filled(steps), extents=filled(shape))
 
 
+def part(builder: Builder, x: Value, axis: int, start: int, extent: int) -> Value:
+    """`extent` elements along one dimension."""
+    starts, shape = [0] * len(x.shape), list(x.shape)
+    starts[axis], shape[axis] = start, extent
+    if start + extent > x.shape[axis]:
+        raise Refused(f"elements {start} to {start + extent} along dimension {axis} of {x.type}")
+    return cut(builder, x, starts, [1] * len(starts), shape)
+
+
 def _transpose(node: NodeContext) -> Sequence[Value]:
     x = node.value(0)
     rank = len(x.shape)
@@ -67,8 +76,7 @@ def _slice(node: NodeContext) -> Sequence[Value]:
     if not len(starts) == len(ends) == len(axes) == len(steps):
         raise Refused("its starts, ends, axes and steps differ in length")
     begin, stride, shape = [0] * rank, [1] * rank, list(x.shape)
-    node.axes(axes, rank)
-    for axis, start, end, step in zip((node.axis(a, rank) for a in axes), starts, ends, steps, strict=True):
+    for axis, start, end, step in zip(node.axes_as_given(axes, rank), starts, ends, steps, strict=True):
         if step == 0:
             raise Refused("a step is 0")
         taken = _taken(x.shape[axis], start, end, step)
@@ -103,9 +111,7 @@ def _split(node: NodeContext) -> Sequence[Value]:
         raise Refused(f"split of {x.shape[axis]} into {list(sizes)} for {parts} outputs")
     results, start = [], 0
     for size in sizes:
-        begin, shape = [0] * rank, list(x.shape)
-        begin[axis], shape[axis] = start, size
-        results.append(cut(node.builder, x, begin, [1] * rank, shape))
+        results.append(part(node.builder, x, axis, start, size))
         start += size
     return results
 
@@ -142,8 +148,8 @@ def _pad(node: NodeContext) -> Sequence[Value]:
     else:
         pads = node.constant_ints(1, "pads")
     given = node.constant_ints(3, "axes")
-    axes = [node.axis(a, rank) for a in given] if given is not None else list(range(rank))
-    if pads is None or len(pads) != 2 * len(axes) or len(set(axes)) != len(axes):
+    axes = node.axes_as_given(range(rank) if given is None else given, rank)
+    if pads is None or len(pads) != 2 * len(axes):
         raise Refused(f"pads {pads} for axes {axes}")
     begins, ends = [0] * rank, [0] * rank
     for i, axis in enumerate(axes):
@@ -164,9 +170,9 @@ def _center_crop_pad(node: NodeContext) -> Sequence[Value]:
     """CenterCropPad: dimensions cut and padded with zeros to a shape, evenly; an odd one out is at the end."""
     x, builder = node.value(0), node.builder
     rank = len(x.shape)
-    axes = [node.axis(axis, rank) for axis in node.attribute("axes", range(rank))]
+    axes = node.axes_as_given(node.attribute("axes", range(rank)), rank)
     wanted = checked_shape(node.constant_ints(1, "shape") or [])
-    if len(wanted) != len(axes) or len(set(axes)) != len(axes):
+    if len(wanted) != len(axes):
         raise Refused(f"shape {list(wanted)} for axes {axes}")
     starts, inner, begins, ends = [0] * rank, list(x.shape), [0] * rank, [0] * rank
     for axis, extent in zip(axes, wanted, strict=True):

@@ -43,12 +43,16 @@ def _flat(builder: Builder, value: Value) -> Value:
     return value if len(value.shape) < 2 else builder.reshape(value, (value.type.elements,))
 
 
-def _qlinear_conv(node: NodeContext) -> Sequence[Value]:
-    x, w = node.value(0), node.value(3)
+def convolved(node: NodeContext, x: Value) -> Value:
+    """QLinearConv of x, which has its channels as dimension 1."""
+    w, bias = node.value(3), node.optional(8)
     scales = [*scaled(node, 1, x.dtype), *scaled(node, 4, w.dtype), *scaled(node, 6, x.dtype)]
-    bias = node.optional(8)
-    operands = [x, w, *scales] + ([] if bias is None else [bias])
-    return [node.builder.emit(CommandKind.QCONV, operands, **conv_fields(node, x, w))]
+    operands = trimmed([x, w, *scales, bias])
+    return node.builder.emit(CommandKind.QCONV, operands, **conv_fields(node, x, w))
+
+
+def _qlinear_conv(node: NodeContext) -> Sequence[Value]:
+    return [convolved(node, node.value(0))]
 
 
 def _by_row(builder: Builder, value: Value, a: Value) -> Value:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from driver_shim.protocol.program_commands import CommandKind, Coordinates, NearestMode, ResizeMode
+from driver_shim.protocol.program_commands import CommandKind, Coordinates, Interpolation, NearestMode
 from sdk.compiler.context import Lowering, NodeContext, checked_shape
 from sdk.compiler.ir import Refused, Value
 from sdk.compiler.lowering.movement import filled
@@ -34,9 +34,7 @@ def _resize(node: NodeContext) -> Sequence[Value]:
         return [_asymmetric(node, node.constant_floats(1, "scales"))]
     x = node.value(0)
     rank = len(x.shape)
-    axes = [node.axis(axis, rank) for axis in node.attribute("axes", range(rank))]
-    if len(set(axes)) != len(axes):
-        raise Refused(f"axes {axes} name a dimension twice")
+    axes = node.axes_as_given(node.attribute("axes", range(rank)), rank)
     coordinates = _member(Coordinates, node.attribute("coordinate_transformation_mode", "half_pixel"))
     crops = coordinates is Coordinates.TF_CROP_AND_RESIZE
     starts, ends = _region(node, axes, rank) if crops else ([], [])
@@ -80,8 +78,8 @@ def _asymmetric(node: NodeContext, scales: list[float] | None) -> Value:
 def _emit(node: NodeContext, x: Value, target: _Target, **fields: Any) -> Value:
     """A RESIZE command; x itself where nothing changes."""
     named = node.attribute("mode", "nearest")
-    mode = _member(ResizeMode, "linear" if named == _BILINEAR else named)
-    if mode is not ResizeMode.NEAREST and not x.dtype.is_float:
+    mode = _member(Interpolation, "linear" if named == _BILINEAR else named)
+    if mode is not Interpolation.NEAREST and not x.dtype.is_float:
         raise Refused(f"mode {named!r} of {x.dtype.text} is not supported: cast to float32 first")
     cropped = fields["coordinates"] is Coordinates.TF_CROP_AND_RESIZE
     if not cropped and target.extents == list(x.shape) and all(scale == 1 for scale in target.scales):

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from driver_shim.protocol.program_commands import CommandKind, GridPadding, PoolFunction, ResizeMode
+from driver_shim.protocol.program_commands import CommandKind, GridPadding, Interpolation, PoolFunction
 from sdk.compiler.context import Lowering, NodeContext, checked_shape, trimmed
 from sdk.compiler.ir import DataDependent, Refused, Value
 from sdk.compiler.lowering.elementwise import cast
 from sdk.compiler.lowering.products import conv_fields
 
 _MODES = {
-    **{mode.name.lower(): mode for mode in ResizeMode},
-    "bilinear": ResizeMode.LINEAR,
-    "bicubic": ResizeMode.CUBIC,
+    **{mode.name.lower(): mode for mode in Interpolation},
+    "bilinear": Interpolation.LINEAR,
+    "bicubic": Interpolation.CUBIC,
 }
 """Those of opset 20, and what the linear and the cubic one were called before."""
 _PADDING = {padding.name.lower(): padding for padding in GridPadding}

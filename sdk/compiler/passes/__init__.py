@@ -16,6 +16,7 @@ from sdk.compiler.passes.fuse_addend import fuse_addend
 from sdk.compiler.passes.fuse_attention import fuse_attention
 from sdk.compiler.passes.fuse_batch_normalisation import fuse_batch_normalisation
 from sdk.compiler.passes.fuse_bias import fuse_bias
+from sdk.compiler.passes.fuse_block_offsets import fuse_block_offsets
 from sdk.compiler.passes.fuse_gates import fuse_gates
 from sdk.compiler.passes.fuse_layer_norm import fuse_layer_norm
 from sdk.compiler.passes.fuse_packed_weights import fuse_packed_weights
@@ -35,6 +36,7 @@ ALL: tuple[Pass, ...] = (
     *FUSING,
     merge_heads,
     fuse_batch_normalisation,
+    fuse_block_offsets,
     fuse_bias,
     skip_clamp,
     fuse_addend,

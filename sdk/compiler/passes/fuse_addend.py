@@ -6,6 +6,7 @@ from driver_shim.protocol.program_commands import BinaryFunction, CommandKind
 from sdk.compiler.ir import Value, fields_of
 from sdk.compiler.passes.products import is_plain
 from sdk.compiler.passes.rewriting import Rewriting
+from sdk.compiler.passes.scanning import absorb_each
 
 _OPERANDS = 3
 """Of a convolution, before the one to add: data, weights, bias."""
@@ -13,14 +14,10 @@ _OPERANDS = 3
 
 def fuse_addend(program: Rewriting) -> None:
     """Give convolutions the tensor of their result's shape that is added to it."""
-    for position, operation in enumerate(program.operations):
-        if operation.kind is CommandKind.BINARY and operation.attributes.function == BinaryFunction.ADD:
-            a, b = operation.inputs
-            if not _fuse(program, position, b, a):
-                _fuse(program, position, a, b)
+    absorb_each(program, {BinaryFunction.ADD}, _fuse)
 
 
-def _fuse(program: Rewriting, position: int, result: Value | None, addend: Value | None) -> bool:
+def _fuse(program: Rewriting, position: int, addend: Value | None, result: Value | None) -> bool:
     convolution = program.sole(result)
     if convolution is None or convolution.kind is not CommandKind.CONV or not is_plain(convolution):
         return False

@@ -12,6 +12,7 @@ from sdk.compiler.ir import Operation, Value, shape_fields
 from sdk.compiler.passes.patterns import binary, made_by, scalar, unary
 from sdk.compiler.passes.products import is_plain
 from sdk.compiler.passes.rewriting import Rewriting
+from sdk.compiler.passes.scanning import rewrite_each
 
 _FAR_BELOW = -1e4
 """A score at most this leaves a key out as -inf does, where the query may attend another one."""
@@ -36,12 +37,7 @@ class _Scores(NamedTuple):
 
 def fuse_attention(program: Rewriting) -> None:
     """Put ATTENTION in place of the second product."""
-    position = 0
-    while position < len(program.operations):
-        operation = program.operations[position]
-        if operation.kind is CommandKind.MATMUL and program.is_used(operation):
-            position = _fuse(program, position)
-        position += 1
+    rewrite_each(program, CommandKind.MATMUL, _fuse)
 
 
 def _fuse(program: Rewriting, position: int) -> int:

@@ -6,15 +6,12 @@ from driver_shim.protocol.program_commands import BinaryFunction, CommandKind
 from sdk.compiler.ir import Operation, Value, fields_of
 from sdk.compiler.passes.products import by_channel, is_plain
 from sdk.compiler.passes.rewriting import Rewriting
+from sdk.compiler.passes.scanning import absorb_each
 
 
 def fuse_bias(program: Rewriting) -> None:
     """Give products without bias the one that is added to them."""
-    for position, operation in enumerate(program.operations):
-        if operation.kind is CommandKind.BINARY and operation.attributes.function == BinaryFunction.ADD:
-            a, b = operation.inputs
-            if not _fuse(program, position, a, b):
-                _fuse(program, position, b, a)
+    absorb_each(program, {BinaryFunction.ADD}, _fuse)
 
 
 def _fuse(program: Rewriting, position: int, result: Value | None, bias: Value | None) -> bool:

@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 from driver_shim.protocol.program_commands import BinaryFunction, CommandKind, UnaryFunction
+from emulator.model.operators.elementwise import GELU_CUBIC, GELU_SLOPE
 from sdk.compiler.ir import Operation, Value
 from sdk.compiler.passes.patterns import (
     binary,
@@ -18,9 +19,6 @@ from sdk.compiler.passes.patterns import (
     with_constant,
 )
 from sdk.compiler.passes.rewriting import Rewriting
-
-_GELU_CUBIC = 0.044715
-"""Of Gelu's approximation by tanh."""
 
 
 class _Gate(NamedTuple):
@@ -93,7 +91,7 @@ def _tanh(shifted: Operation, inner: Value) -> _Gate | None:
     """1 + tanh(√(2 / π) · (x + 0.044715 · x³)), where x may stand before the brackets."""
     made = unary(inner, UnaryFunction.TANH)
     argument = product_of(made.inputs[0]) if made is not None else None
-    if made is None or argument is None or not is_about(argument.coefficient, math.sqrt(2 / math.pi)):
+    if made is None or argument is None or not is_about(argument.coefficient, float(GELU_SLOPE)):
         return None
     for factor in argument.factors:
         total = binary(factor, BinaryFunction.ADD)
@@ -101,7 +99,7 @@ def _tanh(shifted: Operation, inner: Value) -> _Gate | None:
             continue
         for x, rest, exponent in _cubic(total, [value for value in argument.factors if value is not factor]):
             bent = power_of(rest, x)
-            if bent is not None and bent[1] == exponent and is_about(bent[0].coefficient, _GELU_CUBIC):
+            if bent is not None and bent[1] == exponent and is_about(bent[0].coefficient, float(GELU_CUBIC)):
                 parts = [shifted, made, *argument.operations, total, *bent[0].operations]
                 return _Gate(x, UnaryFunction.GELU_TANH, 0.5, parts)
     return None

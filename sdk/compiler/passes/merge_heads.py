@@ -8,6 +8,7 @@ from driver_shim.protocol.program_commands import CommandKind
 from sdk.compiler.ir import Operation, Value, fields_of, shape_fields
 from sdk.compiler.passes.patterns import made_by
 from sdk.compiler.passes.rewriting import Rewriting
+from sdk.compiler.passes.scanning import rewrite_each
 
 _BY_HEAD = (0, 2, 1, 3)
 """[batch, length, heads, size] to [batch, heads, length, size] and back."""
@@ -15,12 +16,7 @@ _BY_HEAD = (0, 2, 1, 3)
 
 def merge_heads(program: Rewriting) -> None:
     """Have ATTENTION do what reshapes and transpositions around it do."""
-    position = 0
-    while position < len(program.operations):
-        operation = program.operations[position]
-        if operation.kind is CommandKind.COPY and program.is_used(operation):
-            position = _merge(program, position)
-        position += 1
+    rewrite_each(program, CommandKind.COPY, _merge)
 
 
 def _merge(program: Rewriting, position: int) -> int:

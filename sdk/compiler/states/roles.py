@@ -112,9 +112,14 @@ def _fits(entry: GraphInput, role: Role) -> bool:
 
 def step_of(shapes: Mapping[str, tuple[int, ...]], taken: Collection[str]) -> Step | None:
     """Rows and tokens of a step, by the shapes of what it takes; None where nothing says them."""
-    names = [*(name for name in _STEP_INPUTS if name in shapes), *shapes]
-    shape = next((shapes[name] for name in names if name not in taken and len(shapes[name]) >= 2), None)
-    return None if shape is None else Step(shape[0], shape[1])
+    name = step_input({name: len(shape) for name, shape in shapes.items()}, taken)
+    return None if name is None else Step(*shapes[name][:2])
+
+
+def step_input(ranks: Mapping[str, int], taken: Collection[str]) -> str | None:
+    """The input whose first two dimensions are rows and tokens; None where there is none but those `taken`."""
+    names = [*(name for name in _STEP_INPUTS if name in ranks), *ranks]
+    return next((name for name in names if name not in taken and ranks[name] >= 2), None)
 
 
 class Lengths:

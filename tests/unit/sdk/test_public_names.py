@@ -6,6 +6,7 @@ import pytest
 
 import sdk
 from sdk.model.model import Model
+from sdk.state.state import State
 
 PUBLIC: dict[type, set[str]] = {
     sdk.Device: {
@@ -25,7 +26,9 @@ PUBLIC: dict[type, set[str]] = {
     Model: {
         *("inputs", "optional_inputs", "outputs", "submit", "run_async", "close"),
         *("report", "plan", "estimate", "command_runs"),
+        *("states", "state", "state_memory_free_bytes"),
     },
+    State: {"length", "max_tokens", "memory_bytes", "rewind", "fork", "save", "free", "closed"},
     sdk.Program: {"inputs", "outputs", "plan", "estimate"},
 }
 

@@ -14,6 +14,7 @@ from emulator.engines.kernels.numpy import (
     caches,
     elementwise,
     normalise,
+    packed_products,
     pooling,
     products,
     quantised,
@@ -48,6 +49,7 @@ _PREPARE: dict[CommandKind, Callable[[KernelRequest], Kernel | None]] = {
     CommandKind.MATMUL_INTEGER: quantised.prepare_matmul_integer,
     CommandKind.CONV_INTEGER: quantised.prepare_conv_integer,
     CommandKind.QBINARY: quantised.prepare_binary,
+    CommandKind.MATMUL_NBITS: packed_products.prepare_matmul_nbits,
     CommandKind.RECURRENT: recurrent.prepare,
     CommandKind.TOP_K: selection.prepare_top_k,
 }

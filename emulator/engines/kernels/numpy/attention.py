@@ -10,7 +10,7 @@ import numpy as np
 
 from driver_shim.protocol.program_commands import CommandKind
 from emulator.model.operators import OPERATORS
-from emulator.model.operators.arrays import Array, operand, required, widen
+from emulator.model.operators.arrays import Array, optional, required, widen
 from emulator.model.operators.attention import (
     MASK,
     VALID_KEYS,
@@ -40,7 +40,7 @@ def attention(attributes: Any, inputs: Sequence[Array | None], outputs: Sequence
         query.reshape(*stack, extents.queries, extents.size) * np.float32(attributes.scale),
         key[:, :, None].swapaxes(-1, -2),
     ).reshape(extents.scores)
-    mask = operand(inputs, MASK)
+    mask = optional(inputs, MASK)
     if mask is not None:
         _apply(mask, scores)
     if attributes.causal:
@@ -54,9 +54,9 @@ def attention(attributes: Any, inputs: Sequence[Array | None], outputs: Sequence
 
 def _is_usual(attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array], extents: Extents) -> bool:
     """Whether nothing but a mask over all keys, or causality, keeps queries from keys, and scores are not asked for."""
-    mask = operand(inputs, MASK)
+    mask = optional(inputs, MASK)
     whole = mask is None or mask.shape[-1] == extents.total
-    open_ = attributes.left_window == attributes.right_window == -1 and operand(inputs, VALID_KEYS) is None
+    open_ = attributes.left_window == attributes.right_window == -1 and optional(inputs, VALID_KEYS) is None
     modest = 0 < math.prod(extents.scores) <= _MOST_SCORES
     return whole and open_ and modest and attributes.softcap == 0 and len(outputs) < 4 and required(inputs, 0).size > 0
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from driver_shim.protocol.program_commands import CommandKind
 from emulator.model.operators import OPERATORS
-from emulator.model.operators.arrays import Array, operand, required
+from emulator.model.operators.arrays import Array, optional, required
 from emulator.model.operators.reductions import axes_of
 
 
@@ -33,7 +33,7 @@ def layer_norm(attributes: Any, inputs: Sequence[Array | None], outputs: Sequenc
     squares = np.matmul(result[:, None, :], result[:, :, None])[:, :, 0]
     inverse = 1 / np.sqrt(squares / np.float32(width) + np.float32(attributes.epsilon))
     result *= inverse
-    scale, bias = operand(inputs, 1), operand(inputs, 2)
+    scale, bias = optional(inputs, 1), optional(inputs, 2)
     if scale is not None:
         y *= scale
     if bias is not None:

@@ -10,13 +10,13 @@ import numpy as np
 
 from driver_shim.protocol.program_commands import Activation
 from emulator.engines.kernels.numpy.columns import convolve, convolve_depthwise, convolve_transposed, is_depthwise
-from emulator.model.operators.arrays import Array, activate, along, is_float, operand, required, widen
+from emulator.model.operators.arrays import Array, activate, along, is_float, optional, required, widen
 
 
 def matmul(attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
     """MATMUL as golden's, one BLAS call where the leading dimensions allow."""
     a, b, y = widen(required(inputs, 0)), widen(required(inputs, 1)), outputs[0]
-    bias = operand(inputs, 2)
+    bias = optional(inputs, 2)
     if attributes.transpose_a:
         a = a.swapaxes(-1, -2)
     if attributes.transpose_b:
@@ -37,7 +37,7 @@ def matmul(attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Ar
 def conv(attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
     """CONV as golden's, through columns and BLAS."""
     x, w, y = widen(required(inputs, 0)), widen(required(inputs, 1)), outputs[0]
-    bias, addend = operand(inputs, 2), operand(inputs, 3)
+    bias, addend = optional(inputs, 2), optional(inputs, 3)
     sums = _sums_of(y)
     convolved = convolve_depthwise if is_depthwise(w.shape, attributes.group) else convolve
     convolved(x, w, sums, attributes, _multiply)
@@ -51,7 +51,7 @@ def conv(attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Arra
 def conv_transpose(attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
     """CONV_TRANSPOSE as golden's, by one product."""
     x, w, y = widen(required(inputs, 0)), widen(required(inputs, 1)), outputs[0]
-    bias = operand(inputs, 2)
+    bias = optional(inputs, 2)
     sums = _sums_of(y)
     convolve_transposed(x, w, sums, attributes)
     if bias is not None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from emulator.engines.kernels.numpy.columns import convolve, convolve_depthwise, is_depthwise
 from emulator.engines.kernels.provider import Kernel, KernelRequest
-from emulator.model.operators.arrays import Array, along, operand, required
+from emulator.model.operators.arrays import Array, along, optional, required
 from emulator.model.operators.quantised_elementwise import VALUES, combine
 
 EXACT_LIMIT = 1 << 24
@@ -113,7 +113,7 @@ def _packed(request: KernelRequest, axis: int, zero_point: int = 5) -> Array | N
 def _centred(inputs: Sequence[Array | None], values: int, zero_point: int, axis: int) -> Array:
     """integer − zero_point in float32, which holds it exactly; zero points of channels lie along `axis`."""
     centred = required(inputs, values).astype(np.float32)
-    zero = operand(inputs, zero_point)
+    zero = optional(inputs, zero_point)
     if zero is not None and zero.any():
         centred -= along(zero, axis % centred.ndim, centred.ndim).astype(np.float32)
     return centred
@@ -122,7 +122,7 @@ def _centred(inputs: Sequence[Array | None], values: int, zero_point: int, axis:
 def _chunk(inputs: Sequence[Array | None], x_zero: int = 3, w_zero: int = 5) -> int:
     """The number of products that float32 adds exactly, whatever the values are. Takes positions of zero points."""
     return EXACT_LIMIT // math.prod(
-        _largest(required(inputs, values), operand(inputs, zero)) for values, zero in ((0, x_zero), (1, w_zero))
+        _largest(required(inputs, values), optional(inputs, zero)) for values, zero in ((0, x_zero), (1, w_zero))
     )
 
 
@@ -148,7 +148,7 @@ def _exact_product(a: Array, b: Array, sums: Array, chunk: int) -> None:
 def _requantise(attributes: Any, sums: Array, inputs: Sequence[Array | None], y: Array, axis: int) -> None:
     """The same float32 operations in the same order as golden's, in place."""
     x_scale, w_scale, y_scale = (required(inputs, position) for position in (2, 4, 6))
-    bias = operand(inputs, 8)
+    bias = optional(inputs, 8)
     if bias is not None:
         sums += along(bias, axis, y.ndim)
     multiplier = (along(x_scale, axis, y.ndim) * along(w_scale, axis, y.ndim)) / y_scale.reshape(())

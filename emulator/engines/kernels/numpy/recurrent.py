@@ -15,7 +15,7 @@ from driver_shim.protocol.program_commands import Cell, CellActivation, CommandK
 from emulator.engines.kernels.numpy.elementwise import sigmoid
 from emulator.engines.kernels.provider import Kernel, KernelRequest
 from emulator.model.operators import OPERATORS
-from emulator.model.operators.arrays import Array, operand, required, widen
+from emulator.model.operators.arrays import Array, optional, required, widen
 from emulator.model.operators.recurrent import (
     LENGTHS,
     State,
@@ -56,7 +56,7 @@ def prepare(request: KernelRequest) -> Kernel:
     packed = [_pack(attributes, request.constants, i) for i in range(directions)] if known else None
 
     def run(inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
-        lengths = operand(inputs, LENGTHS)
+        lengths = optional(inputs, LENGTHS)
         if lengths is not None and np.any(lengths != len(required(inputs, 0))):
             golden(inputs, outputs)
             return

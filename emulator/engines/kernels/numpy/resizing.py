@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from driver_shim.protocol.program_commands import ResizeMode
+from driver_shim.protocol.program_commands import Interpolation
 from emulator.engines.kernels.provider import Kernel, KernelRequest
 from emulator.model.operators.arrays import Array, required, widen
 from emulator.model.operators.resizing import Table, fill_outside, tables, take, weigh
@@ -25,7 +25,7 @@ def prepare_resize(request: KernelRequest) -> Kernel | None:
     if data is None or not output.elements:
         return None
     changed = tables(attributes, data.shape, output.shape)
-    nearest = attributes.mode == ResizeMode.NEAREST
+    nearest = attributes.mode == Interpolation.NEAREST
     steps = [_nearest(table, data.shape) if nearest else _weighted(table, data.shape) for table in changed]
 
     def run(inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from driver_shim.protocol.types import QUANTISED, WireType
 from emulator.engines.kernels.provider import Kernel, KernelRequest
-from emulator.model.operators.arrays import Array, along, operand, required
+from emulator.model.operators.arrays import Array, along, optional, required
 
 _CHUNK = 1 << 16
 """Elements at a time, so that what one operation leaves in the cache serves the next."""
@@ -57,7 +57,7 @@ def prepare_dequantize(request: KernelRequest) -> Kernel | None:
     axis = request.attributes.axis
 
     def run(inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
-        x, zero, y = required(inputs, 0), operand(inputs, 2), outputs[0]
+        x, zero, y = required(inputs, 0), optional(inputs, 2), outputs[0]
         if zero is not None and zero.any():
             np.subtract(x, along(zero, axis, x.ndim), out=y, dtype=np.float32, casting="unsafe")
         else:

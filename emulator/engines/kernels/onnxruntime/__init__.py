@@ -3,7 +3,7 @@
 Each is a session over a model of that command alone; its constants are read where they lie in device memory, and packed
 by onnxruntime when the session is made. All sessions of a process share one memory arena and one pool of threads.
 
-Read `graph.py`, then `floats.py` and `quantised.py`.
+Read `graph.py`, then `floats.py`, `quantised.py` and `packed_products.py`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from emulator.engines.kernels.onnxruntime import floats, quantised
+from emulator.engines.kernels.onnxruntime import floats, packed_products, quantised
 from emulator.engines.kernels.onnxruntime.session import session_kernel
 from emulator.engines.kernels.provider import Kernel, KernelRequest
 from emulator.model.operators import OPERATORS
 from emulator.model.operators.arrays import Array, required
 
-_BUILD = {**floats.BUILD, **quantised.BUILD}
+_BUILD = {**floats.BUILD, **quantised.BUILD, **packed_products.BUILD}
 KINDS = _BUILD.keys()
 """Kinds of command that have a kernel here."""
 

@@ -14,10 +14,10 @@ from driver_shim.protocol.program_commands import (
     CommandKind,
     Coordinates,
     GridPadding,
+    Interpolation,
     NearestMode,
     PoolFunction,
     ReduceFunction,
-    ResizeMode,
     UnaryFunction,
 )
 from emulator.engines.kernels.onnxruntime.graph import (
@@ -267,7 +267,7 @@ def _resize(request: KernelRequest) -> CommandGraph | None:
     graph.add(
         "Resize",
         ["i0", "", graph.constant(scales)],
-        mode=ResizeMode(attributes.mode).name.lower(),
+        mode=Interpolation(attributes.mode).name.lower(),
         coordinate_transformation_mode=Coordinates(attributes.coordinates).name.lower(),
         nearest_mode=NearestMode(attributes.nearest).name.lower(),
         cubic_coeff_a=attributes.cubic,
@@ -281,13 +281,13 @@ def _grid_sample(request: KernelRequest) -> CommandGraph | None:
     rank = spatial_rank(request)
     if not is_float32(request) or attributes.padding == GridPadding.REFLECTION or rank not in (2, 3):
         return None
-    if rank > 2 and attributes.mode == ResizeMode.CUBIC:
+    if rank > 2 and attributes.mode == Interpolation.CUBIC:
         return None
     graph = CommandGraph()
     graph.add(
         "GridSample",
         ["i0", "i1"],
-        mode=ResizeMode(attributes.mode).name.lower(),
+        mode=Interpolation(attributes.mode).name.lower(),
         padding_mode=GridPadding(attributes.padding).name.lower(),
         align_corners=attributes.align_corners,
     )

@@ -13,6 +13,7 @@ from onnx import helper
 from driver_shim.protocol.program_commands import Activation
 from driver_shim.protocol.types import WireType
 from emulator.engines.kernels.provider import KernelRequest
+from emulator.model.operators.arrays import Array
 
 _OPSET = 21
 CONTRIB = "com.microsoft"
@@ -28,6 +29,8 @@ class CommandGraph:
     nodes: list[onnx.NodeProto] = dataclasses.field(default_factory=list)
     small: list[onnx.TensorProto] = dataclasses.field(default_factory=list)
     """Constants of the model's own."""
+    large: dict[str, Array] = dataclasses.field(default_factory=dict)
+    """Those that are given beside the model, as operands are."""
     opset: int = _OPSET
     floor: int | None = None
     """What the result is raised to afterwards: the zero point, where a quantised product is followed by ReLU."""
@@ -44,6 +47,12 @@ class CommandGraph:
         """A small constant."""
         name = f"k{len(self.small)}"
         self.small.append(onnx.numpy_helper.from_array(np.asarray(values, dtype), name))
+        return name
+
+    def given(self, values: Array) -> str:
+        """A constant of any size."""
+        name = f"g{len(self.large)}"
+        self.large[name] = np.ascontiguousarray(values)
         return name
 
     def activate(self, attributes: Any, x: str) -> None:

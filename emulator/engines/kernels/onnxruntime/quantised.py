@@ -1,4 +1,4 @@
-"""Commands of 8-bit and 4-bit integers, as far as onnxruntime rounds them as golden does."""
+"""Commands of 8-bit integers, as far as onnxruntime rounds them as golden does."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from driver_shim.protocol.program import TensorType
 from driver_shim.protocol.program_commands import CommandKind, QBinaryFunction
-from driver_shim.protocol.types import QUANTISED, WireType
+from driver_shim.protocol.types import QUANTISED
 from emulator.engines.kernels.onnxruntime.graph import (
     CONTRIB,
     FLOAT32,
@@ -148,26 +148,6 @@ _QPOOL_RANK = 2
 """Most spatial dimensions that onnxruntime pools in integers."""
 
 
-def _matmul_nbits(request: KernelRequest) -> CommandGraph | None:
-    a, b = request.inputs[:2]
-    attributes, zeros = request.attributes, request.inputs[3] if len(request.inputs) > 3 else None
-    packed_zeros = zeros is None or zeros.dtype is WireType.UINT8
-    if a is None or b is None or a.dtype is not FLOAT32 or not packed_zeros or attributes.block not in _NBITS_BLOCKS:
-        return None
-    graph = CommandGraph()
-    present = present_operands(request)
-    inputs = [*present[:4], *[""] * (4 - len(present)), "", *present[4:]]
-    while not inputs[-1]:
-        inputs.pop()
-    sizes = {"N": b.shape[0], "K": a.shape[-1], "block_size": attributes.block, "bits": attributes.bits}
-    graph.add("MatMulNBits", inputs, CONTRIB, **sizes)
-    return graph
-
-
-_NBITS_BLOCKS = (16, 32, 64, 128, 256)
-"""Sizes of blocks that onnxruntime knows."""
-
-
 def _floor(request: KernelRequest) -> int | None:
     zero = request.constant(7)
     return int(zero.reshape(())) if request.attributes.relu and zero is not None else None
@@ -229,7 +209,6 @@ BUILD: dict[CommandKind, Build] = {
     CommandKind.DEQUANTIZE: _dequantize,
     CommandKind.DYNAMIC_QUANTIZE: _dynamic_quantize,
     CommandKind.QBINARY: _qbinary,
-    CommandKind.MATMUL_NBITS: _matmul_nbits,
     CommandKind.QPOOL: _qpool,
 }
 """The command of each kind as nodes of ONNX; None where onnxruntime has nothing equal."""

@@ -13,6 +13,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from driver_shim.protocol.program import TensorType
+from driver_shim.protocol.types import wire_type_of
 from emulator.engines.kernels.onnxruntime.graph import CONTRIB, CommandGraph
 from emulator.engines.kernels.provider import Kernel, KernelRequest
 from emulator.model.operators.arrays import Array
@@ -33,9 +34,11 @@ def session_kernel(request: KernelRequest, graph: CommandGraph) -> Kernel | None
         options.intra_op_num_threads = 1
     else:
         options.use_per_session_threads = False
-    constants = {f"i{i}": array for i, array in enumerate(request.constants) if array is not None}
-    shared = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in constants.values()]
-    options.add_external_initializers(list(constants), shared)
+    read = {name for node in graph.nodes for name in node.input}
+    constants = {f"i{i}": array for i, array in enumerate(request.constants) if array is not None and f"i{i}" in read}
+    beside = constants | graph.large
+    shared = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in beside.values()]
+    options.add_external_initializers(list(beside), shared)
     model = _model(request, graph, constants.keys())
     errors = onnxruntime.capi.onnxruntime_pybind11_state
     try:
@@ -76,14 +79,17 @@ class _Session:
 def _model(request: KernelRequest, graph: CommandGraph, constants: Any) -> bytes:
     results = [f"y{i}" for i in range(len(request.outputs))]
     graph.nodes[-1].output[:] = results
-    inputs, initialisers = [], list(graph.small)
+    large = [
+        _elsewhere(name, TensorType(wire_type_of(array.dtype), array.shape)) for name, array in graph.large.items()
+    ]
+    inputs, initialisers = [], [*graph.small, *large]
     for index, operand in enumerate(request.inputs):
         name = f"i{index}"
         if operand is None:
             continue
         if name in constants:
             initialisers.append(_elsewhere(name, operand))
-        else:
+        elif request.constants[index] is None:
             inputs.append(helper.make_tensor_value_info(name, operand.dtype, operand.shape))
     outputs = [
         helper.make_tensor_value_info(y, t.dtype, t.shape) for y, t in zip(results, request.outputs, strict=True)

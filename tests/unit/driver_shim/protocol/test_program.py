@@ -92,7 +92,7 @@ def test_sizes_the_device_needs_to_know() -> None:
     assert verified.constant_sizes == (16,)
     (entry,) = verified.entries
     assert entry.workspace_bytes == 128
-    assert (entry.input_sizes, entry.output_sizes, entry.state_sizes) == ((16,), (16,), ())
+    assert (entry.input_sizes, entry.state_sizes) == ((16,), ())
     assert entry.output_places == ((128, 16),)
     assert entry.scratch_bytes == 192
     assert entry.command_count == 2

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from sdk.compiler import CompiledProgram, cache, compile_model, read_model
@@ -110,6 +111,22 @@ def test_another_compiler_is_a_miss(
     _, (why,) = compiled(net(), caplog)
     assert "another compiler" in why and "ffffffffffffffff now" in why
     assert len(entries(folder)) == 2
+
+
+def test_a_changed_weight_is_another_model_whatever_the_files_say_of_themselves(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "net.onnx"
+    for scale in (1, 2, 1):
+        constants = {"w": LARGE * F32(scale)}
+        net = model([node("MatMul", ["x", "w"], ["y"])], {"x": (F32, (2, 600))}, {"y": F32}, constants)
+        (tmp_path / "weights.bin").unlink(missing_ok=True)  # onnx would append to it
+        onnx.save(net, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+        for file in (path, tmp_path / "weights.bin"):
+            os.utime(file, (0, 0))
+        _, (told,) = compiled(path, caplog)
+    assert len(entries(folder)) == 2
+    assert told.endswith("has the program")
 
 
 @pytest.mark.parametrize("place", [0, 5, 18, 40, -1, -700_000])

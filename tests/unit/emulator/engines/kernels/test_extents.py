@@ -24,11 +24,11 @@ from driver_shim.protocol.program_commands import (
     CellActivation,
     CommandKind,
     CumulateFunction,
+    Interpolation,
     PadMode,
     PoolFunction,
     QBinaryFunction,
     ReduceFunction,
-    ResizeMode,
     ScatterMode,
     ScatterReduction,
     UnaryFunction,
@@ -270,7 +270,7 @@ def conv_transpose(extent: Extent) -> Iterator[Row]:
 
 
 def resize(extent: Extent) -> Iterator[Row]:
-    for mode, shape in itertools.product(ResizeMode, shapes(extent, 2, 3)):
+    for mode, shape in itertools.product(Interpolation, shapes(extent, 2, 3)):
         wanted = [size * 2 for size in shape]
         yield (
             {"mode": mode, "cubic": -0.75, "extents": filled(wanted), "scales": [2.0] * len(shape) + [0.0] * 6},
@@ -348,7 +348,7 @@ def unpool(extent: Extent) -> Iterator[Row]:
 
 def grid_sample(extent: Extent) -> Iterator[Row]:
     for batch, channels, size, samples in shapes(extent, 2, 3, 4, 5):
-        for mode in ResizeMode:
+        for mode in Interpolation:
             yield {"mode": mode}, [real((batch, channels, size)), real((batch, samples, 1)) / 2]
 
 

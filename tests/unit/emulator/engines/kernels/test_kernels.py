@@ -28,11 +28,11 @@ from driver_shim.protocol.program_commands import (
     CommandKind,
     Coordinates,
     GridPadding,
+    Interpolation,
     NearestMode,
     PoolFunction,
     QBinaryFunction,
     ReduceFunction,
-    ResizeMode,
     Scores,
     UnaryFunction,
 )
@@ -786,7 +786,7 @@ def resizings(draw: st.DrawFn) -> tuple[tuple[int, ...], list[float]]:
 @given(
     resizings(),
     seeds,
-    st.sampled_from(ResizeMode),
+    st.sampled_from(Interpolation),
     st.sampled_from(Coordinates),
     st.sampled_from(NearestMode),
     st.tuples(st.booleans(), st.booleans()),
@@ -795,7 +795,7 @@ def resizings(draw: st.DrawFn) -> tuple[tuple[int, ...], list[float]]:
 def test_resize(
     changed: tuple[tuple[int, ...], list[float]],
     seed: int,
-    mode: ResizeMode,
+    mode: Interpolation,
     coordinates: Coordinates,
     nearest: NearestMode,
     flags: tuple[bool, bool],
@@ -811,7 +811,7 @@ def test_resize(
         coordinates=coordinates,
         nearest=nearest,
         exclude_outside=int(flags[0]),
-        antialias=int(flags[1] and mode is not ResizeMode.NEAREST),
+        antialias=int(flags[1] and mode is not Interpolation.NEAREST),
         cubic=-0.5,
         extrapolation=3.0,
         extents=[*size, *[0] * (8 - rank)],
@@ -965,8 +965,8 @@ def test_attention(variant: str, flat: bool, heads: tuple[int, int], outputs: in
 @pytest.mark.parametrize("spatial", [(5, 4), (3, 4, 2), (1, 1)])
 @pytest.mark.parametrize("align", [0, 1])
 @pytest.mark.parametrize("padding", list(GridPadding))
-@pytest.mark.parametrize("mode", list(ResizeMode))
-def test_grid_sample(mode: ResizeMode, padding: GridPadding, align: int, spatial: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("mode", list(Interpolation))
+def test_grid_sample(mode: Interpolation, padding: GridPadding, align: int, spatial: tuple[int, ...]) -> None:
     random = np.random.default_rng(1)
     x = numbers(random, (2, 3, *spatial), FLOATS["float32"])
     grid = random.uniform(-1.6, 1.6, (2, *[3] * len(spatial), len(spatial))).astype(np.float32)
@@ -1059,3 +1059,53 @@ def test_gelu_of_the_largest_numbers(function: UnaryFunction) -> None:
     x = np.array([3e38, 2e38, -3e38], np.float32)
     fast, golden = both(CommandKind.UNARY, attributes(CommandKind.UNARY, function=function), [x], x.shape, x.dtype)
     assert np.array_equal(fast, golden, equal_nan=True)
+
+
+SIZES = [1, 1 << 12]
+"""How often data are repeated: faster kernels begin at some size."""
+
+
+@pytest.mark.parametrize("times", SIZES)
+@pytest.mark.parametrize("stored", ["int8", "uint8", "int16"])
+@pytest.mark.parametrize("type_name", ["float32", "float16", "bfloat16"])
+def test_quantize_of_what_is_no_number_is_as_documented(type_name: str, stored: str, times: int) -> None:
+    limits = np.iinfo(stored)
+    x = np.tile(np.array([math.nan, -math.nan, math.inf, -math.inf, 1, -0.0]).astype(FLOATS[type_name]), times)
+    scale, zero = np.array(0.5, FLOATS[type_name]), np.array(3, stored)
+    for found in both(CommandKind.QUANTIZE, attributes(CommandKind.QUANTIZE), [x, scale, zero], x.shape, stored):
+        assert found.tolist() == [3, 3, limits.max, limits.min, 5, 3] * times
+
+
+@pytest.mark.parametrize("times", SIZES)
+@pytest.mark.parametrize("type_name", ["float32", "float16", "bfloat16"])
+def test_sign_of_nan_is_nan_as_documented(type_name: str, times: int) -> None:
+    x = np.tile(np.array([math.nan, -math.nan, math.inf, -math.inf, -0.0, 0.5]).astype(FLOATS[type_name]), times)
+    given_ = attributes(CommandKind.UNARY, function=UnaryFunction.SIGN)
+    for found in both(CommandKind.UNARY, given_, [x], x.shape, x.dtype):
+        assert np.array_equal(found, np.tile([math.nan, math.nan, 1, -1, 0, 1], times), equal_nan=True)
+
+
+@pytest.mark.parametrize("times", SIZES)
+@pytest.mark.parametrize("type_name", ["float32", "float16", "bfloat16"])
+def test_a_maximum_of_minus_infinities_is_one_and_of_nan_is_nan_as_documented(type_name: str, times: int) -> None:
+    low, nan = -math.inf, math.nan
+    row = np.array([low, low, low, 1, nan, low, nan, nan]).astype(FLOATS[type_name])
+    x = np.tile(row, (1, times, 1))
+    given_ = attributes(
+        CommandKind.POOL,
+        function=PoolFunction.MAX,
+        kernel=[2, 1, 1],
+        strides=[1, 1, 1],
+        dilations=[1, 1, 1],
+        pads_begin=[1, 0, 0],
+        pads_end=[1, 0, 0],
+    )
+    values = [low, low, low, 1, nan, nan, nan, nan, nan]
+    for found in both(CommandKind.POOL, given_, [x], (1, times, 9), x.dtype):
+        assert np.array_equal(found, np.tile(values, (1, times, 1)), equal_nan=True)
+    (largest, places) = both_of_all(CommandKind.POOL, given_, [x], 2)
+    for found in largest:
+        assert np.array_equal(found, np.tile(values, (1, times, 1)), equal_nan=True)
+    starts = len(row) * np.arange(times)[:, np.newaxis]
+    for found in places:
+        assert np.array_equal(found[0], np.array([0, 0, 1, 3, 4, 4, 6, 6, 7]) + starts)

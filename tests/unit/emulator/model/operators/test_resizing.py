@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from driver_shim.protocol.program_commands import CommandKind, Coordinates, NearestMode, ResizeMode
+from driver_shim.protocol.program_commands import CommandKind, Coordinates, Interpolation, NearestMode
 from emulator.model.operators.shapes import SemanticError
 from tests.support.programs import golden
 
@@ -29,7 +29,7 @@ def test_nearest_elements_repeat_in_every_type() -> None:
 
 def test_linear_by_half_pixels_repeats_the_edge() -> None:
     # places -0.25, 0.25, 0.75, 1.25
-    assert resized([4, 8], [4], [2], mode=ResizeMode.LINEAR) == [4, 5, 7, 8]
+    assert resized([4, 8], [4], [2], mode=Interpolation.LINEAR) == [4, 5, 7, 8]
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_linear_by_half_pixels_repeats_the_edge() -> None:
     ],
 )
 def test_where_elements_are_found(coordinates: Coordinates, expected: list[float]) -> None:
-    found = resized([0, 1, 2], [6], [2], mode=ResizeMode.LINEAR, coordinates=coordinates)
+    found = resized([0, 1, 2], [6], [2], mode=Interpolation.LINEAR, coordinates=coordinates)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
@@ -60,29 +60,30 @@ def test_which_element_is_the_nearest(nearest: NearestMode, expected: list[int])
 
 
 def test_pytorch_takes_the_first_element_when_one_is_left() -> None:
-    assert resized([3, 5, 7], [1], [1 / 3], mode=ResizeMode.LINEAR, coordinates=Coordinates.PYTORCH_HALF_PIXEL) == [3]
-    assert resized([3, 5, 7], [1], [1 / 3], mode=ResizeMode.LINEAR) == [5]
+    coordinates = Coordinates.PYTORCH_HALF_PIXEL
+    assert resized([3, 5, 7], [1], [1 / 3], mode=Interpolation.LINEAR, coordinates=coordinates) == [3]
+    assert resized([3, 5, 7], [1], [1 / 3], mode=Interpolation.LINEAR) == [5]
 
 
 def test_symmetric_half_pixels_centre_what_a_scale_leaves_over() -> None:
     # 4 · 0.6 = 2.4 elements, 2 of which are there: the offset is 2 · (1 - 2 / 2.4) = 1/3
     places = [1 / 3 + 0.5 / 0.6 - 0.5, 1 / 3 + 1.5 / 0.6 - 0.5]
-    found = resized([0, 1, 2, 3], [2], [0.6], mode=ResizeMode.LINEAR, coordinates=Coordinates.HALF_PIXEL_SYMMETRIC)
+    found = resized([0, 1, 2, 3], [2], [0.6], mode=Interpolation.LINEAR, coordinates=Coordinates.HALF_PIXEL_SYMMETRIC)
     np.testing.assert_allclose(found, places, rtol=1e-6)
 
 
 def test_cubic_overshoots_and_without_outside_it_adds_up_to_one() -> None:
     # Keys with a = -0.75 at distances 1.25, 0.25, 0.75, 1.75 of the place -0.25: elements -2, -1, 0, 1.
     weights = [-0.03515625, 0.26171875, 0.87890625, -0.10546875]
-    one = resized([0, 1], [4], [2], mode=ResizeMode.CUBIC)
+    one = resized([0, 1], [4], [2], mode=Interpolation.CUBIC)
     assert one[0] == pytest.approx(weights[3])
-    inside = resized([0, 1], [4], [2], mode=ResizeMode.CUBIC, exclude_outside=1)
+    inside = resized([0, 1], [4], [2], mode=Interpolation.CUBIC, exclude_outside=1)
     assert inside[0] == pytest.approx(weights[3] / (weights[2] + weights[3]))
 
 
 def test_a_smaller_image_without_aliases_weighs_all_it_covers() -> None:
     # A filter twice as wide at place 0.5: distances 1.5, 0.5, 0.5, 1.5, halved; the edge repeats.
-    found = resized([4, 8, 4, 8], [2], [0.5], mode=ResizeMode.LINEAR, antialias=1)
+    found = resized([4, 8, 4, 8], [2], [0.5], mode=Interpolation.LINEAR, antialias=1)
     assert found == [(4 * 0.25 + 4 * 0.75 + 8 * 0.75 + 4 * 0.25) / 2, (8 * 0.25 + 4 * 0.75 + 8 * 0.75 + 8 * 0.25) / 2]
 
 
@@ -91,7 +92,7 @@ def test_a_crop_beyond_the_data_has_a_value_of_its_own() -> None:
         [1, 2, 3],
         [3],
         [1],
-        mode=ResizeMode.LINEAR,
+        mode=Interpolation.LINEAR,
         coordinates=Coordinates.TF_CROP_AND_RESIZE,
         starts=[0.25],
         ends=[1.25],
@@ -110,9 +111,9 @@ def test_a_scalar_and_nothing_are_left_as_they_are() -> None:
     [
         ([4], [0.0], {}, "the scale of dimension 0 is 0.0"),
         ([4], [float("nan")], {}, "must be finite"),
-        ([4], [1e-9], {"mode": ResizeMode.LINEAR, "antialias": 1}, "4 elements of 20000000.. each"),
+        ([4], [1e-9], {"mode": Interpolation.LINEAR, "antialias": 1}, "4 elements of 20000000.. each"),
         ([4], [2.0], {"antialias": 1}, "antialias goes with linear and cubic"),
-        ([4], [2.0], {"mode": 3}, "3 is no ResizeMode"),
+        ([4], [2.0], {"mode": 3}, "3 is no Interpolation"),
     ],
 )
 def test_what_has_no_meaning_is_refused(
@@ -124,4 +125,4 @@ def test_what_has_no_meaning_is_refused(
 
 def test_sums_of_integers_are_refused() -> None:
     with pytest.raises(SemanticError, match="int8 operands are not possible"):
-        resized([1, 2], [4], [2], np.int8, mode=ResizeMode.LINEAR)
+        resized([1, 2], [4], [2], np.int8, mode=Interpolation.LINEAR)

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from driver_shim.protocol.commands import Status
-from driver_shim.protocol.program_commands import CommandKind, GridPadding, PoolFunction, ResizeMode
+from driver_shim.protocol.program_commands import CommandKind, GridPadding, Interpolation, PoolFunction
 from emulator.model.operators import KernelFault, SemanticError
 from tests.support.programs import golden, window
 
@@ -21,7 +21,7 @@ SQUARE = np.arange(16, dtype=F32).reshape(1, 1, 4, 4)
 def sampled(places: list[float], **fields: Any) -> list[float]:
     """GRID_SAMPLE of a row of four elements."""
     grid = np.array(places, F32).reshape(1, -1, 1)
-    fields = {"mode": ResizeMode.LINEAR, **fields}
+    fields = {"mode": Interpolation.LINEAR, **fields}
     found = golden(CommandKind.GRID_SAMPLE, [ROW, grid], (1, 1, len(places)), F32, **fields)
     return [float(value) for value in found.ravel()]
 
@@ -44,18 +44,18 @@ def test_what_is_outside_of_the_data(padding: GridPadding, expected: list[float]
 
 
 def test_the_nearest_element_is_the_even_one_of_two() -> None:
-    assert sampled([-0.5, 0.5, 0], mode=ResizeMode.NEAREST) == [1, 3, 3]  # places 0.5, 2.5, 1.5
+    assert sampled([-0.5, 0.5, 0], mode=Interpolation.NEAREST) == [1, 3, 3]  # places 0.5, 2.5, 1.5
 
 
 def test_the_cubic_filter_has_a_wider_reach() -> None:
     # Between elements 1 and 2: -3/32, 19/32, 19/32, -3/32 of 1, 2, 3, 4.
-    assert sampled([0], mode=ResizeMode.CUBIC) == [2.5]
-    assert sampled([-0.5], mode=ResizeMode.CUBIC) == [(19 * (1 + 2) - 3 * 3) / 32]
+    assert sampled([0], mode=Interpolation.CUBIC) == [2.5]
+    assert sampled([-0.5], mode=Interpolation.CUBIC) == [(19 * (1 + 2) - 3 * 3) / 32]
 
 
 @pytest.mark.parametrize("padding", list(GridPadding))
-@pytest.mark.parametrize("mode", list(ResizeMode))
-def test_a_place_that_is_no_number_harms_nothing(mode: ResizeMode, padding: GridPadding) -> None:
+@pytest.mark.parametrize("mode", list(Interpolation))
+def test_a_place_that_is_no_number_harms_nothing(mode: Interpolation, padding: GridPadding) -> None:
     found = sampled([np.nan, np.inf, -np.inf, 1e30, -0.75], mode=mode, padding=padding)
     assert found[-1] == pytest.approx(1)
 
@@ -148,7 +148,7 @@ def test_a_mask_weighs_and_a_bias_is_added() -> None:
     [
         (CommandKind.GRID_SAMPLE, [(1, 1, 4, 4), (1, 2, 2, 3)], {}, "grid float32"),
         (CommandKind.GRID_SAMPLE, [(1, 1, 0), (1, 2, 1)], {}, "1 to 3 spatial dimensions"),
-        (CommandKind.GRID_SAMPLE, [(1, 1, 4), (1, 2, 1)], {"mode": 3}, "3 is no ResizeMode"),
+        (CommandKind.GRID_SAMPLE, [(1, 1, 4), (1, 2, 1)], {"mode": 3}, "3 is no Interpolation"),
         (CommandKind.ROI_POOL, [(1, 1, 4, 4), (1, 4)], {"output_height": 1, "output_width": 1}, "must have 5 columns"),
         (CommandKind.ROI_POOL, [(1, 1, 4, 4), (1, 5)], {"output_height": 0, "output_width": 1}, "is empty"),
         (

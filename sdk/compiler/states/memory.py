@@ -1,0 +1,53 @@
+"""What a model's states take of a device's memory, known before anything is compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sdk.compiler.compiled import StateInfo, StateKind, TensorInfo
+from sdk.compiler.graph import Graph
+from sdk.compiler.states.pairs import StateLayout, config_beside
+
+CONTEXT_LENGTH = "context_length"
+"""Key of a model's metadata, and of its configuration: tokens of a sequence that it was made for."""
+
+
+class CachePlace(NamedTuple):
+    """Where the tokens of a state lie."""
+
+    cache: int
+    plane: int
+
+
+def cache_places(states: Sequence[StateInfo]) -> dict[str, CachePlace]:
+    """The plane of each state that lies in a cache, by name: states with equal tokens share one."""
+    planes: dict[tuple[tuple[int, ...], str], int] = {}
+    places: dict[str, CachePlace] = {}
+    for info in states:
+        if info.kind is not StateKind.REPLACE:
+            token = (info.shape, info.dtype)
+            plane = planes[token] = planes.get(token, -1) + 1
+            places[info.name] = CachePlace(list(planes).index(token), plane)
+    return places
+
+
+def caches_of(states: Sequence[StateInfo], layout: StateLayout) -> tuple[TensorInfo, ...]:
+    """The caches of a layout, each [planes, blocks, tokens of a block, heads, size]."""
+    tokens: dict[tuple[tuple[int, ...], str], int] = {}
+    for info in states:
+        if info.kind is not StateKind.REPLACE:
+            tokens[info.shape, info.dtype] = tokens.get((info.shape, info.dtype), 0) + 1
+    return tuple(
+        TensorInfo(f"cache.{index}", (planes, layout.blocks, layout.block_tokens, *shape), dtype)
+        for index, ((shape, dtype), planes) in enumerate(tokens.items())
+    )
+
+
+def context_of(graph: Graph) -> int | None:
+    """Tokens of a sequence that a model was made for, where it or the configuration beside it says so."""
+    text = graph.metadata.get(CONTEXT_LENGTH, "")
+    if text.isdecimal():
+        return int(text) or None
+    configured = (config_beside(graph) or {}).get("model", {}).get(CONTEXT_LENGTH)
+    return configured if isinstance(configured, int) and configured > 0 else None

@@ -1,0 +1,129 @@
+"""A model's states, from the first time that anybody asks for them: which there are, their memory, their runs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sdk.compiler.graph import Graph
+from sdk.compiler.states import StateInfo, StatePair, find_states, state_infos
+from sdk.model.lane_set import LaneSet
+from sdk.model.parts import DeviceParts
+from sdk.model.port import ModelOwner
+from sdk.model.runs import RunEvent
+from sdk.model.steps import Steps
+from sdk.state.model_states import ModelStates, layout_for
+from sdk.state.state import State
+
+
+class StateOptions:
+    """What `Device.load` was told of states."""
+
+    def __init__(
+        self,
+        memory: int | str | None = None,
+        pairs: Mapping[str, str] | None = None,
+        idle_rows: bool = False,
+    ) -> None:
+        self.memory = memory
+        self.pairs = pairs
+        self.idle_rows = idle_rows
+
+    @property
+    def any(self) -> bool:
+        """Whether it was told anything, so that it is meant for a model with states."""
+        return self.memory is not None or self.pairs is not None or self.idle_rows
+
+
+class Stateful:
+    """The states of one model. Thread-safe."""
+
+    def __init__(
+        self, owner: ModelOwner, parts: DeviceParts, lanes: LaneSet, graph: Graph, options: StateOptions
+    ) -> None:
+        self._owner = owner
+        self._parts = parts
+        self._lanes = lanes
+        self._graph = graph
+        self._options = options
+        self._lock = threading.Lock()
+        self._pairs: tuple[StatePair, ...] | None = None
+        self._steps: Steps | None = None
+        self._states: ModelStates | None = None
+
+    @property
+    def pairs(self) -> tuple[StatePair, ...]:
+        """Inputs with the outputs that are their next values. Raises UnsupportedModel, ValueError."""
+        if self._pairs is None:
+            self._pairs = find_states(self._graph, self._options.pairs)
+        return self._pairs
+
+    @property
+    def infos(self) -> tuple[StateInfo, ...]:
+        """What a state holds. Raises UnsupportedModel."""
+        return state_infos(self._graph, self.pairs)
+
+    @property
+    def states(self) -> ModelStates:
+        """Their memory, taken when it is first needed. Raises TypeError for a model without, OutOfDeviceMemory."""
+        with self._lock:
+            self._parts.check_open()
+            if self._states is None:
+                infos = self.infos
+                if not infos:
+                    raise TypeError("the model has no states: none of its outputs is the next value of an input")
+                layout = layout_for(self._owner, infos, self._options.memory, self._graph)
+                self._states = ModelStates(self._owner, infos, layout, self._graph)
+                self._parts.states = self._states.memory
+            return self._states
+
+    @property
+    def steps(self) -> Steps:
+        """Their runs."""
+        if self._steps is None:
+            self._steps = Steps(self._owner, self._parts, self._lanes, self._graph, self.pairs, self._options.idle_rows)
+        return self._steps
+
+    @property
+    def last_steps(self) -> Steps | None:
+        """Their runs, where there were any."""
+        return self._steps
+
+    def takes(self, shapes: Mapping[str, Any]) -> bool:
+        """Whether shapes to compile for are those of runs with states: they leave out what a state holds."""
+        if not shapes or not isinstance(shapes, Mapping):
+            return False
+        pasts = {pair.past for pair in self.pairs}
+        return bool(pasts) and not pasts & shapes.keys()
+
+    def compile_for(self, shapes: Mapping[str, Sequence[Sequence[int]]]) -> None:
+        """Compile and load steps of these shapes."""
+        self.steps.compile_for(self.states, shapes)
+
+    def start(
+        self, chosen: Sequence[State], arrays: tuple[Any, ...], named: Mapping[str, Any], *, answered: bool
+    ) -> RunEvent:
+        """Start a run whose rows append to these states."""
+        states, steps = self.states, self.steps
+        return steps.start(states, steps.call(arrays, named), chosen, answered=answered)
+
+
+def chosen_states(named: dict[str, Any]) -> Sequence[State] | None:
+    """The states that a call names by `state=` or `states=`, which are taken out of its inputs.
+
+    A model may have an input of such a name: it is one unless a State is given. Raises TypeError.
+    """
+    one, many = named.get("state"), named.get("states")
+    if isinstance(one, State):
+        del named["state"]
+        if "states" in named:
+            raise TypeError("give state= or states=, not both")
+        return [one]
+    if isinstance(many, (list, tuple)):
+        del named["states"]
+        wrong = next((each for each in many if not isinstance(each, State)), None)
+        if wrong is not None or not many:
+            raise TypeError(f"states= takes a state for each row, got {wrong if many else many!r}")
+        return many
+    return None

@@ -1,0 +1,309 @@
+"""The runs of a model that append to states: what a call gives is cut into chunks that programs are loaded for."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from driver_shim.errors import BufferInUse, OutOfDeviceMemory, StateFull
+from sdk.compiler import CompiledProgram, Signature, TensorInfo, compile_model
+from sdk.compiler.graph import Graph
+from sdk.compiler.states import MAY_BE_GIVEN, ROWS, StateKind, StatePair, derived_inputs, step_input
+from sdk.memory.buffers import Span
+from sdk.model.inputs import Call, InputChecks, Shape, requested_shapes
+from sdk.model.keyed_programs import on_device
+from sdk.model.lane_set import LaneSet
+from sdk.model.parts import DeviceParts
+from sdk.model.port import ModelOwner
+from sdk.model.programs import ModelProgram
+from sdk.model.runs import RunEvent
+from sdk.model.step_run import Chunk, StepPart, StepRun
+from sdk.state.memory import Holding
+from sdk.state.model_states import ModelStates
+from sdk.state.state import State
+
+_log = logging.getLogger("npu")
+MOST_CHUNKS = 256
+"""Of one step: all its commands go into the queue at one time."""
+
+
+class _Axes(NamedTuple):
+    """Along which axes of an input rows and tokens lie; None for one that has no tokens."""
+
+    row: int | None
+    token: int | None
+
+
+class Steps:
+    """Runs with states of one model. Thread-safe."""
+
+    def __init__(
+        self,
+        owner: ModelOwner,
+        parts: DeviceParts,
+        lanes: LaneSet,
+        graph: Graph,
+        pairs: Sequence[StatePair],
+        idle_rows: bool,
+    ) -> None:
+        """`idle_rows`: whether a call may have fewer rows than the program that it takes."""
+        self._idle_rows = idle_rows
+        self._owner = owner
+        self._parts = parts
+        self._lanes = lanes
+        self._graph = graph
+        self._pairs = pairs
+        roles = derived_inputs(graph, pairs)
+        pasts = {pair.past for pair in pairs}
+        given = tuple(info for info in graph.signature.inputs if info.name not in pasts and info.name not in roles)
+        may_be_given = {name for name, role in roles.items() if role in MAY_BE_GIVEN}
+        optional = tuple(info for info in graph.signature.inputs if info.name in may_be_given)
+        presents = {pair.present for pair in pairs}
+        outputs = tuple(info for info in graph.signature.outputs if info.name not in presents)
+        self.signature = Signature(given, outputs, optional)
+        self._inputs = InputChecks(self.signature)
+        primary = step_input({info.name: len(info.shape) for info in given}, ())
+        if primary is None:
+            raise TypeError("a model with states takes an input of [rows, tokens], as input_ids are; this has none")
+        self._primary = next(info for info in given if info.name == primary)
+        self._axes = {info.name: self._axes_of(info) for info in (*given, *optional)}
+        self._widths: dict[int, list[int]] = {}
+        """Tokens of the programs that were asked for by name, by rows."""
+        self.last: CompiledProgram | None = None
+
+    def _axes_of(self, info: TensorInfo) -> _Axes:
+        """Where an input has what the primary one has in its first two axes."""
+        rows, tokens = self._primary.shape[:2]
+        if info is self._primary:
+            return _Axes(0, 1)
+        row = next((at for at, extent in enumerate(info.shape) if extent == rows), None)
+        behind = 0 if row is None else row + 1
+        token = next((at for at, extent in enumerate(info.shape) if at >= behind and extent == tokens), None)
+        return _Axes(row, token)
+
+    # --- programs ----------------------------------------------------------------------------------------------
+
+    def compile_for(self, states: ModelStates, shapes: Mapping[str, Sequence[Sequence[int]]]) -> None:
+        """Compile and load for shapes that are known beforehand. Raises ValueError, TypeError, UnsupportedModel."""
+        for key in requested_shapes(self.signature.inputs, shapes):
+            named = {info.name: shape for info, shape in zip(self.signature.inputs, key, strict=True)}
+            rows, width = named[self._primary.name][:2]
+            program = self._program(states, named)
+            self._lanes.take(program).reserve(program)
+            self._owner.make_resident(program)
+            widths = self._widths.setdefault(rows, [])
+            if width not in widths:
+                widths.append(width)
+                widths.sort()
+
+    def _program(self, states: ModelStates, shapes: Mapping[str, Shape], *, warn: bool = False) -> ModelProgram:
+        """The program for inputs of these shapes, compiled if there is none yet, its weights on the device."""
+        key = ("step", *sorted(shapes.items()))
+        parts = self._parts
+        with parts.lock:
+            parts.check_open()
+            program = parts.loaded.get(key)
+            if program is not None:
+                return program
+            began = time.monotonic()
+            compiled = compile_model(
+                self._graph, shapes, target=self._owner.profile, pairs=self._pairs, states=states.memory.layout
+            )
+            program = on_device(self._owner, parts, compiled)
+            parts.check_open()  # a reset may have come meanwhile
+            parts.loaded[key] = program
+            self.last = program.compiled
+        if warn:
+            _log.warning(
+                "compiled a step of %s in %.2f s; name its shape in load(shapes=...) to do it there",
+                ", ".join(f"{name} {shape}" for name, shape in shapes.items()),
+                time.monotonic() - began,
+            )
+        return program
+
+    # --- runs --------------------------------------------------------------------------------------------------
+
+    def call(self, arrays: tuple[Any, ...], named: Mapping[str, Any]) -> Call:
+        """A step's arguments, checked. Raises TypeError, ValueError."""
+        call = self._inputs.in_order(arrays, named, self._owner)
+        if any(isinstance(value, Span) for value in call.values):
+            raise TypeError("a run with states takes arrays; use np.asarray(buffer) of a host buffer")
+        return call
+
+    def start(self, states: ModelStates, call: Call, chosen: Sequence[State], *, answered: bool) -> RunEvent:
+        """Start a step: row i appends to chosen[i]. All of it or nothing changes.
+
+        Raises ValueError for states that do not go with the rows, StateFull, OutOfDeviceMemory, BufferInUse, Closed.
+        """
+        values = self._inputs.named(call)
+        rows, tokens = values[self._primary.name].shape[:2]
+        self._check_states(states, chosen, rows, tokens)
+        wide = self._rows(rows)
+        values = {name: self._filled(name, value, wide) for name, value in values.items()}
+        chunks = self._chunks(wide, tokens)
+        shapes = [self._shapes(values, chunk.width) for chunk in chunks]
+        known = self._widths.get(wide, ())
+        programs = [
+            self._program(states, shape, warn=chunk.width not in known and chunk.width > 1)
+            for shape, chunk in zip(shapes, chunks, strict=True)
+        ]
+        while True:
+            lane = self._lanes.take(max(programs, key=lambda program: program.layout.device_bytes))
+            for program in dict.fromkeys(programs):
+                self._owner.make_resident(program)
+                try:
+                    lane.reserve(program)
+                except OutOfDeviceMemory:
+                    if not self._lanes.retire(lane):
+                        raise
+            with states.memory.lock:
+                self._check_states(states, chosen, rows, tokens)
+                holdings = [state._holding for state in chosen]
+                states.memory.extend(holdings, tokens, lane.queue)
+                work = self._work(states, values, chunks, programs, holdings)
+                run = lane.start(work, may_wait=True, answered=answered)
+                if run is not None:
+                    for holding in holdings:
+                        holding.run = run
+                    return run
+
+    def _work(
+        self,
+        states: ModelStates,
+        values: Mapping[str, NDArray[Any]],
+        chunks: Sequence[Chunk],
+        programs: Sequence[ModelProgram],
+        holdings: Sequence[Holding],
+    ) -> StepRun:
+        idle = len(values[self._primary.name]) - len(holdings)
+        parts, done = [], 0
+        for chunk, program in zip(chunks, programs, strict=True):
+            inputs = {name: self._cut(name, value, done, chunk) for name, value in values.items()}
+            rows = [(holding.slot, holding.length + done, chunk.tokens) for holding in holdings]
+            inputs[ROWS] = np.array(rows + [(0, 0, 0)] * idle, np.int32)
+            parts.append(StepPart(program, chunk, inputs))
+            done += chunk.tokens
+        return StepRun(
+            states.memory,
+            parts,
+            {place.name: self._output_axis(place.name, place.shape, chunks[0]) for place in programs[0].layout.outputs},
+            frozenset(pair.present for pair in self._pairs),
+            idle,
+            states.replaced_rows(holdings),
+            then=partial(states.commit, holdings, done),
+        )
+
+    def _rows(self, rows: int) -> int:
+        """Rows of the program for a call of so many. Raises ValueError where only larger ones are loaded."""
+        if not self._widths or rows in self._widths:
+            return rows
+        larger = min((each for each in self._widths if each > rows), default=None)
+        if larger is None:
+            return rows
+        if not self._idle_rows:
+            raise ValueError(
+                f"{rows} rows of input {self._primary.name!r}; programs are loaded for {sorted(self._widths)}: load"
+                f" with idle_rows=True to have {larger - rows} rows of {larger} idle, or name a shape of {rows} rows"
+            )
+        return larger
+
+    def _filled(self, name: str, value: NDArray[Any], rows: int) -> NDArray[Any]:
+        """An input with zeros for idle rows."""
+        axis = self._axes[name].row
+        if axis is None or value.shape[axis] == rows:
+            return value
+        padded = np.zeros((*value.shape[:axis], rows, *value.shape[axis + 1 :]), value.dtype)
+        padded[(slice(None),) * axis + (slice(value.shape[axis]),)] = value
+        return padded
+
+    def _cut(self, name: str, value: NDArray[Any], start: int, chunk: Chunk) -> NDArray[Any]:
+        """What of an input a chunk takes, filled up with zeros."""
+        axis = self._axes[name].token
+        if axis is None:
+            return value
+        before = (slice(None),) * axis
+        piece = value[(*before, slice(start, start + chunk.tokens))]
+        if chunk.tokens == chunk.width:
+            return piece
+        padded = np.zeros((*piece.shape[:axis], chunk.width, *piece.shape[axis + 1 :]), piece.dtype)
+        padded[(*before, slice(chunk.tokens))] = piece
+        return padded
+
+    def _shapes(self, values: Mapping[str, NDArray[Any]], width: int) -> dict[str, Shape]:
+        shapes = {}
+        for name, value in values.items():
+            axis = self._axes[name].token
+            shapes[name] = value.shape if axis is None else (*value.shape[:axis], width, *value.shape[axis + 1 :])
+        return shapes
+
+    def _output_axis(self, name: str, shape: Shape, chunk: Chunk) -> int | None:
+        """Along which axis of an output the tokens lie; None where it is of the last ones alone."""
+        declared = next((info.shape for info in self.signature.outputs if info.name == name), ())
+        symbol = self._primary.shape[1]
+        if isinstance(symbol, str) and symbol in declared:
+            return declared.index(symbol)
+        is_open = len(declared) < 2 or isinstance(declared[1], str)
+        return 1 if is_open and len(shape) >= 2 and shape[1] == chunk.width else None
+
+    def _chunks(self, rows: int, tokens: int) -> list[Chunk]:
+        """The widest that is loaded, again and again; then the narrowest that takes the rest."""
+        widths = self._widths.get(rows)
+        if not widths or tokens in widths:
+            return [Chunk(tokens, tokens)]
+        if any(pair.kind is StateKind.REPLACE for pair in self._pairs):
+            return self._exact_chunks(widths, tokens)
+        whole, rest = divmod(tokens, widths[-1])
+        chunks = [Chunk(widths[-1], widths[-1])] * whole
+        if rest:
+            chunks.append(Chunk(next(width for width in widths if width >= rest), rest))
+        return self._checked_count(chunks, tokens)
+
+    def _exact_chunks(self, widths: Sequence[int], tokens: int) -> list[Chunk]:
+        """Where a masked token would leave its mark on a replaced state: nothing is filled up."""
+        chunks, rest = [], tokens
+        for width in reversed(widths):
+            count, rest = divmod(rest, width)
+            chunks += [Chunk(width, width)] * count
+        if rest:
+            chunks.append(Chunk(rest, rest))
+        return self._checked_count(chunks, tokens)
+
+    @staticmethod
+    def _checked_count(chunks: list[Chunk], tokens: int) -> list[Chunk]:
+        if len(chunks) > MOST_CHUNKS:
+            raise ValueError(
+                f"{tokens} tokens take {len(chunks)} chunks of the widest shape that is loaded; at most {MOST_CHUNKS}:"
+                " name a wider one in load(shapes=...), or give the tokens in several calls"
+            )
+        return chunks
+
+    def _check_states(self, states: ModelStates, chosen: Sequence[State], rows: int, tokens: int) -> None:
+        """Raise unless every row has a state of its own with room for the tokens."""
+        if len(chosen) != rows:
+            raise ValueError(f"{len(chosen)} states for {rows} rows of input {self._primary.name!r}; one for each row")
+        if len(set(map(id, chosen))) < len(chosen):
+            raise ValueError("one state is given for two rows; fork it")
+        if not tokens:
+            raise ValueError(f"input {self._primary.name!r} has no tokens")
+        for state in chosen:
+            state._check_open()
+            if state._memory is not states.memory:
+                raise ValueError("a state of another model was given")
+            holding = state._holding
+            if holding.in_flight:
+                raise BufferInUse(
+                    "a run works on the state already", device=self._owner.address, remedy="wait for its event first"
+                )
+            if holding.length + tokens > state.max_tokens:
+                raise StateFull(
+                    f"the state has {holding.length} of {state.max_tokens} tokens; {tokens} more do not fit",
+                    device=self._owner.address,
+                    subsystem="model",
+                    remedy=f"give at most {state.max_tokens - holding.length}, or rewind it, or take a larger one",
+                )

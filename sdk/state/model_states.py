@@ -1,0 +1,221 @@
+"""The states of one model: how much memory they have, and how each comes to be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdk.compiler.graph import Graph
+from sdk.compiler.states import StateInfo, StateKind, StateLayout, cache_places, caches_of, context_of
+from sdk.memory.buffers import DeviceBuffer, HostBuffer, Span
+from sdk.queue.queue import Queue
+from sdk.state.memory import Holding, StateMemory
+from sdk.state.port import FunctionOwner
+from sdk.state.saved import SavedState, decode
+from sdk.state.state import State
+
+BLOCK_TOKENS = 16
+MOST_STATES = 256
+"""Of one model: each has a row in the tables, whether it is in use or not."""
+DEFAULT_CONTEXT = 4096
+"""Tokens of a sequence, where a model does not say what it was trained for."""
+DEFAULT_SEQUENCES = 16
+"""Without `state_memory` there is room for so many of full length, but never more than half of the free memory."""
+
+
+class ReplacedRow(NamedTuple):
+    """Where the value of a replaced state lies, of one row: what a run reads, and where it leaves the next."""
+
+    past: str
+    present: str
+    current: DeviceBuffer
+    following: DeviceBuffer
+
+
+_UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+class ModelStates:
+    """The states of one model on one device. Thread-safe."""
+
+    def __init__(
+        self,
+        owner: FunctionOwner,
+        states: tuple[StateInfo, ...],
+        layout: StateLayout,
+        graph: Graph,
+    ) -> None:
+        """Take the memory that `layout` says. Raises OutOfDeviceMemory."""
+        self._owner = owner
+        self.states = states
+        self.memory = StateMemory(owner, layout, caches_of(states, layout))
+        self.context = context_of(graph)
+        """Tokens of a sequence at most, where the model says so."""
+
+    @property
+    def address(self) -> str:
+        """How a user names the device."""
+        return self._owner.address
+
+    @property
+    def capacity_tokens(self) -> int:
+        """Tokens that fit, of all states together."""
+        return self.memory.layout.blocks * self.memory.layout.block_tokens
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that one state may have."""
+        layout = self.memory.layout
+        return min(layout.entries * layout.block_tokens, self.context or self.capacity_tokens)
+
+    def new(self, max_tokens: int | None, restore: bytes | None) -> State:
+        """A new state, empty or as it was saved. Raises OutOfDeviceMemory, ValueError, TypeError, Closed."""
+        most = self.most_tokens
+        if max_tokens is None:
+            max_tokens = most
+        if isinstance(max_tokens, bool) or not isinstance(max_tokens, (int, np.integer)):
+            raise TypeError(f"max_tokens takes a number of tokens, got {max_tokens!r}")
+        if not 1 <= max_tokens <= most:
+            limit = f"the model's context is {self.context}" if most == self.context else f"{most} fit in state_memory"
+            raise ValueError(f"max_tokens={max_tokens}: from 1 to {most} are possible ({limit})")
+        saved = None if restore is None else decode(restore, self.states)
+        if saved is not None and saved.length > max_tokens:
+            raise ValueError(f"restore: the saved state has {saved.length} tokens; max_tokens is {max_tokens}")
+        memory = self.memory
+        with memory.lock:
+            memory.check_open()
+            holding = memory.new()
+            try:
+                if saved is not None:
+                    self._write_tokens(holding, saved)
+            except BaseException:
+                memory.give_back(holding)
+                raise
+        return State(self, memory, holding, int(max_tokens))
+
+    def replaced_rows(self, holdings: Sequence[Holding]) -> list[list[ReplacedRow]]:
+        """Where the rows of each replaced state are."""
+        return [
+            [ReplacedRow(info.name, info.present, *holding.replaced[info.name]) for holding in holdings]
+            for info in self.states
+            if info.kind is StateKind.REPLACE
+        ]
+
+    @staticmethod
+    def commit(holdings: Sequence[Holding], tokens: int, ended_well: bool) -> None:
+        """A run has ended: what it appended counts, if it ended well. Needs no lock."""
+        if ended_well:
+            for holding in holdings:
+                holding.commit(tokens)
+
+    def check_rewindable(self) -> None:
+        """Raise ValueError where what was overwritten cannot come back."""
+        fixed = next((each for each in self.states if each.kind is not StateKind.APPEND), None)
+        if fixed is not None:
+            raise ValueError(
+                f"the state cannot be rewound: {fixed.name!r} is of kind {fixed.kind}, which overwrites what it"
+                " remembers; fork it before what may have to be undone"
+            )
+
+    @contextmanager
+    def queue(self) -> Iterator[Queue]:
+        """A queue for some commands, which are done at the block's end."""
+        queue = self._owner.take_queue()
+        try:
+            yield queue
+            queue.nop().wait()
+        finally:
+            self._owner.give_queue(queue)
+
+    # --- over the bus ------------------------------------------------------------------------------------------
+
+    def read_tokens(self, holding: Holding) -> list[NDArray[Any]]:
+        """The tokens of each of `states`, [length, heads, size]; called with the memory's lock held."""
+        planes = [
+            (cache, pieces)
+            for cache, places in zip(self.memory.caches, self.memory.pieces(holding), strict=True)
+            for pieces in places
+        ]
+        tensors = {}
+        with self.queue() as queue:
+            for info, (cache, pieces) in zip(self._by_plane(), planes, strict=True):
+                rows = [self._moved(queue, piece) for piece in pieces]
+                empty = np.empty((0, *cache.block_shape[1:]), cache.buffer.dtype)
+                whole = [row.reshape(-1, *cache.block_shape[1:]) for row in rows]
+                tensors[info.name] = np.concatenate([empty, *whole])[: holding.length]
+        return [tensors[info.name] for info in self.states]
+
+    def _moved(self, queue: Queue, piece: Span) -> NDArray[Any]:
+        with _host(self._owner, piece) as staging:
+            queue.copy(staging, piece).wait()
+            return staging.array.copy()
+
+    def _write_tokens(self, holding: Holding, saved: SavedState) -> None:
+        tensors = {info.name: tensor for info, tensor in zip(self.states, saved.tensors, strict=True)}
+        with self.queue() as queue:
+            self.memory.extend([holding], saved.length, queue)
+            holding.length = saved.length
+            places = [pieces for planes in self.memory.pieces(holding) for pieces in planes]
+            for info, pieces in zip(self._by_plane(), places, strict=True):
+                tensor, at = tensors[info.name], 0
+                for piece in pieces:
+                    count = min(len(piece) * self.memory.layout.block_tokens, saved.length - at)
+                    self._send(queue, piece, tensor[at : at + count])
+                    at += count
+
+    def _send(self, queue: Queue, piece: Span, tokens: NDArray[Any]) -> None:
+        with _host(self._owner, piece) as staging:
+            staging.array.reshape(-1)[: tokens.size] = tokens.reshape(-1)
+            queue.copy(piece, staging).wait()
+
+    def _by_plane(self) -> list[StateInfo]:
+        """Those of `states` that lie in caches, in the order of caches and planes."""
+        places = cache_places(self.states)
+        return sorted((each for each in self.states if each.name in places), key=lambda each: places[each.name])
+
+
+@contextmanager
+def _host(owner: FunctionOwner, piece: Span) -> Iterator[HostBuffer]:
+    """Host memory for a piece of a cache."""
+    staging = owner.host_buffer(piece.shape, piece.dtype)
+    try:
+        yield staging
+    finally:
+        staging.free()
+
+
+def memory_bytes(text: int | str) -> int:
+    """Bytes from a number or a text as "256MiB". Raises TypeError, ValueError."""
+    if isinstance(text, bool) or not isinstance(text, (int, str)):
+        raise TypeError(f'state_memory takes bytes or a text as "256MiB", got {text!r}')
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(text), re.IGNORECASE)
+    unit = None if found is None else _UNITS.get(found[2].upper())
+    if found is None or unit is None or not float(found[1]) * unit >= 1:
+        raise ValueError(f'state_memory={text!r}: use bytes above 0, or a text as "256MiB" or "8GiB"')
+    return int(float(found[1]) * unit)
+
+
+def layout_for(
+    owner: FunctionOwner, states: Sequence[StateInfo], state_memory: int | str | None, graph: Graph
+) -> StateLayout:
+    """How much a model's states have: blocks for `state_memory`, or what is sensible. Raises ValueError, TypeError."""
+    context = context_of(graph)
+    block_bytes = BLOCK_TOKENS * sum(each.bytes_per_token for each in states)
+    if state_memory is not None:
+        size = memory_bytes(state_memory)
+    else:
+        wanted = DEFAULT_SEQUENCES * (context or DEFAULT_CONTEXT) * block_bytes // BLOCK_TOKENS
+        weights = sum(array.nbytes for array in graph.initializers.values())
+        size = min(wanted, max(owner.free_bytes - weights, 0) // 2)
+    blocks = size // block_bytes if block_bytes else MOST_STATES
+    if not blocks:
+        raise ValueError(
+            f"state_memory: {size} bytes are less than a block of {BLOCK_TOKENS} tokens takes, {block_bytes} bytes"
+        )
+    entries = blocks if context is None else min(blocks, -(-context // BLOCK_TOKENS))
+    return StateLayout(blocks=blocks, block_tokens=BLOCK_TOKENS, slots=min(MOST_STATES, blocks), entries=entries)

@@ -1,0 +1,61 @@
+"""What a state needs of its model and its device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sdk.memory.buffers import DeviceBuffer, HostBuffer
+from sdk.queue.queue import Queue
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sdk.compiler.states import StateInfo
+    from sdk.state.memory import Holding
+
+
+class FunctionOwner(Protocol):
+    """The open function that states are on."""
+
+    @property
+    def address(self) -> str:
+        """How a user names the device."""
+
+    @property
+    def free_bytes(self) -> int:
+        """Device memory that nobody has."""
+
+    def host_buffer(self, shape: Any, dtype: Any) -> HostBuffer:
+        """Zeroed DMA-able host memory."""
+
+    def device_buffer(self, shape: Any, dtype: Any) -> DeviceBuffer:
+        """Device memory, contents unspecified. Raises OutOfDeviceMemory."""
+
+    def take_queue(self) -> Queue:
+        """A queue that other users may have, too."""
+
+    def give_queue(self, queue: Queue) -> None:
+        """It is needed no more."""
+
+
+class StateOwner(Protocol):
+    """The model that a state is of."""
+
+    @property
+    def address(self) -> str:
+        """How a user names the device."""
+
+    @property
+    def states(self) -> tuple[StateInfo, ...]:
+        """What a state holds."""
+
+    def check_rewindable(self) -> None:
+        """Raise ValueError where what was overwritten cannot come back."""
+
+    def queue(self) -> AbstractContextManager[Queue]:
+        """A queue for some commands, which are done at the block's end."""
+
+    def read_tokens(self, holding: Holding) -> Sequence[NDArray[Any]]:
+        """The tokens of each of `states`, [length, heads, size], over the bus."""
