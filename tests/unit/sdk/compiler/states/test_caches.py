@@ -70,6 +70,18 @@ def test_chunks_and_single_tokens_give_what_the_whole_text_gives(form: type[Deco
     np.testing.assert_allclose(np.concatenate(found), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_kernels_that_are_fast_give_the_same(form: type[Decoder]) -> None:
+    model, texts = form().model(), (words(9, 1), words(7, 2))
+    found = []
+    for kernels in ("golden", "numpy"):
+        sequences = Sequences(model, LAYOUT)
+        sequences.kernels = kernels
+        sequences.step({0: texts[0][:6], 1: texts[1][:4]}, 6)
+        found.append(sequences.step({0: texts[0][6:], 1: texts[1][4:5]}, 3))
+    for slot in (0, 1):
+        np.testing.assert_allclose(found[1][slot], found[0][slot], rtol=1e-4, atol=1e-5)
+
+
 def test_rows_of_different_lengths_give_what_each_gives_alone(form: type[Decoder]) -> None:
     model = form().model()
     texts = {0: words(11, 1), 3: words(7, 2), 1: words(9, 3)}
