@@ -28,6 +28,7 @@ import emulator.model
 from driver_shim.protocol.program import TensorType, align_up
 from driver_shim.protocol.registers import CONTRACT_MAJOR, CONTRACT_MINOR
 from driver_shim.protocol.types import PACKED, WireType
+from sdk.compiler import cache_limit
 from sdk.compiler.compiled import CompiledProgram, Constant, LiveRange, Plan, StateInfo, StateKind, TensorInfo
 from sdk.compiler.graph import Graph
 from sdk.compiler.tensor_data import map_file
@@ -109,10 +110,12 @@ def cached(folder: Path, key: CacheKey, graph: Graph, compile_now: Callable[[], 
         _log.warning("compile cache: %s cannot be used and is made anew: %s", path, error)
     else:
         _log.info("compile cache: %s has the program", path)
+        cache_limit.note_use(path)
         return program
     program = compile_now()
     try:
         _write(path, key, program)
+        cache_limit.trim(folder)
     except OSError as error:
         _log.warning("compile cache: the program is not kept: %s", error)
     return program
@@ -162,7 +165,7 @@ def _write(path: Path, key: CacheKey, program: CompiledProgram) -> None:
         }
     ).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".part", delete=False) as file:
         try:
             lengths = len(header).to_bytes(8, "little") + zlib.crc32(header).to_bytes(8, "little")
             file.write(_MAGIC + lengths + header)

@@ -16,6 +16,7 @@ from sdk.compiler import CompiledProgram, Signature, TensorInfo, compile_model
 from sdk.compiler.graph import Graph
 from sdk.compiler.states import MAY_BE_GIVEN, ROWS, StateKind, StatePair, derived_inputs, step_input
 from sdk.memory.buffers import Span
+from sdk.model import progress
 from sdk.model.inputs import Call, InputChecks, Shape, requested_shapes
 from sdk.model.keyed_programs import on_device
 from sdk.model.lane_set import LaneSet
@@ -91,7 +92,7 @@ class Steps:
 
     def compile_for(self, states: ModelStates, shapes: Mapping[str, Sequence[Sequence[int]]]) -> None:
         """Compile and load for shapes that are known beforehand. Raises ValueError, TypeError, UnsupportedModel."""
-        for key in requested_shapes(self.signature.inputs, shapes):
+        for key in progress.expected(requested_shapes(self.signature.inputs, shapes)):
             named = {info.name: shape for info, shape in zip(self.signature.inputs, key, strict=True)}
             rows, width = named[self._primary.name][:2]
             program = self._program(states, named)
@@ -101,6 +102,7 @@ class Steps:
             if width not in widths:
                 widths.append(width)
                 widths.sort()
+            progress.current().loaded()
 
     def _program(self, states: ModelStates, shapes: Mapping[str, Shape], *, warn: bool = False) -> ModelProgram:
         """The program for inputs of these shapes, compiled if there is none yet, its weights on the device."""
@@ -113,7 +115,12 @@ class Steps:
                 return program
             began = time.monotonic()
             compiled = compile_model(
-                self._graph, shapes, target=self._owner.profile, pairs=self._pairs, states=states.memory.layout
+                self._graph,
+                shapes,
+                target=self._owner.profile,
+                progress=progress.current().compiling,
+                pairs=self._pairs,
+                states=states.memory.layout,
             )
             program = on_device(self._owner, parts, compiled)
             parts.check_open()  # a reset may have come meanwhile
