@@ -32,8 +32,6 @@ _RUN = {
     CommandKind.BINARY: elementwise.binary,
     CommandKind.CAST: elementwise.cast,
     CommandKind.ATTENTION: attention.attention,
-    CommandKind.CACHE_APPEND: caches.append,
-    CommandKind.CACHE_ATTENTION: caches.attention,
     CommandKind.LAYER_NORM: normalise.layer_norm,
     CommandKind.GATHER_ELEMENTS: selection.gather_elements,
 }
@@ -50,6 +48,8 @@ _PREPARE: dict[CommandKind, Callable[[KernelRequest], Kernel | None]] = {
     CommandKind.QBINARY: quantised.prepare_binary,
     CommandKind.RECURRENT: recurrent.prepare,
     CommandKind.TOP_K: selection.prepare_top_k,
+    CommandKind.CACHE_APPEND: caches.prepare_append,
+    CommandKind.CACHE_ATTENTION: caches.prepare_attention,
 }
 KINDS = _RUN.keys() | _PREPARE.keys()
 """Kinds of command that have a kernel here."""
