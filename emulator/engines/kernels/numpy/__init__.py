@@ -33,8 +33,6 @@ _RUN = {
     CommandKind.BINARY: elementwise.binary,
     CommandKind.CAST: elementwise.cast,
     CommandKind.ATTENTION: attention.attention,
-    CommandKind.CACHE_APPEND: caches.append,
-    CommandKind.CACHE_ATTENTION: caches.attention,
     CommandKind.LAYER_NORM: normalise.layer_norm,
     CommandKind.GATHER_ELEMENTS: selection.gather_elements,
 }
@@ -52,6 +50,8 @@ _PREPARE: dict[CommandKind, Callable[[KernelRequest], Kernel | None]] = {
     CommandKind.MATMUL_NBITS: packed_products.prepare_matmul_nbits,
     CommandKind.RECURRENT: recurrent.prepare,
     CommandKind.TOP_K: selection.prepare_top_k,
+    CommandKind.CACHE_APPEND: caches.prepare_append,
+    CommandKind.CACHE_ATTENTION: caches.prepare_attention,
 }
 KINDS = _RUN.keys() | _PREPARE.keys()
 """Kinds of command that have a kernel here."""

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from emulator.engines.kernels.provider import Kernel, KernelRequest
 from emulator.model.operators.arrays import Array, required, widen
 from emulator.model.operators.attention import by_head
 from emulator.model.operators.caches import Row, by_token, first_seen, no_block, rows_of, stored, tokens_of
 
 _CHUNK = 128
 """Keys that few queries meet at once."""
-_FEW = 32
+_VERY_FEW, _FEW = 4, 32
 _MOST_SCORES = 1 << 19
 """Scores computed with at once, which the host's caches hold."""
 _MOST_QUERIES = 64
@@ -32,17 +33,22 @@ _TINY = np.finfo(np.float32).tiny
 _MINUS_INFINITY = np.float32(-np.inf)
 
 
-def append(attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
+def prepare_append(request: KernelRequest) -> Kernel:
     """CACHE_APPEND as golden's; what goes to adjacent blocks at once."""
+    attributes = request.attributes
+    return functools.partial(_append, attributes.plane, attributes.heads, attributes.ring)
+
+
+def _append(plane: int, heads: int, ring: int, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
     cache, update, tables = required(inputs, 0), required(inputs, 1), required(inputs, 2)
-    rows = rows_of(attributes.ring, cache.shape, tokens_of(update, attributes.heads), inputs[2:])
-    pieces = [_pieces(row, tables, row.past, row.end, attributes.ring, cache) for row in rows]
+    rows = rows_of(ring, cache.shape, tokens_of(update, heads), inputs[2:])
+    pieces = [_pieces(row, tables, row.past, row.end, ring, cache) for row in rows]
     if not np.may_share_memory(cache, outputs[0]):
         outputs[0][...] = cache
-    plane = _tokens_of_plane(outputs[0], attributes.plane)
-    for written, new in zip(pieces, by_token(update, attributes.heads), strict=True):
+    places = _tokens_of_plane(outputs[0], plane)
+    for written, new in zip(pieces, by_token(update, heads), strict=True):
         for start, stop, at in written:
-            plane[start:stop] = new[at : at + stop - start]
+            places[start:stop] = new[at : at + stop - start]
 
 
 class _Piece(NamedTuple):
@@ -90,33 +96,65 @@ def _tokens_of_plane(cache: Array, plane: int) -> Array:
     return tokens
 
 
-def attention(attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
-    """CACHE_ATTENTION as golden's, with products from BLAS, some queries of a row at a time."""
+class _Fields(NamedTuple):
+    """The attributes, which are read often: those of a container take half a microsecond each."""
+
+    scale: Array
+    softcap: float
+    query_heads: int
+    key_plane: int
+    value_plane: int
+    left_window: int
+    ring: int
+    causal: int
+
+
+def prepare_attention(request: KernelRequest) -> Kernel:
+    """CACHE_ATTENTION as golden's, with products from BLAS."""
+    fields = {name: request.attributes[name] for name in _Fields._fields}
+    return functools.partial(_attention, _Fields(**(fields | {"scale": np.float32(request.attributes.scale)})))
+
+
+def _attention(fields: _Fields, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
     query, keys, values, tables = (required(inputs, i) for i in range(4))
-    ring, in_heads = attributes.ring, attributes.query_heads
-    queries, results = (by_head(each, in_heads) if in_heads else each for each in (query, outputs[0]))
-    key_plane = _tokens_of_plane(keys, attributes.key_plane)
-    value_plane = _tokens_of_plane(values, attributes.value_plane)
-    heads, tokens, scale = queries.shape[1], queries.shape[2], np.float32(attributes.scale)
+    ring, causal = fields.ring, fields.causal
+    queries, results = (
+        by_head(each, fields.query_heads) if fields.query_heads else each for each in (query, outputs[0])
+    )
+    key_plane = _tokens_of_plane(keys, fields.key_plane)
+    value_plane = _tokens_of_plane(values, fields.value_plane)
+    heads, tokens = queries.shape[1:3]
     for at, row in enumerate(rows_of(ring, keys.shape, tokens, inputs[3:])):
         if row.new < tokens:
             results[at, :, row.new :] = 0
         step = max(1, min(_MOST_QUERIES, _MOST_SCORES // (heads * max(1, row.end))))
-        for begin in range(0, row.new, step):
+        for begin in range(0, row.new, step):  # some of the queries
             end = min(begin + step, row.new)
-            first = first_seen(attributes, row.past + begin)
-            pieces = _pieces(row, tables, first, row.past + end if attributes.causal else row.end, ring, keys)
-            part = widen(queries[at, :, begin:end]) * scale
-            stacked = part.reshape(key_plane.shape[1], -1 if part.size else 0, key_plane.shape[2])
-            scores = _products(stacked, _parts(key_plane, pieces))
-            if attributes.softcap:
-                _cap(attributes, scores)
-            if end - begin > 1:
-                _hide(attributes, scores, end - begin, row.past + begin - first)
-            sums = _exponentials(scores)
-            y = _weighted(scores, _parts(value_plane, pieces))
-            y /= sums
+            first = first_seen(fields, row.past + begin)
+            pieces = _pieces(row, tables, first, row.past + end if causal else row.end, ring, keys)
+            y = _attended(fields, queries[at, :, begin:end], key_plane, value_plane, pieces, row.past + begin - first)
             results[at, :, begin:end] = y.reshape(heads, end - begin, value_plane.shape[2])
+
+
+def _attended(
+    fields: _Fields, queries: Array, key_plane: Array, value_plane: Array, pieces: Sequence[_Piece], before: int
+) -> Array:
+    """[key heads, queries, size]: what queries [heads, tokens, size] make of the pieces of two planes.
+
+    `before` of the keys come before the position of the first query.
+    """
+    heads, tokens, size = queries.shape
+    key_heads = key_plane.shape[1]
+    stacked = (widen(queries) * fields.scale).reshape(key_heads, heads // key_heads * tokens, size)
+    scores = _products(stacked, _parts(key_plane, pieces))
+    if fields.softcap:
+        _cap(fields.softcap, scores)
+    if tokens > 1:
+        _hide(fields, scores, tokens, before)
+    sums = _exponentials(scores)
+    y = _weighted(scores, _parts(value_plane, pieces))
+    y /= sums
+    return y
 
 
 def _parts(plane: Array, pieces: Sequence[_Piece]) -> list[Array]:
@@ -176,23 +214,24 @@ def _weighted(weights: Array, values: Sequence[Array]) -> Array:
 
 def _in_chunks(queries: int, keys: int) -> int:
     """How many of the keys go in chunks."""
-    return keys - keys % _CHUNK if queries <= _FEW and keys > _CHUNK else 0
+    direct = queries > _FEW or keys <= (2 * _CHUNK if queries <= _VERY_FEW else _CHUNK)
+    return 0 if direct else keys - keys % _CHUNK
 
 
-def _hide(attributes: Any, scores: Array, tokens: int, before: int) -> None:
+def _hide(fields: _Fields, scores: Array, tokens: int, before: int) -> None:
     """Take from each query the keys that it may not see; `before` of them come before the first query's position."""
     keys = scores.shape[2]
     by_query = scores.reshape(scores.shape[0], -1, tokens, keys)
     positions, places = np.arange(before, before + tokens)[:, None], np.arange(keys)
-    if attributes.causal:
+    if fields.causal:
         np.copyto(by_query[..., before:], _MINUS_INFINITY, where=places[before:] > positions)
-    if attributes.left_window >= 0:
-        np.copyto(by_query, _MINUS_INFINITY, where=places < positions - attributes.left_window)
+    if fields.left_window >= 0:
+        np.copyto(by_query, _MINUS_INFINITY, where=places < positions - fields.left_window)
 
 
-def _cap(attributes: Any, scores: Array) -> None:
+def _cap(softcap: float, scores: Array) -> None:
     """Draw scores into ±softcap."""
-    limit = np.float32(attributes.softcap)
+    limit = np.float32(softcap)
     scores /= limit
     np.tanh(scores, out=scores)
     scores *= limit
