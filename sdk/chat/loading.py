@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import sdk
 from driver_shim.errors import UnsupportedModel
@@ -43,10 +43,10 @@ def load(
     device: Device, path: str | os.PathLike[str], metadata: Metadata, *, context: int, candidates: int = CANDIDATES
 ) -> Loaded:
     """Load a model and take a state of `context` tokens. Raises as `sdk.read_gguf`, `Device.load`, `Model.state`."""
-    graph = sdk.read_gguf(path, logits=f"top-{candidates}")  # type: ignore[operator]
+    graph = sdk.read_gguf(path, logits=f"top-{candidates}")
     tokens = min(PREFILL_TOKENS, context)
     memory = _state_bytes(metadata, context)
-    model: Any = device.load(graph, shapes={INPUT: [(1, tokens), (1, 1)]}, state_memory=memory)  # type: ignore[call-arg]
+    model = device.load(graph, shapes={INPUT: [(1, tokens), (1, 1)]}, state_memory=memory)
     plan = model.plan
     return Loaded(model, model.state(max_tokens=context), None if plan is None else plan.constants_bytes)
 
