@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import sdk
 from driver_shim.errors import UnsupportedModel
@@ -46,7 +46,7 @@ def load(
     graph = sdk.read_gguf(path, logits=f"top-{candidates}")
     tokens = min(PREFILL_TOKENS, context)
     memory = _state_bytes(metadata, context)
-    model: Any = device.load(graph, shapes={INPUT: [(1, tokens), (1, 1)]}, state_memory=memory)
+    model = device.load(graph, shapes={INPUT: [(1, tokens), (1, 1)]}, state_memory=memory)
     plan = model.plan
     return Loaded(model, model.state(max_tokens=context), None if plan is None else plan.constants_bytes)
 

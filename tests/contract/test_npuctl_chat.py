@@ -19,7 +19,6 @@ from tests.support.npuctl import PATIENCE_S, Npuctl, environment
 from tests.support.pipes import read_rest, read_until
 from tests.support.small_chat import CONTEXT, byte_level_metadata, write_gguf
 
-module_of_extra("gguf", "chat")
 module_of_extra("jinja2", "chat")
 module_of_extra("tokenizers", "chat")
 
