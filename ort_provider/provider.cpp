@@ -134,9 +134,13 @@ private:
         const Lock lock;
         const Object given = tuple_of(inputs, input_tuple);
         const Object wanted = tuple_of(outputs_, text);
-        const Object arrays = call(session_, "run", "(OO)", given.get(), wanted.get());
+        const Object result = call(session_, "run", "(OO)", given.get(), wanted.get());
+        PyObject *arrays = py.PyTuple_GetItem(result.get(), 0);
         for (size_t index = 0; index < outputs_.size(); ++index) {
-            put_output(context, index, py.PyTuple_GetItem(arrays.get(), static_cast<ptrdiff_t>(index)));
+            put_output(context, index, py.PyTuple_GetItem(arrays, static_cast<ptrdiff_t>(index)));
+        }
+        if (py.PyLong_AsLongLong(py.PyTuple_GetItem(result.get(), 1))) {
+            py.PyErr_SetInterrupt();
         }
     }
 

@@ -66,12 +66,15 @@ class ProviderSession:
         if self._failure is not None:
             raise self._failure
 
-    def run(self, given: Sequence[Given], wanted: Sequence[str]) -> tuple[Computed, ...]:
-        """Run the model; the outputs wanted, in that order. Raises what `sdk.Model` raises when called."""
-        if self._model is None:
-            raise RuntimeError("no model is loaded")
-        outputs = self._model({name: _as_array(*tensor) for name, *tensor in given})
-        return tuple(_computed(np.asarray(outputs[name], order="C")) for name in wanted)
+    def run(self, given: Sequence[Given], wanted: Sequence[str]) -> tuple[tuple[Computed, ...], bool]:
+        """Run the model: the outputs wanted, in that order, and whether Ctrl-C is to come once onnxruntime has them.
+
+        Raises what `sdk.Model` raises when called.
+        """
+        try:
+            return self._run(given, wanted), False
+        except KeyboardInterrupt:  # onnxruntime would make an error of it; with it, a run comes to its end first
+            return self._run(given, wanted), True
 
     def close(self) -> None:
         """Take the model off the device, and let the device go. Idempotent."""
@@ -87,14 +90,20 @@ class ProviderSession:
         model.close()
         return self._share.device.load(data, shapes=known)  # type: ignore[arg-type]
 
+    def _run(self, given: Sequence[Given], wanted: Sequence[str]) -> tuple[Computed, ...]:
+        if self._model is None:
+            raise RuntimeError("no model is loaded")
+        outputs = self._model({name: _as_array(kind, extents, memory) for name, kind, extents, memory in given})
+        return tuple(_computed(np.asarray(outputs[name], order="C")) for name in wanted)
+
     def _drop_model(self) -> None:
         model, self._model, self._failure = self._model, None, None
         if model is not None:
             model.close()
 
 
-def _as_array(number: int, extents: tuple[int, ...], memory: memoryview) -> NDArray[Any]:
-    return np.frombuffer(memory, WireType(number).dtype).reshape(extents)
+def _as_array(kind: int, extents: tuple[int, ...], memory: memoryview) -> NDArray[Any]:
+    return np.frombuffer(memory, WireType(kind).dtype).reshape(extents)
 
 
 def _computed(array: NDArray[Any]) -> Computed:

@@ -22,6 +22,7 @@ VERBS = {
     "regs": ("regs", "Read registers, or write one."),
     "run": ("run", "Run an ONNX model."),
     "compile": ("compile", "Say what an ONNX model takes, without a device."),
+    "chat": ("chat", "Talk to a language model."),
     "bench": ("bench", "Measure round trips, commands per second and copies."),
     "emulate": ("emulate", "Serve an emulated device until interrupted."),
     "reset": ("reset", "Reset devices."),

@@ -219,7 +219,9 @@ def _from_environment() -> list[str]:
 def _named(name: str) -> DeviceInfo:
     """The device with this address or bus address, visible or not, or with this serial among the visible."""
     if name.startswith("emulator"):
-        raise click.UsageError(f"{name!r}: only run, bench and demo start an emulator; serve one with npuctl emulate")
+        raise click.UsageError(
+            f"{name!r}: only run, chat, bench and demo start an emulator; serve one with npuctl emulate"
+        )
     if name == _SOCKET:
         raise click.UsageError(f"{name!r} names no socket; write {_SOCKET}PATH")
     if name.startswith(_SOCKET):  # may be served elsewhere, or published in a folder that we do not look into

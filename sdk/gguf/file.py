@@ -130,6 +130,11 @@ class GgufFile:
         except ValueError as error:
             raise self._damaged(error) from error
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All that the metadata say something under."""
+        return tuple(self._fields)
+
     def _damaged(self, error: ValueError) -> UnsupportedModel:
         return self.refusal(f"the file is truncated or damaged: {error}", "download it again")
 

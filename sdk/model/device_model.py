@@ -66,8 +66,8 @@ class DeviceModel(Model):
 
     @property
     def report(self) -> tuple[NodePlacement, ...]:
-        """Where each node runs: on the device."""
-        return place(self._graph).report()
+        """Where each node runs: on the device. After the nodes, its states, as "state": what each is, how found."""
+        return (*place(self._graph).report(), *self._stateful.report)
 
     def command_runs(self) -> tuple[CommandRun, ...]:
         """The commands of the newest run that succeeded, with the kernels that carried them out; empty before one.

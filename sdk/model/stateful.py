@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdk.compiler.graph import Graph
+from sdk.compiler.placement import NodePlacement
 from sdk.compiler.states import StateInfo, StatePair, find_states, state_infos
+from sdk.compiler.states.report import state_placements
 from sdk.model.lane_set import LaneSet
 from sdk.model.parts import DeviceParts
 from sdk.model.port import ModelOwner
@@ -63,6 +65,11 @@ class Stateful:
     def infos(self) -> tuple[StateInfo, ...]:
         """What a state holds. Raises UnsupportedModel."""
         return state_infos(self._graph, self.pairs)
+
+    @property
+    def report(self) -> tuple[NodePlacement, ...]:
+        """One line for each pair: what it is, how it was found, what a token takes."""
+        return state_placements(self._graph, self.pairs)
 
     @property
     def states(self) -> ModelStates:

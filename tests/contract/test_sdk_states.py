@@ -19,7 +19,16 @@ import sdk
 from sdk.model.model import Model
 from sdk.state.state import State
 from tests.support.children import children_that_run
-from tests.support.decoders import Scattering, Size, whole
+from tests.support.decoders import (
+    Concatenating,
+    CountingPlaces,
+    Decoder,
+    Owning,
+    Scattering,
+    Size,
+    SlidingGrouping,
+    whole,
+)
 from tests.support.models import model as model_of
 from tests.support.models import node
 from tests.support.rigs import in_process_rig, process_rig
@@ -85,6 +94,26 @@ def test_a_text_in_chunks_and_then_word_by_word_is_what_it_is_at_once(loaded: Mo
     for at in range(21, 25):
         expect(decoder, text, loaded(ids([text[at]]), state=state)["logits"][0], at)
     assert state.length == 25
+
+
+@pytest.mark.parametrize("form", [Concatenating, CountingPlaces, Owning, SlidingGrouping])
+def test_other_forms_in_which_models_keep_states_give_the_same_as_without(
+    device: sdk.Device, form: type[Decoder]
+) -> None:
+    model, text = form(SIZE).model(), words(11)
+    lm = device.load(model, shapes={"input_ids": [(1, 8), (1, 1)]}, state_memory=16 * BLOCK_BYTES)
+    state = lm.state()
+    expect(model, text, lm(ids(text[:9]), state=state)["logits"][0], 0)
+    for at in (9, 10):
+        expect(model, text, lm(ids([text[at]]), state=state)["logits"][0], at)
+    lm.close()
+
+
+def test_the_report_says_what_each_state_is_and_how_it_was_found(loaded: Model) -> None:
+    lines = [entry for entry in loaded.report if entry.op == "state"]
+    assert len(lines) == 2 * SIZE.layers
+    assert lines[0].node == "past_key_values.0.key -> present.0.key"
+    assert lines[0].reason == "append, found by name, 64 bytes a token"
 
 
 def test_rows_of_one_step_give_what_each_gives_alone(loaded: Model, decoder: onnx.ModelProto) -> None:

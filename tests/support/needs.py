@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
+from tests.support.paths import ROOT
 from tests.support.waiting import PATIENCE_S
 
+ORT_PROVIDER = ROOT / "build" / "ort_provider" / "libnpu_ort_provider.so"
+"""Where `make ort-provider` puts onnxruntime's provider for our devices."""
 PACKAGES = {
     "gcc": "gcc libc6-dev",
     "g++": "g++",
@@ -54,6 +57,16 @@ def require_all_there(missing: str | None) -> None:
     """Leave the running test out when this says what is missing, and how to get it."""
     if missing:
         pytest.skip(missing)
+
+
+def _missing_ort_provider() -> str | None:
+    sources = (path.stat().st_mtime for path in (ROOT / "ort_provider").iterdir())
+    if ORT_PROVIDER.exists() and ORT_PROVIDER.stat().st_mtime >= max(sources):
+        return None
+    return f"needs {ORT_PROVIDER.relative_to(ROOT)}, as new as its sources: make ort-provider"
+
+
+needs_ort_provider = pytest.mark.skipif(_missing_ort_provider() is not None, reason=_missing_ort_provider() or "")
 
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: sudo make test")

@@ -41,15 +41,16 @@ def published(runtime_folder: Path, field: str, value: object) -> dict[str, Any]
 
 
 class Npuctl:
-    """Runs the tool with one runtime folder."""
+    """Runs the tool with one runtime folder; a `module` of the tests' may stand in for a part of it."""
 
-    def __init__(self, runtime_folder: Path) -> None:
+    def __init__(self, runtime_folder: Path, module: str = "npuctl") -> None:
         self.runtime_folder = runtime_folder
+        self.module = module
 
     def __call__(self, *arguments: str, typed: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
         """Run to the end, `typed` piped in."""
         return subprocess.run(
-            [sys.executable, "-m", "npuctl", *arguments],
+            [sys.executable, "-m", self.module, *arguments],
             env=environment(self.runtime_folder, variables),
             input=typed,
             capture_output=True,
@@ -68,10 +69,12 @@ class Npuctl:
         assert found["schema"] == f"npuctl.{name}"
         return found
 
-    def lines(self, verb: str, *arguments: str) -> list[dict[str, Any]]:
+    def lines(
+        self, verb: str, *arguments: str, code: int = 0, typed: str = "", **variables: str
+    ) -> list[dict[str, Any]]:
         """As `document`, of a verb that prints a line for each piece of a stream."""
-        done = self(*verb.split(), *arguments, "--json")
-        assert done.returncode == 0, done.stderr
+        done = self(*verb.split(), *arguments, "--json", typed=typed, **variables)
+        assert done.returncode == code, done.stderr
         found: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
         for document in found:
             validator(verb.replace(" ", "-")).validate(document)

@@ -80,6 +80,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "sdk.open_function",
         "sdk.device",
         "sdk",
+        "sdk.chat",
         "sdk.validate",
         "sdk.cli",
     ),

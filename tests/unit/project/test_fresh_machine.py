@@ -26,8 +26,8 @@ SYSTEM = [Bind(f"/{name}", f"/{name}") for name in ("usr", "bin", "sbin", "lib",
 """Enough of this machine for a shell."""
 
 
-def test_the_readme_begins_with_the_two_commands() -> None:
-    assert commands((ROOT / "README.md").read_text("utf-8")) == ["make demo", "make test"]
+def test_the_readme_begins_with_the_three_commands() -> None:
+    assert commands((ROOT / "README.md").read_text("utf-8")) == ["make demo", "make test", "make chat"]
 
 
 def test_comments_output_and_later_blocks_are_not_typed() -> None:

@@ -25,11 +25,13 @@ ALWAYS = {
 """Module → distribution, of what every installation has."""
 EXTRAS = {
     "cryptography": ("cryptography", "firmware"),
+    "jinja2": ("jinja2", "chat"),
     "libusb_package": ("libusb-package", "usb"),
     "magika": ("magika", "demo"),
     "onnxruntime": ("onnxruntime", "models"),
     "peakrdl_html": ("peakrdl-html", "firmware"),
     "systemrdl": ("systemrdl-compiler", "firmware"),
+    "tokenizers": ("tokenizers", "chat"),
     "torch": ("torch", "torch"),
     "unicorn": ("unicorn", "firmware"),
     "usb": ("pyusb", "usb"),
