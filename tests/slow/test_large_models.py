@@ -22,6 +22,7 @@ from emulator.engines.inline import InlineEngines
 from emulator.function.function import PciFunction
 from emulator.model.profile import load_profile
 from sdk.device import on_transport
+from tests.support.needs import require_memory
 from tests.support.waiting import PATIENCE_S
 
 DEPTH, COLUMNS = 1 << 14, 36 << 10
@@ -44,9 +45,7 @@ def kilobytes(path: str, field: str) -> int:
 @pytest.fixture
 def roomy() -> Iterator[sdk.Device]:
     """A device with memory for the weights, in this process."""
-    available = kilobytes("/proc/meminfo", "MemAvailable")
-    if available < NEEDED:
-        pytest.skip(f"needs {NEEDED >> 20} MiB of memory; {available >> 20} MiB are available")
+    require_memory(NEEDED)
     profile = dataclasses.replace(load_profile("generic"), memory_bytes=4 << 30)
     function = PciFunction(Chip(profile, lambda memory: InlineEngines(memory.view, executor, "numpy")))
     transport = InProcessTransport(function, ResetCause.DEVICE_RESET)
