@@ -15,9 +15,11 @@ PATHS ?=
 WRITE ?=
 PROMPT ?=
 DESTDIR ?=
+ORT_PROVIDER := build/ort_provider/libnpu_ort_provider.so
+
 export PROMPT
 
-.PHONY: help demo chat chat-model models test conformance test-slow test-bringup test-vm test-vm-iommufd test-fresh lint format bench clean install-udev
+.PHONY: help demo chat chat-model models test conformance test-slow test-bringup test-vm test-vm-iommufd test-fresh lint format bench ort-provider clean install-udev
 
 help: ## what there is to make (this)
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 26
@@ -82,6 +84,12 @@ format: $(VENV)/dev.stamp ## let ruff mend and format the sources
 
 bench: $(VENV)/bench.stamp models ## our figures beside PoCL's, memcpy's and onnxruntime's
 	$(BIN)/python -m benchmarks.run --output benchmarks/results.json
+
+# Needs g++, and brings onnxruntime's headers, which no package of Python's has: ort_provider/build.sh.
+ort-provider: $(ORT_PROVIDER) ## the library by which onnxruntime itself runs models on our devices; needs g++
+
+$(ORT_PROVIDER): $(wildcard ort_provider/*)
+	sh ort_provider/build.sh $@
 
 # With DESTDIR, for packages, files are only put in place.
 install-udev: ## let users at the cards of this machine; needs root

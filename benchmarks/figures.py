@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 MICRO, MILLI, GIGA, MEGA = 1e-6, 1e-3, 1e9, 1e6
-_SCALES = {"µs": MICRO, "ms": MILLI, "s": 1.0, "M/s": MEGA, "GB/s": GIGA, "%": 0.01, "×": 1.0}
+_SCALES = {"µs": MICRO, "ms": MILLI, "s": 1.0, "M/s": MEGA, "GB/s": GIGA, "%": 0.01, "×": 1.0, "B": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)

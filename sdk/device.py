@@ -20,13 +20,14 @@ from sdk.here_only import HereOnly
 from sdk.log_pages import Activity, ErrorLogEntry, decode_activity, decode_error_log
 from sdk.memory.buffers import DeviceBuffer, HostBuffer
 from sdk.model.programs import ProgramCounts
+from sdk.model.progress import told
 from sdk.open_function import OpenFunction
 from sdk.opening.addresses import Opened, open_address
 from sdk.opening.listing import DeviceInfo, bus_facts
 from sdk.queue.queue import MAX_DEPTH, MIN_DEPTH, Queue
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sdk.compiler.graph import Graph
     from sdk.model.device_model import DeviceModel
@@ -194,6 +195,7 @@ class Device(HereOnly):
         state_memory: int | str | None = None,
         states: Mapping[str, str] | None = None,
         idle_rows: bool = False,
+        progress: Callable[[int, int], object] | None = None,
     ) -> Model:
         """Load a model: an ONNX path, bytes, ModelProto or what `sdk.compile` made.
 
@@ -206,9 +208,13 @@ class Device(HereOnly):
         `state_memory`, bytes or a text as "256MiB"; `states` names the output that is the next value of an input where
         neither names nor nodes tell. With `idle_rows` a run with fewer states takes the next larger program.
 
+        `progress(done, of)` is told how much is compiled and sent, for which a model that declares all its shapes need
+        not be given `shapes`. What it raises, as Ctrl-C does, ends the load and leaves nothing of it on the device.
+
         Raises UnsupportedModel (node, operator, reason), FileNotFoundError, OutOfDeviceMemory.
         """
         from sdk.compiler import torch_export
+        from sdk.model.inputs import declared_shapes
         from sdk.model.stateful import StateOptions
 
         self._function.check_operable()
@@ -220,19 +226,20 @@ class Device(HereOnly):
             fallback = fallback or model.fallback
         if fallback not in (None, "error", "cpu"):
             raise ValueError(f'fallback={fallback!r}: use "error" or "cpu"')
-        if fallback == "cpu":
-            if state_memory is not None or states is not None or idle_rows:
-                raise TypeError(
-                    'states, state_memory and idle_rows do not go with fallback="cpu": the host keeps no states'
-                )
-            loaded = self._load_mixed(model)
-        else:
-            loaded = self._load_whole(model, StateOptions(state_memory, states, idle_rows))
-        try:
-            loaded._compile_for(shapes or {})
-        except BaseException:
-            loaded.close()
-            raise
+        options = StateOptions(state_memory, states, idle_rows)
+        if fallback == "cpu" and options.any:
+            raise TypeError(
+                'states, state_memory and idle_rows do not go with fallback="cpu": the host keeps no states'
+            )
+        with told(progress):
+            loaded = self._load_mixed(model) if fallback == "cpu" else self._load_whole(model, options)
+            try:
+                if shapes is None and progress is not None:
+                    shapes = declared_shapes(loaded.inputs)
+                loaded._compile_for(shapes or {})
+            except BaseException:
+                loaded.close()
+                raise
         return loaded
 
     def _load_whole(self, source: Any, options: StateOptions | None = None) -> DeviceModel:

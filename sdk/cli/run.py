@@ -13,7 +13,7 @@ import click
 from numpy.typing import NDArray
 
 from driver_shim.errors import CommandFailed, NpuError, UnsupportedModel
-from sdk.cli import timeouts
+from sdk.cli import load_progress, timeouts
 from sdk.cli.bounded_number import bounded
 from sdk.cli.device_selection import device_option, open_for_comparison, open_for_work
 from sdk.cli.exit_codes import ExitCode, Failure
@@ -98,7 +98,8 @@ def _run(
 ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """(what the report says of the runs, outputs of the last)."""
     began = time.perf_counter()
-    model = device.load(graph, shapes={name: [array.shape] for name, array in inputs.items()})
+    with load_progress.on_terminal() as tell:
+        model = device.load(graph, shapes={name: [array.shape] for name, array in inputs.items()}, progress=tell)
     load_seconds = time.perf_counter() - began
     walls, ticks = [], []
     for _ in range(repeat):

@@ -16,7 +16,7 @@ import logging
 import os
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ import emulator.model
 from driver_shim.protocol.program import TensorType, align_up
 from driver_shim.protocol.registers import CONTRACT_MAJOR, CONTRACT_MINOR
 from driver_shim.protocol.types import PACKED, WireType
+from sdk.compiler import cache_limit
 from sdk.compiler.compiled import CompiledProgram, Constant, LiveRange, Plan, StateInfo, StateKind, TensorInfo
 from sdk.compiler.graph import Graph
 from sdk.compiler.tensor_data import map_file
@@ -109,10 +110,12 @@ def cached(folder: Path, key: CacheKey, graph: Graph, compile_now: Callable[[], 
         _log.warning("compile cache: %s cannot be used and is made anew: %s", path, error)
     else:
         _log.info("compile cache: %s has the program", path)
+        cache_limit.note_use(path)
         return program
     program = compile_now()
     try:
         _write(path, key, program)
+        cache_limit.trim(folder)
     except OSError as error:
         _log.warning("compile cache: the program is not kept: %s", error)
     return program
@@ -136,17 +139,17 @@ def _explain(folder: Path, key: CacheKey) -> str:
 
 
 def _write(path: Path, key: CacheKey, program: CompiledProgram) -> None:
-    blobs = [np.frombuffer(program.image, np.uint8)]
+    kept = [constant for constant in program.constants if not constant.key.startswith(_INITIALIZER)]
+    numbers = {id(constant): number for number, constant in enumerate(kept, 1)}
     constants = []
     for constant in program.constants:
         entry: dict[str, Any] = {"key": constant.key, "dtype": int(constant.type.dtype), "shape": constant.type.shape}
-        if not constant.key.startswith(_INITIALIZER):
-            entry["blob"] = len(blobs)
-            blobs.append(np.ascontiguousarray(constant.array).reshape(-1).view(np.uint8))
+        if id(constant) in numbers:
+            entry["blob"] = numbers[id(constant)]
         constants.append(entry)
     places, end = [], 0
-    for blob in blobs:
-        places.append((end, blob.nbytes, zlib.crc32(blob.data)))
+    for blob in _blobs(program.image, kept):
+        places.append((end, blob.nbytes, zlib.crc32(blob)))
         end += align_up(blob.nbytes)
     header = json.dumps(
         {
@@ -162,13 +165,13 @@ def _write(path: Path, key: CacheKey, program: CompiledProgram) -> None:
         }
     ).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".part", delete=False) as file:
         try:
             lengths = len(header).to_bytes(8, "little") + zlib.crc32(header).to_bytes(8, "little")
             file.write(_MAGIC + lengths + header)
             file.write(bytes(_start(len(header)) - file.tell()))
-            for blob in blobs:
-                file.write(blob.data)
+            for blob in _blobs(program.image, kept):
+                file.write(blob)
                 file.write(bytes(align_up(blob.nbytes) - blob.nbytes))
             file.flush()
             os.replace(file.name, path)
@@ -176,6 +179,13 @@ def _write(path: Path, key: CacheKey, program: CompiledProgram) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(file.name)
             raise
+
+
+def _blobs(image: bytes, constants: Sequence[Constant]) -> Iterator[memoryview]:
+    """The contents of an entry, one at a time: what constants are made of may be all that is in memory."""
+    yield memoryview(image)
+    for constant in constants:
+        yield np.ascontiguousarray(constant.array).reshape(-1).view(np.uint8).data
 
 
 def _start(header_bytes: int) -> int:

@@ -199,7 +199,10 @@ class _Compiler:
         caches = [] if lowered.states is None else list(lowered.states.caches.items())
         infos = () if self._plan is None else self._plan.infos(self._graph, shapes)
         operations = finished(rewriting)
-        return encode(operations, lowered.inputs, lowered.outputs, self._graph.initializers, caches, infos)
+        program = encode(operations, lowered.inputs, lowered.outputs, self._graph.initializers, caches, infos)
+        for operation in (*lowered.operations, *operations):
+            operation.outputs = ()  # they refer to each other, and with them constants would wait for the collector
+        return program
 
     def _lowered(self, shapes: Mapping[str, tuple[int, ...]]) -> _Lowered:
         """Every node as commands."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from driver_shim.protocol.program import TensorType
+from sdk.compiler.derived import Source, array_of
 
 ANY_SHAPE = ("...",)
 """The shape of a tensor of which the model does not even say the rank."""
@@ -47,8 +48,13 @@ class Constant:
     key: str
     """What is in it: constants of one model with equal keys have equal bytes, whatever shapes it was compiled for."""
     type: TensorType
-    array: NDArray[Any] = dataclasses.field(compare=False)
+    source: Source = dataclasses.field(compare=False)
     """A view of the model's own memory, where it is an initialiser as it stands; 4-bit integers are bytes."""
+
+    @property
+    def array(self) -> NDArray[Any]:
+        """What is in it; made for this call where it was derived from initialisers."""
+        return array_of(self.source)
 
 
 class LiveRange(NamedTuple):
@@ -87,11 +93,15 @@ class Plan:
     """Read and written by all commands together."""
     live: tuple[LiveRange, ...]
     """Every intermediate, in the order of their making."""
+    states_bytes: int = 0
+    """Device memory of all states of the model, with the tables that say which part is whose."""
+    state_capacity_tokens: int = 0
+    """Tokens that fit there, of all states together."""
 
     @property
     def peak_bytes(self) -> int:
         """Device memory for one run at a time."""
-        return self.constants_bytes + self.operands_bytes + self.workspace_bytes
+        return self.constants_bytes + self.operands_bytes + self.workspace_bytes + self.states_bytes
 
 
 class StateKind(enum.StrEnum):

@@ -18,6 +18,7 @@ from driver_shim.protocol.program import MAX_TENSOR_BYTES, TensorType, make_attr
 from driver_shim.protocol.program_commands import ATTRIBUTES, MAX_RANK, CommandKind
 from driver_shim.protocol.types import UnsupportedType, WireType, constant_type_of
 from emulator.model.operators import OPERATORS, KernelFault, SemanticError
+from sdk.compiler.derived import Source, array_of
 
 Array = NDArray[Any]
 
@@ -50,13 +51,26 @@ class NoSuchType(Refused):
     """Something has an element type that the device does not have."""
 
 
-@dataclasses.dataclass(eq=False, slots=True)
 class Value:
     """A tensor during compilation. Compared by identity."""
 
-    type: TensorType
-    constant: Array | None = None
-    producer: Operation | None = None
+    __slots__ = ("producer", "source", "type")
+
+    def __init__(self, tensor: TensorType, constant: Source | None = None, producer: Operation | None = None) -> None:
+        self.type = tensor
+        self.source = constant
+        """What a constant is made of; None for another value."""
+        self.producer = producer
+
+    @property
+    def constant(self) -> Array | None:
+        """A constant's array, which may be made for this call; None for another value."""
+        return None if self.source is None else array_of(self.source)
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether it is a constant."""
+        return self.source is not None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -125,12 +139,12 @@ def folded(
 
     Raises Refused when it cannot be computed.
     """
-    if any(value is not None and value.constant is None for value in inputs):
+    if any(value is not None and not value.is_constant for value in inputs):
         return None
-    arrays = [value.constant if value is not None else None for value in inputs]
     size = sum(value.type.size_bytes for value in inputs if value is not None)
     if sum(output.size_bytes for output in outputs) > max(FOLD_BYTES, FOLD_GROWTH * size):
         return None
+    arrays = [value.constant if value is not None else None for value in inputs]
     results = tuple(np.empty(output.shape, output.dtype.dtype) for output in outputs)
     if any(result.size for result in results):
         try:

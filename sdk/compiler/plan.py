@@ -28,6 +28,7 @@ from driver_shim.protocol.program_commands import OPERANDS
 from driver_shim.protocol.types import INT64_STORAGE_MAX, INT64_STORAGE_MIN, PACKED, WireType, pack
 from emulator.model.work import program_work
 from sdk.compiler.compiled import CompiledProgram, Constant, LiveRange, Plan, StateInfo, TensorInfo
+from sdk.compiler.derived import Derived, Source, array_of
 from sdk.compiler.ir import Operation, Value
 
 NamedValue = tuple[str, Value]
@@ -119,7 +120,9 @@ def encode(
         constants_bytes=sum({each.key: align_up(each.type.size_bytes) for each in table.constants}.values()),
         workspace_bytes=workspace.size,
         unshared_workspace_bytes=workspace.unshared,
-        operands_bytes=sum(align_up(value.type.size_bytes) for _, value in (*inputs, *outputs)),
+        operands_bytes=_aligned_bytes([*(inputs[:-1] if caches else inputs), *outputs]),
+        states_bytes=_aligned_bytes([*inputs[-1:], *caches] if caches else []),
+        state_capacity_tokens=min((value.shape[1] * value.shape[2] for _, value in caches), default=0),
         peak_live_bytes=workspace.peak_live_bytes,
         largest_hole_bytes=workspace.largest_hole_bytes,
         live=tuple(sorted(workspace.live, key=lambda each: (each.first, each.offset))),
@@ -136,6 +139,11 @@ def encode(
         tuple(map(_info, caches)),
         tuple(states),
     )
+
+
+def _aligned_bytes(values: Sequence[NamedValue]) -> int:
+    """Device memory of tensors, each on a cache line of its own."""
+    return sum(align_up(value.type.size_bytes) for _, value in values)
 
 
 def _container(program: Program) -> bytes:
@@ -161,8 +169,11 @@ class _Keys:
     def __init__(self, initializers: Mapping[str, NDArray[Any]]) -> None:
         self._names = {_bytes_of(array): name for name, array in initializers.items() if array.flags.c_contiguous}
 
-    def key_of(self, array: NDArray[Any]) -> str:
+    def key_of(self, source: Source) -> str:
         """The key of an array. Small ones are called after their contents, so that equal ones share a place."""
+        return source.key(self._of_array) if isinstance(source, Derived) else self._of_array(source)
+
+    def _of_array(self, array: NDArray[Any]) -> str:
         if array.nbytes > NAMED_BYTES and array.flags.c_contiguous:
             name = self._names.get(_bytes_of(array))
             if name is not None:
@@ -203,9 +214,10 @@ class _Table:
         known = self.ids.get(id(value))
         if known is not None:
             return known
-        if value.constant is None:
+        source = value.source
+        if source is None:
             raise ValueError("an operation reads a value that nothing computes")
-        if value.dtype is WireType.INT64 and not _fits(value.constant):
+        if value.dtype is WireType.INT64 and not _fits(array_of(source)):
             raise UnsupportedModel(
                 f"the model cannot run on the device: node {operation.node!r} needs an int64 constant with values that"
                 " do not fit 32 bits",
@@ -213,8 +225,9 @@ class _Table:
                 op=operation.kind.name,
                 subsystem="compiler",
             )
-        array = pack(value.constant) if value.dtype in PACKED else value.constant
-        constant = Constant(self._keys.key_of(array), value.type, array)
+        if value.dtype in PACKED:
+            source = pack(array_of(source))
+        constant = Constant(self._keys.key_of(source), value.type, source)
         known = self._known.get((constant.key, constant.type))
         if known is None:
             known = self._known[constant.key, constant.type] = self._add(value, Storage.CONSTANT, 0)

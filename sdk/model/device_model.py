@@ -12,7 +12,7 @@ from sdk.compiler.compiled import StateInfo
 from sdk.compiler.graph import Graph
 from sdk.compiler.placement import NodePlacement, place
 from sdk.memory.buffers import Span
-from sdk.model.inputs import Call, requested_shapes
+from sdk.model.inputs import Call, ShapeKey, requested_shapes
 from sdk.model.keyed_programs import KeyedPrograms
 from sdk.model.lane_set import LaneSet
 from sdk.model.model import Model
@@ -20,6 +20,7 @@ from sdk.model.parts import DeviceParts, abandon, unload
 from sdk.model.port import ModelOwner
 from sdk.model.program_run import ProgramRun
 from sdk.model.programs import CommandRun
+from sdk.model.progress import current, expected
 from sdk.model.runs import Outputs, RunEvent
 from sdk.model.stateful import Stateful, StateOptions
 from sdk.state.state import State
@@ -65,8 +66,8 @@ class DeviceModel(Model):
 
     @property
     def report(self) -> tuple[NodePlacement, ...]:
-        """Where each node runs: on the device."""
-        return place(self._graph).report()
+        """Where each node runs: on the device. After the nodes, its states, as "state": what each is, how found."""
+        return (*place(self._graph).report(), *self._stateful.report)
 
     def command_runs(self) -> tuple[CommandRun, ...]:
         """The commands of the newest run that succeeded, with the kernels that carried them out; empty before one.
@@ -88,12 +89,19 @@ class DeviceModel(Model):
         if self._stateful.takes(shapes):
             self._stateful.compile_for(shapes)
             return
-        for key in requested_shapes(self.inputs, shapes):
-            program = self._programs.make_for_shapes(key)
-            if program is None:
+        for key in expected(requested_shapes(self.inputs, shapes)):
+            if not self._make_ready(key):
                 return
-            self._lanes.take(program).reserve(program)
-            self._owner.make_resident(program)
+            current().loaded()
+
+    def _make_ready(self, shapes: ShapeKey) -> bool:
+        """Compile for these shapes, and have memory for a run; False where only runs tell which programs there are."""
+        program = self._programs.make_for_shapes(shapes)
+        if program is None:
+            return False
+        self._lanes.take(program).reserve(program)
+        self._owner.make_resident(program)
+        return True
 
     def _keep_quiet_about_shapes(self) -> None:
         """Do not warn of a compilation during a run: its shapes are nobody's to name beforehand."""
@@ -118,6 +126,9 @@ class DeviceModel(Model):
     def state(self, *, max_tokens: int | None = None, restore: bytes | None = None) -> State:
         """A new state; see `Model.state`."""
         return self._stateful.states.new(max_tokens, restore)
+
+    def _step_program(self, rows: int, tokens: int) -> CompiledProgram:
+        return self._stateful.program_for(rows, tokens)
 
     def _submit_step(
         self, chosen: Sequence[State], arrays: tuple[Any, ...], named: Mapping[str, Any], out: object

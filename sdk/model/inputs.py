@@ -215,6 +215,13 @@ def requested_shapes(inputs: Sequence[TensorInfo], shapes: Mapping[str, Sequence
     return keys
 
 
+def declared_shapes(inputs: Sequence[TensorInfo]) -> dict[str, Sequence[Sequence[int]]]:
+    """The shapes that a model declares for all its inputs, in the form of `shapes`; empty where it leaves any open."""
+    if not all(isinstance(extent, int) for info in inputs for extent in info.shape):
+        return {}
+    return {info.name: [tuple(int(extent) for extent in info.shape)] for info in inputs}
+
+
 def _checked_shape(info: TensorInfo, shape: tuple[Any, ...]) -> Shape:
     if not all(isinstance(extent, int) and extent >= 0 for extent in shape) or not _fits(info.shape, shape):
         raise ValueError(f"shapes: {shape} does not fit input {info.name!r} of shape {_show(info.shape)}")

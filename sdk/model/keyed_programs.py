@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sdk.compiler import CompiledProgram, compile_model
 from sdk.compiler.compile import NeedsValues
 from sdk.compiler.graph import Graph
+from sdk.model import progress
 from sdk.model.inputs import Call, InputChecks, Planned, Shape, ShapeKey
 from sdk.model.parts import DeviceParts, Key
 from sdk.model.port import ModelOwner
@@ -88,7 +89,8 @@ class KeyedPrograms:
     def latest(self) -> CompiledProgram | None:
         """What was compiled last; before that, the program for the shapes that the model declares, if it does."""
         if self._last is None and self._ahead is None and not self._is_dynamic and not self._by_value:
-            self._ahead = compile_model(self._graph, target=self._owner.profile)
+            told = progress.current().compiling
+            self._ahead = compile_model(self._graph, target=self._owner.profile, progress=told)
         return self._last or self._ahead
 
     def _keyed(self, call: Call) -> tuple[Key, list[Input]]:
@@ -118,7 +120,8 @@ class KeyedPrograms:
         shapes = {name: value.shape for name, value in self._inputs.named(call).items() if name not in fixed}
         compiled = self._compiled_ahead(shapes, fixed)
         if compiled is None:
-            compiled = compile_model(self._graph, shapes, fixed, target=self._owner.profile)
+            told = progress.current().compiling
+            compiled = compile_model(self._graph, shapes, fixed, target=self._owner.profile, progress=told)
         program = on_device(self._owner, parts, compiled)
         self._last = program.compiled
         if compiled is self._ahead:

@@ -25,6 +25,7 @@ from sdk.model.parts import Parts
 from sdk.model.pipeline import DeviceRegion, Pipeline
 from sdk.model.port import ModelOwner
 from sdk.model.programs import CommandRun
+from sdk.model.progress import current, expected
 from sdk.model.runs import Outputs
 from sdk.queue.events import Event
 
@@ -69,7 +70,7 @@ class MixedModel(Model):
 
     def _compile_for(self, shapes: Mapping[str, Sequence[Sequence[int]]]) -> None:
         """Run once for each set of shapes, on zeros: what does not fit the device shows, and programs are compiled."""
-        for key in requested_shapes(self.inputs, shapes):
+        for key in expected(requested_shapes(self.inputs, shapes), self._pipeline.device_regions):
             arrays = [np.zeros(shape, as_dtype(info.dtype)) for info, shape in zip(self.inputs, key, strict=True)]
             try:
                 self._run(Call(arrays))
@@ -131,7 +132,9 @@ class _OnDevice:
 
     def run(self, arrays: Mapping[str, NDArray[Any]]) -> Outputs:
         """What it gives for these."""
-        return self._model(dict(arrays))
+        outputs = self._model(dict(arrays))
+        current().loaded()  # if this is a run by which the model is loaded
+        return outputs
 
     def command_runs(self) -> tuple[CommandRun, ...]:
         """The commands of its newest run."""

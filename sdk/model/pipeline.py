@@ -64,6 +64,11 @@ class Pipeline:
         """Whether the device runs all of it."""
         return self._placement.is_whole
 
+    @property
+    def device_regions(self) -> int:
+        """How many regions the device runs, as far as is known."""
+        return sum(region.where is Where.DEVICE for region in self._placement.regions)
+
     def on_device(self) -> list[DeviceRegion]:
         """The device's regions that were loaded, in the order of their running."""
         with self._lock:

@@ -6,8 +6,11 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sdk.compiler import CompiledProgram
 from sdk.compiler.graph import Graph
+from sdk.compiler.placement import NodePlacement
 from sdk.compiler.states import StateInfo, StatePair, find_states, state_infos
+from sdk.compiler.states.report import state_placements
 from sdk.model.lane_set import LaneSet
 from sdk.model.parts import DeviceParts
 from sdk.model.port import ModelOwner
@@ -65,6 +68,11 @@ class Stateful:
         return state_infos(self._graph, self.pairs)
 
     @property
+    def report(self) -> tuple[NodePlacement, ...]:
+        """One line for each pair: what it is, how it was found, what a token takes."""
+        return state_placements(self._graph, self.pairs)
+
+    @property
     def states(self) -> ModelStates:
         """Their memory, taken when it is first needed. Raises TypeError for a model without, OutOfDeviceMemory."""
         with self._lock:
@@ -100,6 +108,10 @@ class Stateful:
     def compile_for(self, shapes: Mapping[str, Sequence[Sequence[int]]]) -> None:
         """Compile and load steps of these shapes."""
         self.steps.compile_for(self.states, shapes)
+
+    def program_for(self, rows: int, tokens: int) -> CompiledProgram:
+        """The program for a step of this shape, which need not be loaded."""
+        return self.steps.program_for(self.states, rows, tokens)
 
     def start(
         self, chosen: Sequence[State], arrays: tuple[Any, ...], named: Mapping[str, Any], *, answered: bool

@@ -16,10 +16,11 @@ from sdk.compiler import CompiledProgram, Signature, TensorInfo, compile_model
 from sdk.compiler.graph import Graph
 from sdk.compiler.states import MAY_BE_GIVEN, ROWS, StateKind, StatePair, derived_inputs, step_input
 from sdk.memory.buffers import Span
+from sdk.model import progress
 from sdk.model.inputs import Call, InputChecks, Shape, requested_shapes
 from sdk.model.keyed_programs import on_device
 from sdk.model.lane_set import LaneSet
-from sdk.model.parts import DeviceParts
+from sdk.model.parts import DeviceParts, Key
 from sdk.model.port import ModelOwner
 from sdk.model.programs import ModelProgram
 from sdk.model.runs import RunEvent
@@ -91,7 +92,7 @@ class Steps:
 
     def compile_for(self, states: ModelStates, shapes: Mapping[str, Sequence[Sequence[int]]]) -> None:
         """Compile and load for shapes that are known beforehand. Raises ValueError, TypeError, UnsupportedModel."""
-        for key in requested_shapes(self.signature.inputs, shapes):
+        for key in progress.expected(requested_shapes(self.signature.inputs, shapes)):
             named = {info.name: shape for info, shape in zip(self.signature.inputs, key, strict=True)}
             rows, width = named[self._primary.name][:2]
             program = self._program(states, named)
@@ -101,10 +102,35 @@ class Steps:
             if width not in widths:
                 widths.append(width)
                 widths.sort()
+            progress.current().loaded()
+
+    def program_for(self, states: ModelStates, rows: int, tokens: int) -> CompiledProgram:
+        """The program for a step of this shape, compiled but not loaded where it is not there. Raises ValueError."""
+        shapes = {info.name: self._shape_for(info, rows, tokens) for info in self.signature.inputs}
+        program = self._parts.loaded.get(_key(shapes))
+        return program.compiled if program is not None else self._compiled(states, shapes)
+
+    def _shape_for(self, info: TensorInfo, rows: int, tokens: int) -> Shape:
+        axes = self._axes[info.name]
+        shape = [{axes.row: rows, axes.token: tokens}.get(at, extent) for at, extent in enumerate(info.shape)]
+        still_open = next((extent for extent in shape if isinstance(extent, str)), None)
+        if still_open is not None:
+            raise ValueError(f"input {info.name!r} leaves {still_open!r} open, which neither rows nor tokens say")
+        return tuple(int(extent) for extent in shape)
+
+    def _compiled(self, states: ModelStates, shapes: Mapping[str, Shape]) -> CompiledProgram:
+        return compile_model(
+            self._graph,
+            shapes,
+            target=self._owner.profile,
+            progress=progress.current().compiling,
+            pairs=self._pairs,
+            states=states.memory.layout,
+        )
 
     def _program(self, states: ModelStates, shapes: Mapping[str, Shape], *, warn: bool = False) -> ModelProgram:
         """The program for inputs of these shapes, compiled if there is none yet, its weights on the device."""
-        key = ("step", *sorted(shapes.items()))
+        key = _key(shapes)
         parts = self._parts
         with parts.lock:
             parts.check_open()
@@ -112,10 +138,7 @@ class Steps:
             if program is not None:
                 return program
             began = time.monotonic()
-            compiled = compile_model(
-                self._graph, shapes, target=self._owner.profile, pairs=self._pairs, states=states.memory.layout
-            )
-            program = on_device(self._owner, parts, compiled)
+            program = on_device(self._owner, parts, self._compiled(states, shapes))
             parts.check_open()  # a reset may have come meanwhile
             parts.loaded[key] = program
             self.last = program.compiled
@@ -307,3 +330,8 @@ class Steps:
                     subsystem="model",
                     remedy=f"give at most {state.max_tokens - holding.length}, or rewind it, or take a larger one",
                 )
+
+
+def _key(shapes: Mapping[str, Shape]) -> Key:
+    """What a step's program is found by."""
+    return ("step", *sorted(shapes.items()))

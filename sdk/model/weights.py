@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from driver_shim.errors import HostMemoryLimit, NpuError
 from driver_shim.protocol.program import align_up
 from sdk.compiler import Constant
-from sdk.memory.buffers import Buffer, HostBuffer, Span
+from sdk.memory.buffers import Buffer, DeviceBuffer, HostBuffer, Span
+from sdk.model import progress
 from sdk.model.port import ModelOwner
 from sdk.queue.events import Event
 from sdk.queue.queue import Queue
@@ -66,15 +67,19 @@ class Weights:
             return
         size = sum(constant.type.size_bytes for constant, _ in placement.missing)
         queue = self._owner.take_queue()
+        upload: Upload | None = None
         try:
-            with (
-                Upload(self._owner, queue, min(max(size, 1), STAGING_BYTES)) as upload,
-                _Beside(meanwhile) if size > STAGING_BYTES else contextlib.nullcontext(),
-            ):
+            upload = Upload(self._owner, queue, min(max(size, 1), STAGING_BYTES))
+            with upload, _Beside(meanwhile) if size > STAGING_BYTES else contextlib.nullcontext():
                 for constant, span in placement.missing:
-                    upload.send(constant.array, span)
-        finally:
-            self._owner.give_queue(queue)
+                    for sent in upload.send(constant.array, span):
+                        progress.current().sending(sent, size)
+        except BaseException:
+            self._owner.give_queue(queue)  # which ends what is in flight, if it is nobody else's
+            _let_go([*(upload.pieces if upload is not None else []), *(span._root for _, span in placement.missing)])
+            del upload, queue  # whose memory would else be kept by the error's traceback
+            raise
+        self._owner.give_queue(queue)
         placement.known.update({constant.key: span for constant, span in placement.missing})
 
     @property
@@ -129,8 +134,9 @@ class Upload:
 
     def __init__(self, owner: ModelOwner, queue: Queue, staging_bytes: int) -> None:
         self._queue = queue
-        self._pieces = _pieces(owner, staging_bytes)
-        self._size = self._pieces[0].nbytes
+        self.pieces = _pieces(owner, staging_bytes)
+        self._size = self.pieces[0].nbytes
+        self._sent = 0
         self._busy: list[Event[None] | None] = [None, None]
         self._turn = 0
 
@@ -142,25 +148,39 @@ class Upload:
             for event in self._busy:
                 if event is not None:
                     event.wait()
-            for piece in self._pieces:
+            for piece in self.pieces:
                 piece.free()
 
-    def send(self, array: NDArray[Any], destination: Span) -> None:
-        """Have an array's elements, in C order, at `destination`, which has as many bytes."""
+    def send(self, array: NDArray[Any], destination: Span) -> Iterator[int]:
+        """Have an array's elements, in C order, at `destination`, which has as many bytes; gives all bytes sent so far.
+
+        It is sent as that is asked for.
+        """
         done = 0
         for part in _parts(array, self._size):
-            done += self._send_part(part, destination[done : done + part.nbytes])
+            sent = self._send_part(part, destination[done : done + part.nbytes])
+            done += sent
+            self._sent += sent
+            yield self._sent
 
     def _send_part(self, part: NDArray[Any], destination: Span) -> int:
         turn, self._turn = self._turn, 1 - self._turn
         event = self._busy[turn]
         if event is not None:
             event.wait()
-        piece = self._pieces[turn][: part.nbytes]
+        piece = self.pieces[turn][: part.nbytes]
         there = np.asarray(piece).view(part.dtype).reshape(part.shape)
         np.copyto(there, part)
         self._busy[turn] = self._queue.copy(destination, piece)
         return part.nbytes
+
+
+def _let_go(buffers: Iterable[Buffer]) -> None:
+    """Give memory back at once, whatever the traceback of an error holds; what is in use goes after that."""
+    for buffer in buffers:
+        if isinstance(buffer, HostBuffer | DeviceBuffer):
+            with contextlib.suppress(NpuError):
+                buffer.free()
 
 
 def _pieces(owner: ModelOwner, size: int) -> list[HostBuffer]:

@@ -221,7 +221,7 @@ class StateMemory:
     def _take(self, count: int, behind: int | None, queue: Queue) -> list[int]:
         """Free blocks; what another state left in them is erased."""
         blocks = self._blocks.take(count, behind)
-        for run in runs(self._blocks.used_among(blocks)):
+        for run in runs(self._blocks.used_from(blocks)):
             for cache in self.caches:
                 for plane in _planes(cache, self.layout):
                     queue.fill(plane[run.start : run.stop], 0)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import pickle
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 import sdk
 from sdk import InferenceSession, SessionOptions
 from sdk.inference_session import PROVIDER, NodeArg
-from tests.support.children import run
+from tests.support.children import ends, run
 from tests.support.models import model, node
 from tests.support.needs import module_of_extra
 from tests.support.rigs import in_process_rig
@@ -324,6 +326,17 @@ def test_sessions_of_one_address_share_a_device_which_the_last_closes(leaves_not
     kept = second._device
     second.close()
     assert kept.closed
+
+
+def test_a_session_after_its_device_died_unnoticed_has_a_new_device(leaves_nothing: None) -> None:
+    with InferenceSession(net(), device=EMULATOR) as first:
+        pid = first._device.info.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        assert ends(pid)
+        with InferenceSession(net(), device=EMULATOR) as second:
+            np.testing.assert_array_equal(second.run(["y"], {"x": X})[0], np.maximum(X, 0))
+            assert first._device.closed
 
 
 def test_a_session_that_failed_to_load_leaves_nothing(leaves_nothing: None) -> None:

@@ -19,7 +19,16 @@ import sdk
 from sdk.model.model import Model
 from sdk.state.state import State
 from tests.support.children import children_that_run
-from tests.support.decoders import Scattering, Size, whole
+from tests.support.decoders import (
+    Concatenating,
+    CountingPlaces,
+    Decoder,
+    Owning,
+    Scattering,
+    Size,
+    SlidingGrouping,
+    whole,
+)
 from tests.support.models import model as model_of
 from tests.support.models import node
 from tests.support.rigs import in_process_rig, process_rig
@@ -85,6 +94,26 @@ def test_a_text_in_chunks_and_then_word_by_word_is_what_it_is_at_once(loaded: Mo
     for at in range(21, 25):
         expect(decoder, text, loaded(ids([text[at]]), state=state)["logits"][0], at)
     assert state.length == 25
+
+
+@pytest.mark.parametrize("form", [Concatenating, CountingPlaces, Owning, SlidingGrouping])
+def test_other_forms_in_which_models_keep_states_give_the_same_as_without(
+    device: sdk.Device, form: type[Decoder]
+) -> None:
+    model, text = form(SIZE).model(), words(11)
+    lm = device.load(model, shapes={"input_ids": [(1, 8), (1, 1)]}, state_memory=16 * BLOCK_BYTES)
+    state = lm.state()
+    expect(model, text, lm(ids(text[:9]), state=state)["logits"][0], 0)
+    for at in (9, 10):
+        expect(model, text, lm(ids([text[at]]), state=state)["logits"][0], at)
+    lm.close()
+
+
+def test_the_report_says_what_each_state_is_and_how_it_was_found(loaded: Model) -> None:
+    lines = [entry for entry in loaded.report if entry.op == "state"]
+    assert len(lines) == 2 * SIZE.layers
+    assert lines[0].node == "past_key_values.0.key -> present.0.key"
+    assert lines[0].reason == "append, found by name, 64 bytes a token"
 
 
 def test_rows_of_one_step_give_what_each_gives_alone(loaded: Model, decoder: onnx.ModelProto) -> None:
@@ -157,6 +186,37 @@ def test_tasks_of_a_loop_go_on_each_with_a_state_of_its_own(loaded: Model, decod
     for text, logits in zip(texts, asyncio.run(all_of_them()), strict=True):
         expect(decoder, text, np.array(logits), 0)
     assert loaded.state_memory_free_bytes == 16 * BLOCK_BYTES
+
+
+# --- what is known beforehand -----------------------------------------------------------------------------------------
+
+
+def test_the_plan_tells_what_states_take_and_how_many_tokens_fit(device: sdk.Device, decoder: onnx.ModelProto) -> None:
+    free = device._function.free_bytes
+    lm = device.load(decoder, shapes={"input_ids": [(1, 1)]}, state_memory=16 * BLOCK_BYTES)
+    assert lm.plan is not None
+    assert lm.plan.state_capacity_tokens == 16 * BLOCK
+    assert lm.plan.states_bytes == 16 * BLOCK_BYTES + 4 * 16 * 16
+    assert device._function.free_bytes == free - lm.plan.peak_bytes
+    lm.close()
+
+
+def test_a_step_takes_what_was_estimated_for_its_context(device: sdk.Device, decoder: onnx.ModelProto) -> None:
+    lm = device.load(decoder, shapes={"input_ids": [(1, 8), (1, 1)]}, state_memory=16 * BLOCK_BYTES)
+    state = fed(lm, words(40))
+    event = lm.submit(ids([1]), state=state).wait()
+    estimate = lm.estimate(tokens=1, context=41)
+    assert estimate is not None
+    assert event.start_tick is not None
+    assert event.end_tick is not None
+    exec_ticks = [event.end_tick - event.start_tick]
+    longer = lm.estimate(tokens=1, context=200)
+    assert longer is not None
+    assert longer.latency_ticks > estimate.latency_ticks
+    assert exec_ticks[0] >= estimate.latency_ticks  # with the copies of its operands
+    with pytest.raises(ValueError, match="a context of 300 tokens; 0 to 256 are possible"):
+        lm.estimate(tokens=1, context=300)
+    lm.close()
 
 
 # --- what does not fit ------------------------------------------------------------------------------------------------

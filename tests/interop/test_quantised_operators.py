@@ -415,6 +415,32 @@ def test_products_of_packed_weights(server: Server, seed: int, bits: int, block:
 
 
 @EXAMPLES
+@given(SEEDS, st.sampled_from([4, 8]), st.sampled_from([16, 32]), st.integers(1, 3), st.booleans())
+def test_rows_of_packed_weights(server: Server, seed: int, bits: int, block: int, blocks: int, zeros: bool) -> None:
+    draw, rows = Draw(seed), 9
+    constants: dict[str, Array] = {
+        "b": draw.whole(U8, rows, blocks * block * bits // 8),
+        "s": draw.scale(rows, blocks, size=0.01),
+    }
+    if zeros:
+        constants["z"] = draw.whole(U8, rows, -(-blocks * bits // 8))
+    nodes = [
+        node(
+            "GatherBlockQuantized",
+            ["b", "i", "s", *(["z"] if zeros else [])],
+            ["y"],
+            domain=contrib.DOMAIN,
+            bits=bits,
+            block_size=block,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+    ]
+    inputs = {"i": np.array([[0, 8, 3], [3, 3, -1]], np.int64)}
+    agree(server, net(nodes, inputs, constants, {"y": F32}), inputs)
+
+
+@EXAMPLES
 @given(SEEDS, BYTES, st.booleans())
 def test_convolutions_with_channels_last(server: Server, seed: int, dtype: Any, columns: bool) -> None:
     draw = Draw(seed)

@@ -150,6 +150,13 @@ class Decoder:
 class Scattering(Decoder):
     """TensorScatter and Attention with counts of valid keys; places follow from where tokens are written."""
 
+    mode = "linear"
+    room: int | str = "max_tokens"
+
+    def scattered(self, past: str, new: str, present: str) -> str:
+        """A state with new tokens in it, as attention reads it."""
+        return self.node("TensorScatter", past, new, "write_indices", outputs=[present], axis=2, mode=self.mode)
+
     def begin(self) -> None:
         self.inputs += [Shape("write_indices", INT64, ["batch"]), Shape("nonpad_kv_seqlen", INT64, ["batch"])]
         count = self.node("Squeeze", self.tokens())
@@ -165,8 +172,8 @@ class Scattering(Decoder):
         ]
         presents = []
         for part, new in (("key", turned[1]), ("value", self.apart(value, self.size.key_heads))):
-            past, present = self.state(layer, part, "max_tokens")
-            presents.append(self.node("TensorScatter", past, new, "write_indices", outputs=[present], axis=2))
+            past, present = self.state(layer, part, self.room)
+            presents.append(self.scattered(past, new, present))
         y = self.node("Attention", turned[0], *presents, "", "", "", "nonpad_kv_seqlen", is_causal=1)
         return self.beside(y)
 
@@ -309,8 +316,118 @@ class Concatenating(Decoder):
         ]
         scores = self.node("MatMul", query, self.node("Transpose", presents[0], perm=[0, 1, 3, 2]))
         scaled = self.node("Mul", scores, np.array(self.size.size**-0.5, F32))
-        probabilities = self.node("Softmax", self.node("Add", scaled, self.mask), axis=-1)
-        return self.beside(self.node("MatMul", probabilities, presents[1]))
+        return self.beside(self.node("MatMul", self.probabilities(scaled), presents[1]))
+
+    def probabilities(self, scores: str) -> str:
+        """Softmax of what may be attended."""
+        return self.node("Softmax", self.node("Add", scores, self.mask), axis=-1)
+
+
+class Choosing(Concatenating):
+    """A constant triangle chooses scores, of which a part follows from how long the past is."""
+
+    def begin(self) -> None:
+        super().begin()
+        triangle = self.constant(np.tri(self.size.context, dtype=bool)[None, None])
+        before = self.node("Shape", self.pasts[0][0][0], start=2, end=3)
+        total = self.node("Add", before, self.tokens())
+        rows = self.node("Slice", triangle, before, total, np.array([2], I64))
+        self.chosen = self.node("Slice", rows, np.array([0], I64), total, np.array([3], I64))
+
+    def probabilities(self, scores: str) -> str:
+        """Softmax of what may be attended."""
+        return self.node("Softmax", self.node("Where", self.chosen, scores, np.array(-1e4, F32)), axis=-1)
+
+
+class Tracing(Concatenating):
+    """A mask as tracing leaves it: a triangle of the lowest number, of which padding is told by sums, scaled twice."""
+
+    def begin(self) -> None:
+        super().begin()
+        lowest, one = np.array(np.finfo(F32).min, F32), np.array([1], I64)
+        places = self.node("Reshape", self.counted, np.array([-1, 1], I64))
+        count = self.node("Squeeze", self.node("Shape", "attention_mask", start=1, end=2))
+        keys = self.node("Range", np.array(0, I64), count, np.array(1, I64))
+        shape = self.node("Concat", self.tokens(), self.node("Shape", "attention_mask", start=1, end=2), axis=0)
+        full = self.node("Expand", lowest, shape)
+        triangle = self.node("Trilu", full, np.array(1, I64), upper=1)
+        later = self.node("Cast", self.node("Greater", keys, places), to=FLOAT)
+        causal = self.node("Unsqueeze", self.node("Mul", triangle, later), np.array([0, 1], I64))
+        batch = self.node("Shape", "input_ids", start=0, end=1)
+        causal = self.node("Expand", causal, self.node("Concat", batch, one, shape, axis=0))
+        there = self.node("Cast", self.node("Unsqueeze", "attention_mask", np.array([1, 2], I64)), to=FLOAT)
+        padding = self.node("Equal", self.node("Add", causal, there), np.array(0, F32))
+        self.mask = self.node("Where", padding, lowest, causal)
+
+    def probabilities(self, scores: str) -> str:
+        return self.node("Cast", self.node("Cast", super().probabilities(scores), to=FLOAT), to=FLOAT)
+
+
+class Splitting(Owning):
+    """MultiHeadAttention, which joins new tokens to its past and puts heads apart; every head has keys of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(Size(key_heads=4))
+
+    def attention(self, layer: int, query: str, key: str, value: str) -> str:
+        pairs = [self.state(layer, part, "past", "total") for part in ("key", "value")]
+        operands = [query, key, value, "", "", "", *(past for past, _ in pairs)]
+        results = [f"attended{layer}", *(present for _, present in pairs)]
+        heads = self.size.heads
+        return self.node(
+            "MultiHeadAttention", *operands, outputs=results, domain="com.microsoft", num_heads=heads, unidirectional=1
+        )
+
+
+class TokensFirst(Scattering):
+    """Caches of [batch, tokens, heads, size]."""
+
+    def state(self, layer: int, part: str, length: int | str, present: int | str | None = None) -> tuple[str, str]:
+        names = super().state(layer, part, length, present)
+        for entries in (self.inputs, self.outputs):
+            name, kind, shape = entries[-1]
+            batch, heads, tokens, size = shape or []
+            entries[-1] = Shape(name, kind, [batch, tokens, heads, size])
+        return names
+
+    def scattered(self, past: str, new: str, present: str) -> str:
+        by_token = self.node("Transpose", new, perm=[0, 2, 1, 3])
+        self.node("TensorScatter", past, by_token, "write_indices", outputs=[present], axis=1, mode=self.mode)
+        return self.node("Transpose", present, perm=[0, 2, 1, 3])
+
+
+class Narrowing(Scattering):
+    """Values are narrower than keys, so that they are in a cache of their own."""
+
+    def attention(self, layer: int, query: str, key: str, value: str) -> str:
+        keys, size = self.size, self.size._replace(size=4)
+        narrow = self.node("MatMul", value, self.weight(keys.key_heads * keys.size, size.key_heads * size.size))
+        self.values = size
+        y = super().attention(layer, query, key, narrow)
+        return self.node("MatMul", y, self.weight(size.heads * size.size, keys.width))
+
+    def state(self, layer: int, part: str, length: int | str, present: int | str | None = None) -> tuple[str, str]:
+        whole = self.size
+        self.size = self.values if part == "value" else whole
+        names = super().state(layer, part, length, present)
+        self.size = whole
+        return names
+
+    def apart(self, x: str, heads: int) -> str:
+        """The same for whatever size the heads have."""
+        shape = np.array([0, 0, heads, -1], I64)
+        return self.node("Transpose", self.node("Reshape", x, shape), perm=[0, 2, 1, 3])
+
+
+class Circling(Scattering):
+    """A ring of few tokens: where they lie is not where they stand."""
+
+    mode, room = "circular", 6
+
+    def begin(self) -> None:
+        super().begin()
+        self.inputs.append(Shape("position_ids", INT64, ["batch", "tokens"]))
+        self.places = "position_ids"
 
 
 class SummingPlaces(Concatenating):

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.paths import ROOT
 from tests.support.waiting import PATIENCE_S
 
+ORT_PROVIDER = ROOT / "build" / "ort_provider" / "libnpu_ort_provider.so"
+"""Where `make ort-provider` puts onnxruntime's provider for our devices."""
 PACKAGES = {
     "gcc": "gcc libc6-dev",
     "g++": "g++",
@@ -56,6 +61,16 @@ def require_all_there(missing: str | None) -> None:
         pytest.skip(missing)
 
 
+def _missing_ort_provider() -> str | None:
+    sources = (path.stat().st_mtime for path in (ROOT / "ort_provider").iterdir())
+    if ORT_PROVIDER.exists() and ORT_PROVIDER.stat().st_mtime >= max(sources):
+        return None
+    return f"needs {ORT_PROVIDER.relative_to(ROOT)}, as new as its sources: make ort-provider"
+
+
+needs_ort_provider = pytest.mark.skipif(_missing_ort_provider() is not None, reason=_missing_ort_provider() or "")
+
+
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: sudo make test")
 
 
@@ -63,6 +78,14 @@ def require_root() -> None:
     """Leave the running test out unless we are root."""
     if os.geteuid() != 0:
         pytest.skip("needs root: sudo make test")
+
+
+def require_memory(size_bytes: int) -> None:
+    """Leave the running test out unless the machine has so much memory to spare."""
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    available = 0 if found is None else int(found[1]) << 10
+    if available < size_bytes:
+        pytest.skip(f"needs {size_bytes >> 20} MiB of memory, {available >> 20} are available: end other programs")
 
 
 def needs_python(major: int, minor: int) -> pytest.MarkDecorator:

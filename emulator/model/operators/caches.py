@@ -38,15 +38,14 @@ class CacheShape(NamedTuple):
     """Of one head of one token."""
 
 
-class Step(NamedTuple):
-    """One row of a command: what a sequence has, and what comes."""
+class Row(NamedTuple):
+    """What a sequence has, and what comes; checked."""
 
+    slot: int
     past: int
     """Tokens that it has."""
     new: int
     """Tokens of it in this command; token t is at position past + t."""
-    entries: list[int]
-    """Its table. Only the entries of the places that the command needs are known to be blocks of the cache."""
 
     @property
     def end(self) -> int:
@@ -79,18 +78,17 @@ class CacheAppend(Operator):
 
     def run(self, attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
         """Token t of a row, written to the place of position past + t in one plane; nothing where t ≥ count."""
-        cache, update = required(inputs, 0), required(inputs, 1)
-        steps = steps_of(attributes.ring, cache.shape, _tokens(update, attributes.heads), inputs[2:])
-        block_tokens = cache.shape[2]
-        for step in steps:
-            check_blocks(step, step.past, attributes.ring, cache.shape)
+        cache, update, tables = required(inputs, 0), required(inputs, 1), required(inputs, 2).copy()
+        rows = rows_of(attributes.ring, cache.shape, tokens_of(update, attributes.heads), inputs[2:])
+        pieces = [pieces_of(tables[row.slot], stored(row.past, row.end, attributes.ring), cache.shape) for row in rows]
         if not np.may_share_memory(cache, outputs[0]):
             outputs[0][...] = cache
         plane = outputs[0][attributes.plane]
-        for step, new in zip(steps, by_token(update, attributes.heads), strict=True):
-            for token in range(step.new):
-                place = place_of(step.past + token, attributes.ring)
-                plane[step.entries[place // block_tokens], place % block_tokens] = new[token]
+        for written, new in zip(pieces, by_token(update, attributes.heads), strict=True):
+            token = 0
+            for block, begin, end in written:
+                plane[block, begin:end] = new[token : token + end - begin]
+                token += end - begin
 
 
 class CacheAttention(Operator):
@@ -154,22 +152,26 @@ class CacheAttention(Operator):
         else all. The rows of tokens that do not count are 0.
         """
         query, keys, values = (required(inputs, i) for i in range(3))
-        heads, ring = attributes.query_heads, attributes.ring
-        steps = steps_of(ring, keys.shape, _tokens(query, heads), inputs[3:])
-        for step in steps:
-            check_blocks(step, first_seen(attributes, step.past), ring, keys.shape)
-        planes = (keys[attributes.key_plane], values[attributes.value_plane])
-        for step, queries, y in zip(steps, by_token(query, heads), by_token(outputs[0], heads), strict=True):
-            y[step.new :] = 0
-            if not step.new:
+        tables, heads, ring = required(inputs, 3).copy(), attributes.query_heads, attributes.ring
+        rows = rows_of(ring, keys.shape, tokens_of(query, heads), inputs[3:])
+        for row, queries, y in zip(rows, by_token(query, heads), by_token(outputs[0], heads), strict=True):
+            y[row.new :] = 0
+            if not row.new:
                 continue
-            first = first_seen(attributes, step.past)
-            key, value = (gathered(plane, step, first, ring) for plane in planes)
-            for token in range(step.new):
-                position = step.past + token
+            first = first_seen(attributes, row.past)
+            pieces = pieces_of(tables[row.slot], stored(first, row.end, ring), keys.shape)
+            key = _gathered(keys[attributes.key_plane], pieces)
+            value = _gathered(values[attributes.value_plane], pieces)
+            for token in range(row.new):
+                position = row.past + token
                 begin = first_seen(attributes, position) - first
-                end = (position + 1 if attributes.causal else step.end) - first
+                end = (position + 1 if attributes.causal else row.end) - first
                 y[token] = _attended(attributes, queries[token], key[begin:end], value[begin:end])
+
+
+def _gathered(plane: Array, pieces: Iterable[tuple[int, int, int]]) -> Array:
+    """[keys, heads, size] in float32: what one plane has of a sequence, block by block."""
+    return widen(np.concatenate([plane[block, begin:end] for block, begin, end in pieces]))
 
 
 def _attended(attributes: Any, query: Array, key: Array, value: Array) -> Array:
@@ -210,49 +212,49 @@ def _check_ring(ring: int, least: int, capacity: int) -> None:
 # --- rows and places ------------------------------------------------------------------------------------------------
 
 
-def steps_of(ring: int, cache: Sequence[int], tokens: int, operands: Sequence[Array | None]) -> list[Step]:
-    """The rows with their tables, both copied before they are checked: the host may write them at any time.
+def rows_of(ring: int, cache: Sequence[int], tokens: int, operands: Sequence[Array | None]) -> list[Row]:
+    """The rows, copied before they are checked: the host may write them at any time.
 
     `cache` is its shape, `operands` are tables and rows. Raises KernelFault for a row that leaves its table.
     """
     tables, rows = required(operands, 0), required(operands, 1)
     slots, capacity = len(tables), tables.shape[1] * cache[2]
-    steps = []
-    for row, (slot, past, count) in enumerate(rows.tolist()):
-        if not (0 <= slot < slots and past >= 0 and 0 <= count <= tokens and (ring or past + count <= capacity)):
+    found = [Row(*row) for row in rows.tolist()]
+    for at, (slot, past, new) in enumerate(found):
+        if not (0 <= slot < slots and past >= 0 and 0 <= new <= tokens and (ring or past + new <= capacity)):
             raise KernelFault(
                 Status.INDEX_OUT_OF_RANGE,
-                f"row {row} has slot {slot}, past {past}, count {count}; there are {slots} slots of {capacity} tokens,"
-                f" and {tokens} tokens",
+                f"row {at} has slot {slot}, past {past}, count {new}; possible are {slots} slots of {capacity} tokens,"
+                f" and {tokens} new ones",
             )
-        steps.append(Step(past, count, tables[slot].tolist()))
-    return steps
-
-
-def check_blocks(step: Step, first: int, ring: int, cache: Sequence[int]) -> None:
-    """Raise KernelFault unless what positions from `first` on need of a table are blocks of the cache.
-
-    A row without new tokens needs nothing.
-    """
-    _, blocks, block_tokens, *_ = cache
-    for start, stop in stored(first, step.end, ring) if step.new else ():
-        for block in step.entries[start // block_tokens : -(-stop // block_tokens)]:
-            if not 0 <= block < blocks:
-                raise KernelFault(Status.INDEX_OUT_OF_RANGE, f"a table names block {block}; the cache has {blocks}")
-
-
-def place_of(position: int, ring: int) -> int:
-    """Where the token of a position lies among the tokens that a table has places for."""
-    return position % ring if ring else position
+    return found
 
 
 def stored(first: int, end: int, ring: int) -> list[tuple[int, int]]:
-    """The places of positions `first` to `end` - 1: one run (start, stop), or two where a ring goes round."""
+    """The places of positions `first` to `end` - 1 in a table: one run (start, stop), two where a ring goes round."""
     if first >= end:
         return []
-    start = place_of(first, ring)
+    start = first % ring if ring else first
     stop = start + end - first
     return [(start, ring), (0, stop - ring)] if ring and stop > ring else [(start, stop)]
+
+
+def pieces_of(table: Array, places: Iterable[tuple[int, int]], cache: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(block, first, last + 1 of its tokens) of places, in order. Raises KernelFault for what is no block."""
+    _, blocks, block_tokens, *_ = cache
+    pieces = []
+    for start, stop in places:
+        for entry in range(start // block_tokens, -(-stop // block_tokens)):
+            block, before = int(table[entry]), entry * block_tokens
+            if not 0 <= block < blocks:
+                raise no_block(block, blocks)
+            pieces.append((block, max(0, start - before), min(stop - before, block_tokens)))
+    return pieces
+
+
+def no_block(block: int, blocks: int) -> KernelFault:
+    """The fault of a table that names what is no block."""
+    return KernelFault(Status.INDEX_OUT_OF_RANGE, f"a table names block {block}; the cache has {blocks}")
 
 
 def first_seen(attributes: Any, position: int) -> int:
@@ -260,24 +262,13 @@ def first_seen(attributes: Any, position: int) -> int:
     return max(0, position - attributes.left_window) if attributes.left_window >= 0 else 0
 
 
-def gathered(plane: Array, step: Step, first: int, ring: int) -> Array:
-    """[keys, heads, size] in float32: what one plane has of a sequence from position `first` on, block by block."""
-    block_tokens = plane.shape[1]
-    pieces = []
-    for start, stop in stored(first, step.end, ring):
-        for entry in range(start // block_tokens, -(-stop // block_tokens)):
-            before = entry * block_tokens
-            block = plane[step.entries[entry]]
-            pieces.append(block[max(0, start - before) : stop - before])
-    return widen(np.concatenate(pieces))
-
-
 def by_token(array: Array, heads: int) -> Array:
     """[batch, tokens, heads, size] of an operand, which has no dimension of heads where their number is given."""
     return (by_head(array, heads) if heads else array).swapaxes(1, 2)
 
 
-def _tokens(array: Array, heads: int) -> int:
+def tokens_of(array: Array, heads: int) -> int:
+    """The tokens of such an operand."""
     return int(array.shape[1 if heads else 2])
 
 

@@ -56,8 +56,8 @@ def _gather_block_quantized(node: NodeContext) -> Sequence[Value]:
     if node.axis(node.attribute("quantize_axis", 1), rank) != rank - 1 or axis == rank - 1:
         raise Refused("its blocks must lie along the last axis, and what it gathers along another")
     block, last = node.attribute("block_size", _GATHERED_BLOCK_DEFAULT), data.shape[-1] * 8 // bits
-    blocks = -(-last // block) if block > 0 else 0
-    if scales.shape != (*data.shape[:-1], blocks):
+    blocks = -(-last // max(1, block))
+    if block < 1 or scales.shape != (*data.shape[:-1], blocks):
         raise Refused(f"scales {scales.type} for rows of {last} in blocks of {block}")
 
     def taken(value: Value) -> Value:

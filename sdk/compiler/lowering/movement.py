@@ -41,6 +41,15 @@ def cut(builder: Builder, x: Value, starts: Sequence[int], steps: Sequence[int],
     return builder.emit(CommandKind.SLICE, [x], starts=filled(starts), steps=filled(steps), extents=filled(shape))
 
 
+def part(builder: Builder, x: Value, axis: int, start: int, extent: int) -> Value:
+    """`extent` elements along one dimension."""
+    starts, shape = [0] * len(x.shape), list(x.shape)
+    starts[axis], shape[axis] = start, extent
+    if start + extent > x.shape[axis]:
+        raise Refused(f"elements {start} to {start + extent} along dimension {axis} of {x.type}")
+    return cut(builder, x, starts, [1] * len(starts), shape)
+
+
 def _transpose(node: NodeContext) -> Sequence[Value]:
     x = node.value(0)
     rank = len(x.shape)
@@ -102,9 +111,7 @@ def _split(node: NodeContext) -> Sequence[Value]:
         raise Refused(f"split of {x.shape[axis]} into {list(sizes)} for {parts} outputs")
     results, start = [], 0
     for size in sizes:
-        begin, shape = [0] * rank, list(x.shape)
-        begin[axis], shape[axis] = start, size
-        results.append(cut(node.builder, x, begin, [1] * rank, shape))
+        results.append(part(node.builder, x, axis, start, size))
         start += size
     return results
 

@@ -22,4 +22,4 @@ def fold(program: Rewriting) -> None:
             continue  # the device says so when it runs
         if constants is not None:
             program.fold_away(position, constants)
-    program.keep(lambda operation: any(value.constant is None for value in operation.outputs))
+    program.keep(lambda operation: not all(value.is_constant for value in operation.outputs))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from driver_shim.protocol.program_commands import BinaryFunction, CommandKind
+from sdk.compiler.derived import Array, Derived, Source
 from sdk.compiler.ir import Operation, Value, constant, fields_of
 from sdk.compiler.passes.products import CONVOLUTIONS, by_channel, is_plain
 from sdk.compiler.passes.rewriting import Rewriting
 from sdk.compiler.passes.scanning import absorb_each
 
+DERIVED_BYTES = 16 << 10
+"""Larger weights are not kept a second time, but multiplied again whenever they are asked for."""
 _FOLDED = {BinaryFunction.MUL, BinaryFunction.ADD}
 
 
@@ -24,9 +29,9 @@ def _fuse(program: Rewriting, position: int, result: Value | None, by: Value | N
         return False
     vector = by_channel(by, convolution)
     data, weights, bias, addend = (*convolution.inputs, None, None)[:4]
-    if vector is None or weights is None or weights.constant is None or addend is not None:
+    if vector is None or weights is None or not weights.is_constant or addend is not None:
         return False
-    if bias is not None and bias.constant is None:
+    if bias is not None and not bias.is_constant:
         return False
     if program.operations[position].attributes.function == BinaryFunction.MUL:
         operands = _scaled(convolution, weights, bias, vector)
@@ -46,8 +51,23 @@ def _scaled(convolution: Operation, weights: Value, bias: Value | None, factor: 
     else:
         apart, by_output = (1, *weights.shape), (1, first, 1)
     factors = _wide(factor).reshape(*by_output, *[1] * len(kernel))
-    scaled = _like(weights, (_wide(weights).reshape(apart) * factors).reshape(weights.shape))
+    scaled = Value(weights.type, _times(weights, apart, factors))
     return [scaled] if bias is None else [scaled, _like(bias, _wide(bias) * _wide(factor))]
+
+
+def _times(weights: Value, apart: tuple[int, ...], factors: Array) -> Source:
+    """Weights, seen in the shape `apart`, times factors; large ones are multiplied when they are sent."""
+    shape, dtype = weights.shape, weights.dtype.dtype
+
+    def make(parts: Sequence[Array]) -> Array:
+        wide = parts[0].astype(np.float32, copy=False).reshape(apart)
+        return (wide * parts[1]).reshape(shape).astype(dtype, copy=False)
+
+    if weights.source is None:
+        raise ValueError("weights that are no constant are not scaled")
+    recipe = f"{dtype} {shape} as {apart} times {factors.shape}"
+    derived = Derived(recipe, (weights.source, factors), make)
+    return derived if weights.type.size_bytes > DERIVED_BYTES else derived.array()
 
 
 def _moved(weights: Value, bias: Value | None, offset: Value) -> list[Value]:

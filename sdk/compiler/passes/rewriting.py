@@ -110,7 +110,7 @@ class Rewriting:
         """Make constants of an operation's outputs."""
         operation = self.operations[position]
         for value, array in zip(operation.outputs, constants, strict=True):
-            value.constant, value.producer = array, None
+            value.source, value.producer = array, None
 
     def keep(self, wanted: Callable[[Operation], bool]) -> None:
         """Drop the operations that are not wanted, the last first, and those that others absorbed."""

@@ -57,11 +57,8 @@ class _Caches:
         for state in self._states.cached:
             if id(state) not in self._appended:
                 made = state.present.producer if state.present is not None else None
-                reason = f"no attention reads it as {'keys' if self._is_key(state) else 'keys or values'}"
+                reason = "no attention reads it as keys or values"
                 raise self._states.refused(state, reason, made)
-
-    def _is_key(self, state: CachedState) -> bool:
-        return "key" in state.pair.past
 
     def _attend(self, position: int, operation: Operation) -> int:
         """Rewrite an attention, if it is over states; returns its place."""
@@ -73,9 +70,11 @@ class _Caches:
             missing = "keys" if keys is None else "values"
             raise self._states.refused(found.state, f"its attention's {missing} are no state", operation)
         ring = keys.state.pair.ring
+        if values.state.pair.ring != ring:
+            raise self._states.refused(found.state, "its attention's keys and values are rings of two sizes", operation)
         try:
             for read in (keys, values):
-                self._visibility.check_written(read.indices, read.state.pair.ring)
+                self._visibility.check_written(read.indices, ring)
             window = self._visibility.left_window(operation, ring)
         except NotCausal as error:
             raise self._states.refused(found.state, str(error), operation) from None

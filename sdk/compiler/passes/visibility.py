@@ -43,8 +43,11 @@ class Visibility:
         if indices is None or (id(indices), ring) in self._written:
             return
         for sample in self._samples:
-            wanted = sample.past % ring if ring else sample.past
-            if not np.array_equal(self._computed(sample, indices, "where new tokens are written"), wanted):
+            found = self._computed(sample, indices, "where new tokens are written")
+            wanted = sample.past
+            if ring:
+                found, wanted = found % ring, wanted % ring
+            if not np.array_equal(found, wanted):
                 raise NotCausal("new tokens are not written where those of the past end")
         self._written.add((id(indices), ring))
         self._kept.append(indices)
@@ -67,7 +70,7 @@ class Visibility:
         if extents.batch != self._states.step.rows or extents.queries != self._states.step.tokens:
             rows, tokens = self._states.step
             raise NotCausal(f"it has {extents.batch} rows of {extents.queries} tokens, the step {rows} of {tokens}")
-        if operands[MASK] is None:
+        if operands[MASK] is None and operation.attributes.right_window <= 0:
             return self._by_counts(operation, operands, extents, ring)
         if ring:
             raise NotCausal("a ring with a mask")
@@ -89,7 +92,9 @@ class Visibility:
                 there = np.full(extents.batch, extents.queries)  # the first query is the first key's
             else:
                 there = self._computed(sample, valid, "how many keys are there")
-            if not np.array_equal(there, np.minimum(total, ring) if ring else total):
+            if ring:
+                there, total = np.minimum(there, ring), np.minimum(total, ring)
+            if not np.array_equal(there, total):
                 raise NotCausal("it does not see all keys up to each query's own")
         if extents.queries > 1 and not fields.causal and fields.right_window != 0:
             raise NotCausal("queries see later keys: it is not causal")

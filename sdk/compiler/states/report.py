@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from driver_shim.errors import UnsupportedModel
 from sdk.compiler.compiled import StateInfo
+from sdk.compiler.graph import Graph
 from sdk.compiler.placement import NodePlacement, Where
+from sdk.compiler.problems import Reason
+from sdk.compiler.states.pairs import StatePair, state_infos
 
 
-def state_placements(states: Iterable[StateInfo]) -> tuple[NodePlacement, ...]:
-    """One line for each pair, as those of nodes."""
-    return tuple(
-        NodePlacement(f"{state.name} -> {state.present}", "state", Where.DEVICE, None, _described(state))
-        for state in states
-    )
+def state_placements(graph: Graph, pairs: Iterable[StatePair]) -> tuple[NodePlacement, ...]:
+    """One line for each pair, as those of nodes; where it cannot be a state of the device's, why."""
+    return tuple(_line(graph, pair) for pair in pairs)
 
 
 def states_summary(states: Iterable[StateInfo]) -> str:
@@ -29,6 +30,11 @@ def states_summary(states: Iterable[StateInfo]) -> str:
     return f"states: {'; '.join(parts) or 'none'}"
 
 
-def _described(state: StateInfo) -> str:
+def _line(graph: Graph, pair: StatePair) -> NodePlacement:
+    name = f"{pair.past} -> {pair.present}"
+    try:
+        (state,) = state_infos(graph, [pair])
+    except UnsupportedModel as error:
+        return NodePlacement(name, "state", Where.DEVICE, Reason.FORM.value, error.problems[0].reason)
     size = f", {state.bytes_per_token:,} bytes a token" if state.bytes_per_token else ""
-    return f"{state.kind}, found {state.found}{size}"
+    return NodePlacement(name, "state", Where.DEVICE, None, f"{state.kind}, found {state.found}{size}")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from driver_shim.protocol.program_commands import CommandKind
 from emulator.engines.kernels.numpy import (
     attention,
+    caches,
     elementwise,
     normalise,
     packed_products,
@@ -49,6 +50,8 @@ _PREPARE: dict[CommandKind, Callable[[KernelRequest], Kernel | None]] = {
     CommandKind.MATMUL_NBITS: packed_products.prepare_matmul_nbits,
     CommandKind.RECURRENT: recurrent.prepare,
     CommandKind.TOP_K: selection.prepare_top_k,
+    CommandKind.CACHE_APPEND: caches.prepare_append,
+    CommandKind.CACHE_ATTENTION: caches.prepare_attention,
 }
 KINDS = _RUN.keys() | _PREPARE.keys()
 """Kinds of command that have a kernel here."""
@@ -56,8 +59,15 @@ KINDS = _RUN.keys() | _PREPARE.keys()
 
 def prepare(request: KernelRequest) -> Kernel | None:
     """A kernel of numpy, where there is one that is faster than golden."""
+    if request.blocks is not None and request.kind is CommandKind.CONV:
+        return None
     run = _RUN.get(request.kind)
     if run is not None:
         return functools.partial(run, request.attributes)
     packed = _PREPARE.get(request.kind)
     return packed(request) if packed is not None else None
+
+
+def block_size() -> int:
+    """None."""
+    return 0

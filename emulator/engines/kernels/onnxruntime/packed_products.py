@@ -47,16 +47,20 @@ class _Product:
         self._block, self._bits = request.attributes.block, request.attributes.bits
         self._shape = request.inputs[0].shape if request.inputs[0] is not None else ()
         self._scaled = self._stored(2, scales)
+        centre = np.float32(1 << (self._bits - 1))
+        self._offsets = (centre - zero_points(zeros, self._bits, packed.shape[1])) * scales
+        """What zero points come to, beside the middle of all codes: [rows, blocks]."""
 
     def graph(self) -> CommandGraph | None:
         graph, request = self._graph, self._request
         x = "i0" if request.outputs[0].dtype is FLOAT32 else graph.add("Cast", ["i0"], to=WireType.FLOAT32)
         by_itself = self._takes_zeros_itself()
-        if not by_itself and self._shape[-1] % self._block:
+        if not by_itself and (self._shape[-1] % self._block or not np.isfinite(self._offsets).all()):
             return None
         result = self._integers(x, by_itself)
         if not by_itself:
-            result = graph.add("Add", [result, self._offsets(x)])
+            result = graph.add("Add", [result, self._offset(x)])
+            graph.finite = True
         if len(request.inputs) > 4 and request.inputs[4] is not None:
             result = graph.add("Add", [result, self._stored(4, request.constant(4))])
         if request.outputs[0].dtype is not FLOAT32:
@@ -89,24 +93,22 @@ class _Product:
         graph = self._graph
         high, low = (graph.given(_halved(self._packed, shift)) for shift in (4, 0))
         none = graph.given(np.zeros((self._packed.shape[0], -(-self._packed.shape[1] // 2)), np.uint8))
-        sixteen = graph.add("Mul", [x, graph.constant(16.0)])
-        halves = [self._add(sixteen, [high, self._scaled], 4), self._add(x, [low, self._scaled, none], 4)]
-        return graph.add("Add", halves)
+        graph.finite = True
+        upper = graph.add("Mul", [self._add(x, [high, self._scaled], 4), graph.constant(16.0)])
+        return graph.add("Add", [upper, self._add(x, [low, self._scaled, none], 4)])
 
     def _add(self, x: str, operands: list[str], bits: int) -> str:
         sizes = {"N": self._packed.shape[0], "K": self._shape[-1], "block_size": self._block, "bits": bits}
         return self._graph.add("MatMulNBits", [x, *operands], CONTRIB, **sizes)
 
-    def _offsets(self, x: str) -> str:
-        """The sums of x by blocks times (centre − zero) · s."""
-        graph, blocks = self._graph, self._packed.shape[1]
-        centre = np.float32(1 << (self._bits - 1))
-        offsets = (centre - zero_points(self._zeros, self._bits, blocks)) * self._scales
-        shape = graph.constant([*self._shape[:-1], blocks, self._block], np.int64)
-        cut = graph.add("Reshape", [x, shape])
+    def _offset(self, x: str) -> str:
+        """The sums of x by blocks times the blocks' offsets."""
+        graph = self._graph
+        shape = graph.constant([*self._shape[:-1], self._packed.shape[1], self._block], np.int64)
+        blocks = graph.add("Reshape", [x, shape])
         axes = graph.constant([len(self._shape)], np.int64)
-        sums = graph.add("ReduceSum", [cut, axes], keepdims=0)
-        return graph.add("MatMul", [sums, graph.given(offsets.T)])
+        sums = graph.add("ReduceSum", [blocks, axes], keepdims=0)
+        return graph.add("MatMul", [sums, graph.given(self._offsets.T)])
 
 
 def _halved(packed: Array, shift: int) -> Array:

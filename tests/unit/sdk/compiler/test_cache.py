@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
-from sdk.compiler import CompiledProgram, cache, compile_model, read_model
+from sdk.compiler import CompiledProgram, cache, cache_limit, compile_model, read_model
 from tests.support.models import model, node
 from tests.support.programs import run
 
@@ -173,6 +174,65 @@ def test_inputs_compiled_for_by_value_are_part_of_the_key(folder: Path, caplog: 
         program, _ = compiled(graph, caplog, shapes={}, values={"s": np.array(value)})
         assert program.outputs[0].shape == shape
     assert len(entries(folder)) == 2
+
+
+def used_before(path: Path, seconds: float) -> None:
+    os.utime(path, (time.time() - seconds,) * 2)
+
+
+@pytest.fixture
+def room_for_two(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(cache_limit, "LIMIT_BYTES", int(2.5 * LARGE.nbytes))
+    return folder
+
+
+def test_what_was_used_longest_ago_goes_for_a_new_entry_and_the_log_says_so(
+    room_for_two: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths: list[Path] = []
+    for scale in (1.0, 2.0):
+        compile_model(net(scale), SHAPES)
+        (path,) = set(entries(room_for_two)) - set(paths)
+        paths.append(path)
+        used_before(path, 100 - len(paths))
+    compile_model(net(1.0), SHAPES)  # a use: it is the newer one now
+    with caplog.at_level(logging.DEBUG, "npu"):
+        compile_model(net(3.0), SHAPES)
+    told = [each for each in messages(caplog) if "is removed" in each]
+    assert len(told) == 1 and str(paths[1]) in told[0]
+    left = entries(room_for_two)
+    assert paths[0] in left and len(left) == 2
+    assert not paths[1].parent.exists()
+
+
+def test_an_entry_that_is_larger_than_all_that_may_be_kept_is_not_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_limit, "LIMIT_BYTES", LARGE.nbytes // 2)
+    program = compile_model(net(), SHAPES)
+    assert program.image and entries(folder) == []
+
+
+def test_a_program_whose_entry_went_can_still_be_read(room_for_two: Path) -> None:
+    compile_model(net(1.0), SHAPES)
+    mapped = compile_model(net(1.0), SHAPES)
+    expected = [constant.array.copy() for constant in mapped.constants]
+    for scale in (2.0, 3.0, 4.0):
+        compile_model(net(scale), SHAPES)
+    assert len(entries(room_for_two)) == 2
+    assert all(np.array_equal(constant.array, kept) for constant, kept in zip(mapped.constants, expected, strict=True))
+
+
+def test_what_an_ended_writer_left_behind_goes_and_that_of_a_living_one_stays(folder: Path) -> None:
+    compile_model(net(1.0), SHAPES)
+    place = entries(folder)[0].parent
+    old, new, foreign = (place / name for name in (".old.part", ".new.part", ".keep"))
+    for path in (old, new, foreign):
+        path.write_bytes(b"half")
+    for path in (old, foreign):
+        used_before(path, 2 * cache_limit.LEFT_BEHIND_S)
+    compile_model(net(2.0), SHAPES)
+    assert (old.exists(), new.exists(), foreign.exists()) == (False, True, True)
 
 
 def test_progress_is_told_and_may_end_the_compilation() -> None:

@@ -30,6 +30,17 @@ def contrib_net(op: str, *shapes: tuple[int, ...], **attributes: Any) -> onnx.Mo
     return net
 
 
+def gather(data: tuple[int, ...], scales: tuple[int, ...], **attributes: int) -> onnx.ModelProto:
+    """GatherBlockQuantized of one row of packed data."""
+    net = model(
+        [node("GatherBlockQuantized", ["a", "b", "c"], ["y"], domain=contrib.DOMAIN, **attributes)],
+        {"a": (np.uint8, data), "b": (np.int64, (1,)), "c": (F32, scales)},
+        {"y": F32},
+    )
+    net.opset_import.add(domain=contrib.DOMAIN, version=1)
+    return net
+
+
 def test_the_table_of_forms_is_onnxruntimes_own() -> None:
     module_of_extra("onnxruntime", "models")
     from onnxruntime.capi import onnxruntime_pybind11_state as native
@@ -56,6 +67,12 @@ def test_the_table_of_forms_is_onnxruntimes_own() -> None:
         (contrib_net("QAttention", *[(1,)] * 5, num_heads=1), r"QAttention .*without fusing attention"),
         (contrib_net("MatMulNBits", *[(1,)] * 5, K=1, N=1, block_size=16), "a g_idx .* is not supported"),
         (contrib_net("MatMulNBits", *[(1, 2)] * 3, K=1, N=1, block_size=16), "for K 1, N 1, blocks of 16, 4 bits"),
+        (contrib_net("GatherBlockQuantized", (4, 16), (1,), (4, 1)), "data float32.* of 4 bits; uint8 of 4 or 8 bits"),
+        (gather((4, 16), (4, 1), bits=2), "of 2 bits; uint8 of 4 or 8 bits"),
+        (gather((4, 16), (4, 1), quantize_axis=0), "must lie along the last axis"),
+        (gather((4, 16), (4, 1), gather_axis=1), "must lie along the last axis"),
+        (gather((4, 16), (4, 3), block_size=16), "for rows of 32 in blocks of 16"),
+        (gather((4, 16), (4, 32), block_size=-1), "for rows of 32 in blocks of -1"),
         (contrib_net("QLinearSigmoid", *[(1,)] * 4), "must be int8 or uint8"),
         (contrib_net("FusedConv", (1, 1, 3), (1, 1, 3), (1,), (1, 1, 2)), "the addend float32"),
     ],

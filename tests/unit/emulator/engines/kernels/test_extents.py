@@ -315,7 +315,9 @@ def lookup(extent: Extent) -> Iterator[Row]:
 def matmul_nbits(extent: Extent) -> Iterator[Row]:
     for m, k, n in shapes(extent, 2, 32, 4):
         blocks = -(-k // 16)
-        yield {"bits": 4, "block": 16}, [real((m, k)), array(WireType.UINT8, (n, blocks, 8)), real((n, blocks))]
+        for bits, zeros in itertools.product((4, 8), ([], [real((n, blocks))])):
+            packed = array(WireType.UINT8, (n, blocks, 2 * bits))
+            yield {"bits": bits, "block": 16}, [real((m, k)), packed, real((n, blocks)), *zeros]
 
 
 def recurrent(extent: Extent) -> Iterator[Row]:

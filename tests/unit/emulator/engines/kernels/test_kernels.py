@@ -494,20 +494,36 @@ def test_qpool_to_the_bit(kernel: int, stride: int, pads: int, ceil: int, count:
 
 
 @settings(deadline=None)
-@given(seeds, st.sampled_from([4, 8]), st.sampled_from([16, 32]), st.booleans(), st.booleans(), float_names)
-def test_matmul_nbits(seed: int, bits: int, block: int, zeros: bool, biased: bool, type_name: str) -> None:
+@given(
+    seeds,
+    st.sampled_from([4, 8]),
+    st.sampled_from([16, 32]),
+    st.sampled_from(["none", "packed", "floats"]),
+    st.booleans(),
+    float_names,
+    st.sampled_from([64, 70]),
+    st.sampled_from([(2, 3), (3, 40), ()]),
+)
+def test_matmul_nbits(
+    seed: int, bits: int, block: int, zeros: str, biased: bool, type_name: str, depth: int, leading: tuple[int, ...]
+) -> None:
     random = np.random.default_rng(seed)
-    dtype, rows, depth = FLOATS[type_name], 7, 70
+    dtype, rows = FLOATS[type_name], 7
     blocks = -(-depth // block)
+    zero_points = {
+        "none": None,
+        "packed": numbers(random, (rows, -(-blocks * bits // 8)), np.dtype(np.uint8)),
+        "floats": numbers(random, (rows, blocks), dtype),
+    }
     inputs: list[Array | None] = [
-        numbers(random, (2, 3, depth), dtype),
+        numbers(random, (*leading, depth), dtype),
         numbers(random, (rows, blocks, block * bits // 8), np.dtype(np.uint8)),
         numbers(random, (rows, blocks), dtype),
-        numbers(random, (rows, -(-blocks * bits // 8)), np.dtype(np.uint8)) if zeros else None,
+        zero_points[zeros],
         numbers(random, (rows,), dtype) if biased else None,
     ]
     kind = CommandKind.MATMUL_NBITS
-    fast, golden = both(kind, attributes(kind, bits=bits, block=block), inputs, (2, 3, rows), dtype)
+    fast, golden = both(kind, attributes(kind, bits=bits, block=block), inputs, (*leading, rows), dtype)
     assert close(fast, golden, depth)
 
 

@@ -13,6 +13,8 @@ from driver_shim.protocol.commands import Status
 from driver_shim.protocol.program import TensorType, make_attributes
 from driver_shim.protocol.program_commands import CommandKind
 from driver_shim.protocol.types import WireType
+from emulator.engines.kernels.choice import prepare
+from emulator.engines.kernels.provider import KernelRequest
 from emulator.model.operators import OPERATORS, KernelFault, SemanticError
 from emulator.model.operators.caches import CacheAttention
 from emulator.model.timing import Precision, Work
@@ -21,7 +23,7 @@ from tests.support.caches import Cached, attend_whole, random_step
 Array = NDArray[Any]
 F32 = np.float32
 APPEND, ATTENTION = CommandKind.CACHE_APPEND, CommandKind.CACHE_ATTENTION
-KERNELS = pytest.mark.parametrize("kernels", ["golden"])
+KERNELS = pytest.mark.parametrize("kernels", ["golden", "numpy"])
 TYPES = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
 
 
@@ -284,3 +286,16 @@ def test_an_append_reads_and_writes_what_is_new() -> None:
     attributes = make_attributes(APPEND)
     work = OPERATORS[APPEND].work(attributes, operands, OPERATORS[APPEND].infer(attributes, operands))
     assert work == Work(0, 2 * 4 * 2 * 2 * 3 * 8)
+
+
+def test_both_kinds_have_kernels_of_numpy() -> None:
+    found = types()
+    for kind, names in (
+        (APPEND, ("cache", "update", "tables", "rows")),
+        (ATTENTION, ("query", "cache", "values", "tables", "rows")),
+    ):
+        attributes = make_attributes(kind, **({"scale": 1.0, "left_window": -1} if kind is ATTENTION else {}))
+        operands = tuple(found[name] for name in names)
+        outputs = tuple(OPERATORS[kind].infer(attributes, operands))
+        request = KernelRequest(kind, attributes, operands, outputs, (None,) * len(operands))
+        assert prepare("numpy", request).name == f"numpy.{kind.name.lower()}"

@@ -146,14 +146,17 @@ def test_a_model_without_states_has_no_inputs_that_follow_from_them() -> None:
 
 def test_the_report_says_what_was_found_and_what_a_token_takes() -> None:
     graph = read_model(Scattering().model())
-    infos = state_infos(graph, find_states(graph))
-    assert states_summary(infos) == "states: 4 found by name, append, 256 bytes a token"
-    lines = state_placements(infos)
+    pairs = find_states(graph)
+    assert states_summary(state_infos(graph, pairs)) == "states: 4 found by name, append, 256 bytes a token"
+    lines = state_placements(graph, pairs)
     assert lines[0].node == "past_key_values.0.key -> present.0.key"
     assert lines[0].reason == "append, found by name, 64 bytes a token"
 
 
 def test_heads_of_no_number_are_refused_by_the_name_of_the_state() -> None:
     graph = joined(("past_0", "present_0"), shape=["batch", "heads", "past", 8], axis=2)
+    pairs = find_states(graph)
     with pytest.raises(UnsupportedModel, match=r"'past_0' -> 'present_0'.*'heads'"):
-        state_infos(graph, find_states(graph))
+        state_infos(graph, pairs)
+    (line,) = state_placements(graph, pairs)
+    assert "'heads' has to be a number" in str(line.reason)
