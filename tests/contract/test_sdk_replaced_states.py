@@ -28,7 +28,7 @@ def recurrent(batch: int | str = "batch") -> onnx.ModelProto:
     nodes = [
         node("GRU", ["x", "w", "r", "", "", "h"], ["y", "h_next"], hidden_size=HIDDEN),
     ]
-    inputs = {"x": (np.float32, ("steps", batch, WIDTH)), "h": (np.float32, (1, batch, HIDDEN))}
+    inputs: dict[str, Any] = {"x": (np.float32, ("steps", batch, WIDTH)), "h": (np.float32, (1, batch, HIDDEN))}
     return model_of(nodes, inputs, {"y": np.float32, "h_next": np.float32}, {"w": w, "r": r})
 
 
