@@ -17,6 +17,7 @@ from emulator.engines.kernels.numpy import (
     products,
     quantised,
     recurrent,
+    regions,
     resizing,
     scales,
     selection,
@@ -47,6 +48,8 @@ _PREPARE: dict[CommandKind, Callable[[KernelRequest], Kernel | None]] = {
     CommandKind.QBINARY: quantised.prepare_binary,
     CommandKind.RECURRENT: recurrent.prepare,
     CommandKind.TOP_K: selection.prepare_top_k,
+    CommandKind.ROI_ALIGN: regions.prepare_roi_align,
+    CommandKind.DEFORM_CONV: regions.prepare_deform_conv,
 }
 KINDS = _RUN.keys() | _PREPARE.keys()
 """Kinds of command that have a kernel here."""
