@@ -52,10 +52,9 @@ def test_one_prompt_gets_one_answer_on_stdout_and_all_else_is_on_stderr(served: 
     told = (
         "prefill: ",
         "decode: ",
-        "tokens/s: ",
-        "(wall)",
-        "(device_model)",
-        "bytes a token crossed the bus",
+        "tokens/s (wall)",
+        "tokens/s (device_model)",
+        "bytes crossed the bus",
         "greedy",
     )
     for said in (f"at {address}", *told, "weights: 98,000,000 bytes resident", f"of {CONTEXT} tokens"):
