@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from driver_shim.protocol.program_commands import CommandKind, PoolFunction, ResizeMode
+from driver_shim.protocol.program_commands import CommandKind, Interpolation, PoolFunction
 from emulator.engines.kernels.provider import Kernel, KernelRequest
 from emulator.model.operators import OPERATORS
-from emulator.model.operators.arrays import Array, operand, required, widen
+from emulator.model.operators.arrays import Array, optional, required, widen
 from emulator.model.operators.sampling import Bins, averaging, region_bins, scaled_regions, taps_at, window_places
 
 TILE_ELEMENTS = 262144
@@ -66,7 +66,7 @@ def _deform_conv(attributes: Any, inputs: Sequence[Array | None], outputs: Seque
     if not _is_finite(x):
         _golden(CommandKind.DEFORM_CONV, attributes, inputs, outputs)
         return
-    bias, mask = operand(inputs, 3), operand(inputs, 4)
+    bias, mask = optional(inputs, 3), optional(inputs, 4)
     y, taps, groups = outputs[0], math.prod(w.shape[2:]), attributes.offset_group
     places = math.prod(y.shape[2:])
     offsets = offset.reshape(len(x), groups, taps, 2, places)
@@ -104,7 +104,9 @@ def _products(columns: Array, weights: Array) -> Array:
 
 def _sample(data: Array, places: Sequence[Array], extents: Sequence[int], scale: Array | None, into: Array) -> None:
     """Samples [places, C] of [H · W, C], those beyond its borders of zeros, each times its scale."""
-    rows, columns = (taps_at(along, extent, ResizeMode.LINEAR) for along, extent in zip(places, extents, strict=True))
+    rows, columns = (
+        taps_at(along, extent, Interpolation.LINEAR) for along, extent in zip(places, extents, strict=True)
+    )
     part = np.empty(into.shape, np.float32)
     for number, (down, across) in enumerate(itertools.product(rows, columns)):
         weight = down.weight * across.weight
