@@ -20,9 +20,13 @@ import sdk
 from benchmarks.figures import Figure
 from benchmarks.language_peer import LanguagePeer, Step, growing
 from benchmarks.models import engine_threads
+from driver_shim.protocol.commands import BINDING, COMPLETION_BYTES, SUBMISSION_BYTES
 from sdk.chat import default_model
 from sdk.model.model import Model
+from sdk.state.model_states import BLOCK_TOKENS
 
+BINDINGS = 5
+"""Of a step: tokens, rows, tables, logits, the cache; their table is read for each."""
 BLOCKS = 4
 """Series of ours and of the peer's in turns; of each the quietest counts, since other work on the machine only adds."""
 ROUNDS = 12
@@ -150,13 +154,15 @@ def _bus_bytes(device: sdk.Device, model: Model) -> Figure:
     """Bytes of a step that cross the bus beside the logits: descriptors, completions, inputs, bindings."""
     with _filled(model, CONTEXT) as state:
         before = device.activity()
-        out = model({"input_ids": np.full((1, 1), 260, np.int64)}, state=state)
+        for _ in range(BLOCK_TOKENS):
+            out = model({"input_ids": np.full((1, 1), 260, np.int64)}, state=state)
         after = device.activity()
     commands = after.commands - before.commands
     moved = after.bytes_copied - before.bytes_copied
-    logits = sum(array.nbytes for array in out.values())
-    value = moved - logits + commands * (64 + 32)
-    return Figure(f"bytes on the bus for a token beside its logits ({commands} commands)", value, "B", budget=512)
+    value = (moved + commands * (SUBMISSION_BYTES + COMPLETION_BYTES)) / BLOCK_TOKENS
+    value += BINDINGS * BINDING.size - sum(array.nbytes for array in out.values())
+    each = commands / BLOCK_TOKENS
+    return Figure(f"bytes on the bus for a token beside its logits ({each:.1f} commands)", value, "B", budget=512)
 
 
 def _first_token(cache: Path) -> Figure:

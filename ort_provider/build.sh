@@ -1,8 +1,8 @@
 #!/bin/sh
 # Build the library named, of the sources beside this file: sh build.sh FOLDER/libnpu_ort_provider.so
 #
-# Headers of onnxruntime 1.23 or later come from $ORT_INCLUDE, the folder with onnxruntime_c_api.h; else from an installed
-# libonnxruntime-dev; else out of Debian's package, which apt brings to FOLDER/debian and nobody installs.
+# Headers of onnxruntime 1.23 or later come from $ORT_INCLUDE, the folder with onnxruntime_c_api.h; else from an
+# installed libonnxruntime-dev; else out of Debian's package, which apt brings to FOLDER/debian and nobody installs.
 set -eu
 
 sources=$(dirname "$0")

@@ -7,6 +7,8 @@
 
 namespace {
 
+using Values = std::vector<const OrtValueInfo *>;
+
 enum WireType { VARINT = 0, LENGTH_DELIMITED = 2, FIXED32 = 5 };
 
 // One message, field by field.
@@ -30,6 +32,14 @@ public:
     }
     void text(int field, const std::string &value) { bytes(field, value.data(), value.size()); }
     void message(int field, const Message &value) { text(field, value.bytes_); }
+    // Makes all that was written so far one field, a message, in place: it may be most of a model.
+    void wrap(int field)
+    {
+        Message head;
+        head.tag(field, LENGTH_DELIMITED);
+        head.varint(bytes_.size());
+        bytes_.insert(0, head.bytes_);
+    }
     std::string &&take() { return std::move(bytes_); }
 
 private:
@@ -214,7 +224,8 @@ void write_subgraphs(Message &made, const OrtNode *source, std::set<std::string>
 
 void write_attributes(Message &made, const OrtNode *source)
 {
-    for (const OrtOpAttr *found : listed<const OrtOpAttr *>(ort->Node_GetNumAttributes, ort->Node_GetAttributes, source)) {
+    const auto attributes = listed<const OrtOpAttr *>(ort->Node_GetNumAttributes, ort->Node_GetAttributes, source);
+    for (const OrtOpAttr *found : attributes) {
         const char *name = "";
         OrtOpAttrType type = ORT_OP_ATTR_UNDEFINED;
         check(ort->OpAttr_GetName(found, &name));
@@ -233,10 +244,12 @@ Message node_message(const OrtNode *source, std::set<std::string> &domains)
     check(ort->Node_GetDomain(source, &domain));
     domains.insert(domain);
     Message made;
-    for (const OrtValueInfo *value : listed<const OrtValueInfo *>(ort->Node_GetNumInputs, ort->Node_GetInputs, source)) {
+    const Values inputs = listed<const OrtValueInfo *>(ort->Node_GetNumInputs, ort->Node_GetInputs, source);
+    const Values outputs = listed<const OrtValueInfo *>(ort->Node_GetNumOutputs, ort->Node_GetOutputs, source);
+    for (const OrtValueInfo *value : inputs) {
         made.text(node::INPUT, name_of(value));
     }
-    for (const OrtValueInfo *value : listed<const OrtValueInfo *>(ort->Node_GetNumOutputs, ort->Node_GetOutputs, source)) {
+    for (const OrtValueInfo *value : outputs) {
         made.text(node::OUTPUT, name_of(value));
     }
     made.text(node::NAME, name);
@@ -263,24 +276,27 @@ Message graph_message(const OrtGraph *source, std::set<std::string> &domains)
     const OrtNode *parent = nullptr;
     check(ort->Graph_GetName(source, &name));
     check(ort->Graph_GetParentNode(source, &parent));
+    const auto nodes = listed<const OrtNode *>(ort->Graph_GetNumNodes, ort->Graph_GetNodes, source);
+    const Values weights =
+        listed<const OrtValueInfo *>(ort->Graph_GetNumInitializers, ort->Graph_GetInitializers, source);
+    const Values inputs = listed<const OrtValueInfo *>(ort->Graph_GetNumInputs, ort->Graph_GetInputs, source);
+    const Values outputs = listed<const OrtValueInfo *>(ort->Graph_GetNumOutputs, ort->Graph_GetOutputs, source);
     Message made;
-    for (const OrtNode *found : listed<const OrtNode *>(ort->Graph_GetNumNodes, ort->Graph_GetNodes, source)) {
+    for (const OrtNode *found : nodes) {
         made.message(graph::NODE, node_message(found, domains));
     }
     made.text(graph::NAME, *name ? name : "graph");
-    for (const OrtValueInfo *found :
-         listed<const OrtValueInfo *>(ort->Graph_GetNumInitializers, ort->Graph_GetInitializers, source)) {
+    for (const OrtValueInfo *found : weights) {
         const OrtValue *value = nullptr;
         check(ort->ValueInfo_GetInitializerValue(found, &value));
         made.message(graph::INITIALIZER, tensor_message(name_of(found), value));
     }
-    for (const OrtValueInfo *found : listed<const OrtValueInfo *>(ort->Graph_GetNumInputs, ort->Graph_GetInputs, source)) {
+    for (const OrtValueInfo *found : inputs) {
         if (parent || is_read(found)) {
             made.message(graph::INPUT, value_message(found));
         }
     }
-    for (const OrtValueInfo *found :
-         listed<const OrtValueInfo *>(ort->Graph_GetNumOutputs, ort->Graph_GetOutputs, source)) {
+    for (const OrtValueInfo *found : outputs) {
         made.message(graph::OUTPUT, value_message(found));
     }
     return made;
@@ -291,7 +307,8 @@ Message graph_message(const OrtGraph *source, std::set<std::string> &domains)
 std::string onnx_bytes(const OrtGraph *source)
 {
     std::set<std::string> used{""};  // ONNX's own operators, which those of other domains may be made of
-    const Message whole = graph_message(source, used);
+    Message made = graph_message(source, used);
+    made.wrap(model::GRAPH);
     int64_t ir_version = 0;
     size_t count = 0;
     check(ort->Graph_GetOnnxIRVersion(source, &ir_version));
@@ -299,9 +316,7 @@ std::string onnx_bytes(const OrtGraph *source)
     std::vector<const char *> domains(count);
     std::vector<int64_t> versions(count);
     check(ort->Graph_GetOperatorSets(source, domains.data(), versions.data(), count));
-    Message made;
     made.number(model::IR_VERSION, ir_version);
-    made.message(model::GRAPH, whole);
     for (size_t index = 0; index < count; ++index) {
         if (used.count(domains[index])) {  // onnxruntime lists all that it knows
             Message opset;
@@ -312,7 +327,7 @@ std::string onnx_bytes(const OrtGraph *source)
     }
     std::string bytes = made.take();
     if (bytes.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max())) {
-        throw Failure("with its weights the model has over 2 GB, which no ONNX file holds: load it by sdk.InferenceSession");
+        throw Failure("with its weights the model has over 2 GB, which no ONNX file holds: use sdk.InferenceSession");
     }
     return bytes;
 }

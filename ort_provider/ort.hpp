@@ -31,8 +31,8 @@ inline void check(OrtStatus *status)
 }
 
 // What onnxruntime calls: no exception leaves it. Never EP_FAIL, on which onnxruntime's Python runs a model elsewhere.
-// Python ends threads that want its lock while it shuts down by unwinding them, which onnxruntime would take for a crash:
-// they wait for the end of the process here.
+// Python ends threads that want its lock while it shuts down by unwinding them, which would end the process as a crash
+// of onnxruntime's: they wait here for its end.
 template <class Work>
 OrtStatus *guarded(Work work) noexcept
 {
@@ -71,8 +71,8 @@ private:
 
 // What onnxruntime gives by two functions of an owner, one for the number of them and one that fills an array.
 template <class Element, class Owner>
-std::vector<Element> listed(OrtStatus *(*count)(const Owner *, size_t *), OrtStatus *(*fill)(const Owner *, Element *, size_t),
-                            const Owner *owner)
+std::vector<Element> listed(OrtStatus *(*count)(const Owner *, size_t *),
+                            OrtStatus *(*fill)(const Owner *, Element *, size_t), const Owner *owner)
 {
     size_t size = 0;
     check(count(owner, &size));

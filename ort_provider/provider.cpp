@@ -17,7 +17,6 @@ namespace {
 
 constexpr char NAME[] = "NpuExecutionProvider";
 constexpr char VENDOR[] = "npu-sdk";
-constexpr uint32_t VENDOR_ID = 0xB7C4;
 constexpr char OPTION_PREFIX[] = "ep.npuexecutionprovider.";
 constexpr int PYTHON_READS = 0x100;  // PyBUF_READ
 
@@ -97,8 +96,8 @@ void put_output(OrtKernelContext *context, size_t index, PyObject *array)
     check(ort->KernelContext_GetOutput(context, index, extents.data(), extents.size(), &value));
     const Tensor wanted = tensor_of(value);
     if (wanted.size != size) {
-        throw Failure("output " + std::to_string(index) + " has " + std::to_string(size) + " bytes, onnxruntime expects " +
-                      std::to_string(wanted.size));
+        throw Failure("output " + std::to_string(index) + " has " + std::to_string(size) +
+                      " bytes, onnxruntime expects " + std::to_string(wanted.size));
     }
     if (size) {
         memcpy(const_cast<char *>(wanted.data), data, size);
@@ -171,22 +170,8 @@ public:
         };
     }
 
-    void close() noexcept
-    {
-        OrtStatus *failed = guarded([&] {
-            if (python::is_alive()) {  // at its end Python closes devices itself
-                const Lock lock;
-                call(session_.get(), "close", nullptr);
-            }
-        });
-        if (failed) {
-            warn(ort->GetErrorMessage(failed));
-            ort->ReleaseStatus(failed);
-        }
-    }
-
 private:
-    // Take all nodes of a model or none. Graphs inside nodes come by themselves, too; they go with the node around them.
+    // Take all nodes of a model or none. Graphs inside nodes come by themselves, too, and go with the node around them.
     void claim(const OrtGraph *graph, OrtEpGraphSupportInfo *info)
     {
         const OrtNode *parent = nullptr;
@@ -280,12 +265,15 @@ public:
     {
         const Lock lock;
         module_.keep(checked(py.PyImport_ImportModule("sdk.ort_provider")));
+        vendor_ = static_cast<uint32_t>(py.PyLong_AsLongLong(call(module_.get(), "vendor", nullptr).get()));
         version_ = python::text_of(call(module_.get(), "version", nullptr).get());
         ort_version_supported = API_VERSION;
         GetName = [](const OrtEpFactory *) noexcept -> const char * { return NAME; };
         GetVendor = [](const OrtEpFactory *) noexcept -> const char * { return VENDOR; };
-        GetVendorId = [](const OrtEpFactory *) noexcept -> uint32_t { return VENDOR_ID; };
-        GetVersion = [](const OrtEpFactory *self) noexcept { return static_cast<const Factory *>(self)->version_.c_str(); };
+        GetVendorId = [](const OrtEpFactory *self) noexcept { return static_cast<const Factory *>(self)->vendor_; };
+        GetVersion = [](const OrtEpFactory *self) noexcept {
+            return static_cast<const Factory *>(self)->version_.c_str();
+        };
         GetSupportedDevices = [](OrtEpFactory *self, const OrtHardwareDevice *const *devices, size_t count,
                                  OrtEpDevice **made, size_t room, size_t *made_count) noexcept -> OrtStatus * {
             return guarded([&] { *made_count = room ? offer(self, devices, count, made) : 0; });
@@ -297,11 +285,7 @@ public:
                 *made = new Provider(static_cast<Factory *>(self)->module_.get(), options_of(options), logger);
             });
         };
-        ReleaseEp = [](OrtEpFactory *, OrtEp *ep) noexcept {
-            auto *provider = static_cast<Provider *>(ep);
-            provider->close();
-            delete provider;
-        };
+        ReleaseEp = [](OrtEpFactory *, OrtEp *ep) noexcept { delete static_cast<Provider *>(ep); };
         // Tensors stay in memory of the host's, by onnxruntime's own allocator.
         CreateAllocator = [](OrtEpFactory *, const OrtMemoryInfo *, const OrtKeyValuePairs *,
                              OrtAllocator **allocator) noexcept -> OrtStatus * {
@@ -335,6 +319,7 @@ private:
     }
 
     Kept module_;
+    uint32_t vendor_ = 0;
     std::string version_;
 };
 

@@ -1,12 +1,7 @@
 """What onnxruntime's plug-in provider (`ort_provider/`, in C++) asks of the SDK: to load a graph, and to run it.
 
-    onnxruntime.register_execution_provider_library("npu", "build/ort_provider/libnpu_ort_provider.so")
-    options = onnxruntime.SessionOptions()
-    devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == "NpuExecutionProvider"]
-    options.add_provider_for_devices(devices, {"device": "emulator"})
-
-The library calls this module in the process's own interpreter; nobody else does. It hands tensors over as (name, ONNX
-type, extents, memory) and takes arrays as (address, bytes, extents, array).
+The library calls this module in the process's own interpreter; nobody else does. How programs come to it:
+docs/onnxruntime.md.
 """
 
 from __future__ import annotations
@@ -18,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from driver_shim.errors import UnsupportedModel
+from driver_shim.protocol.config_space import VENDOR_ID
 from driver_shim.protocol.types import WireType
 from sdk.inference_session import check_options
 from sdk.shared_devices import share
@@ -27,7 +23,9 @@ if TYPE_CHECKING:
     from sdk.model.model import Model
 
 Given = tuple[str, int, tuple[int, ...], memoryview]
+"""A tensor from onnxruntime: name, ONNX's number of the type, extents, memory that is its own."""
 Computed = tuple[int, int, tuple[int, ...], NDArray[Any]]
+"""An array for onnxruntime: address, bytes, extents, what keeps it there."""
 
 
 def version() -> str:
@@ -35,8 +33,16 @@ def version() -> str:
     return VERSION
 
 
+def vendor() -> int:
+    """Whose cards the provider is for, as they say on PCI."""
+    return VENDOR_ID
+
+
 class ProviderSession:
     """The part of one onnxruntime session in a device. Thread-safe once `check` has returned.
+
+    It is let go, not closed: that may happen in a garbage collection, in the middle of anything, where no lock may be
+    waited for. Models and devices that are let go end by themselves.
 
     Raises what `sdk.Device` raises, and ValueError for options that there are not.
     """
@@ -52,13 +58,13 @@ class ProviderSession:
 
         What else goes wrong is no reason to run elsewhere, so it counts as claimed, and `check` raises it.
         """
-        self._drop_model()
+        self._model = self._failure = None
         try:
             self._model = self._load(data)
         except UnsupportedModel as error:
             return str(error)
         except Exception as error:  # noqa: BLE001 - onnxruntime would only log it, and run the model elsewhere
-            self._failure = error
+            self._failure = error.with_traceback(None)  # whose frames would keep this
         return ""
 
     def check(self) -> None:
@@ -76,30 +82,23 @@ class ProviderSession:
         except KeyboardInterrupt:  # onnxruntime would make an error of it; with it, a run comes to its end first
             return self._run(given, wanted), True
 
-    def close(self) -> None:
-        """Take the model off the device, and let the device go. Idempotent."""
-        self._drop_model()
-        self._share.close()
-
     def _load(self, data: bytes) -> Model:
         """The model, compiled now if its shapes are known, so that what they make impossible is known now, too."""
         model = self._share.device.load(data)
         known = {info.name: [info.shape] for info in model.inputs if all(isinstance(n, int) for n in info.shape)}
-        if not known or len(known) < len(model.inputs):
-            return model
-        model.close()
-        return self._share.device.load(data, shapes=known)  # type: ignore[arg-type]
+        if len(known) == len(model.inputs):
+            try:
+                model._compile_for(known)  # type: ignore[arg-type]
+            except BaseException:
+                model.close()
+                raise
+        return model
 
     def _run(self, given: Sequence[Given], wanted: Sequence[str]) -> tuple[Computed, ...]:
         if self._model is None:
             raise RuntimeError("no model is loaded")
         outputs = self._model({name: _as_array(kind, extents, memory) for name, kind, extents, memory in given})
         return tuple(_computed(np.asarray(outputs[name], order="C")) for name in wanted)
-
-    def _drop_model(self) -> None:
-        model, self._model, self._failure = self._model, None, None
-        if model is not None:
-            model.close()
 
 
 def _as_array(kind: int, extents: tuple[int, ...], memory: memoryview) -> NDArray[Any]:

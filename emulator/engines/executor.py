@@ -20,7 +20,8 @@ from driver_shim.protocol.program import Command, Storage, TensorType
 from driver_shim.protocol.program_commands import OPERANDS
 from driver_shim.protocol.types import INT64_STORAGE_MAX, INT64_STORAGE_MIN, PACKED, WireType, unpack
 from emulator.engines.job import KernelRun, ProgramFault
-from emulator.engines.kernels.choice import prepare
+from emulator.engines.kernels.blocks import PlacedRequest
+from emulator.engines.kernels.choice import prepare_all
 from emulator.engines.kernels.provider import KernelRequest, NamedKernel
 from emulator.model.operators import KernelFault
 from emulator.model.verify import VerifiedEntry, VerifiedProgram, load_verified, where
@@ -108,21 +109,29 @@ def _prepared(loaded: LoadedProgram, entry: int, tensors: _Tensors, kernels: str
     steps = loaded.steps.get((entry, kernels))
     if steps is None:
         commands = loaded.program.entries[entry].point.commands
-        steps = [_step(index, command, tensors, kernels) for index, command in enumerate(commands)]
+        placed = [_placed(index, command, tensors) for index, command in enumerate(commands)]
+        private = {index for index, entry in enumerate(tensors.entries) if entry.storage is Storage.WORKSPACE}
+        chosen = prepare_all(kernels, placed, private)
+        steps = [_step(*each) for each in zip(commands, placed, chosen, strict=True)]
         loaded.steps[entry, kernels] = steps
     return steps
 
 
-def _step(index: int, command: Command, tensors: _Tensors, kernels: str) -> _Step:
+def _placed(index: int, command: Command, tensors: _Tensors) -> PlacedRequest:
     inputs, outputs = types_of(command, tensors.entries)
     try:
         constants = tuple(tensors.constant(tensor) for tensor in command.inputs)
     except KernelFault as fault:
         raise ProgramFault(fault.status, index, f"{where(index, command)}: {fault.message}") from fault
     request = KernelRequest(command.kind, command.attributes, tuple(inputs), tuple(outputs), constants)
+    return PlacedRequest(request, tuple(command.inputs), tuple(command.outputs))
+
+
+def _step(command: Command, placed: PlacedRequest, kernel: NamedKernel) -> _Step:
+    outputs = placed.request.outputs
     return _Step(
         command,
-        prepare(kernels, request),
+        kernel,
         not any(output.elements for output in outputs),
         any(output.dtype is WireType.INT64 for output in outputs),
         OPERANDS[command.kind].in_place if command.outputs[0] in command.inputs else None,

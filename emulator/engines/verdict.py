@@ -8,7 +8,7 @@ from driver_shim.protocol.commands import Status
 from emulator.model import timing
 from emulator.model.profile import Profile
 from emulator.model.verify import DeviceLimits, ProgramRejected, VerifiedEntry, VerifiedProgram, verify
-from emulator.model.work import work_of
+from emulator.model.work import RowCost, known_work, row_costs
 
 
 class EntryFacts(NamedTuple):
@@ -24,7 +24,8 @@ class EntryFacts(NamedTuple):
     """Private memory one execution needs, outputs included."""
     commands: int
     ticks: int
-    """Modelled cost of one execution."""
+    """Modelled cost of one execution, but for the commands of `row_costs`."""
+    row_costs: tuple[RowCost, ...] = ()
 
 
 class ProgramFacts(NamedTuple):
@@ -82,7 +83,7 @@ def facts_of(program: VerifiedProgram, profile: Profile) -> ProgramFacts:
     """The facts of a verified program."""
 
     def entry_facts(entry: VerifiedEntry) -> EntryFacts:
-        work = [work_of(command, program.image.tensors) for command in entry.point.commands]
+        tensors = program.image.tensors
         return EntryFacts(
             entry.workspace_bytes,
             entry.input_sizes,
@@ -90,7 +91,8 @@ def facts_of(program: VerifiedProgram, profile: Profile) -> ProgramFacts:
             entry.output_places,
             entry.scratch_bytes,
             entry.command_count,
-            timing.program_ticks(profile, work),
+            timing.program_ticks(profile, known_work(tensors, entry.point)),
+            row_costs(tensors, entry.point),
         )
 
     return ProgramFacts(program.constant_sizes, tuple(map(entry_facts, program.entries)))

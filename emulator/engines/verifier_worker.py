@@ -11,12 +11,15 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from driver_shim.protocol.commands import Status
 from driver_shim.shared.child_process import die_with_parent
 from emulator.engines.process import sealed_file
 from emulator.engines.verdict import EntryFacts, ProgramFacts, Verdict, judge
+from emulator.model.operators.caches import AttentionCost
 from emulator.model.profile import Profile
+from emulator.model.work import RowCost
 
 NUMBER = struct.Struct("<Q")
 VERIFIER_NICENESS = 5
@@ -34,11 +37,12 @@ def decode_verdict(data: bytes | memoryview) -> Verdict:
     return Verdict(number, Status(status), message, None if facts is None else _facts(*facts))
 
 
-def _facts(constants: list[int], entries: list[list[object]]) -> ProgramFacts:
-    def entry(fields: list[object]) -> EntryFacts:
-        workspace, inputs, states, outputs, *counts = fields
-        places = tuple((at, size) for at, size in outputs)  # type: ignore[attr-defined]
-        return EntryFacts(workspace, tuple(inputs), tuple(states), places, *counts)  # type: ignore[arg-type]
+def _facts(constants: list[int], entries: list[list[Any]]) -> ProgramFacts:
+    def entry(fields: list[Any]) -> EntryFacts:
+        workspace, inputs, states, outputs, scratch, commands, ticks, by_rows = fields
+        places = tuple((at, size) for at, size in outputs)
+        costs = tuple(RowCost(position, times, AttentionCost(*cost)) for position, times, cost in by_rows)
+        return EntryFacts(workspace, tuple(inputs), tuple(states), places, scratch, commands, ticks, costs)
 
     return ProgramFacts(tuple(constants), tuple(map(entry, entries)))
 

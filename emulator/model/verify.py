@@ -24,7 +24,7 @@ from driver_shim.protocol.program import (
 from driver_shim.protocol.program_commands import OPERANDS
 from driver_shim.protocol.program_parsing import parse
 from emulator.model.operators import OPERATORS, SemanticError
-from emulator.model.work import types_of
+from emulator.model.work import row_costs, types_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,6 +36,8 @@ class DeviceLimits:
     """Of one execution: constants, states, workspace, inputs and outputs together."""
     effort: int = 1 << 48
     """Multiply-accumulates plus bytes moved plus fixed costs, of one execution."""
+    rows: int = 1 << 12
+    """Rows that the device reads before an execution, to know how long it takes: of all attentions that differ."""
 
 
 DEFAULT_LIMITS = DeviceLimits()
@@ -91,6 +93,7 @@ def verify(image: bytes | memoryview, *, device_limits: DeviceLimits = DEFAULT_L
         try:
             _check_commands(program.tensors, entry, device_limits)
             _check_dataflow(program.tensors, entry)
+            _check_rows(program.tensors, entry, device_limits)
         except ProgramRejected as error:
             if len(program.entries) == 1:
                 raise
@@ -116,6 +119,13 @@ def _check_commands(tensors: Sequence[Tensor], entry: EntryPoint, limits: Device
         effort += operator.effort(command.attributes, *types)
     if effort > limits.effort:
         raise ProgramRejected(f"its commands cost {effort}; at most {limits.effort}")
+
+
+def _check_rows(tensors: Sequence[Tensor], entry: EntryPoint, limits: DeviceLimits) -> None:
+    """Raise ProgramRejected where the device would read too much before an execution."""
+    rows = sum(each.cost.batch for each in row_costs(tensors, entry))
+    if rows > limits.rows:
+        raise ProgramRejected(f"its attentions to caches, those that differ, have {rows} rows; at most {limits.rows}")
 
 
 def where(index: int, command: Command) -> str:

@@ -1,11 +1,20 @@
-"""The work of each command of a program: multiply-accumulates and bytes, from its operands alone."""
+"""The work of each command of a program: multiply-accumulates and bytes.
+
+It follows from the operands' types alone, but for commands that attend to what sequences have: theirs follows from the
+rows that an execution gives them, too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
-from driver_shim.protocol.program import Command, Program, Tensor, TensorType
+from driver_shim.protocol.program import Command, EntryPoint, Program, Tensor, TensorType
+from emulator.model import timing
 from emulator.model.operators import OPERATORS
+from emulator.model.operators.caches import AttentionCost, CacheAttention
+from emulator.model.profile import Profile
 from emulator.model.timing import Work
 
 
@@ -23,3 +32,51 @@ def work_of(command: Command, tensors: Sequence[Tensor]) -> Work:
 def program_work(program: Program) -> tuple[Work, ...]:
     """Work of every command, in order."""
     return tuple(work_of(command, program.tensors) for command in program.commands)
+
+
+class RowCost(NamedTuple):
+    """Commands of an entry point that are alike, and whose work follows from the rows of one input."""
+
+    input: int
+    """Position of the input among those that are bound."""
+    times: int
+    """How many commands."""
+    cost: AttentionCost
+
+
+def attention_cost(command: Command, tensors: Sequence[Tensor]) -> AttentionCost | None:
+    """What the work of a command follows from beside its rows; None for one whose work does not follow from rows."""
+    operator = OPERATORS[command.kind]
+    if not isinstance(operator, CacheAttention):
+        return None
+    return operator.cost(command.attributes, *types_of(command, tensors))
+
+
+def row_costs(tensors: Sequence[Tensor], entry: EntryPoint) -> tuple[RowCost, ...]:
+    """The commands of an entry point whose work follows from rows."""
+    found: Counter[tuple[int, AttentionCost]] = Counter()
+    places = {binding.tensor: position for position, binding in enumerate(entry.inputs)}
+    for command in entry.commands:
+        cost = attention_cost(command, tensors)
+        rows = command.inputs[-1]
+        if cost is not None and rows is not None:
+            found[places[rows], cost] += 1
+    return tuple(RowCost(position, times, cost) for (position, cost), times in found.items())
+
+
+def known_work(tensors: Sequence[Tensor], entry: EntryPoint) -> list[Work]:
+    """Work of the other commands, in order."""
+    return [work_of(each, tensors) for each in entry.commands if attention_cost(each, tensors) is None]
+
+
+Rows = Iterable[Sequence[int]]
+"""(slot, past, count) of each row, as the host wrote them."""
+
+
+def row_ticks(profile: Profile, costs: Iterable[RowCost], rows_of: Callable[[RowCost], Rows]) -> int:
+    """What commands take whose work follows from rows; one that is impossible costs what the nearest possible does."""
+    ticks = 0
+    for each in costs:
+        work = each.cost.work([each.cost.clipped(past, count) for _, past, count in rows_of(each)])
+        ticks += each.times * timing.command_ticks(profile, work)
+    return ticks

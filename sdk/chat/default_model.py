@@ -19,8 +19,8 @@ _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def missing() -> str | None:
-    """What to do where the file is not there; None where it is."""
-    return REMEDY if _found() is None else None
+    """What is missing and how to get it; None where the file is there."""
+    return f"needs SmolLM2: {REMEDY}" if _found() is None else None
 
 
 def path() -> Path:

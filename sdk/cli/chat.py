@@ -19,10 +19,8 @@ from sdk.cli.interrupts import left_to_the_work
 from sdk.cli.verb import verb
 
 if TYPE_CHECKING:
-    from sdk.chat.metadata import Metadata
+    from sdk.chat.chat_model import ChatModel
     from sdk.chat.sampling import Sampler
-    from sdk.chat.template import ChatTemplate
-    from sdk.chat.vocabulary import Vocabulary
     from sdk.cli.chat_session import Session
     from sdk.device import Device
 
@@ -39,8 +37,8 @@ def _limit_s(options: Mapping[str, Any]) -> float:
 @verb("chat", limit_s=_limit_s, around=left_to_the_work)
 @click.argument("model_path", metavar="[MODEL.gguf]", type=_FILE, required=False)
 @device_option
-@click.option("--prompt", metavar="TEXT", help="Answer this and end.")
-@click.option("--system", metavar="TEXT", help="What the model is told before all else.")
+@click.option("--prompt", metavar="WORDS", help="Answer this and end.")
+@click.option("--system", metavar="WORDS", help="What the model is told before all else.")
 @click.option("--template", "template_path", metavar="FILE", type=_FILE, help="A chat template of your own (Jinja).")
 @click.option("--max-tokens", type=_COUNT, metavar="N", default=_MOST_TOKENS, show_default=True, help="Of an answer.")
 @click.option(
@@ -89,18 +87,20 @@ def command(
     Without MODEL.gguf it is SmolLM2-135M-Instruct. Piped in, every line is a prompt. Answers go to stdout, all else to
     stderr; with --json every answer is a line.
     """
+    from sdk.chat.chat_model import CANDIDATES, ChatModel, ContextTooLarge
     from sdk.chat.default_model import path as default_path
-    from sdk.chat.metadata import read_metadata
     from sdk.chat.sampling import Sampler, Sampling
 
     frame.speak_on_stderr()
     file = model_path or default_path()
-    metadata = read_metadata(file)  # what is wrong with it is told before a device is opened
-    words = _words(metadata, template_path)
-    tokens = _context(metadata, context)
+    template = template_path.read_text("utf-8", "replace") if template_path else None
     sampler = Sampler(Sampling(temperature, top_k or 0, top_p, repetition_penalty), seed)
+    try:  # what is wrong is told before a device is opened
+        model = ChatModel(file, template=template, context=context, candidates=max(CANDIDATES, top_k or 0))
+    except ContextTooLarge as error:
+        raise click.UsageError(f"--context: {error}") from error
     with open_for_work(wanted, frame) as device:
-        session = _session(frame, device, file, metadata, words, sampler, tokens, system, max_tokens)
+        session = _session(frame, device, model, str(file), sampler, system, max_tokens)
         if prompt is not None:
             session.answer(prompt)
         elif sys.stdin.isatty():
@@ -111,48 +111,22 @@ def command(
             session.show_figures()
 
 
-def _words(metadata: Metadata, template_path: Path | None) -> tuple[Vocabulary, ChatTemplate]:
-    from sdk.chat.template import ChatTemplate
-    from sdk.chat.vocabulary import Vocabulary
-
-    vocabulary = Vocabulary(metadata)
-    return vocabulary, ChatTemplate(metadata, vocabulary, template_path.read_text("utf-8") if template_path else None)
-
-
-def _context(metadata: Metadata, wanted: int | None) -> int:
-    """Tokens of the conversation. Raises click.UsageError for more than the model takes."""
-    from sdk.chat import loading
-
-    most = loading.most_context(metadata)
-    if wanted is not None and wanted > most:
-        raise click.UsageError(f"--context {wanted}: the model takes at most {most} tokens")
-    return wanted or min(loading.DEFAULT_CONTEXT, most)
-
-
 def _session(
     frame: Frame,
     device: Device,
-    file: Path,
-    metadata: Metadata,
-    words: tuple[Vocabulary, ChatTemplate],
+    model: ChatModel,
+    path: str,
     sampler: Sampler,
-    context: int,
     system: str | None,
     most_tokens: int,
 ) -> Session:
     """The model on the device, and a conversation with it."""
-    from sdk.chat import loading
-    from sdk.chat.conversation import Conversation
-    from sdk.chat.figures import Meter
-    from sdk.chat.sequence import TokenSequence
     from sdk.cli.chat_report import Setting
     from sdk.cli.chat_session import Session
 
-    frame.note(f"loading {metadata.get('general.name', file.name)}")
+    frame.note(f"loading {model.name}")
     began = time.perf_counter()
-    candidates = max(loading.CANDIDATES, sampler.sampling.top_k)
-    model, state, weights_bytes = loading.load(device, file, metadata, context=context, candidates=candidates)
+    conversation, weights_bytes = model.load(device, system=system)
     seconds, info = time.perf_counter() - began, device.info
-    setting = Setting(str(file), info.address, info.kernels, info.tick_hz, weights_bytes, seconds, sampler)
-    conversation = Conversation(TokenSequence(model, state, Meter(device)), *words, system=system)
-    return Session(frame, conversation, setting, most_tokens=most_tokens, most_context=loading.most_context(metadata))
+    setting = Setting(path, info.address, info.kernels, info.tick_hz, weights_bytes, seconds, sampler)
+    return Session(frame, conversation, setting, most_tokens=most_tokens, most_context=model.most_context)

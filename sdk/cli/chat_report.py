@@ -79,10 +79,10 @@ class Setting:
         rates = f"{_rate(phase.tokens, phase.wall_seconds)} tokens/s (wall)"
         device_seconds = self._device_seconds(phase)
         if device_seconds:
-            rates += f", {_rate(phase.tokens, device_seconds)} (device_model)"
+            rates += f", {_rate(phase.tokens, device_seconds)} tokens/s (device_model)"
         return [
-            f"  {name}: {phase.tokens:,} tokens, {rates}",
-            f"    {phase.bus_bytes / phase.tokens:,.0f} bytes a token crossed the bus",
+            f"  {name}: {phase.tokens:,} tokens, for each {phase.bus_bytes / phase.tokens:,.0f} bytes crossed the bus",
+            f"    {rates}",
         ]
 
     def _sampling(self) -> str:

@@ -93,11 +93,15 @@ class Plan:
     """Read and written by all commands together."""
     live: tuple[LiveRange, ...]
     """Every intermediate, in the order of their making."""
+    states_bytes: int = 0
+    """Device memory of all states of the model, with the tables that say which part is whose."""
+    state_capacity_tokens: int = 0
+    """Tokens that fit there, of all states together."""
 
     @property
     def peak_bytes(self) -> int:
         """Device memory for one run at a time."""
-        return self.constants_bytes + self.operands_bytes + self.workspace_bytes
+        return self.constants_bytes + self.operands_bytes + self.workspace_bytes + self.states_bytes
 
 
 class StateKind(enum.StrEnum):

@@ -120,7 +120,9 @@ def encode(
         constants_bytes=sum({each.key: align_up(each.type.size_bytes) for each in table.constants}.values()),
         workspace_bytes=workspace.size,
         unshared_workspace_bytes=workspace.unshared,
-        operands_bytes=sum(align_up(value.type.size_bytes) for _, value in (*inputs, *outputs)),
+        operands_bytes=_aligned_bytes([*(inputs[:-1] if caches else inputs), *outputs]),
+        states_bytes=_aligned_bytes([*inputs[-1:], *caches] if caches else []),
+        state_capacity_tokens=min((value.shape[1] * value.shape[2] for _, value in caches), default=0),
         peak_live_bytes=workspace.peak_live_bytes,
         largest_hole_bytes=workspace.largest_hole_bytes,
         live=tuple(sorted(workspace.live, key=lambda each: (each.first, each.offset))),
@@ -137,6 +139,11 @@ def encode(
         tuple(map(_info, caches)),
         tuple(states),
     )
+
+
+def _aligned_bytes(values: Sequence[NamedValue]) -> int:
+    """Device memory of tensors, each on a cache line of its own."""
+    return sum(align_up(value.type.size_bytes) for _, value in values)
 
 
 def _container(program: Program) -> bytes:

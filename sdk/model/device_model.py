@@ -127,6 +127,9 @@ class DeviceModel(Model):
         """A new state; see `Model.state`."""
         return self._stateful.states.new(max_tokens, restore)
 
+    def _step_program(self, rows: int, tokens: int) -> CompiledProgram:
+        return self._stateful.program_for(rows, tokens)
+
     def _submit_step(
         self, chosen: Sequence[State], arrays: tuple[Any, ...], named: Mapping[str, Any], out: object
     ) -> RunEvent:

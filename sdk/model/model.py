@@ -75,15 +75,27 @@ class Model(HereOnly, ABC):
         compiled = self._latest()
         return None if compiled is None else compiled.plan
 
-    def estimate(self, profile: str | None = None) -> Estimate | None:
+    def estimate(
+        self,
+        profile: str | None = None,
+        *,
+        tokens: int | None = None,
+        rows: int | None = None,
+        context: int | None = None,
+    ) -> Estimate | None:
         """What a run takes on a chip, this device's unless another is named, by the program that `plan` is of.
 
-        Raises ValueError for a profile that there is not.
+        Of a model with states, what a step of `tokens` in `rows` rows takes (1 where only the other is given) that have
+        `context` tokens each when it ends: as many as there is room for, unless it is given.
+
+        Raises ValueError for a profile that there is not, and for what the model has no room for.
         """
         from sdk.compiler.estimate import estimate  # few programs ask
 
-        compiled = self._latest()
-        return None if compiled is None else estimate(compiled, profile or self._owner.profile or DEFAULT_PROFILE)
+        compiled = self._latest() if tokens is rows is None else self._step_program(rows or 1, tokens or 1)
+        if compiled is None:
+            return None
+        return estimate(compiled, profile or self._owner.profile or DEFAULT_PROFILE, context=context)
 
     @property
     def states(self) -> tuple[StateInfo, ...]:
@@ -163,6 +175,10 @@ class Model(HereOnly, ABC):
     @abstractmethod
     def _latest(self) -> CompiledProgram | None:
         """The one program that `plan` speaks of, if there is one."""
+
+    def _step_program(self, rows: int, tokens: int) -> CompiledProgram:
+        """The program for a step of this shape, which need not be loaded."""
+        raise TypeError(NO_STATES)
 
     @abstractmethod
     def _submit(self, call: Call, into: Mapping[str, Span]) -> Event[Outputs]:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sdk.compiler import CompiledProgram
 from sdk.compiler.graph import Graph
 from sdk.compiler.placement import NodePlacement
 from sdk.compiler.states import StateInfo, StatePair, find_states, state_infos
@@ -107,6 +108,10 @@ class Stateful:
     def compile_for(self, shapes: Mapping[str, Sequence[Sequence[int]]]) -> None:
         """Compile and load steps of these shapes."""
         self.steps.compile_for(self.states, shapes)
+
+    def program_for(self, rows: int, tokens: int) -> CompiledProgram:
+        """The program for a step of this shape, which need not be loaded."""
+        return self.steps.program_for(self.states, rows, tokens)
 
     def start(
         self, chosen: Sequence[State], arrays: tuple[Any, ...], named: Mapping[str, Any], *, answered: bool

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+
+ERASED_AHEAD = 16
+"""Blocks, one with those behind it, that are erased at a time."""
 
 
 class OutOfBlocks(Exception):
@@ -63,9 +67,15 @@ class Blocks:
                 self._used[block] = True
                 self.free += 1
 
-    def used_among(self, blocks: Sequence[int]) -> list[int]:
-        """Those of these that another state had before; from now on they count as new."""
+    def used_from(self, blocks: Sequence[int]) -> list[int]:
+        """Those of these that another state had before, and free ones behind the last; from now on they count as new.
+
+        What is to be erased is so in long runs, and not block by block as a sequence grows.
+        """
         used = [block for block in blocks if self._used[block]]
+        if used and used[-1] == blocks[-1]:
+            ahead = range(used[-1] + 1, min(used[-1] + ERASED_AHEAD, len(self._used)))
+            used += itertools.takewhile(lambda block: self._used[block] and self._is_free(block), ahead)
         self._used[used] = False
         return used
 

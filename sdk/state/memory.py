@@ -86,7 +86,7 @@ class StateMemory:
 
     @property
     def block_bytes(self) -> int:
-        """Device memory of a block, for all layers."""
+        """Device memory of a block, for all layers; 0 where nothing grows."""
         return sum(cache.block_bytes for cache in self.caches)
 
     @property
@@ -177,6 +177,8 @@ class StateMemory:
         A block that is shared with another state and is to be written becomes one of its own. Raises OutOfDeviceMemory.
         """
         self._reclaim()
+        if not self.caches:
+            return
         for holding in holdings:
             self.trim(holding)
         wanted = [self._wanted(holding, tokens) for holding in holdings]
@@ -221,7 +223,7 @@ class StateMemory:
     def _take(self, count: int, behind: int | None, queue: Queue) -> list[int]:
         """Free blocks; what another state left in them is erased."""
         blocks = self._blocks.take(count, behind)
-        for run in runs(self._blocks.used_among(blocks)):
+        for run in runs(self._blocks.used_from(blocks)):
             for cache in self.caches:
                 for plane in _planes(cache, self.layout):
                     queue.fill(plane[run.start : run.stop], 0)

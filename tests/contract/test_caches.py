@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from driver_shim.protocol import commands as c
 from driver_shim.protocol.commands import AdminOpcode, IoOpcode, Status
 from driver_shim.protocol.types import WireType
+from emulator.model.profile import load_profile
+from sdk.compiler.estimate import estimate
 from tests.support.bus_client import BusClient, text
 from tests.support.cache_programs import CacheProgram
 from tests.support.caches import Tokens, attend_whole
@@ -229,3 +231,42 @@ def test_planes_are_apart(device: Device) -> None:
     assert written == [2, 2, 3, 3]
     assert (loaded.cache[3, 5, :2] == 2).all() and (loaded.cache[2, 5, :2] == 3).all()
     assert not loaded.cache[:, :, 2:].any()
+
+
+LONG = CacheProgram(blocks=64, entries=32, tokens=4)
+"""Tables of 128 tokens; 512 bytes of keys and values a block; 2048 bytes of queries and results; 16 · 4 a key."""
+APART = [list(range(32)), list(range(32, 64)), [0] * 32]
+
+
+@pytest.mark.parametrize(
+    ("rows", "moved", "macs"),
+    [
+        ([(0, 0, 0), (1, 0, 0)], 2048, 0),
+        ([(0, 0, 1), (1, 0, 4)], 2048 + 2 * 512, 64 * (1 + 10)),
+        ([(0, 99, 1), (1, 60, 4)], 2048 + (25 + 16) * 512, 64 * (100 + 61 + 62 + 63 + 64)),
+        ([(0, 124, 4), (1, 124, 4)], 2048 + 64 * 512, 64 * 2 * (125 + 126 + 127 + 128)),
+        ([(0, 500, 1), (1, 0, 0)], 2048 + 32 * 512, 64 * 128),
+    ],
+)
+def test_an_exec_takes_what_its_rows_demand(device: Device, rows: Rows, moved: int, macs: int) -> None:
+    """Each append moves 512 bytes twice; the last case fails, by a row that has no place, and takes what it would."""
+    profile = load_profile("generic")
+    loaded = device.load(LONG, APART)
+    new = np.ones(LONG.type_of("query").shape, F32)
+    done = loaded.step(new, new[:, :2], new[:, :2], rows)
+    assert done.status == (Status.INDEX_OUT_OF_RANGE if rows[0][1] > 128 else Status.SUCCESS)
+    attention = max(-(-moved // profile.memory_bytes_per_tick), -(-macs // profile.fp32_macs_per_tick))
+    appends = 2 * (2 * 512 // profile.memory_bytes_per_tick)
+    fixed = profile.exec_fixed_ticks + 3 * profile.command_fixed_ticks
+    assert done.end_tick - done.start_tick == fixed + appends + attention
+
+
+@pytest.mark.parametrize(("context", "rows"), [(0, 2), (3, 1), (64, 2), (101, 1), (128, 2)])
+def test_an_exec_takes_what_the_estimate_of_its_context_says(device: Device, context: int, rows: int) -> None:
+    count = min(context, LONG.tokens)
+    given = [(slot, context - count, count) if slot < rows else (slot, 0, 0) for slot in range(2)]
+    new = np.ones(LONG.type_of("query").shape, F32)
+    done = device.load(LONG, APART).step(new, new[:, :2], new[:, :2], given)
+    assert done.status == Status.SUCCESS
+    expected = estimate(LONG.compiled(), "generic", context=context, rows=rows)
+    assert done.end_tick - done.start_tick == expected.latency_ticks

@@ -119,7 +119,22 @@ def test_help_fits_80_columns_and_names_every_verb(npuctl: Npuctl) -> None:
     done = npuctl("--help", COLUMNS="200")
     assert done.returncode == 0
     assert max(map(len, done.stdout.splitlines())) <= 80
-    for verb in ("list", "info", "regs", "run", "bench", "emulate", "reset", "doctor", "bind", "unbind", "fw", "demo"):
+    shown = (
+        "list",
+        "info",
+        "regs",
+        "run",
+        "bench",
+        "emulate",
+        "reset",
+        "doctor",
+        "bind",
+        "unbind",
+        "fw",
+        "chat",
+        "demo",
+    )
+    for verb in shown:
         assert f"\n  {verb} " in done.stdout
         assert npuctl(verb, "--help").returncode == 0
 

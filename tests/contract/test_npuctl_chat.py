@@ -49,7 +49,14 @@ def test_one_prompt_gets_one_answer_on_stdout_and_all_else_is_on_stderr(served: 
     tool, address = served
     done = tool("chat", model, "--prompt", "Hi", "-d", address, STAND_IN_ANSWERS="Hello world é🙂")
     assert (done.returncode, done.stdout) == (0, "Hello world é🙂\n")
-    told = ("prefill: ", "decode: ", "tokens/s (wall)", "(device_model)", "bytes a token crossed the bus", "greedy")
+    told = (
+        "prefill: ",
+        "decode: ",
+        "tokens/s (wall)",
+        "tokens/s (device_model)",
+        "bytes crossed the bus",
+        "greedy",
+    )
     for said in (f"at {address}", *told, "weights: 98,000,000 bytes resident", f"of {CONTEXT} tokens"):
         assert said in done.stderr
     figures = done.stderr.partition("kernels")[2].splitlines()[1:]

@@ -188,6 +188,37 @@ def test_tasks_of_a_loop_go_on_each_with_a_state_of_its_own(loaded: Model, decod
     assert loaded.state_memory_free_bytes == 16 * BLOCK_BYTES
 
 
+# --- what is known beforehand -----------------------------------------------------------------------------------------
+
+
+def test_the_plan_tells_what_states_take_and_how_many_tokens_fit(device: sdk.Device, decoder: onnx.ModelProto) -> None:
+    free = device._function.free_bytes
+    lm = device.load(decoder, shapes={"input_ids": [(1, 1)]}, state_memory=16 * BLOCK_BYTES)
+    assert lm.plan is not None
+    assert lm.plan.state_capacity_tokens == 16 * BLOCK
+    assert lm.plan.states_bytes == 16 * BLOCK_BYTES + 4 * 16 * 16
+    assert device._function.free_bytes == free - lm.plan.peak_bytes
+    lm.close()
+
+
+def test_a_step_takes_what_was_estimated_for_its_context(device: sdk.Device, decoder: onnx.ModelProto) -> None:
+    lm = device.load(decoder, shapes={"input_ids": [(1, 8), (1, 1)]}, state_memory=16 * BLOCK_BYTES)
+    state = fed(lm, words(40))
+    event = lm.submit(ids([1]), state=state).wait()
+    estimate = lm.estimate(tokens=1, context=41)
+    assert estimate is not None
+    assert event.start_tick is not None
+    assert event.end_tick is not None
+    exec_ticks = [event.end_tick - event.start_tick]
+    longer = lm.estimate(tokens=1, context=200)
+    assert longer is not None
+    assert longer.latency_ticks > estimate.latency_ticks
+    assert exec_ticks[0] >= estimate.latency_ticks  # with the copies of its operands
+    with pytest.raises(ValueError, match="a context of 300 tokens; 0 to 256 are possible"):
+        lm.estimate(tokens=1, context=300)
+    lm.close()
+
+
 # --- what does not fit ------------------------------------------------------------------------------------------------
 
 

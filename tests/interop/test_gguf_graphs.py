@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 import sdk
 from sdk.gguf.blocks import LAYOUTS
 from tests.support import llama_reference
+from tests.support.dense_products import with_dense_products
 from tests.support.gguf_files import Net, write_gguf
 from tests.support.gguf_steps import Conversation, Runner, on_kernels
 from tests.support.onnxruntime_server import Server
@@ -67,3 +68,13 @@ def test_onnxruntime_runs_every_form_of_the_graph(how: dict[str, str], peer: Run
         np.testing.assert_allclose(a, b, rtol=0, atol=(2e-2 if rough else 2e-5) * largest)
         if "token_ids" in expected:
             assert np.array_equal(found["token_ids"], expected["token_ids"])
+
+
+def test_unpacked_products_are_the_same_numbers(peer: Runner, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "net.gguf", Net(kinds=("Q4_1", "Q8_0")))
+    model = sdk.read_gguf(tmp_path / "net.gguf")
+    dense = with_dense_products(model, (4, 8))
+    assert not any(node.op_type == "MatMulNBits" for node in dense.graph.node)
+    for expected, found in zip(steps(model, peer), steps(dense, peer), strict=True):
+        largest = np.abs(expected["logits"]).max()
+        np.testing.assert_allclose(found["logits"], expected["logits"], rtol=0, atol=2e-5 * largest)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.support.children import PROGRAM_TIMEOUT_S, environment, run, session_ends
 from tests.support.needs import needs_ort_provider
+from tests.support.paths import DOCS, ROOT
 
 pytestmark = needs_ort_provider
 
@@ -252,6 +255,21 @@ print(error_of(lambda: again.run(None, {"x": X})))
     assert "Closed: the device was reset" in printed and "Closed: the device is closed" in printed
 
 
+def test_a_session_may_be_let_go_while_a_lock_of_ours_is_held() -> None:
+    run(
+        BEGIN
+        + """
+from sdk import shared_devices
+circle = [session(net())]
+circle.append(circle)
+del circle
+with shared_devices._pool.lock:
+    gc.collect()  # which may come in the middle of anything
+np.testing.assert_array_equal(session(net()).run(None, {"x": X})[0], Y)
+"""
+    )
+
+
 ENDINGS = {
     "with a session": "",
     "with a session in a circle": "mine.cycle = mine; del mine",
@@ -297,6 +315,47 @@ for _ in range(3):
 np.testing.assert_array_equal(mine.run(None, {"x": X})[0], Y)
 """
     )
+
+
+def test_ctrl_c_pressed_again_ends_a_run_that_does_not() -> None:
+    run(
+        BEGIN
+        + """
+mine = session(net())
+mine.run(None, {"x": X})
+pid = emulator()
+os.kill(pid, signal.SIGSTOP)
+def interrupt():
+    for _ in range(2):
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=interrupt).start()
+try:
+    try:
+        mine.run(None, {"x": X})
+    finally:
+        print("it is raised here")
+except KeyboardInterrupt as error:
+    assert "KeyboardInterrupt" in str(error.__context__), error.__context__
+else:
+    raise AssertionError("nothing was heard")
+finally:
+    os.kill(pid, signal.SIGKILL)
+"""
+    )
+
+
+def test_the_pages_example_runs(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (DOCS / "onnxruntime.md").read_text("utf-8"), re.DOTALL)
+    (tmp_path / "build").symlink_to(ROOT / "build")
+    prepare = f"""
+import onnx, os
+from tests.support.ort_provider import X, net
+os.chdir({str(tmp_path)!r})
+onnx.save(net(), "net.onnx")
+"""
+    answer = run(prepare + example + "\nprint(session.get_providers()[0], session.run(None, {'x': X})[0].tolist())")
+    assert answer == "NpuExecutionProvider [[17.0, 17.0], [35.0, 36.0]]\n"
 
 
 def test_the_library_is_loaded_again_after_it_was_unregistered() -> None:

@@ -11,6 +11,7 @@ import pytest
 from sdk.chat import default_model
 from tests.support.needs import module_of_extra, require_all_there
 from tests.support.npuctl import PATIENCE_S, Npuctl, environment
+from tests.support.pipes import read_line
 
 pytestmark = pytest.mark.slow
 
@@ -81,8 +82,7 @@ def test_a_chat_that_is_killed_leaves_no_emulator(npuctl: Npuctl) -> None:
         stderr=subprocess.PIPE,
     )
     try:
-        assert process.stderr is not None and process.stdin is not None
-        assert b"using" in process.stderr.readline()
+        assert "using" in read_line(process.stderr)
     finally:
         process.kill()
         _, errors = process.communicate(timeout=PATIENCE_S)  # ends when nobody has its stderr any more

@@ -35,6 +35,7 @@ LONGEST_PAUSE_S = 0.01
 """About as long as a step takes."""
 TEXT = [int(word) for word in np.random.default_rng(4).integers(0, SIZE.words, SIZE.context)]
 RESET_SHARE = 0.1
+RESET_TIMEOUT_S = 60
 
 
 class Conversations:
@@ -139,7 +140,8 @@ class Conversations:
         thread.start()
         with contextlib.suppress(sdk.CommandFailed):
             event.wait()
-        thread.join()
+        thread.join(RESET_TIMEOUT_S)
+        assert not thread.is_alive()
         for each in self.states:
             assert each.closed
             with pytest.raises(sdk.Closed):

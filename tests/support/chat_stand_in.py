@@ -10,12 +10,14 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
+from unittest import mock
 
 from numpy.typing import NDArray
 
 import npuctl
-from sdk.chat import loading
+import sdk
+from sdk.chat.metadata import read_metadata
 from sdk.chat.vocabulary import Vocabulary
 from tests.support.small_chat import StandInModel, StandInRun, StandInState
 
@@ -25,7 +27,6 @@ SECONDS = "STAND_IN_SECONDS"
 A_LONG_TIME_S = 1.0
 ASLEEP = "asleep"
 """Said on stderr before a token takes a long time."""
-WEIGHTS_BYTES = 98_000_000
 
 
 class _SlowModel(StandInModel):
@@ -38,12 +39,36 @@ class _SlowModel(StandInModel):
         return super().submit(inputs, state=state)
 
 
-def _load(device: Any, path: Any, metadata: Mapping[str, Any], *, context: int, candidates: int) -> loading.Loaded:
-    vocabulary = Vocabulary(metadata)
-    answers = [vocabulary.encode(line) for line in os.environ[ANSWERS].split("\n")]
-    return loading.Loaded(_SlowModel(len(vocabulary), answers, candidates), StandInState(context), WEIGHTS_BYTES)
+class _Plan(NamedTuple):
+    constants_bytes: int = 98_000_000
+
+
+class _LoadedModel(_SlowModel):
+    """As `Device.load` returns it."""
+
+    plan = _Plan()
+
+    def state(self, *, max_tokens: int) -> StandInState:
+        return StandInState(max_tokens)
+
+
+class _Graph(NamedTuple):
+    """As `sdk.read_gguf` returns it."""
+
+    vocabulary: Vocabulary
+    logits: str
+
+
+def _read(path: Any, *, logits: str) -> _Graph:
+    return _Graph(Vocabulary(read_metadata(path)), logits)
+
+
+def _load(device: sdk.Device, graph: _Graph, *, shapes: Any, state_memory: int) -> _LoadedModel:
+    assert set(shapes) == {"input_ids"} and state_memory > 0
+    answers = [graph.vocabulary.encode(line) for line in os.environ[ANSWERS].split("\n")]
+    return _LoadedModel(len(graph.vocabulary), answers, int(graph.logits.removeprefix("top-")))
 
 
 if __name__ == "__main__":
-    setattr(loading, "load", _load)  # noqa: B010 - what mypy would rather not see is meant
-    npuctl.main()
+    with mock.patch.object(sdk, "read_gguf", _read), mock.patch.object(sdk.Device, "load", _load):
+        npuctl.main()

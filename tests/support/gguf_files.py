@@ -55,7 +55,10 @@ def write_gguf(path: Path, net: Net) -> dict[str, Array]:
         if value is not None:
             _add(writer, f"{net.architecture}.{key}", value)
     for key, value in net.general.items():
-        _add(writer, key, value)
+        if key == "general.alignment":
+            writer.add_custom_alignment(value)
+        else:
+            _add(writer, key, value)
     writer.add_token_list(net.words)
     real = {}
     for name, (data, kind) in _tensors(net).items():

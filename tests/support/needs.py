@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,6 +78,14 @@ def require_root() -> None:
     """Leave the running test out unless we are root."""
     if os.geteuid() != 0:
         pytest.skip("needs root: sudo make test")
+
+
+def require_memory(size_bytes: int) -> None:
+    """Leave the running test out unless the machine has so much memory to spare."""
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    available = 0 if found is None else int(found[1]) << 10
+    if available < size_bytes:
+        pytest.skip(f"needs {size_bytes >> 20} MiB of memory, {available >> 20} are available: end other programs")
 
 
 def needs_python(major: int, minor: int) -> pytest.MarkDecorator:

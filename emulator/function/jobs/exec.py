@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
+
 from driver_shim.protocol.commands import BINDING, EXEC, MAX_BINDINGS, FaultSource, Status
+from driver_shim.protocol.program_commands import ROW_FIELDS
 from emulator.chip.chip import Chip
 from emulator.engines.job import GOLDEN_PREFIX, JobResult, Outcome
 from emulator.engines.verdict import EntryFacts
@@ -18,6 +23,7 @@ from emulator.function.jobs.job import SLICE_BYTES
 from emulator.function.programs import Programs
 from emulator.host_memory.address_space import AddressSpace, DmaFault
 from emulator.model import timing
+from emulator.model.work import RowCost, row_ticks
 
 
 class ExecJob:
@@ -43,7 +49,9 @@ class ExecJob:
         self._states = addresses[inputs + outputs :]
         check_tensor_aligned(workspace, "workspace")
         check_device_range(chip.memory, workspace, placed.workspace_bytes, "workspace")
-        self.cost = timing.throttled(placed.ticks, chip.throttle())
+        # What rows say now is what the engine meets: the commands before this one in its queue have ended.
+        ticks = placed.ticks + row_ticks(chip.profile, placed.row_costs, self._rows)
+        self.cost = timing.throttled(ticks, chip.throttle())
         self.runnable = True
         self._result: JobResult | None = None
         self._job_id: int | None = None
@@ -65,6 +73,12 @@ class ExecJob:
             self._programs.release(self._result)
         elif self._job_id is not None:
             self._programs.cancel(self._job_id)
+
+    def _rows(self, each: RowCost) -> list[list[int]]:
+        shape = (each.cost.batch, len(ROW_FIELDS))
+        rows = np.frombuffer(self._chip.memory.view, "<i4", math.prod(shape), self._inputs[each.input])
+        found: list[list[int]] = rows.reshape(shape).tolist()
+        return found
 
     def _start(self) -> None:
         self.runnable = False

@@ -14,23 +14,34 @@ from emulator.model.operators.arrays import Array, is_float, required
 
 
 def prepare_pool(request: KernelRequest) -> Kernel | None:
-    """POOL as golden's, of float32, and maxima of 8-bit integers; None for others, and where places are wanted."""
+    """POOL as golden's, of float32, and maxima of 8-bit integers; None for others, and where places are wanted.
+
+    Maxima of tensors in blocks, too, of which nothing but maxima is.
+    """
     output, attributes = request.outputs[0], request.attributes
     narrow = output.dtype.is_float and output.dtype.size < 4
     if len(request.outputs) > 1 or narrow or attributes.function == PoolFunction.LP or not output.elements:
         return None
+    if request.blocks is not None:
+        return functools.partial(_maximum_in_blocks, attributes, request.blocks.size)
     if attributes.function == PoolFunction.MAX:
-        return functools.partial(_maximum, attributes)
+        return functools.partial(_maximum, attributes, output.shape[2:])
     data = request.inputs[0]
     return functools.partial(_average, attributes, _counts(attributes, data.shape if data else (), output.shape))
 
 
-def _maximum(attributes: Any, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
+def _maximum(attributes: Any, extents: Sequence[int], inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
     result, y = required(inputs, 0), outputs[0]
     lowest = -np.inf if is_float(y) else np.iinfo(y.dtype).min
-    for axis in range(y.ndim - 2):
-        result = _along(result, axis, y.shape[2 + axis], attributes, np.maximum, lowest)
+    for axis, extent in enumerate(extents):
+        result = _along(result, axis, extent, attributes, np.maximum, lowest)
     y[...] = result
+
+
+def _maximum_in_blocks(attributes: Any, size: int, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
+    """The same of images [N, C/size, H, W, size], whose last dimension has no window."""
+    x, y = (image.reshape(len(image), -1, *image.shape[2:], size) for image in (required(inputs, 0), outputs[0]))
+    _maximum(attributes, y.shape[2:4], [x], [y])
 
 
 def _average(attributes: Any, counts: Array, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
@@ -43,19 +54,26 @@ def _average(attributes: Any, counts: Array, inputs: Sequence[Array | None], out
 def _along(x: Array, axis: int, extent: int, attributes: Any, combine: np.ufunc, fill: float) -> Array:
     """What a window's taps along one spatial dimension of [N, C, *spatial] come to."""
     kernel, stride, dilation = attributes.kernel[axis], attributes.strides[axis], attributes.dilations[axis]
-    x = _padded(x, axis, (extent - 1) * stride + (kernel - 1) * dilation + 1, attributes.pads_begin[axis], fill)
+    starts = [number * dilation - attributes.pads_begin[axis] for number in range(kernel)]
+    last = (extent - 1) * stride
+    whole = next((start for start in starts if start >= 0 and start + last < x.shape[2 + axis]), None)
+    if whole is None:  # every tap falls into the padding somewhere
+        begin = attributes.pads_begin[axis]
+        x = _padded(x, axis, last + (kernel - 1) * dilation + 1, begin, fill)
+        starts = [start + begin for start in starts]
+        whole = starts[0]
     before = (slice(None),) * (2 + axis)
-
-    def tap(number: int) -> Array:
-        start = number * dilation
-        part: Array = x[(*before, slice(start, start + (extent - 1) * stride + 1, stride))]
-        return part
-
-    if kernel == 1:
-        return tap(0)
-    result: Array = combine(tap(0), tap(1))
-    for number in range(2, kernel):
-        combine(result, tap(number), out=result)
+    result: Array = x[(*before, slice(whole, whole + last + 1, stride))]
+    if kernel > 1:
+        result = result.copy()
+    for start in starts:
+        if start != whole:
+            first = max(0, -(start // stride))
+            end = min(extent, (x.shape[2 + axis] - 1 - start) // stride + 1)
+            if first < end:
+                under = result[(*before, slice(first, end))]
+                read = slice(start + first * stride, start + (end - 1) * stride + 1, stride)
+                combine(under, x[(*before, read)], out=under)
     return result
 
 

@@ -3,7 +3,7 @@
 Each is a session over a model of that command alone; its constants are read where they lie in device memory, and packed
 by onnxruntime when the session is made. All sessions of a process share one memory arena and one pool of threads.
 
-Read `graph.py`, then `floats.py`, `quantised.py` and `packed_products.py`.
+Read `graph.py`, then `floats.py`, `quantised.py`, `packed_products.py` and `blocked.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from emulator.engines.kernels.onnxruntime import floats, packed_products, quantised
+from emulator.engines.kernels.onnxruntime import blocked, floats, packed_products, quantised
 from emulator.engines.kernels.onnxruntime.session import session_kernel
 from emulator.engines.kernels.provider import Kernel, KernelRequest
 from emulator.model.operators import OPERATORS
@@ -24,8 +24,13 @@ KINDS = _BUILD.keys()
 """Kinds of command that have a kernel here."""
 
 
+block_size = blocked.block_size
+
+
 def prepare(request: KernelRequest) -> Kernel | None:
     """A kernel of onnxruntime, where there is one that does exactly what the command means."""
+    if request.blocks is not None:
+        return blocked.prepare(request)
     build = _BUILD.get(request.kind)
     tensors = [*request.inputs, *request.outputs]
     if build is None or any(tensor is not None and not tensor.elements for tensor in tensors):

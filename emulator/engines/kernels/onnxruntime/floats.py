@@ -73,7 +73,7 @@ def _conv_transpose(request: KernelRequest) -> CommandGraph | None:
 
 
 def _convolution(request: KernelRequest, op: str, **more: Any) -> CommandGraph | None:
-    if not is_float32(request):
+    if request.blocks is not None or not is_float32(request):
         return None
     attributes, graph = request.attributes, CommandGraph()
     product = graph.add(

@@ -17,6 +17,8 @@ from emulator.model.operators.arrays import Array
 
 _OPSET = 21
 CONTRIB = "com.microsoft"
+BLOCKED = "com.microsoft.nchwc"
+"""Operators on channels in blocks."""
 FLOAT32 = WireType.FLOAT32
 SMALL = 1 << 14
 """Elements below which numpy is done before onnxruntime has begun."""

@@ -64,7 +64,7 @@ class _Session:
     def run(self, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
         """Fill the outputs."""
         arrays = [np.ascontiguousarray(inputs[position]) for _, position in self._inputs]
-        places = [array.ctypes.data for array in (*arrays, *outputs)]
+        places = [array.__array_interface__["data"][0] for array in (*arrays, *outputs)]
         if places != self._bound:
             for (name, _), array, place in zip(self._inputs, arrays, places, strict=False):
                 self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, place)
@@ -95,7 +95,8 @@ def _model(request: KernelRequest, graph: CommandGraph, constants: Any) -> bytes
         helper.make_tensor_value_info(y, t.dtype, t.shape) for y, t in zip(results, request.outputs, strict=True)
     ]
     proto = helper.make_graph(graph.nodes, "command", inputs, outputs, initialisers)
-    opsets = [helper.make_opsetid("", graph.opset), helper.make_opsetid(CONTRIB, 1)]
+    others = sorted({CONTRIB, *(node.domain for node in graph.nodes)} - {""})
+    opsets = [helper.make_opsetid("", graph.opset), *(helper.make_opsetid(domain, 1) for domain in others)]
     serialised: bytes = helper.make_model(proto, opset_imports=opsets, ir_version=_IR_VERSION).SerializeToString()
     return serialised
 

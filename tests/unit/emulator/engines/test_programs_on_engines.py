@@ -16,8 +16,9 @@ from emulator.chip.device_memory import DeviceMemory
 from emulator.engines import executor
 from emulator.engines.inline import InlineEngines
 from emulator.engines.job import EngineJob, Engines, JobResult, Outcome, ProgramImage
+from emulator.engines.kernels.blocks import PlacedRequest
 from emulator.engines.kernels.choice import prepare
-from emulator.engines.kernels.provider import KernelRequest, NamedKernel
+from emulator.engines.kernels.provider import NamedKernel
 from emulator.engines.pool import EnginePool
 from emulator.model.verify import verify
 from tests.support.engine_jobs import collect
@@ -148,11 +149,13 @@ def test_a_kernel_that_raises_costs_its_command_and_the_engine_lives(
         if trouble:
             raise trouble.pop()
 
-    def chosen(kernels: str, request: KernelRequest) -> NamedKernel:
-        return NamedKernel("golden.unary", broken) if request.kind is CommandKind.UNARY else prepare(kernels, request)
+    def chosen(kernels: str, commands: list[PlacedRequest], private: set[int]) -> list[NamedKernel]:
+        asked = [command.request for command in commands]
+        unary = NamedKernel("golden.unary", broken)
+        return [unary if request.kind is CommandKind.UNARY else prepare(kernels, request) for request in asked]
 
     with monkeypatch.context() as patch:
-        patch.setattr(executor, "prepare", chosen)
+        patch.setattr(executor, "prepare_all", chosen)
         result = run(engines, 1, (0,))
     assert (result.outcome, result.status, result.command_index) == (Outcome.FAULT, Status.EXECUTION_FAULT, 1)
     assert result.message == "command 1 (UNARY): TypeError: return arrays must be of ArrayType"

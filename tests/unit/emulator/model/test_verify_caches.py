@@ -8,7 +8,7 @@ import pytest
 
 from driver_shim.protocol.program import Command, build
 from driver_shim.protocol.program_commands import CommandKind
-from emulator.model.verify import ProgramRejected, verify
+from emulator.model.verify import DeviceLimits, ProgramRejected, verify
 from tests.support.cache_programs import CacheProgram
 
 PLAIN = CacheProgram(spare=True)
@@ -63,3 +63,10 @@ def test_a_ring_without_room_for_window_and_tokens_is_refused() -> None:
         verify(CacheProgram(ring=7, left_window=6).image())
     with pytest.raises(ProgramRejected, match="left_window is open"):
         verify(CacheProgram(ring=8).image())
+
+
+def test_rows_that_the_device_would_have_to_read_are_bounded() -> None:
+    program = CacheProgram(batch=8)
+    assert verify(program.image(), device_limits=DeviceLimits(rows=8))
+    with pytest.raises(ProgramRejected, match="have 8 rows; at most 7"):
+        verify(program.image(), device_limits=DeviceLimits(rows=7))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ from driver_shim.protocol.program import Command, Storage, Tensor, TensorType, m
 from driver_shim.protocol.program_commands import CommandKind
 from driver_shim.protocol.program_parsing import parse
 from driver_shim.protocol.types import WireType
+from emulator.model.profile import load_profile
 from emulator.model.timing import Precision, Work
-from emulator.model.work import program_work, work_of
+from emulator.model.work import known_work, program_work, row_costs, row_ticks, work_of
 from sdk.compiler import compile_model
+from tests.support.cache_programs import CacheProgram
 from tests.support.models import storage_net
 from tests.support.programs import window
 
@@ -60,3 +63,57 @@ def test_work_of_a_program_is_that_of_its_commands() -> None:
     work = program_work(parse(compiled.image))
     assert len(work) == compiled.plan.commands
     assert sum(item.bytes for item in work) == compiled.plan.moved_bytes
+
+
+CACHES = CacheProgram(tokens=2, blocks=64, slots=3, entries=32)
+"""Blocks of 4 tokens, 2 key heads of 8 elements in float32: 512 bytes of keys and values; 4 heads of queries."""
+
+
+def cache_ticks(program: CacheProgram, *rows: tuple[int, int, int]) -> int:
+    parsed = program.program()
+    (entry,) = parsed.entries
+    costs = row_costs(parsed.tensors, entry)
+    assert [(each.input, each.times) for each in costs] == [(4, 1)]
+    return row_ticks(load_profile("generic"), costs, lambda _: rows)
+
+
+def test_ticks_follow_from_the_rows_of_an_execution() -> None:
+    """256 bytes and 1024 multiply-accumulates a tick; 1024 bytes are queries and results, a key costs 4 · 16."""
+    fixed = load_profile("generic").command_fixed_ticks
+    assert cache_ticks(CACHES, (0, 0, 0), (0, 0, 0)) == fixed + 4
+    assert cache_ticks(CACHES, (0, 5, 1), (2, 0, 2)) == fixed + (3 * 512 + 1024) // 256
+    assert cache_ticks(CACHES, (0, 126, 2), (2, 64, 1)) == fixed + ((32 + 17) * 512 + 1024) // 256
+    wide = CacheProgram(tokens=64, blocks=64, entries=32)
+    seen = 2 * (64 * 64 + 64 * 65 // 2)
+    assert cache_ticks(wide, (0, 64, 64), (1, 64, 64)) == fixed + -(-seen * 64 // 1024)
+
+
+@pytest.mark.parametrize(
+    ("row", "nearest"),
+    [
+        ((0, 127, 2), (0, 126, 2)),
+        ((9, 2**31 - 1, 1), (0, 127, 1)),
+        ((-1, -5, 2), (0, 0, 2)),
+        ((0, 10, 100), (0, 10, 2)),
+        ((0, 10, -(2**31)), (0, 10, 0)),
+    ],
+)
+def test_an_impossible_row_takes_what_the_nearest_possible_takes(
+    row: tuple[int, int, int], nearest: tuple[int, int, int]
+) -> None:
+    idle = (0, 0, 0)
+    assert cache_ticks(CACHES, row, idle) == cache_ticks(CACHES, nearest, idle)
+
+
+def test_a_ring_takes_the_same_however_long_its_sequence_is() -> None:
+    ring = CacheProgram(tokens=2, blocks=64, entries=32, left_window=62, ring=64)
+    assert cache_ticks(ring, (0, 100, 1), (0, 0, 0)) == cache_ticks(ring, (0, 2**31 - 1 - 27, 1), (0, 0, 0))
+
+
+def test_commands_that_are_alike_are_reckoned_once() -> None:
+    program = CACHES.program()
+    (entry,) = program.entries
+    again = dataclasses.replace(entry, commands=(*entry.commands, entry.commands[-1]))
+    (cost,) = row_costs(program.tensors, again)
+    assert (cost.input, cost.times) == (4, 2)
+    assert known_work(program.tensors, again) == [Work(0, 512)] * 2

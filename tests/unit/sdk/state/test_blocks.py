@@ -55,11 +55,22 @@ def test_a_shared_block_is_free_when_both_have_given_it_back() -> None:
 def test_a_block_that_another_had_is_told_once() -> None:
     blocks = Blocks(2)
     taken = blocks.take(2)
-    assert blocks.used_among(taken) == []
+    assert blocks.used_from(taken) == []
     blocks.give(taken)
     again = blocks.take(2)
-    assert blocks.used_among(again) == again
-    assert blocks.used_among(again) == []
+    assert blocks.used_from(again) == again
+    assert blocks.used_from(again) == []
+
+
+def test_free_blocks_behind_are_told_with_one_that_another_had() -> None:
+    blocks = Blocks(24)
+    whole = blocks.take(24)
+    blocks.give([*whole[:4], *whole[5:]])
+    first = blocks.take(1, behind=4)
+    assert blocks.used_from(first) == list(range(5, 21))
+    assert blocks.used_from(blocks.take(15, behind=5)) == []
+    assert blocks.used_from(blocks.take(1, behind=20)) == [21, 22, 23]
+    assert blocks.used_from([0]) == [0, 1, 2, 3]
 
 
 def test_adjacent_blocks_are_one_run() -> None:

@@ -6,6 +6,7 @@ The bound is 1e-5 * sqrt(K) for float32 sums of K products (K = 1 for element-wi
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -40,11 +41,12 @@ from driver_shim.protocol.types import wire_type_of
 from emulator.engines.kernels import numpy as numpy_kernels
 from emulator.engines.kernels import onnxruntime
 from emulator.engines.kernels.choice import prepare
-from emulator.engines.kernels.numpy import columns, quantised, resizing
+from emulator.engines.kernels.numpy import columns, quantised, regions, resizing
 from emulator.engines.kernels.provider import KernelRequest
 from emulator.model.operators import OPERATORS, KernelFault, SemanticError
 from emulator.model.operators.shapes import reduced_shape, window_extent
 from tests.support.needs import module_of_extra
+from tests.support.programs import window
 
 Array = NDArray[Any]
 FLOATS = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -991,6 +993,95 @@ def test_grid_sample(mode: Interpolation, padding: GridPadding, align: int, spat
     assert close(fast, golden, 16)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("mode", [Interpolation.LINEAR, Interpolation.CUBIC])
+@pytest.mark.parametrize("size", [(7, 9), (24, 20), (5, 30)])
+def test_resize_spreads_what_is_no_number_as_far_as_its_filter_reaches(
+    mode: Interpolation, size: tuple[int, int], value: float
+) -> None:
+    x = numbers(np.random.default_rng(1), (1, 2, 12, 10), FLOATS["float32"])
+    x[0, 0, 5, 4] = value
+    scales = [1.0, 1.0, size[0] / 12, size[1] / 10, *[0] * 4]
+    given_ = attributes(CommandKind.RESIZE, mode=mode, cubic=-0.75, extents=[1, 2, *size, *[0] * 4], scales=scales)
+    fast, golden = both(CommandKind.RESIZE, given_, [x], (1, 2, *size), x.dtype)
+    assert 0 < np.count_nonzero(~np.isfinite(golden)) < golden.size / 4
+    assert np.array_equal(np.isfinite(fast), np.isfinite(golden))
+
+
+def region_operands(count: int, type_name: str = "float32") -> list[Array]:
+    """Two images of 13 by 17, regions of which some reach beyond them, and whose image each is of."""
+    random = np.random.default_rng(1)
+    x = numbers(random, (2, 6, 13, 17), FLOATS[type_name])
+    corners = random.uniform(-20, 60, (count, 2))
+    boxes = np.concatenate([corners, corners + random.uniform(-5, 80, (count, 2))], 1).astype(x.dtype)
+    return [x, boxes, random.integers(0, 2, count)]
+
+
+@pytest.mark.parametrize("type_name", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("function", [PoolFunction.AVERAGE, PoolFunction.MAX])
+@pytest.mark.parametrize("ratio", [0, 1, 3])
+@pytest.mark.parametrize("half_pixel", [0, 1])
+def test_roi_align(half_pixel: int, ratio: int, function: PoolFunction, type_name: str) -> None:
+    size = {"output_height": 3, "output_width": 2, "spatial_scale": 0.25}
+    given_ = attributes(CommandKind.ROI_ALIGN, function=function, sampling_ratio=ratio, half_pixel=half_pixel, **size)
+    operands: list[Array | None] = [*region_operands(40, type_name)]
+    fast, golden = both(CommandKind.ROI_ALIGN, given_, operands, (40, 6, 3, 2), FLOATS[type_name])
+    assert close(fast, golden, 64)
+
+
+@pytest.mark.parametrize(("operand", "value"), [(0, np.nan), (0, np.inf), (1, np.nan), (1, 1e9), (2, 2), (2, -1)])
+def test_regions_that_cannot_be_are_faults_of_every_kernel_and_data_that_are_no_numbers_spread_alike(
+    operand: int, value: float
+) -> None:
+    given_ = attributes(
+        CommandKind.ROI_ALIGN, function=PoolFunction.AVERAGE, spatial_scale=0.25, output_height=2, output_width=2
+    )
+    operands: list[Array | None] = [*region_operands(5)]
+    changed = operands[operand]
+    assert changed is not None
+    changed.reshape(-1)[changed.size // 2] = value
+    faults = contextlib.nullcontext() if operand == 0 else pytest.raises(KernelFault)
+    with faults:
+        fast, golden = both(CommandKind.ROI_ALIGN, given_, operands, (5, 6, 2, 2), np.float32)
+        assert np.allclose(fast, golden, rtol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize("type_name", ["float32", "float16"])
+@pytest.mark.parametrize(("group", "offset_group"), [(1, 1), (2, 1), (1, 2), (2, 4)])
+@pytest.mark.parametrize("extras", ["", "bias", "mask", "bias and mask"])
+@pytest.mark.parametrize("tile", [regions.TILE_ELEMENTS, 20])
+def test_deform_conv(
+    monkeypatch: pytest.MonkeyPatch, tile: int, extras: str, group: int, offset_group: int, type_name: str
+) -> None:
+    monkeypatch.setattr(regions, "TILE_ELEMENTS", tile)
+    given_, operands = deform_conv(group, offset_group, extras, FLOATS[type_name])
+    fast, golden = both(CommandKind.DEFORM_CONV, given_, operands, (2, 6, 5, 4), FLOATS[type_name])
+    assert close(fast, golden, 128)
+
+
+def deform_conv(group: int, offset_group: int, extras: str, dtype: Any) -> tuple[Any, list[Array | None]]:
+    random = np.random.default_rng(1)
+    places = window(strides=[2, 2], dilations=[1, 2], pads_begin=[1, 2], pads_end=[1, 1])
+    x, w = numbers(random, (2, 8, 9, 9), dtype), numbers(random, (6, 8 // group, 2, 3), dtype)
+    offset = random.uniform(-6, 6, (2, offset_group * 12, 5, 4)).astype(dtype)
+    bias = numbers(random, (6,), dtype) if "bias" in extras else None
+    mask = random.uniform(0, 1, (2, offset_group * 6, 5, 4)).astype(dtype) if "mask" in extras else None
+    return attributes(CommandKind.DEFORM_CONV, group=group, offset_group=offset_group, **places), [
+        *(x, w, offset, bias, mask)
+    ]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
+@pytest.mark.parametrize("operand", [0, 2, 4])
+def test_deform_conv_makes_of_special_values_what_golden_makes(operand: int, value: float) -> None:
+    given_, operands = deform_conv(1, 1, "mask", FLOATS["float32"])
+    changed = operands[operand]
+    assert changed is not None
+    changed.reshape(-1)[changed.size // 2] = value
+    fast, golden = both(CommandKind.DEFORM_CONV, given_, operands, (2, 6, 5, 4), np.float32)
+    assert np.allclose(fast, golden, rtol=1e-4, atol=1e-4 if value != 1e30 else 1e26, equal_nan=True)
+
+
 @pytest.mark.parametrize("type_name", ["float32", "float16", "bfloat16", "int8", "int64"])
 @pytest.mark.parametrize("largest", [0, 1])
 @pytest.mark.parametrize(("shape", "axis"), [((5000,), 0), ((3, 4000), 1), ((2500, 2), 0), ((2, 30), 1)])
@@ -1057,6 +1148,8 @@ def test_every_fast_kernel_has_a_comparison_here() -> None:
         CommandKind.GRID_SAMPLE: test_grid_sample,
         CommandKind.TOP_K: test_top_k,
         CommandKind.GATHER_ELEMENTS: test_gather_elements,
+        CommandKind.ROI_ALIGN: test_roi_align,
+        CommandKind.DEFORM_CONV: test_deform_conv,
     }
     assert compared.keys() == numpy_kernels.KINDS | onnxruntime.KINDS
 
