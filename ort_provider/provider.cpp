@@ -170,20 +170,6 @@ public:
         };
     }
 
-    void close() noexcept
-    {
-        OrtStatus *failed = guarded([&] {
-            if (python::is_alive()) {  // at its end Python closes devices itself
-                const Lock lock;
-                call(session_.get(), "close", nullptr);
-            }
-        });
-        if (failed) {
-            warn(ort->GetErrorMessage(failed));
-            ort->ReleaseStatus(failed);
-        }
-    }
-
 private:
     // Take all nodes of a model or none. Graphs inside nodes come by themselves, too, and go with the node around them.
     void claim(const OrtGraph *graph, OrtEpGraphSupportInfo *info)
@@ -299,11 +285,7 @@ public:
                 *made = new Provider(static_cast<Factory *>(self)->module_.get(), options_of(options), logger);
             });
         };
-        ReleaseEp = [](OrtEpFactory *, OrtEp *ep) noexcept {
-            auto *provider = static_cast<Provider *>(ep);
-            provider->close();
-            delete provider;
-        };
+        ReleaseEp = [](OrtEpFactory *, OrtEp *ep) noexcept { delete static_cast<Provider *>(ep); };
         // Tensors stay in memory of the host's, by onnxruntime's own allocator.
         CreateAllocator = [](OrtEpFactory *, const OrtMemoryInfo *, const OrtKeyValuePairs *,
                              OrtAllocator **allocator) noexcept -> OrtStatus * {

@@ -41,6 +41,9 @@ def vendor() -> int:
 class ProviderSession:
     """The part of one onnxruntime session in a device. Thread-safe once `check` has returned.
 
+    It is let go, not closed: that may happen in a garbage collection, in the middle of anything, where no lock may be
+    waited for. Models and devices that are let go end by themselves.
+
     Raises what `sdk.Device` raises, and ValueError for options that there are not.
     """
 
@@ -55,13 +58,13 @@ class ProviderSession:
 
         What else goes wrong is no reason to run elsewhere, so it counts as claimed, and `check` raises it.
         """
-        self._drop_model()
+        self._model = self._failure = None
         try:
             self._model = self._load(data)
         except UnsupportedModel as error:
             return str(error)
         except Exception as error:  # noqa: BLE001 - onnxruntime would only log it, and run the model elsewhere
-            self._failure = error
+            self._failure = error.with_traceback(None)  # whose frames would keep this
         return ""
 
     def check(self) -> None:
@@ -78,11 +81,6 @@ class ProviderSession:
             return self._run(given, wanted), False
         except KeyboardInterrupt:  # onnxruntime would make an error of it; with it, a run comes to its end first
             return self._run(given, wanted), True
-
-    def close(self) -> None:
-        """Take the model off the device, and let the device go. Idempotent."""
-        self._drop_model()
-        self._share.close()
 
     def _load(self, data: bytes) -> Model:
         """The model, compiled now if its shapes are known, so that what they make impossible is known now, too."""
@@ -101,11 +99,6 @@ class ProviderSession:
             raise RuntimeError("no model is loaded")
         outputs = self._model({name: _as_array(kind, extents, memory) for name, kind, extents, memory in given})
         return tuple(_computed(np.asarray(outputs[name], order="C")) for name in wanted)
-
-    def _drop_model(self) -> None:
-        model, self._model, self._failure = self._model, None, None
-        if model is not None:
-            model.close()
 
 
 def _as_array(kind: int, extents: tuple[int, ...], memory: memoryview) -> NDArray[Any]:

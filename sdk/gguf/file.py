@@ -85,7 +85,7 @@ class GgufFile:
     def __init__(self, name: str, content: memoryview) -> None:
         """Walk through the header. Raises UnsupportedModel when the file is damaged."""
         self.name = name
-        self._reader = _Reader(content)
+        self._content = content
         self._fields: dict[str, _Field] = {}
         self.tensors: dict[str, StoredTensor] = {}
         try:
@@ -94,14 +94,14 @@ class GgufFile:
             raise self._damaged(error) from error
 
     def _walk(self) -> None:
-        reader = self._reader
+        reader = _Reader(self._content)
         _, _, tensors, fields = _HEADER.unpack(reader.take(_HEADER.size))
         for _ in range(fields):
             key = reader.string()
             kind = reader.number(_U32)
             self._fields[key] = _Field(kind, reader.at)
             reader.skip(kind)
-        found = [self._tensor_line() for _ in range(tensors)]
+        found = [reader.tensor_line() for _ in range(tensors)]
         alignment = self.value("general.alignment", _ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1:
             raise _Damaged(f"data are aligned to {alignment!r}")
@@ -112,21 +112,11 @@ class GgufFile:
             data = reader.data(name, type_name, shape, start + place)
             self.tensors[name] = StoredTensor(name, type_name, shape, data)
 
-    def _tensor_line(self) -> tuple[str, str, tuple[int, ...], int]:
-        """Name, type, shape and place of a tensor."""
-        reader = self._reader
-        name, count = reader.string(), reader.number(_U32)
-        if count > _MAX_EXTENTS:
-            raise _Damaged(f"the tensor {name} has {count} extents")
-        extents = [reader.number(_U64) for _ in range(count)]
-        kind = reader.number(_U32)
-        return name, _TYPES.get(kind, f"number {kind}"), tuple(reversed(extents)), reader.number(_U64)
-
     def value(self, key: str, default: Any = None) -> Any:
         """What the metadata say under a key: a number, a string or a list."""
         field = self._fields.get(key)
         try:
-            return default if field is None else self._reader.value(field)
+            return default if field is None else _Reader(self._content, field.at).value(field.kind)
         except ValueError as error:
             raise self._damaged(error) from error
 
@@ -146,9 +136,9 @@ class GgufFile:
 class _Reader:
     """The bytes of a file, one part after the other."""
 
-    def __init__(self, content: memoryview) -> None:
+    def __init__(self, content: memoryview, at: int = 0) -> None:
         self._content = content
-        self.at = 0
+        self.at = at
 
     def take(self, count: int) -> memoryview:
         """The next bytes."""
@@ -179,13 +169,12 @@ class _Reader:
         else:
             self.take(_scalar(kind).itemsize)
 
-    def value(self, field: _Field) -> Any:
-        """A value that was gone past before."""
-        self.at = field.at
-        if field.kind == _STRING:
+    def value(self, kind: int) -> Any:
+        """The next value."""
+        if kind == _STRING:
             return self.string()
-        if field.kind != _ARRAY:
-            return self._numbers(field.kind, 1)[0]
+        if kind != _ARRAY:
+            return self._numbers(kind, 1)[0]
         element, count = self.number(_U32), self.number(_U64)
         if element == _STRING:
             return [self.string() for _ in range(count)]
@@ -194,6 +183,15 @@ class _Reader:
     def _numbers(self, kind: int, count: int) -> list[Any]:
         dtype = _scalar(kind)
         return list(np.frombuffer(self.take(count * dtype.itemsize), dtype).tolist())
+
+    def tensor_line(self) -> tuple[str, str, tuple[int, ...], int]:
+        """Name, type, shape and place of the next tensor."""
+        name, count = self.string(), self.number(_U32)
+        if count > _MAX_EXTENTS:
+            raise _Damaged(f"the tensor {name} has {count} extents")
+        extents = [self.number(_U64) for _ in range(count)]
+        kind = self.number(_U32)
+        return name, _TYPES.get(kind, f"number {kind}"), tuple(reversed(extents)), self.number(_U64)
 
     def data(self, name: str, kind: str, shape: tuple[int, ...], at: int) -> NDArray[Any] | None:
         """The data of a tensor; None when it is of a type whose size is not known here."""

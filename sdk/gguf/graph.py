@@ -25,13 +25,13 @@ ELEMENT_TYPES: dict[np.dtype[Any], int] = {
 
 
 class Graph:
-    """Nodes in order; methods return the name of what they make."""
+    """Nodes in order, straight into the model, since weights are large; methods return the name of what they make."""
 
     def __init__(self) -> None:
-        self._nodes: list[onnx.NodeProto] = []
-        self._constants: dict[str, onnx.TensorProto] = {}
-        self._inputs: list[onnx.ValueInfoProto] = []
-        self._outputs: list[onnx.ValueInfoProto] = []
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, _CONTRIB_OPSET)]
+        self._model = onnx.ModelProto(ir_version=IR_VERSION, producer_name="npu-sdk", opset_import=opsets)
+        self._graph = self._model.graph
+        self._constants: set[str] = set()
         self._names: dict[str, int] = {}
 
     def _unused(self, name: str) -> str:
@@ -42,12 +42,10 @@ class Graph:
     def constant(self, name: str, array: NDArray[Any]) -> str:
         """A constant; the same name is the same constant."""
         if name not in self._constants:
-            self._constants[name] = TensorProto(
-                name=name,
-                dims=array.shape,
-                data_type=ELEMENT_TYPES[array.dtype],
-                raw_data=np.ascontiguousarray(array).tobytes(),
-            )
+            self._constants.add(name)
+            tensor = self._graph.initializer.add(name=name, data_type=ELEMENT_TYPES[array.dtype])
+            tensor.dims.extend(array.shape)
+            tensor.raw_data = np.ascontiguousarray(array).tobytes()
         return name
 
     def whole_numbers(self, *values: int) -> str:
@@ -63,23 +61,20 @@ class Graph:
     ) -> list[str]:
         """A node with several outputs, the first of which gives it its name."""
         named = [self._unused(output) for output in outputs]
-        self._nodes.append(helper.make_node(op, inputs, named, name=named[0], domain=domain, **attributes))
+        self._graph.node.append(helper.make_node(op, inputs, named, name=named[0], domain=domain, **attributes))
         return named
 
     def input(self, name: str, dtype: int, shape: Sequence[str | int]) -> str:
         """An input of the graph."""
-        self._inputs.append(helper.make_tensor_value_info(name, dtype, shape))
+        self._graph.input.append(helper.make_tensor_value_info(name, dtype, shape))
         return name
 
     def output(self, name: str, dtype: int, shape: Sequence[str | int]) -> None:
         """An output of the graph, which a node makes."""
-        self._outputs.append(helper.make_tensor_value_info(name, dtype, shape))
+        self._graph.output.append(helper.make_tensor_value_info(name, dtype, shape))
 
     def model(self, name: str, metadata: Mapping[str, str]) -> onnx.ModelProto:
         """All of it, as a model."""
-        graph = onnx.GraphProto(name=name, node=self._nodes, input=self._inputs, output=self._outputs)
-        graph.initializer.extend(self._constants.values())
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, _CONTRIB_OPSET)]
-        model = onnx.ModelProto(ir_version=IR_VERSION, producer_name="npu-sdk", graph=graph, opset_import=opsets)
-        helper.set_model_props(model, dict(metadata))
-        return model
+        self._graph.name = name
+        helper.set_model_props(self._model, dict(metadata))
+        return self._model

@@ -34,7 +34,7 @@ class _Packed(NamedTuple):
 
 
 class Weights:
-    """The tensors of a file, put into a graph when they are used. All that are needed must have been declared."""
+    """The tensors of a file, put into a graph when they are used, once `check` has accepted them."""
 
     def __init__(self, file: GgufFile, graph: Graph, dtype: np.dtype[Any]) -> None:
         self._file = file

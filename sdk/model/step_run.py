@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,18 @@ class Chunk(NamedTuple):
     """Those of them that there are; the rest is masked."""
 
 
+class OutputAxes(Protocol):
+    """Along which axes of an output rows and tokens lie, if at all."""
+
+    @property
+    def row(self) -> int | None:
+        """Of rows."""
+
+    @property
+    def token(self) -> int | None:
+        """Of tokens."""
+
+
 class StepPart(NamedTuple):
     """One execution of a step."""
 
@@ -48,20 +60,20 @@ class StepRun:
         self,
         memory: StateMemory,
         parts: Sequence[StepPart],
-        token_axes: Mapping[str, int | None],
+        axes: Mapping[str, OutputAxes],
         hidden: frozenset[str],
         idle_rows: int,
         replaced: Sequence[Sequence[ReplacedRow]],
         then: Callable[[bool], None],
     ) -> None:
-        """`token_axes`: along which axis of an output its tokens lie; None for what the last part alone gives.
+        """`axes`: of each output; one without tokens is what the last part alone gives.
 
         `hidden` are outputs that nobody is given, the last `idle_rows` rows are nobody's; `replaced` are the rows of
         each replaced state; `then` is told whether the step ended well.
         """
         self._memory = memory
         self._parts = parts
-        self._axes = token_axes
+        self._axes = axes
         self._hidden = hidden
         self._idle_rows = idle_rows
         self._replaced = replaced
@@ -96,7 +108,7 @@ class StepRun:
         """The outputs of a part that are copied out."""
         is_last = index == len(self._parts) - 1
         places = [place for place in self._parts[index].program.layout.outputs if place.name not in self._hidden]
-        return [place for place in places if is_last or self._axes[place.name] is not None]
+        return [place for place in places if is_last or self._axes[place.name].token is not None]
 
     def commands(
         self, staging: Staging, arena: DeviceBuffer, handles: Sequence[int]
@@ -162,7 +174,7 @@ class StepRun:
             for number, row in enumerate(rows):
                 source = row.current if index == 0 else row.following
                 place = places[row.past if before else row.present]
-                for at, piece in enumerate(_row_pieces(place, number, len(rows) + self._idle_rows)):
+                for at, piece in enumerate(_row_pieces(place, number, row.axis)):
                     own = (source if before else row.following).address + at * piece[1]
                     there = device + place.offset + piece[0]
                     to, origin = (there, own) if before else (own, there)
@@ -177,25 +189,28 @@ class StepRun:
             for place in places:
                 raw = memory[place.offset : place.offset + place.nbytes]
                 array = raw.view(place.dtype).reshape(place.shape)
-                axis = self._axes[place.name]
-                if self._idle_rows:
-                    array = array[: len(array) - self._idle_rows]
-                if axis is not None and part.chunk.tokens < part.chunk.width:
-                    array = array[(slice(None),) * axis + (slice(part.chunk.tokens),)]
+                axes = self._axes[place.name]
+                if self._idle_rows and axes.row is not None:
+                    array = _first(array, axes.row, array.shape[axes.row] - self._idle_rows)
+                if axes.token is not None:
+                    array = _first(array, axes.token, part.chunk.tokens)
                 gathered.setdefault(place.name, []).append(array)
         del self._memory_of_outputs
-        return {name: _joined(arrays, self._axes[name]) for name, arrays in gathered.items()}
+        return {name: _joined(arrays, self._axes[name].token) for name, arrays in gathered.items()}
 
 
 def _joined(arrays: list[NDArray[Any]], axis: int | None) -> NDArray[Any]:
     return arrays[-1].copy() if axis is None or len(arrays) == 1 else np.concatenate(arrays, axis)
 
 
-def _row_pieces(place: Place, row: int, rows: int) -> list[tuple[int, int]]:
-    """(offset, bytes) of the pieces of a tensor that are one row's; its rows lie along the axis of that extent."""
-    if rows == 1:
+def _first(array: NDArray[Any], axis: int, count: int) -> NDArray[Any]:
+    return array[(slice(None),) * axis + (slice(count),)]
+
+
+def _row_pieces(place: Place, row: int, axis: int | None) -> list[tuple[int, int]]:
+    """(offset, bytes) of the pieces of a tensor that are one row's; its rows lie along an axis, or it is one."""
+    if axis is None:
         return [(0, place.nbytes)]
-    axis = place.shape.index(rows)
-    outer = int(np.prod(place.shape[:axis], dtype=np.int64))
+    outer, rows = int(np.prod(place.shape[:axis], dtype=np.int64)), place.shape[axis]
     size = place.nbytes // (outer * rows)
-    return [(outer_at * size * rows + row * size, size) for outer_at in range(outer)]
+    return [((at * rows + row) * size, size) for at in range(outer)]

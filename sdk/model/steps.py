@@ -6,15 +6,15 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from driver_shim.errors import BufferInUse, OutOfDeviceMemory, StateFull
-from sdk.compiler import CompiledProgram, Signature, TensorInfo, compile_model
+from sdk.compiler import CompiledProgram, Signature, compile_model
 from sdk.compiler.graph import Graph
-from sdk.compiler.states import MAY_BE_GIVEN, ROWS, StateKind, StatePair, derived_inputs, step_input
+from sdk.compiler.states import MAY_BE_GIVEN, ROWS, StateKind, StatePair, derived_inputs
 from sdk.memory.buffers import Span
 from sdk.model import progress
 from sdk.model.inputs import Call, InputChecks, Shape, requested_shapes
@@ -24,6 +24,7 @@ from sdk.model.parts import DeviceParts, Key
 from sdk.model.port import ModelOwner
 from sdk.model.programs import ModelProgram
 from sdk.model.runs import RunEvent
+from sdk.model.step_axes import StepAxes
 from sdk.model.step_run import Chunk, StepPart, StepRun
 from sdk.state.memory import Holding
 from sdk.state.model_states import ModelStates
@@ -32,13 +33,6 @@ from sdk.state.state import State
 _log = logging.getLogger("npu")
 MOST_CHUNKS = 256
 """Of one step: all its commands go into the queue at one time."""
-
-
-class _Axes(NamedTuple):
-    """Along which axes of an input rows and tokens lie; None for one that has no tokens."""
-
-    row: int | None
-    token: int | None
 
 
 class Steps:
@@ -69,24 +63,11 @@ class Steps:
         outputs = tuple(info for info in graph.signature.outputs if info.name not in presents)
         self.signature = Signature(given, outputs, optional)
         self._inputs = InputChecks(self.signature)
-        primary = step_input({info.name: len(info.shape) for info in given}, ())
-        if primary is None:
-            raise TypeError("a model with states takes an input of [rows, tokens], as input_ids are; this has none")
-        self._primary = next(info for info in given if info.name == primary)
-        self._axes = {info.name: self._axes_of(info) for info in (*given, *optional)}
+        past_infos = [info for info in graph.signature.inputs if info.name in pasts]
+        self._axes = StepAxes(self.signature, past_infos, pairs)
         self._widths: dict[int, list[int]] = {}
         """Tokens of the programs that were asked for by name, by rows."""
         self.last: CompiledProgram | None = None
-
-    def _axes_of(self, info: TensorInfo) -> _Axes:
-        """Where an input has what the primary one has in its first two axes."""
-        rows, tokens = self._primary.shape[:2]
-        if info is self._primary:
-            return _Axes(0, 1)
-        row = next((at for at, extent in enumerate(info.shape) if extent == rows), None)
-        behind = 0 if row is None else row + 1
-        token = next((at for at, extent in enumerate(info.shape) if at >= behind and extent == tokens), None)
-        return _Axes(row, token)
 
     # --- programs ----------------------------------------------------------------------------------------------
 
@@ -94,7 +75,7 @@ class Steps:
         """Compile and load for shapes that are known beforehand. Raises ValueError, TypeError, UnsupportedModel."""
         for key in progress.expected(requested_shapes(self.signature.inputs, shapes)):
             named = {info.name: shape for info, shape in zip(self.signature.inputs, key, strict=True)}
-            rows, width = named[self._primary.name][:2]
+            rows, width = self._axes.extent(named)
             program = self._program(states, named)
             self._lanes.take(program).reserve(program)
             self._owner.make_resident(program)
@@ -106,17 +87,9 @@ class Steps:
 
     def program_for(self, states: ModelStates, rows: int, tokens: int) -> CompiledProgram:
         """The program for a step of this shape, compiled but not loaded where it is not there. Raises ValueError."""
-        shapes = {info.name: self._shape_for(info, rows, tokens) for info in self.signature.inputs}
+        shapes = {info.name: self._axes.shape_for(info, rows, tokens) for info in self.signature.inputs}
         program = self._parts.loaded.get(_key(shapes))
         return program.compiled if program is not None else self._compiled(states, shapes)
-
-    def _shape_for(self, info: TensorInfo, rows: int, tokens: int) -> Shape:
-        axes = self._axes[info.name]
-        shape = [{axes.row: rows, axes.token: tokens}.get(at, extent) for at, extent in enumerate(info.shape)]
-        still_open = next((extent for extent in shape if isinstance(extent, str)), None)
-        if still_open is not None:
-            raise ValueError(f"input {info.name!r} leaves {still_open!r} open, which neither rows nor tokens say")
-        return tuple(int(extent) for extent in shape)
 
     def _compiled(self, states: ModelStates, shapes: Mapping[str, Shape]) -> CompiledProgram:
         return compile_model(
@@ -165,12 +138,12 @@ class Steps:
         Raises ValueError for states that do not go with the rows, StateFull, OutOfDeviceMemory, BufferInUse, Closed.
         """
         values = self._inputs.named(call)
-        rows, tokens = values[self._primary.name].shape[:2]
+        rows, tokens = self._axes.extent({name: value.shape for name, value in values.items()})
         self._check_states(states, chosen, rows, tokens)
         wide = self._rows(rows)
-        values = {name: self._filled(name, value, wide) for name, value in values.items()}
+        values = {name: self._axes.filled(name, value, wide) for name, value in values.items()}
         chunks = self._chunks(wide, tokens)
-        shapes = [self._shapes(values, chunk.width) for chunk in chunks]
+        shapes = [self._axes.shapes(values, chunk.width) for chunk in chunks]
         known = self._widths.get(wide, ())
         programs = [
             self._program(states, shape, warn=chunk.width not in known and chunk.width > 1)
@@ -204,10 +177,10 @@ class Steps:
         programs: Sequence[ModelProgram],
         holdings: Sequence[Holding],
     ) -> StepRun:
-        idle = len(values[self._primary.name]) - len(holdings)
+        idle = self._axes.extent({name: value.shape for name, value in values.items()})[0] - len(holdings)
         parts, done = [], 0
         for chunk, program in zip(chunks, programs, strict=True):
-            inputs = {name: self._cut(name, value, done, chunk) for name, value in values.items()}
+            inputs = {name: self._axes.cut(name, value, done, chunk) for name, value in values.items()}
             rows = [(holding.slot, holding.length + done, chunk.tokens) for holding in holdings]
             inputs[ROWS] = np.array(rows + [(0, 0, 0)] * idle, np.int32)
             parts.append(StepPart(program, chunk, inputs))
@@ -215,10 +188,13 @@ class Steps:
         return StepRun(
             states.memory,
             parts,
-            {place.name: self._output_axis(place.name, place.shape, chunks[0]) for place in programs[0].layout.outputs},
+            {
+                place.name: self._axes.of_output(place.name, place.shape, chunks[0])
+                for place in programs[0].layout.outputs
+            },
             frozenset(pair.present for pair in self._pairs),
             idle,
-            states.replaced_rows(holdings),
+            states.replaced_rows(holdings, self._axes.row_axis_of_past),
             then=partial(states.commit, holdings, done),
         )
 
@@ -231,48 +207,10 @@ class Steps:
             return rows
         if not self._idle_rows:
             raise ValueError(
-                f"{rows} rows of input {self._primary.name!r}; programs are loaded for {sorted(self._widths)}: load"
-                f" with idle_rows=True to have {larger - rows} rows of {larger} idle, or name a shape of {rows} rows"
+                f"{rows} rows of input {self._axes.primary.name!r}; programs are loaded for {sorted(self._widths)}:"
+                f" load with idle_rows=True to have {larger - rows} of {larger} rows idle, or name a shape of {rows}"
             )
         return larger
-
-    def _filled(self, name: str, value: NDArray[Any], rows: int) -> NDArray[Any]:
-        """An input with zeros for idle rows."""
-        axis = self._axes[name].row
-        if axis is None or value.shape[axis] == rows:
-            return value
-        padded = np.zeros((*value.shape[:axis], rows, *value.shape[axis + 1 :]), value.dtype)
-        padded[(slice(None),) * axis + (slice(value.shape[axis]),)] = value
-        return padded
-
-    def _cut(self, name: str, value: NDArray[Any], start: int, chunk: Chunk) -> NDArray[Any]:
-        """What of an input a chunk takes, filled up with zeros."""
-        axis = self._axes[name].token
-        if axis is None:
-            return value
-        before = (slice(None),) * axis
-        piece = value[(*before, slice(start, start + chunk.tokens))]
-        if chunk.tokens == chunk.width:
-            return piece
-        padded = np.zeros((*piece.shape[:axis], chunk.width, *piece.shape[axis + 1 :]), piece.dtype)
-        padded[(*before, slice(chunk.tokens))] = piece
-        return padded
-
-    def _shapes(self, values: Mapping[str, NDArray[Any]], width: int) -> dict[str, Shape]:
-        shapes = {}
-        for name, value in values.items():
-            axis = self._axes[name].token
-            shapes[name] = value.shape if axis is None else (*value.shape[:axis], width, *value.shape[axis + 1 :])
-        return shapes
-
-    def _output_axis(self, name: str, shape: Shape, chunk: Chunk) -> int | None:
-        """Along which axis of an output the tokens lie; None where it is of the last ones alone."""
-        declared = next((info.shape for info in self.signature.outputs if info.name == name), ())
-        symbol = self._primary.shape[1]
-        if isinstance(symbol, str) and symbol in declared:
-            return declared.index(symbol)
-        is_open = len(declared) < 2 or isinstance(declared[1], str)
-        return 1 if is_open and len(shape) >= 2 and shape[1] == chunk.width else None
 
     def _chunks(self, rows: int, tokens: int) -> list[Chunk]:
         """The widest that is loaded, again and again; then the narrowest that takes the rest."""
@@ -309,11 +247,13 @@ class Steps:
     def _check_states(self, states: ModelStates, chosen: Sequence[State], rows: int, tokens: int) -> None:
         """Raise unless every row has a state of its own with room for the tokens."""
         if len(chosen) != rows:
-            raise ValueError(f"{len(chosen)} states for {rows} rows of input {self._primary.name!r}; one for each row")
+            raise ValueError(
+                f"{len(chosen)} states for {rows} rows of input {self._axes.primary.name!r}; one for each row"
+            )
         if len(set(map(id, chosen))) < len(chosen):
             raise ValueError("one state is given for two rows; fork it")
         if not tokens:
-            raise ValueError(f"input {self._primary.name!r} has no tokens")
+            raise ValueError(f"input {self._axes.primary.name!r} has no tokens")
         for state in chosen:
             state._check_open()
             if state._memory is not states.memory:

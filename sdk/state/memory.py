@@ -86,7 +86,7 @@ class StateMemory:
 
     @property
     def block_bytes(self) -> int:
-        """Device memory of a block, for all layers."""
+        """Device memory of a block, for all layers; 0 where nothing grows."""
         return sum(cache.block_bytes for cache in self.caches)
 
     @property
@@ -177,6 +177,8 @@ class StateMemory:
         A block that is shared with another state and is to be written becomes one of its own. Raises OutOfDeviceMemory.
         """
         self._reclaim()
+        if not self.caches:
+            return
         for holding in holdings:
             self.trim(holding)
         wanted = [self._wanted(holding, tokens) for holding in holdings]

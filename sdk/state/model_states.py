@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ from sdk.state.saved import SavedState, decode
 from sdk.state.state import State
 
 BLOCK_TOKENS = 16
+UNBOUNDED_TOKENS = (1 << 31) - 1
+"""Of a state that does not grow."""
 MOST_STATES = 256
 """Of one model: each has a row in the tables, whether it is in use or not."""
 DEFAULT_CONTEXT = 4096
@@ -33,6 +35,8 @@ class ReplacedRow(NamedTuple):
 
     past: str
     present: str
+    axis: int | None
+    """Along which the program's tensors have their rows; None where one row is all there is."""
     current: DeviceBuffer
     following: DeviceBuffer
 
@@ -71,6 +75,8 @@ class ModelStates:
     def most_tokens(self) -> int:
         """Tokens that one state may have."""
         layout = self.memory.layout
+        if not self.memory.caches:
+            return self.context or UNBOUNDED_TOKENS
         return min(layout.entries * layout.block_tokens, self.context or self.capacity_tokens)
 
     def new(self, max_tokens: int | None, restore: bytes | None) -> State:
@@ -91,20 +97,30 @@ class ModelStates:
             memory.check_open()
             holding = memory.new()
             try:
+                self._make_replaced(holding)
                 if saved is not None:
-                    self._write_tokens(holding, saved)
+                    self._write(holding, saved)
             except BaseException:
                 memory.give_back(holding)
                 raise
         return State(self, memory, holding, int(max_tokens))
 
-    def replaced_rows(self, holdings: Sequence[Holding]) -> list[list[ReplacedRow]]:
-        """Where the rows of each replaced state are."""
+    def replaced_rows(
+        self, holdings: Sequence[Holding], axis_of: Callable[[str], int | None]
+    ) -> list[list[ReplacedRow]]:
+        """Where the rows of each replaced state are; `axis_of` says along which axis a program has them."""
         return [
-            [ReplacedRow(info.name, info.present, *holding.replaced[info.name]) for holding in holdings]
-            for info in self.states
-            if info.kind is StateKind.REPLACE
+            [
+                ReplacedRow(info.name, info.present, axis_of(info.name), *holding.replaced[info.name])
+                for holding in holdings
+            ]
+            for info in self._replaced
         ]
+
+    @property
+    def _replaced(self) -> list[StateInfo]:
+        """Those of `states` that are replaced."""
+        return [info for info in self.states if info.kind is StateKind.REPLACE]
 
     @staticmethod
     def commit(holdings: Sequence[Holding], tokens: int, ended_well: bool) -> None:
@@ -112,6 +128,29 @@ class ModelStates:
         if ended_well:
             for holding in holdings:
                 holding.commit(tokens)
+
+    def fork(self, holding: Holding) -> Holding:
+        """What a second state has that goes on from here; called with the memory's lock held."""
+        with self.queue() as queue:
+            twin = self.memory.fork(holding, queue)
+            try:
+                for name, (current, following) in holding.replaced.items():
+                    twin.replaced[name] = [self._owner.device_buffer(b.shape, b.dtype) for b in (current, following)]
+                    queue.copy(twin.replaced[name][0], current)
+            except BaseException:
+                self.memory.give_back(twin)
+                raise
+        return twin
+
+    def _make_replaced(self, holding: Holding) -> None:
+        """The memory of replaced states, which begin as zeros."""
+        if not self._replaced:
+            return
+        with self.queue() as queue:
+            for info in self._replaced:
+                pair = [self._owner.device_buffer(info.shape, info.dtype) for _ in range(2)]
+                holding.replaced[info.name] = pair
+                queue.fill(pair[0], 0)
 
     def check_rewindable(self) -> None:
         """Raise ValueError where what was overwritten cannot come back."""
@@ -134,8 +173,11 @@ class ModelStates:
 
     # --- over the bus ------------------------------------------------------------------------------------------
 
-    def read_tokens(self, holding: Holding) -> list[NDArray[Any]]:
-        """The tokens of each of `states`, [length, heads, size]; called with the memory's lock held."""
+    def read(self, holding: Holding) -> list[NDArray[Any]]:
+        """What each of `states` holds: [length, heads, size], or the value of one that is replaced.
+
+        Called with the memory's lock held.
+        """
         planes = [
             (cache, pieces)
             for cache, places in zip(self.memory.caches, self.memory.pieces(holding), strict=True)
@@ -148,6 +190,8 @@ class ModelStates:
                 empty = np.empty((0, *cache.block_shape[1:]), cache.buffer.dtype)
                 whole = [row.reshape(-1, *cache.block_shape[1:]) for row in rows]
                 tensors[info.name] = np.concatenate([empty, *whole])[: holding.length]
+            for info in self._replaced:
+                tensors[info.name] = self._moved(queue, holding.replaced[info.name][0])
         return [tensors[info.name] for info in self.states]
 
     def _moved(self, queue: Queue, piece: Span) -> NDArray[Any]:
@@ -155,7 +199,7 @@ class ModelStates:
             queue.copy(staging, piece).wait()
             return staging.array.copy()
 
-    def _write_tokens(self, holding: Holding, saved: SavedState) -> None:
+    def _write(self, holding: Holding, saved: SavedState) -> None:
         tensors = {info.name: tensor for info, tensor in zip(self.states, saved.tensors, strict=True)}
         with self.queue() as queue:
             self.memory.extend([holding], saved.length, queue)
@@ -167,6 +211,8 @@ class ModelStates:
                     count = min(len(piece) * self.memory.layout.block_tokens, saved.length - at)
                     self._send(queue, piece, tensor[at : at + count])
                     at += count
+            for info in self._replaced:
+                self._send(queue, holding.replaced[info.name][0], tensors[info.name])
 
     def _send(self, queue: Queue, piece: Span, tokens: NDArray[Any]) -> None:
         with _host(self._owner, piece) as staging:
@@ -212,7 +258,9 @@ def layout_for(
         wanted = DEFAULT_SEQUENCES * (context or DEFAULT_CONTEXT) * block_bytes // BLOCK_TOKENS
         weights = sum(array.nbytes for array in graph.initializers.values())
         size = min(wanted, max(owner.free_bytes - weights, 0) // 2)
-    blocks = size // block_bytes if block_bytes else MOST_STATES
+    if not block_bytes:  # nothing that grows
+        return StateLayout(blocks=1, block_tokens=BLOCK_TOKENS, slots=MOST_STATES, entries=1)
+    blocks = size // block_bytes
     if not blocks:
         raise ValueError(
             f"state_memory: {size} bytes are less than a block of {BLOCK_TOKENS} tokens takes, {block_bytes} bytes"

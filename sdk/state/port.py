@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sdk.memory.buffers import DeviceBuffer, HostBuffer
@@ -54,8 +53,8 @@ class StateOwner(Protocol):
     def check_rewindable(self) -> None:
         """Raise ValueError where what was overwritten cannot come back."""
 
-    def queue(self) -> AbstractContextManager[Queue]:
-        """A queue for some commands, which are done at the block's end."""
+    def fork(self, holding: Holding) -> Holding:
+        """What a second state has that goes on from here."""
 
-    def read_tokens(self, holding: Holding) -> Sequence[NDArray[Any]]:
-        """The tokens of each of `states`, [length, heads, size], over the bus."""
+    def read(self, holding: Holding) -> Sequence[NDArray[Any]]:
+        """What each of `states` holds, over the bus."""

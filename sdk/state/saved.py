@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from driver_shim.protocol.layout import Layout, raw, reserved, u16, u32, u64
-from sdk.compiler.states import StateInfo
+from sdk.compiler.states import StateInfo, StateKind
 from sdk.memory.buffers import as_dtype
 
 MAGIC = b"NPUSTATE"
@@ -40,7 +40,7 @@ class SavedState(NamedTuple):
 
     length: int
     tensors: list[NDArray[Any]]
-    """[length, heads, size] of each, in the order of the model's states."""
+    """Of each of the model's states, in their order: [length, heads, size], or the value of one that is replaced."""
 
 
 def encode(states: Sequence[StateInfo], length: int, tensors: Sequence[NDArray[Any]]) -> bytes:
@@ -75,7 +75,8 @@ def decode(data: bytes, states: Sequence[StateInfo]) -> SavedState:
         raise ValueError("restore: the state was saved from another model: its tensors have other names or shapes")
     tensors, at = [], head.description_bytes
     for state in states:
-        dtype, shape = as_dtype(state.dtype), (head.length, *state.shape)
+        dtype = as_dtype(state.dtype)
+        shape = state.shape if state.kind is StateKind.REPLACE else (head.length, *state.shape)
         count = int(np.prod(shape, dtype=np.int64))
         tensors.append(np.frombuffer(body, dtype, count, at).reshape(shape))
         at += count * dtype.itemsize

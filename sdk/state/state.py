@@ -49,9 +49,10 @@ class State(HereOnly):
 
     @property
     def memory_bytes(self) -> int:
-        """Device memory of the blocks that its tokens lie in, shared ones included."""
+        """Device memory of the blocks that its tokens lie in, shared ones included, and of what is replaced."""
         self._check_open()
-        return self._memory.block_bytes * len(self._holding.blocks)
+        replaced = sum(buffer.nbytes for pair in self._holding.replaced.values() for buffer in pair)
+        return self._memory.block_bytes * len(self._holding.blocks) + replaced
 
     @property
     def closed(self) -> bool:
@@ -81,14 +82,12 @@ class State(HereOnly):
         Raises OutOfDeviceMemory when the model has as many states as it takes, BufferInUse while a run works on it.
         """
         with self._idle("forked"):
-            with self._owner.queue() as queue:
-                twin = self._memory.fork(self._holding, queue)
-            return State(self._owner, self._memory, twin, self.max_tokens)
+            return State(self._owner, self._memory, self._owner.fork(self._holding), self.max_tokens)
 
     def save(self) -> bytes:
         """All of it as bytes, for `Model.state(restore=...)`; this moves `length` tokens over the bus."""
         with self._idle("saved"):
-            return encode(self._owner.states, self._holding.length, self._owner.read_tokens(self._holding))
+            return encode(self._owner.states, self._holding.length, self._owner.read(self._holding))
 
     def free(self) -> None:
         """Give its memory back. Idempotent. Raises BufferInUse while a run works on it."""

@@ -290,6 +290,28 @@ def test_a_wrong_use_is_refused_and_changes_nothing(loaded: Model, change: Any, 
 
 
 @pytest.mark.parametrize(
+    ("keyword", "reason"),
+    [
+        ("tensor_parallel", "a model runs on one device"),
+        ("num_beams", r"state\.fork\(\)"),
+        ("fp8", "has no 8-bit floats"),
+        ("evict", "never drops tokens by itself"),
+        ("tokenizer", r"sdk\.chat reads"),
+    ],
+)
+def test_what_is_not_built_is_refused_by_name_with_the_reason(
+    device: sdk.Device, decoder: onnx.ModelProto, keyword: str, reason: str
+) -> None:
+    unbuilt: dict[str, Any] = {keyword: 2}
+    with pytest.raises(
+        TypeError, match=rf"^Device\.load\(\) got an unexpected keyword argument '{keyword}': .*{reason}"
+    ):
+        device.load(decoder, **unbuilt)
+    with pytest.raises(TypeError, match=r"^Device\.load\(\) got an unexpected keyword argument 'shape'$"):
+        device.load(decoder, shape=2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
     ("memory", "message"),
     [
         ("much", 'use bytes above 0, or a text as "256MiB"'),

@@ -255,6 +255,21 @@ print(error_of(lambda: again.run(None, {"x": X})))
     assert "Closed: the device was reset" in printed and "Closed: the device is closed" in printed
 
 
+def test_a_session_may_be_let_go_while_a_lock_of_ours_is_held() -> None:
+    run(
+        BEGIN
+        + """
+from sdk import shared_devices
+circle = [session(net())]
+circle.append(circle)
+del circle
+with shared_devices._pool.lock:
+    gc.collect()  # which may come in the middle of anything
+np.testing.assert_array_equal(session(net()).run(None, {"x": X})[0], Y)
+"""
+    )
+
+
 ENDINGS = {
     "with a session": "",
     "with a session in a circle": "mine.cycle = mine; del mine",

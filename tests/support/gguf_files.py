@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Net:
     key_size: int = 64
     value_size: int | None = None
     """None for that of keys."""
+    words: Sequence[str] = tuple(f"t{i}" for i in range(VOCABULARY))
     tied: bool = False
     biases: tuple[str, ...] = ()
     head_norms: bool = False
@@ -54,8 +55,11 @@ def write_gguf(path: Path, net: Net) -> dict[str, Array]:
         if value is not None:
             _add(writer, f"{net.architecture}.{key}", value)
     for key, value in net.general.items():
-        _add(writer, key, value)
-    writer.add_token_list([f"t{i}" for i in range(VOCABULARY)])
+        if key == "general.alignment":
+            writer.add_custom_alignment(value)
+        else:
+            _add(writer, key, value)
+    writer.add_token_list(net.words)
     real = {}
     for name, (data, kind) in _tensors(net).items():
         if kind is None:
@@ -149,7 +153,7 @@ def _tensors(net: Net) -> dict[str, tuple[Array, gguf.GGMLQuantizationType | Non
     def vector(name: str, length: int, low: float = 0.5, high: float = 1.5) -> None:
         tensors[name] = random.uniform(low, high, length).astype(np.float32), None
 
-    matrix("token_embd.weight", VOCABULARY, WIDTH)
+    matrix("token_embd.weight", len(net.words), WIDTH)
     for layer in range(net.layers):
         shapes = {
             "attn_q": (net.heads * net.key_size, WIDTH),
@@ -171,7 +175,7 @@ def _tensors(net: Net) -> dict[str, tuple[Array, gguf.GGMLQuantizationType | Non
                 vector(f"blk.{layer}.{norm}.weight", net.key_size)
     vector("output_norm.weight", WIDTH)
     if not net.tied:
-        matrix("output.weight", VOCABULARY, WIDTH)
+        matrix("output.weight", len(net.words), WIDTH)
     if net.rotary_factors:
         vector("rope_freqs.weight", net.key_size // 2, 1, 8)
     for name, data in net.changed.items():

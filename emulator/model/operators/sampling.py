@@ -219,23 +219,29 @@ class RoiAlign(_Regions):
         Without `sampling_ratio` there are as many samples as elements. A maximum is one of the four parts that samples
         are made of, as the specification's reference has it.
         """
-        x, regions = widen(required(inputs, 0)), widen(required(inputs, 1)).astype(np.float32)
-        batch = checked_batch(required(inputs, 2), len(x))
+        x = widen(required(inputs, 0))
+        batch, scaled = scaled_regions(attributes, inputs)
         pool = _average if attributes.function == PoolFunction.AVERAGE else _maximum
-        scaled = regions * _F(attributes.spatial_scale) - _F(0.5 if attributes.half_pixel else 0)
         for i, (left, top, right, bottom) in enumerate(scaled):
-            rows = _bins(attributes, top, bottom, attributes.output_height, x.shape[2])
-            columns = _bins(attributes, left, right, attributes.output_width, x.shape[3])
+            rows = region_bins(attributes, top, bottom, attributes.output_height, x.shape[2])
+            columns = region_bins(attributes, left, right, attributes.output_width, x.shape[3])
             outputs[0][i] = pool(x[batch[i]], rows, columns)
 
 
-class _Bins(NamedTuple):
+class Bins(NamedTuple):
     """The samples of a region along one dimension: element `low` with its weight, and `low` + 1 with its own."""
 
     extent: int
     indices: tuple[Array, Array]
     """Each [bins, samples]."""
     weights: tuple[Array, Array]
+
+
+def scaled_regions(attributes: Any, inputs: Sequence[Array | None]) -> tuple[Array, Array]:
+    """The image of every region of ROI_ALIGN, and the region [left, top, right, bottom] in elements of it."""
+    batch = checked_batch(required(inputs, 2), len(required(inputs, 0)))
+    regions = widen(required(inputs, 1)).astype(np.float32)
+    return batch, regions * _F(attributes.spatial_scale) - _F(0.5 if attributes.half_pixel else 0)
 
 
 def checked_batch(indices: Array, images: int) -> Array:
@@ -245,7 +251,7 @@ def checked_batch(indices: Array, images: int) -> Array:
     return indices.astype(np.int64)
 
 
-def _bins(attributes: Any, start: np.float32, end: np.float32, bins: int, extent: int) -> _Bins:
+def region_bins(attributes: Any, start: np.float32, end: np.float32, bins: int, extent: int) -> Bins:
     length = end - start if attributes.half_pixel else max(end - start, _F(1))
     if not abs(length) <= MAX_REGION * extent:  # nor NaN
         raise KernelFault(Status.VALUE_OUT_OF_RANGE, f"a region is {length} long, with data of {extent}")
@@ -258,15 +264,15 @@ def _bins(attributes: Any, start: np.float32, end: np.float32, bins: int, extent
     low = np.floor(clipped).astype(np.int64)
     upper = (clipped - low).astype(np.float32)
     weights = (np.where(inside, 1 - upper, _F(0)), np.where(inside, upper, _F(0)))
-    return _Bins(extent, (low, np.minimum(low + 1, extent - 1)), weights)
+    return Bins(extent, (low, np.minimum(low + 1, extent - 1)), weights)
 
 
-def _average(data: Array, rows: _Bins, columns: _Bins) -> Array:
+def _average(data: Array, rows: Bins, columns: Bins) -> Array:
     """[C, rows, columns]: bilinear samples are products along rows and along columns, so their averages are, too."""
-    return _averaging(rows) @ data @ _averaging(columns).T
+    return averaging(rows) @ data @ averaging(columns).T
 
 
-def _averaging(bins: _Bins) -> Array:
+def averaging(bins: Bins) -> Array:
     """[bins, extent]: what share of each element a bin's average has."""
     matrix = np.zeros((len(bins.indices[0]), bins.extent), np.float32)
     samples = max(bins.indices[0].shape[1], 1)
@@ -275,7 +281,7 @@ def _averaging(bins: _Bins) -> Array:
     return matrix
 
 
-def _maximum(data: Array, rows: _Bins, columns: _Bins) -> Array:
+def _maximum(data: Array, rows: Bins, columns: Bins) -> Array:
     """[C, rows, columns]; 0 where a region has no samples."""
     shape = (len(data), *rows.indices[0].shape, *columns.indices[0].shape)
     if 0 in shape:
@@ -373,7 +379,7 @@ class DeformConv(Operator):
         grouped = w.reshape(attributes.group, len(w) // attributes.group, w.shape[1], taps)
         sums = np.zeros(outputs[0].shape, np.float32)
         for image, (tap, at) in itertools.product(range(len(x)), enumerate(np.ndindex(*kernel))):
-            base = _window_places(at, output, attributes)
+            base = window_places(at, output, attributes)
             parts = []
             for group, data in enumerate(np.split(x[image], groups)):
                 moved = [b + o for b, o in zip(base, offsets[image, group, tap], strict=True)]
@@ -387,7 +393,7 @@ class DeformConv(Operator):
         outputs[0][...] = sums
 
 
-def _window_places(tap: Sequence[int], output: Sequence[int], attributes: Any) -> list[Array]:
+def window_places(tap: Sequence[int], output: Sequence[int], attributes: Any) -> list[Array]:
     """Rows and columns [P] float32 that one tap of a window meets."""
     along_each = [
         np.arange(extent, dtype=np.float32) * _F(attributes.strides[i])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,7 +129,8 @@ def _info(entry: GraphInput, pair: StatePair, batch: int) -> StateInfo:
     if entry.dtype is None or entry.shape is None:
         raise refused(pair, f"its type {entry.type_name} and shape are not known")
     if not pair.is_cached:
-        whole = tuple(batch if axis == 0 and isinstance(n, str) else n for axis, n in enumerate(entry.shape))
+        rows = next((n for n in entry.shape if isinstance(n, str)), None)  # its one open dimension
+        whole = tuple(batch if n == rows else n for n in entry.shape)
         shape = _numbers(pair, whole)
         return StateInfo(pair.past, pair.present, shape, entry.dtype.text, pair.kind, 0, pair.found)
     shape = token_shape(entry, pair)
@@ -268,14 +269,19 @@ def _in_order(graph: Graph, found: Mapping[str, tuple[str, str]]) -> tuple[State
     places = {entry.name: place for place, entry in enumerate(graph.outputs)}
     makers = _makers(graph)
     declared = {entry.name: entry for entry in graph.inputs}
-    pairs = (_pair(makers, declared[past], present, how) for past, (present, how) in found.items())
+    others = {extent for entry in graph.inputs if entry.name not in found for extent in entry.shape or ()}
+    pairs = (_pair(makers, declared[past], present, how, others) for past, (present, how) in found.items())
     return tuple(sorted(pairs, key=lambda pair: places[pair.present]))
 
 
-def _pair(makers: Mapping[str, GraphNode], past: GraphInput, present: str, how: str) -> StatePair:
+def _pair(
+    makers: Mapping[str, GraphNode], past: GraphInput, present: str, how: str, others: Collection[int | str]
+) -> StatePair:
+    """`others` are extents of inputs that are no states: one of those says how many rows there are."""
     joint = _joint(makers, past, present)
     if joint is None:
-        grows = past.shape is not None and any(isinstance(extent, str) for extent in past.shape[1:])
+        extents = () if past.shape is None else past.shape[1:]
+        grows = any(isinstance(extent, str) and extent not in others for extent in extents)
         if not grows:
             return StatePair(past.name, present, StateKind.REPLACE, how)
         return StatePair(past.name, present, StateKind.APPEND, how, _TOKEN_AXIS, grows=True)

@@ -19,6 +19,7 @@ from emulator.engines.kernels.numpy import (
     products,
     quantised,
     recurrent,
+    regions,
     resizing,
     scales,
     selection,
@@ -52,6 +53,8 @@ _PREPARE: dict[CommandKind, Callable[[KernelRequest], Kernel | None]] = {
     CommandKind.TOP_K: selection.prepare_top_k,
     CommandKind.CACHE_APPEND: caches.prepare_append,
     CommandKind.CACHE_ATTENTION: caches.prepare_attention,
+    CommandKind.ROI_ALIGN: regions.prepare_roi_align,
+    CommandKind.DEFORM_CONV: regions.prepare_deform_conv,
 }
 KINDS = _RUN.keys() | _PREPARE.keys()
 """Kinds of command that have a kernel here."""

@@ -55,8 +55,13 @@ def _weighted(table: Table, shape: Sequence[int]) -> _Step:
     np.add.at(matrix, (np.arange(wanted)[:, None], table.indices), table.weights)
     if last:
         across = np.ascontiguousarray(matrix.T)
-        return lambda x: np.matmul(x, across)
-    return lambda x: _product(matrix, x, table.axis)
+        return lambda x: _where_finite(np.matmul(x, across), x, table)
+    return lambda x: _where_finite(_product(matrix, x, table.axis), x, table)
+
+
+def _where_finite(product: Array, x: Array, table: Table) -> Array:
+    """The product where it is of numbers: infinity times the zeros of a matrix would spread over the dimension."""
+    return product if np.isfinite(product.sum()) else weigh(x, table)
 
 
 def _product(matrix: Array, x: Array, axis: int) -> Array:

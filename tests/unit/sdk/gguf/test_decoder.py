@@ -191,10 +191,12 @@ def test_unknown_wishes_are_refused(how: dict[str, str], reason: str, tmp_path: 
     [
         (Net("mamba"), "architecture 'mamba' is not supported; llama, qwen2, qwen3 are"),
         (Net(metadata={"expert_count": 8}), "a mixture of 8 experts"),
-        (Net(metadata={"attention.sliding_window": 16}), "sliding window of 16 tokens, of 48"),
+        (Net(metadata={"attention.sliding_window": 16}), r"of 16 tokens, of 48.*llama\.context_length 16"),
         (Net(metadata={"rope.scaling.type": "yarn"}), "scaled by 'yarn'"),
         (Net(metadata={"block_count": None}), r"metadata lack llama\.block_count"),
         (Net(metadata={"block_count": 0}), r"llama\.block_count is 0"),
+        (Net(metadata={"block_count": 1 << 31}), f"tensors for {1 << 31} layers"),
+        (Net(metadata={"context_length": 1 << 31}), f"its context has {1 << 31} tokens"),
         (Net(metadata={"block_count": 3}), r"lacks the tensor blk\.2\.attn_norm\.weight, and 8 more"),
         (Net(metadata={"block_count": 1}), r"tensor that its architecture does not: blk\.1\..*, and 8 more"),
         (Net(metadata={"attention.head_count": [4, 2]}), "differs from layer to layer"),

@@ -45,6 +45,14 @@ def test_metadata_and_tensors_are_those_that_were_written(path: Path) -> None:
         assert found.data is not None and found.data.tobytes() == tensor.data.tobytes()
 
 
+def test_data_lie_where_the_alignment_of_the_file_puts_them(tmp_path: Path) -> None:
+    path = tmp_path / "aligned.gguf"
+    tensors = write_gguf(path, Net(layers=1, general={"general.alignment": 256}))
+    assert len(set(tensors)) == len(tensors)
+    for name, stored in open_gguf(path).tensors.items():
+        assert stored.data is not None and np.array_equal(stored.data, tensors[name]), name
+
+
 def test_a_key_that_is_not_there_has_the_default(path: Path) -> None:
     assert open_gguf(path).value("no.such.key") is None
     assert open_gguf(path).value("no.such.key", 3) == 3

@@ -6,6 +6,7 @@ The bound is 1e-5 * sqrt(K) for float32 sums of K products (K = 1 for element-wi
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -40,11 +41,12 @@ from driver_shim.protocol.types import wire_type_of
 from emulator.engines.kernels import numpy as numpy_kernels
 from emulator.engines.kernels import onnxruntime
 from emulator.engines.kernels.choice import prepare
-from emulator.engines.kernels.numpy import columns, quantised, resizing
+from emulator.engines.kernels.numpy import columns, quantised, regions, resizing
 from emulator.engines.kernels.provider import KernelRequest
 from emulator.model.operators import OPERATORS, KernelFault, SemanticError
 from emulator.model.operators.shapes import reduced_shape, window_extent
 from tests.support.needs import module_of_extra
+from tests.support.programs import window
 
 Array = NDArray[Any]
 FLOATS = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -978,6 +980,62 @@ def test_attention(variant: str, flat: bool, heads: tuple[int, int], outputs: in
         assert close(fast, golden, 16)
 
 
+CACHE = (2, 48, 16, 3, 32)
+"""40 of its blocks are what a table names; a block of a plane has 6 KiB in float32."""
+TABLES = {
+    "adjacent": np.arange(3, 43),
+    "in pieces": np.concatenate([np.arange(20, 40), np.arange(10), np.arange(38, 48)]),
+    "scattered": np.random.default_rng(2).permutation(48)[:40],
+}
+
+
+@pytest.mark.parametrize("type_name", FLOATS)
+@pytest.mark.parametrize("order", TABLES)
+@pytest.mark.parametrize("flat", [False, True], ids=["stacked", "flat"])
+@pytest.mark.parametrize(
+    ("tokens", "rows", "options"),
+    [
+        (1, [(0, 0, 1), (1, 300, 1), (0, 639, 1)], {"causal": 1}),
+        (1, [(0, 127, 1), (1, 255, 1), (0, 130, 1)], {"causal": 1, "softcap": 2.0}),
+        (1, [(0, 50, 1), (1, 600, 1), (0, 9, 0)], {"causal": 1, "left_window": 200}),
+        (1, [(0, 50, 1), (1, 1000, 1), (0, 5000, 1)], {"causal": 1, "left_window": 400, "ring": 500}),
+        (7, [(0, 100, 7), (1, 601, 5), (0, 0, 1)], {"causal": 1}),
+        (7, [(0, 100, 7), (1, 601, 5), (0, 0, 7)], {"causal": 0, "softcap": 1.0}),
+        (130, [(0, 500, 130), (1, 0, 129), (0, 17, 66)], {"causal": 1}),
+        (130, [(0, 500, 130), (1, 0, 129), (0, 17, 66)], {"causal": 0}),
+        (130, [(0, 510, 130), (1, 0, 130), (0, 20, 3)], {"causal": 1, "left_window": 40}),
+        (130, [(0, 510, 130), (1, 900, 130), (0, 20, 3)], {"causal": 0, "left_window": 40, "ring": 200}),
+    ],
+)
+def test_cache_attention(
+    tokens: int, rows: list[tuple[int, int, int]], options: dict[str, Any], flat: bool, order: str, type_name: str
+) -> None:
+    random, dtype, heads = np.random.default_rng(1), FLOATS[type_name], 6
+    cache = numbers(random, CACHE, dtype)
+    query = numbers(random, (len(rows), tokens, heads * 32) if flat else (len(rows), heads, tokens, 32), dtype)
+    tables = np.stack([TABLES[order], TABLES["adjacent"]]).astype(np.int32)
+    fields = {"scale": 0.2, "left_window": -1, "value_plane": 1, "query_heads": heads if flat else 0, **options}
+    given_ = attributes(CommandKind.CACHE_ATTENTION, **fields)
+    operands: list[Array | None] = [query, cache, cache, tables, np.array(rows, np.int32)]
+    fast, golden = both(CommandKind.CACHE_ATTENTION, given_, operands, query.shape, dtype)
+    assert close(fast, golden, 640)
+
+
+@pytest.mark.parametrize("type_name", FLOATS)
+@pytest.mark.parametrize("order", TABLES)
+@pytest.mark.parametrize("flat", [False, True], ids=["stacked", "flat"])
+@pytest.mark.parametrize(("past", "ring"), [(0, 0), (90, 0), (500, 0), (70, 100), (10**6, 129)])
+def test_cache_append_to_the_bit(past: int, ring: int, flat: bool, order: str, type_name: str) -> None:
+    random, dtype = np.random.default_rng(1), FLOATS[type_name]
+    cache = numbers(random, CACHE, dtype)
+    update = numbers(random, (2, 100, 96) if flat else (2, 3, 100, 32), dtype)
+    tables = np.stack([TABLES[order], TABLES["adjacent"]]).astype(np.int32)
+    given_ = attributes(CommandKind.CACHE_APPEND, plane=1, heads=3 if flat else 0, ring=ring)
+    operands: list[Array | None] = [cache, update, tables, np.array([(0, past, 100), (1, past, 3)], np.int32)]
+    fast, golden = both(CommandKind.CACHE_APPEND, given_, operands, CACHE, dtype)
+    assert np.array_equal(fast, golden)
+
+
 @pytest.mark.parametrize("spatial", [(5, 4), (3, 4, 2), (1, 1)])
 @pytest.mark.parametrize("align", [0, 1])
 @pytest.mark.parametrize("padding", list(GridPadding))
@@ -989,6 +1047,95 @@ def test_grid_sample(mode: Interpolation, padding: GridPadding, align: int, spat
     given_ = attributes(CommandKind.GRID_SAMPLE, mode=mode, padding=padding, align_corners=align)
     fast, golden = both(CommandKind.GRID_SAMPLE, given_, [x, grid], (2, 3, *[3] * len(spatial)), x.dtype)
     assert close(fast, golden, 16)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("mode", [Interpolation.LINEAR, Interpolation.CUBIC])
+@pytest.mark.parametrize("size", [(7, 9), (24, 20), (5, 30)])
+def test_resize_spreads_what_is_no_number_as_far_as_its_filter_reaches(
+    mode: Interpolation, size: tuple[int, int], value: float
+) -> None:
+    x = numbers(np.random.default_rng(1), (1, 2, 12, 10), FLOATS["float32"])
+    x[0, 0, 5, 4] = value
+    scales = [1.0, 1.0, size[0] / 12, size[1] / 10, *[0] * 4]
+    given_ = attributes(CommandKind.RESIZE, mode=mode, cubic=-0.75, extents=[1, 2, *size, *[0] * 4], scales=scales)
+    fast, golden = both(CommandKind.RESIZE, given_, [x], (1, 2, *size), x.dtype)
+    assert 0 < np.count_nonzero(~np.isfinite(golden)) < golden.size / 4
+    assert np.array_equal(np.isfinite(fast), np.isfinite(golden))
+
+
+def region_operands(count: int, type_name: str = "float32") -> list[Array]:
+    """Two images of 13 by 17, regions of which some reach beyond them, and whose image each is of."""
+    random = np.random.default_rng(1)
+    x = numbers(random, (2, 6, 13, 17), FLOATS[type_name])
+    corners = random.uniform(-20, 60, (count, 2))
+    boxes = np.concatenate([corners, corners + random.uniform(-5, 80, (count, 2))], 1).astype(x.dtype)
+    return [x, boxes, random.integers(0, 2, count)]
+
+
+@pytest.mark.parametrize("type_name", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("function", [PoolFunction.AVERAGE, PoolFunction.MAX])
+@pytest.mark.parametrize("ratio", [0, 1, 3])
+@pytest.mark.parametrize("half_pixel", [0, 1])
+def test_roi_align(half_pixel: int, ratio: int, function: PoolFunction, type_name: str) -> None:
+    size = {"output_height": 3, "output_width": 2, "spatial_scale": 0.25}
+    given_ = attributes(CommandKind.ROI_ALIGN, function=function, sampling_ratio=ratio, half_pixel=half_pixel, **size)
+    operands: list[Array | None] = [*region_operands(40, type_name)]
+    fast, golden = both(CommandKind.ROI_ALIGN, given_, operands, (40, 6, 3, 2), FLOATS[type_name])
+    assert close(fast, golden, 64)
+
+
+@pytest.mark.parametrize(("operand", "value"), [(0, np.nan), (0, np.inf), (1, np.nan), (1, 1e9), (2, 2), (2, -1)])
+def test_regions_that_cannot_be_are_faults_of_every_kernel_and_data_that_are_no_numbers_spread_alike(
+    operand: int, value: float
+) -> None:
+    given_ = attributes(
+        CommandKind.ROI_ALIGN, function=PoolFunction.AVERAGE, spatial_scale=0.25, output_height=2, output_width=2
+    )
+    operands: list[Array | None] = [*region_operands(5)]
+    changed = operands[operand]
+    assert changed is not None
+    changed.reshape(-1)[changed.size // 2] = value
+    faults = contextlib.nullcontext() if operand == 0 else pytest.raises(KernelFault)
+    with faults:
+        fast, golden = both(CommandKind.ROI_ALIGN, given_, operands, (5, 6, 2, 2), np.float32)
+        assert np.allclose(fast, golden, rtol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize("type_name", ["float32", "float16"])
+@pytest.mark.parametrize(("group", "offset_group"), [(1, 1), (2, 1), (1, 2), (2, 4)])
+@pytest.mark.parametrize("extras", ["", "bias", "mask", "bias and mask"])
+@pytest.mark.parametrize("tile", [regions.TILE_ELEMENTS, 20])
+def test_deform_conv(
+    monkeypatch: pytest.MonkeyPatch, tile: int, extras: str, group: int, offset_group: int, type_name: str
+) -> None:
+    monkeypatch.setattr(regions, "TILE_ELEMENTS", tile)
+    given_, operands = deform_conv(group, offset_group, extras, FLOATS[type_name])
+    fast, golden = both(CommandKind.DEFORM_CONV, given_, operands, (2, 6, 5, 4), FLOATS[type_name])
+    assert close(fast, golden, 128)
+
+
+def deform_conv(group: int, offset_group: int, extras: str, dtype: Any) -> tuple[Any, list[Array | None]]:
+    random = np.random.default_rng(1)
+    places = window(strides=[2, 2], dilations=[1, 2], pads_begin=[1, 2], pads_end=[1, 1])
+    x, w = numbers(random, (2, 8, 9, 9), dtype), numbers(random, (6, 8 // group, 2, 3), dtype)
+    offset = random.uniform(-6, 6, (2, offset_group * 12, 5, 4)).astype(dtype)
+    bias = numbers(random, (6,), dtype) if "bias" in extras else None
+    mask = random.uniform(0, 1, (2, offset_group * 6, 5, 4)).astype(dtype) if "mask" in extras else None
+    return attributes(CommandKind.DEFORM_CONV, group=group, offset_group=offset_group, **places), [
+        *(x, w, offset, bias, mask)
+    ]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
+@pytest.mark.parametrize("operand", [0, 2, 4])
+def test_deform_conv_makes_of_special_values_what_golden_makes(operand: int, value: float) -> None:
+    given_, operands = deform_conv(1, 1, "mask", FLOATS["float32"])
+    changed = operands[operand]
+    assert changed is not None
+    changed.reshape(-1)[changed.size // 2] = value
+    fast, golden = both(CommandKind.DEFORM_CONV, given_, operands, (2, 6, 5, 4), np.float32)
+    assert np.allclose(fast, golden, rtol=1e-4, atol=1e-4 if value != 1e30 else 1e26, equal_nan=True)
 
 
 @pytest.mark.parametrize("type_name", ["float32", "float16", "bfloat16", "int8", "int64"])
@@ -1054,9 +1201,13 @@ def test_every_fast_kernel_has_a_comparison_here() -> None:
         CommandKind.LAYER_NORM: test_layer_norm,
         CommandKind.RECURRENT: test_recurrent,
         CommandKind.ATTENTION: test_attention,
+        CommandKind.CACHE_APPEND: test_cache_append_to_the_bit,
+        CommandKind.CACHE_ATTENTION: test_cache_attention,
         CommandKind.GRID_SAMPLE: test_grid_sample,
         CommandKind.TOP_K: test_top_k,
         CommandKind.GATHER_ELEMENTS: test_gather_elements,
+        CommandKind.ROI_ALIGN: test_roi_align,
+        CommandKind.DEFORM_CONV: test_deform_conv,
     }
     assert compared.keys() == numpy_kernels.KINDS | onnxruntime.KINDS
 
