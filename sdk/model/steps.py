@@ -166,6 +166,7 @@ class Steps:
                 run = lane.start(work, may_wait=True, answered=answered)
                 if run is not None:
                     for holding in holdings:
+                        holding.masked_tokens = sum(chunk.width - chunk.tokens for chunk in chunks)
                         holding.run = run
                     return run
 

@@ -96,6 +96,13 @@ def test_a_text_in_chunks_and_then_word_by_word_is_what_it_is_at_once(loaded: Mo
     assert state.length == 25
 
 
+def test_a_state_tells_what_its_chunks_were_filled_up_with(loaded: Model) -> None:
+    state = fed(loaded, words(21))
+    assert state.masked_tokens == 3
+    loaded(ids([1]), state=state)
+    assert state.masked_tokens == 0
+
+
 @pytest.mark.parametrize("form", [Concatenating, CountingPlaces, Owning, SlidingGrouping])
 def test_other_forms_in_which_models_keep_states_give_the_same_as_without(
     device: sdk.Device, form: type[Decoder]

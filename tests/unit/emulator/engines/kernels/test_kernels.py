@@ -1022,6 +1022,29 @@ def test_cache_attention(
 
 
 @pytest.mark.parametrize("type_name", FLOATS)
+@pytest.mark.parametrize("interleaved", [0, 1])
+@pytest.mark.parametrize("turned", [8, 16], ids=["half", "whole"])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 16), (2, 5, 48)], ids=["stacked", "flat"])
+def test_rotary(shape: tuple[int, ...], turned: int, interleaved: int, type_name: str) -> None:
+    random, dtype = np.random.default_rng(1), FLOATS[type_name]
+    x = numbers(random, shape, dtype)
+    x.reshape(-1)[[3, 40, 90]] = np.nan, np.inf, -np.inf
+    cosines, sines = (numbers(random, (20, turned // 2), dtype) for _ in range(2))
+    positions = random.integers(0, 20, (2, 5))
+    given_ = attributes(CommandKind.ROTARY, heads=3 if len(shape) == 3 else 0, interleaved=interleaved)
+    fast, golden = both(CommandKind.ROTARY, given_, [x, cosines, sines, positions], shape, dtype)
+    assert close(fast, golden, 2)
+
+
+def test_rotary_of_a_place_that_there_is_not_fails() -> None:
+    x, cosines = np.ones((1, 1, 1, 4), np.float32), np.ones((3, 2), np.float32)
+    operands: list[Array | None] = [x, cosines, cosines, np.array([[3]])]
+    given_ = attributes(CommandKind.ROTARY, heads=0, interleaved=1)
+    with pytest.raises(KernelFault, match="outside 0 to 2"):
+        both(CommandKind.ROTARY, given_, operands, x.shape, x.dtype)
+
+
+@pytest.mark.parametrize("type_name", FLOATS)
 @pytest.mark.parametrize("order", TABLES)
 @pytest.mark.parametrize("flat", [False, True], ids=["stacked", "flat"])
 @pytest.mark.parametrize(("past", "ring"), [(0, 0), (90, 0), (500, 0), (70, 100), (10**6, 129)])
@@ -1201,6 +1224,7 @@ def test_every_fast_kernel_has_a_comparison_here() -> None:
         CommandKind.LAYER_NORM: test_layer_norm,
         CommandKind.RECURRENT: test_recurrent,
         CommandKind.ATTENTION: test_attention,
+        CommandKind.ROTARY: test_rotary,
         CommandKind.CACHE_APPEND: test_cache_append_to_the_bit,
         CommandKind.CACHE_ATTENTION: test_cache_attention,
         CommandKind.GRID_SAMPLE: test_grid_sample,
