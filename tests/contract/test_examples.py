@@ -111,4 +111,4 @@ def test_smollm2_reads_what_conversations_begin_with_once(tmp_path: Path) -> Non
     printed = run_with_language_model(OF_LANGUAGE_MODELS[0], default_model.path(), tmp_path)
     shared, alone = kibibytes(printed)
     assert shared < alone
-    assert "four weeks" in printed.partition("How long may I keep a book?")[2].partition("\n")[0]
+    assert "The library is open" in printed.partition("When are you open?")[2].partition("\n")[0]
