@@ -62,8 +62,8 @@ def require_all_there(missing: str | None) -> None:
 
 
 def _missing_ort_provider() -> str | None:
-    sources = (path.stat().st_mtime for path in (ROOT / "ort_provider").iterdir())
-    if ORT_PROVIDER.exists() and ORT_PROVIDER.stat().st_mtime >= max(sources):
+    sources = (path.stat().st_mtime for path in (ROOT / "ort_provider").glob("*"))
+    if ORT_PROVIDER.exists() and ORT_PROVIDER.stat().st_mtime >= max(sources, default=0):
         return None
     return f"needs {ORT_PROVIDER.relative_to(ROOT)}, as new as its sources: make ort-provider"
 
