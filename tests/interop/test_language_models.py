@@ -41,7 +41,8 @@ def agree(found: Array, expected: Array, largest: float) -> None:
 
 # --- a small net ------------------------------------------------------------------------------------------------------
 
-SMALL = Net(kinds=("Q4_1", "F32", "Q8_0"), tied=True, metadata={"context_length": 128}, seed=5)
+SMALL = Net(kinds=("Q4_1", "F32", "Q8_0"), tied=True, metadata={"context_length": 128}, seed=2)
+"""Of this seed, because no words are so near each other that chance would choose."""
 SMALL_PROMPTS = [[int(word) for word in np.random.default_rng(n).integers(0, VOCABULARY, 3 + 17 * n)] for n in (0, 2)]
 SMALL_STEPS = tuple(range(64))
 
