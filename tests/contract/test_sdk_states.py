@@ -116,6 +116,24 @@ def test_other_forms_in_which_models_keep_states_give_the_same_as_without(
     lm.close()
 
 
+def test_a_context_is_filled_to_its_end_by_a_shape_that_is_wider_than_what_is_left(
+    loaded: Model, decoder: onnx.ModelProto
+) -> None:
+    text = words(SIZE.context)
+    state = fed(loaded, text[:-3], max_tokens=SIZE.context)
+    expect(decoder, text, loaded(ids(text[-3:]), state=state)["logits"][0], SIZE.context - 3)
+
+
+def test_a_model_whose_tables_end_before_its_memory_does_is_refused_with_what_to_say(device: sdk.Device) -> None:
+    model = CountingPlaces(SIZE).model()
+    with pytest.raises(sdk.UnsupportedModel, match=r"compiled for a context of 512 tokens.*as context_length"):
+        device.load(model, shapes={"input_ids": [(1, 1)]}, state_memory=32 * BLOCK_BYTES)
+    onnx.helper.set_model_props(model, {"context_length": str(SIZE.context)})
+    lm = device.load(model, shapes={"input_ids": [(1, 1)]}, state_memory=32 * BLOCK_BYTES)
+    assert lm.state().max_tokens == SIZE.context
+    lm.close()
+
+
 def test_the_report_says_what_each_state_is_and_how_it_was_found(loaded: Model) -> None:
     lines = [entry for entry in loaded.report if entry.op == "state"]
     assert len(lines) == 2 * SIZE.layers
