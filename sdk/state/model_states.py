@@ -185,6 +185,7 @@ class ModelStates:
         ]
         tensors = {}
         with self.queue() as queue:
+            self.memory.await_prepared(holding, queue)
             for info, (cache, pieces) in zip(self._by_plane(), planes, strict=True):
                 rows = [self._moved(queue, piece) for piece in pieces]
                 empty = np.empty((0, *cache.block_shape[1:]), cache.buffer.dtype)
