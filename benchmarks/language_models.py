@@ -22,8 +22,8 @@ from benchmarks.language_peer import LanguagePeer, Step, growing
 from benchmarks.models import engine_threads
 from driver_shim.protocol.commands import BINDING, COMPLETION_BYTES, SUBMISSION_BYTES
 from sdk.chat import default_model
+from sdk.compiler.states import BLOCK_TOKENS
 from sdk.model.model import Model
-from sdk.state.model_states import BLOCK_TOKENS
 
 BINDINGS = 5
 """Of a step: tokens, rows, tables, logits, the cache; their table is read for each."""
