@@ -22,8 +22,8 @@ from benchmarks.language_peer import LanguagePeer, Step, growing
 from benchmarks.models import engine_threads
 from driver_shim.protocol.commands import BINDING, COMPLETION_BYTES, SUBMISSION_BYTES
 from sdk.chat import default_model
+from sdk.compiler.states import BLOCK_TOKENS
 from sdk.model.model import Model
-from sdk.state.model_states import BLOCK_TOKENS
 from tests.support.dense_products import with_dense_products
 
 BINDINGS = 5

@@ -16,7 +16,8 @@ from sdk.model.parts import DeviceParts
 from sdk.model.port import ModelOwner
 from sdk.model.runs import RunEvent
 from sdk.model.steps import Steps
-from sdk.state.model_states import ModelStates, layout_for
+from sdk.state.model_states import ModelStates
+from sdk.state.sizing import layout_for
 from sdk.state.state import State
 
 
@@ -81,7 +82,7 @@ class Stateful:
                 infos = self.infos
                 if not infos:
                     raise TypeError("the model has no states: none of its outputs is the next value of an input")
-                layout = layout_for(self._owner, infos, self._options.memory, self._graph)
+                layout = layout_for(infos, self._options.memory, self._graph, self._owner.free_bytes)
                 self._states = ModelStates(self._owner, infos, layout, self._graph)
                 self._parts.states = self._states.memory
             return self._states

@@ -79,6 +79,10 @@ class Blocks:
         self._used[used] = False
         return used
 
+    def still_used(self, blocks: Iterable[int]) -> None:
+        """What `used_from` told was not erased after all."""
+        self._used[list(blocks)] = True
+
     def _is_free(self, block: int) -> bool:
         return block < len(self._holders) and not self._holders[block]
 

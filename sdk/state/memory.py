@@ -14,6 +14,7 @@ from sdk.memory.buffers import DeviceBuffer, Span
 from sdk.queue.events import Event
 from sdk.queue.queue import Queue
 from sdk.state.blocks import Blocks, OutOfBlocks, runs
+from sdk.state.preparations import Preparations
 
 
 class MemoryOwner(Protocol):
@@ -83,6 +84,7 @@ class StateMemory:
         self.tables = owner.device_buffer((layout.slots * layout.entries,), "int32")
         self._blocks = Blocks(layout.blocks)
         self._slots = list(range(layout.slots))[::-1]
+        self._of_blocks, self._of_tables = Preparations(), Preparations()
         self._left: deque[Holding] = deque()
         """Of states that were let go."""
 
@@ -187,6 +189,8 @@ class StateMemory:
         if sum(wanted) > self._blocks.free:
             raise self._no_room(holdings, tokens, OutOfBlocks(sum(wanted), self._blocks.free))
         for holding in holdings:
+            self._of_tables.await_others([holding.slot], queue)  # where nothing is entered now, too
+            self._of_blocks.await_others(holding.blocks[-1:], queue)
             self._part(holding, queue)
             self._grow(holding, tokens, queue)
 
@@ -208,9 +212,13 @@ class StateMemory:
         if shared is None:
             return
         (own,) = self._take(1, None, queue)
-        for cache in self.caches:
-            for plane in _planes(cache, self.layout):
-                queue.copy(plane[own], plane[shared])
+        try:
+            for cache in self.caches:
+                for plane in _planes(cache, self.layout):
+                    self._of_blocks.note([own, shared], queue, queue.copy(plane[own], plane[shared]))
+        except BaseException:
+            self._blocks.give([own])
+            raise
         self._blocks.give([shared])
         holding.blocks[-1] = own
         self._enter(queue, holding.slot, len(holding.blocks) - 1, [own])
@@ -219,23 +227,35 @@ class StateMemory:
         count = self.blocks_for(holding.length + tokens) - len(holding.blocks)
         if count > 0:
             new = self._take(count, holding.blocks[-1] if holding.blocks else None, queue)
-            self._enter(queue, holding.slot, len(holding.blocks), new)
-            holding.blocks += new
+            first = len(holding.blocks)
+            holding.blocks += new  # before anything can fail, so that they are given back with the others
+            self._enter(queue, holding.slot, first, new)
 
     def _take(self, count: int, behind: int | None, queue: Queue) -> list[int]:
         """Free blocks; what another state left in them is erased."""
         blocks = self._blocks.take(count, behind)
-        for run in runs(self._blocks.used_from(blocks)):
+        used = self._blocks.used_from(blocks)
+        try:
+            self._of_blocks.await_others({*blocks, *used}, queue)
+            self._erase(used, queue)
+        except BaseException:
+            self._blocks.still_used(used)
+            self._blocks.give(blocks)
+            raise
+        return blocks
+
+    def _erase(self, blocks: Sequence[int], queue: Queue) -> None:
+        for run in runs(blocks):
             for cache in self.caches:
                 for plane in _planes(cache, self.layout):
-                    queue.fill(plane[run.start : run.stop], 0)
-        return blocks
+                    self._of_blocks.note(run, queue, queue.fill(plane[run.start : run.stop], 0))
 
     def _enter(self, queue: Queue, slot: int, first: int, blocks: Sequence[int]) -> None:
         """Write entries of a table: each is a command, which is less than what a copy from the host moves."""
+        self._of_tables.await_others([slot], queue)
         start = slot * self.layout.entries + first
         for at, block in enumerate(blocks, start):
-            queue.fill(self.tables[at : at + 1], block)
+            self._of_tables.note([slot], queue, queue.fill(self.tables[at : at + 1], block))
 
     def _no_room(self, holdings: Sequence[Holding], tokens: int, cause: OutOfBlocks) -> OutOfDeviceMemory:
         """The error that says how many tokens would have fitted."""
@@ -253,6 +273,10 @@ class StateMemory:
             available=cause.free * self.block_bytes,
             largest=cause.free * self.block_bytes,
         )
+
+    def await_prepared(self, holding: Holding, queue: Queue) -> None:
+        """Wait until all of its blocks are what `queue` may read. Raises Timeout, DeviceLost, Closed."""
+        self._of_blocks.await_others(holding.blocks, queue)
 
     def pieces(self, holding: Holding) -> list[list[list[Span]]]:
         """The places of its tokens: by cache and plane, whole blocks, adjacent ones together."""

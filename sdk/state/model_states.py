@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -19,15 +18,8 @@ from sdk.state.port import FunctionOwner
 from sdk.state.saved import SavedState, decode
 from sdk.state.state import State
 
-BLOCK_TOKENS = 16
 UNBOUNDED_TOKENS = (1 << 31) - 1
 """Of a state that does not grow."""
-MOST_STATES = 256
-"""Of one model: each has a row in the tables, whether it is in use or not."""
-DEFAULT_CONTEXT = 4096
-"""Tokens of a sequence, where a model does not say what it was trained for."""
-DEFAULT_SEQUENCES = 16
-"""Without `state_memory` there is room for so many of full length, but never more than half of the free memory."""
 
 
 class ReplacedRow(NamedTuple):
@@ -39,9 +31,6 @@ class ReplacedRow(NamedTuple):
     """Along which the program's tensors have their rows; None where one row is all there is."""
     current: DeviceBuffer
     following: DeviceBuffer
-
-
-_UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 class ModelStates:
@@ -185,6 +174,7 @@ class ModelStates:
         ]
         tensors = {}
         with self.queue() as queue:
+            self.memory.await_prepared(holding, queue)
             for info, (cache, pieces) in zip(self._by_plane(), planes, strict=True):
                 rows = [self._moved(queue, piece) for piece in pieces]
                 empty = np.empty((0, *cache.block_shape[1:]), cache.buffer.dtype)
@@ -233,37 +223,3 @@ def _host(owner: FunctionOwner, piece: Span) -> Iterator[HostBuffer]:
         yield staging
     finally:
         staging.free()
-
-
-def memory_bytes(text: int | str) -> int:
-    """Bytes from a number or a text as "256MiB". Raises TypeError, ValueError."""
-    if isinstance(text, bool) or not isinstance(text, (int, str)):
-        raise TypeError(f'state_memory takes bytes or a text as "256MiB", got {text!r}')
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(text), re.IGNORECASE)
-    unit = None if found is None else _UNITS.get(found[2].upper())
-    if found is None or unit is None or not float(found[1]) * unit >= 1:
-        raise ValueError(f'state_memory={text!r}: use bytes above 0, or a text as "256MiB" or "8GiB"')
-    return int(float(found[1]) * unit)
-
-
-def layout_for(
-    owner: FunctionOwner, states: Sequence[StateInfo], state_memory: int | str | None, graph: Graph
-) -> StateLayout:
-    """How much a model's states have: blocks for `state_memory`, or what is sensible. Raises ValueError, TypeError."""
-    context = context_of(graph)
-    block_bytes = BLOCK_TOKENS * sum(each.bytes_per_token for each in states)
-    if state_memory is not None:
-        size = memory_bytes(state_memory)
-    else:
-        wanted = DEFAULT_SEQUENCES * (context or DEFAULT_CONTEXT) * block_bytes // BLOCK_TOKENS
-        weights = sum(array.nbytes for array in graph.initializers.values())
-        size = min(wanted, max(owner.free_bytes - weights, 0) // 2)
-    if not block_bytes:  # nothing that grows
-        return StateLayout(blocks=1, block_tokens=BLOCK_TOKENS, slots=MOST_STATES, entries=1)
-    blocks = size // block_bytes
-    if not blocks:
-        raise ValueError(
-            f"state_memory: {size} bytes are less than a block of {BLOCK_TOKENS} tokens takes, {block_bytes} bytes"
-        )
-    entries = blocks if context is None else min(blocks, -(-context // BLOCK_TOKENS))
-    return StateLayout(blocks=blocks, block_tokens=BLOCK_TOKENS, slots=min(MOST_STATES, blocks), entries=entries)

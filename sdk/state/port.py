@@ -22,10 +22,6 @@ class FunctionOwner(Protocol):
     def address(self) -> str:
         """How a user names the device."""
 
-    @property
-    def free_bytes(self) -> int:
-        """Device memory that nobody has."""
-
     def host_buffer(self, shape: Any, dtype: Any) -> HostBuffer:
         """Zeroed DMA-able host memory."""
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from sdk.compiler.compiled import StateInfo, StateKind
 from sdk.compiler.states.memory import CONTEXT_LENGTH, cache_places, caches_of, context_of
-from sdk.compiler.states.pairs import StateLayout, StatePair, find_states, state_infos
+from sdk.compiler.states.pairs import BLOCK_TOKENS, StateLayout, StatePair, find_states, state_infos
 from sdk.compiler.states.roles import MAY_BE_GIVEN, ROWS, TABLES, derived_inputs, step_input
 
 __all__ = [
+    "BLOCK_TOKENS",
     "CONTEXT_LENGTH",
     "MAY_BE_GIVEN",
     "ROWS",

@@ -10,14 +10,14 @@ import numpy as np
 from driver_shim.errors import UnsupportedModel
 from driver_shim.protocol.program import TensorType
 from driver_shim.protocol.program_commands import ROW_FIELDS
-from driver_shim.protocol.types import WireType
+from driver_shim.protocol.types import WireType, constant_type_of
 from sdk.compiler.compiled import StateInfo
 from sdk.compiler.graph import Graph, GraphInput
 from sdk.compiler.ir import Array, Builder, Operation, Refused, Value
 from sdk.compiler.problems import Problem, unsupported
 from sdk.compiler.states.following import WHOLE, Following
-from sdk.compiler.states.memory import context_of
-from sdk.compiler.states.pairs import StateLayout, StatePair, refused, state_infos, token_shape
+from sdk.compiler.states.memory import cache_places, caches_of, context_of
+from sdk.compiler.states.pairs import StateLayout, StatePair, refused, state_infos
 from sdk.compiler.states.roles import MAY_BE_GIVEN, ROWS, TABLES, Lengths, Role, derived_inputs, step_of
 
 
@@ -178,25 +178,17 @@ class States:
         return max(0, held - self.step.tokens) if grows else max(held, self.step.tokens)
 
     def _placed(self) -> tuple[CachedState, ...]:
-        """Each state with its plane; planes of one cache are those of states with equal tokens."""
-        groups: dict[tuple[int, int, WireType], list[StatePair]] = {}
+        """Each state with its plane of a cache."""
+        infos = state_infos(self.graph, self.plan.cached)
+        for info in caches_of(infos, self.plan.layout):
+            self.caches[info.name] = Value(TensorType(constant_type_of(info.dtype), tuple(map(int, info.shape))))
+        caches, places = list(self.caches.values()), cache_places(infos)
+        placed = []
         for pair in self.plan.cached:
-            groups.setdefault(self._token(pair), []).append(pair)
-        caches, placed = {}, {}
-        for index, ((heads, size, dtype), pairs) in enumerate(groups.items()):
-            layout = self.plan.layout
-            shape = (len(pairs), layout.blocks, layout.block_tokens, heads, size)
-            cache = caches[f"cache.{index}"] = Value(TensorType(dtype, shape))
-            for plane, pair in enumerate(pairs):
-                placed[pair] = CachedState(pair, self._past(pair, dtype), cache, plane)
-        self.caches = caches
-        return tuple(placed[pair] for pair in self.plan.cached)
-
-    def _token(self, pair: StatePair) -> tuple[int, int, WireType]:
-        entry = self._declared[pair.past]
-        if entry.dtype is None:
-            raise refused(pair, f"the device has no type {entry.type_name}")
-        return (*token_shape(entry, pair), entry.dtype)
+            place = places[pair.past]
+            cache = caches[place.cache]
+            placed.append(CachedState(pair, self._past(pair, cache.dtype), cache, place.plane))
+        return tuple(placed)
 
     def _past(self, pair: StatePair, dtype: WireType) -> Value:
         shape = list(self._declared[pair.past].shape or ())

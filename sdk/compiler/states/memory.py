@@ -38,13 +38,15 @@ def cache_places(states: Sequence[StateInfo]) -> dict[str, CachePlace]:
 
 def caches_of(states: Sequence[StateInfo], layout: StateLayout) -> tuple[TensorInfo, ...]:
     """The caches of a layout, each [planes, blocks, tokens of a block, heads, size]."""
-    tokens: dict[tuple[tuple[int, ...], str], int] = {}
-    for info in states:
-        if info.kind is not StateKind.REPLACE:
-            tokens[info.shape, info.dtype] = tokens.get((info.shape, info.dtype), 0) + 1
+    places = cache_places(states)
+    last = {places[info.name].cache: info for info in states if info.name in places}
     return tuple(
-        TensorInfo(f"cache.{index}", (planes, layout.blocks, layout.block_tokens, *shape), dtype)
-        for index, ((shape, dtype), planes) in enumerate(tokens.items())
+        TensorInfo(
+            f"cache.{cache}",
+            (places[info.name].plane + 1, layout.blocks, layout.block_tokens, *info.shape),
+            info.dtype,
+        )
+        for cache, info in last.items()
     )
 
 

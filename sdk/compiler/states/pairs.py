@@ -17,6 +17,7 @@ from sdk.compiler.problems import MODEL, Problem, Reason, Subject, unsupported
 CONFIG = "genai_config.json"
 """Beside a model, it says what its states are called."""
 BLOCK_TOKENS = 16
+"""Tokens of a block, unless a layout says otherwise."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,12 +134,12 @@ def _info(entry: GraphInput, pair: StatePair, batch: int) -> StateInfo:
         whole = tuple(batch if n == rows else n for n in entry.shape)
         shape = _numbers(pair, whole)
         return StateInfo(pair.past, pair.present, shape, entry.dtype.text, pair.kind, 0, pair.found)
-    shape = token_shape(entry, pair)
+    shape = _token_shape(entry, pair)
     size = entry.dtype.stored_bytes(shape[0] * shape[1])
     return StateInfo(pair.past, pair.present, shape, entry.dtype.text, pair.kind, size, pair.found)
 
 
-def token_shape(entry: GraphInput, pair: StatePair) -> tuple[int, int]:
+def _token_shape(entry: GraphInput, pair: StatePair) -> tuple[int, int]:
     """(heads, elements of each) of one token."""
     shape = entry.shape or ()
     if pair.axis not in (1, 2) or len(shape) != 4:
