@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from driver_shim.errors import OutOfDeviceMemory
 from sdk.compiler.graph import Graph
 from sdk.compiler.states import StateInfo, StateKind, StateLayout, cache_places, caches_of, context_of
 from sdk.memory.buffers import DeviceBuffer, HostBuffer, Span
@@ -237,7 +238,7 @@ def _host(owner: FunctionOwner, piece: Span) -> Iterator[HostBuffer]:
 
 def memory_bytes(text: int | str) -> int:
     """Bytes from a number or a text as "256MiB". Raises TypeError, ValueError."""
-    if isinstance(text, bool) or not isinstance(text, (int, str)):
+    if isinstance(text, bool) or not isinstance(text, (int, np.integer, str)):
         raise TypeError(f'state_memory takes bytes or a text as "256MiB", got {text!r}')
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(text), re.IGNORECASE)
     unit = None if found is None else _UNITS.get(found[2].upper())
@@ -261,6 +262,17 @@ def layout_for(
     if not block_bytes:  # nothing that grows
         return StateLayout(blocks=1, block_tokens=BLOCK_TOKENS, slots=MOST_STATES, entries=1)
     blocks = size // block_bytes
+    if not blocks and state_memory is None:
+        raise OutOfDeviceMemory(
+            f"a block of {BLOCK_TOKENS} tokens takes {block_bytes} bytes of device memory; states get half of what is"
+            f" free, {size} bytes",
+            device=owner.address,
+            subsystem="memory",
+            remedy="free buffers or models that are no longer needed",
+            requested=block_bytes,
+            available=size,
+            largest=size,
+        )
     if not blocks:
         raise ValueError(
             f"state_memory: {size} bytes are less than a block of {BLOCK_TOKENS} tokens takes, {block_bytes} bytes"
