@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from driver_shim.errors import Closed, OutOfDeviceMemory, QueueFull
+from driver_shim.errors import Closed, QueueFull
 from sdk.compiler import CompiledProgram, model_signature
 from sdk.compiler.compiled import StateInfo
 from sdk.compiler.graph import Graph
@@ -38,7 +38,8 @@ class DeviceModel(Model):
     Buffers are used where they are. A model takes as many lanes (queue, operands, workspace) as the device has
     engines, so that runs in flight use them all.
 
-    Locks are taken in the order model, lane, device; a reset holds the device's and therefore never takes a model's.
+    Locks are taken in the order model, states, lane, device; a reset holds the device's and therefore never takes a
+    model's.
     """
 
     _parts: DeviceParts
@@ -151,10 +152,14 @@ class DeviceModel(Model):
         parts = self._parts
         with parts.lock:
             parts.end(error)
+            states = parts.states
             loaded, lanes = parts.take()
         for lane in lanes:
             lane.close()
         unload(self._owner, loaded, lanes)
+        if states is not None:
+            with states.lock:  # which nobody holds for long, now that no run of the lanes is waited for
+                states.release()
 
     # --- starting runs -----------------------------------------------------------------------------------------
 
@@ -182,12 +187,7 @@ class DeviceModel(Model):
             run = lane.start(ProgramRun(program, inputs, into), may_wait=True, answered=answered)
             if run is not None:
                 return run
-            self._owner.make_resident(program)
-            try:
-                lane.reserve(program)
-            except OutOfDeviceMemory:
-                if not self._lanes.retire(lane):
-                    raise
+            self._lanes.make_room(lane, program)
 
     async def _start_from_loop(self, call: Call, into: Mapping[str, Span]) -> RunEvent:
         """Start a run; what has to wait for room stands in line, what has to be made or copied is in a thread."""

@@ -35,7 +35,22 @@ class LaneSet:
             self._parts.check_open()
             return self.at_once() or self._add(program)  # another run may have made one meanwhile
 
-    def retire(self, lane: Lane) -> bool:
+    def make_room(self, lane: Lane, program: ModelProgram) -> bool:
+        """Have a program on the device and memory for its runs in a lane.
+
+        False where memory does not suffice for that many lanes: this one is gone then, and another is to be taken.
+        Raises OutOfDeviceMemory where it is the only one, HostMemoryLimit, CommandFailed, Timeout, DeviceLost, Closed.
+        """
+        self._owner.make_resident(program)
+        try:
+            lane.reserve(program)
+        except OutOfDeviceMemory:
+            if not self._retire(lane):
+                raise
+            return False
+        return True
+
+    def _retire(self, lane: Lane) -> bool:
         """Do without a lane that has not the memory it needs; False where it is the only one."""
         parts = self._parts
         with parts.lock:

@@ -102,7 +102,8 @@ class Lane:
     def start(self, work: Work, *, may_wait: bool, answered: bool) -> RunEvent | None:
         """Submit one run; None if a program, or memory for it, has to be there first. Arrays may be reused on return.
 
-        `answered`: whoever starts it is told of a failure in any case. Raises QueueFull where it `may_wait` not.
+        `answered`: whoever starts it is told of a failure in any case. Raises QueueFull where it `may_wait` not,
+        ValueError for more commands than a queue takes.
         """
         arena, programs = self._arena, work.programs
         if arena is None or any(arena.nbytes < program.layout.device_bytes for program in programs):
@@ -119,6 +120,7 @@ class Lane:
                 return None
             self.runs.add(run)
             commands, buffers = work.commands(staging, arena, handles)
+            _check_fit(len(commands), self.queue.depth)
             run.hold((arena, *buffers))
             run.ends_with(commands[-1])
             owners: list[SlotOwner] = [*[RunStep(run, command) for command in commands[:-1]], run]
@@ -135,6 +137,15 @@ class Lane:
             program.runs.discard(run)
         if failed:
             self.stagings.give(staging, run)
+
+
+def _check_fit(count: int, depth: int) -> None:
+    """Raise ValueError for commands that would wait for room for ever, since they go into the queue at one time."""
+    if count > depth:
+        raise ValueError(
+            f"the run takes {count} commands; at most {depth} go into a queue: give the tokens in several calls, or"
+            " name a wider shape in load(shapes=...)"
+        )
 
 
 def _outputs_of(pool: StagingPool, staging: Staging, work: Work) -> Outputs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
@@ -54,7 +53,6 @@ class Stateful:
         self._lanes = lanes
         self._graph = graph
         self._options = options
-        self._lock = threading.Lock()
         self._pairs: tuple[StatePair, ...] | None = None
         self._steps: Steps | None = None
         self._states: ModelStates | None = None
@@ -84,16 +82,27 @@ class Stateful:
     @property
     def states(self) -> ModelStates:
         """Their memory, taken when it is first needed. Raises TypeError for a model without, OutOfDeviceMemory."""
-        with self._lock:
+        states = self._states
+        if states is not None:  # without the lock, which is held while another shape is compiled
+            self._parts.check_open()
+            return states
+        with self._parts.lock:
             self._parts.check_open()
             if self._states is None:
-                infos = self.infos
-                if not infos:
-                    raise TypeError("the model has no states: none of its outputs is the next value of an input")
-                layout = layout_for(infos, self._options.memory, self._graph, self._owner.free_bytes)
-                self._states = ModelStates(self._owner, infos, layout, self._graph)
-                self._parts.states = self._states.memory
+                self._states = self._made()
             return self._states
+
+    def _made(self) -> ModelStates:
+        infos = self.infos
+        if not infos:
+            raise TypeError("the model has no states: none of its outputs is the next value of an input")
+        layout = layout_for(infos, self._options.memory, self._graph, self._owner.free_bytes)
+        states = ModelStates(self._owner, infos, layout, self._graph)
+        self._parts.states = states.memory
+        if self._parts.closed is not None:  # a reset came meanwhile, which may not have seen them
+            states.memory.invalidate(self._parts.closed)
+            self._parts.check_open()
+        return states
 
     @property
     def steps(self) -> Steps:

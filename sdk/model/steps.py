@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from driver_shim.errors import BufferInUse, OutOfDeviceMemory, StateFull, UnsupportedModel
+from driver_shim.errors import UnsupportedModel
 from sdk.compiler import CompiledProgram, Signature, compile_model
 from sdk.compiler.graph import Graph
 from sdk.compiler.states import CONTEXT_LENGTH, MAY_BE_GIVEN, ROWS, StateKind, StatePair, derived_inputs
@@ -149,7 +149,8 @@ class Steps:
         """
         values = self._inputs.named(call)
         rows, tokens = self._axes.extent({name: value.shape for name, value in values.items()})
-        self._check_states(states, chosen, rows, tokens)
+        self._check_rows(chosen, rows, tokens)
+        self._holdings(states, chosen, tokens)  # what cannot be is said before anything is compiled for it
         wide = self._rows(rows)
         values = {name: self._axes.filled(name, value, wide) for name, value in values.items()}
         chunks = self._chunks(wide, tokens)
@@ -161,16 +162,10 @@ class Steps:
         ]
         while True:
             lane = self._lanes.take(max(programs, key=lambda program: program.layout.device_bytes))
-            for program in dict.fromkeys(programs):
-                self._owner.make_resident(program)
-                try:
-                    lane.reserve(program)
-                except OutOfDeviceMemory:
-                    if not self._lanes.retire(lane):
-                        raise
+            if not all(self._lanes.make_room(lane, program) for program in dict.fromkeys(programs)):
+                continue
             with states.memory.lock:
-                self._check_states(states, chosen, rows, tokens)
-                holdings = [state._holding for state in chosen]
+                holdings = self._holdings(states, chosen, tokens)
                 states.memory.extend(holdings, tokens, lane.queue)
                 work = self._work(states, values, chunks, programs, holdings)
                 run = lane.start(work, may_wait=True, answered=answered)
@@ -255,8 +250,8 @@ class Steps:
             )
         return chunks
 
-    def _check_states(self, states: ModelStates, chosen: Sequence[State], rows: int, tokens: int) -> None:
-        """Raise unless every row has a state of its own with room for the tokens."""
+    def _check_rows(self, chosen: Sequence[State], rows: int, tokens: int) -> None:
+        """Raise ValueError unless every row has a state of its own and a token at least."""
         if len(chosen) != rows:
             raise ValueError(
                 f"{len(chosen)} states for {rows} rows of input {self._axes.primary.name!r}; one for each row"
@@ -265,22 +260,11 @@ class Steps:
             raise ValueError("one state is given for two rows; fork it")
         if not tokens:
             raise ValueError(f"input {self._axes.primary.name!r} has no tokens")
-        for state in chosen:
-            state._check_open()
-            if state._memory is not states.memory:
-                raise ValueError("a state of another model was given")
-            holding = state._holding
-            if holding.in_flight:
-                raise BufferInUse(
-                    "a run works on the state already", device=self._owner.address, remedy="wait for its event first"
-                )
-            if holding.length + tokens > state.max_tokens:
-                raise StateFull(
-                    f"the state has {holding.length} of {state.max_tokens} tokens; {tokens} more do not fit",
-                    device=self._owner.address,
-                    subsystem="model",
-                    remedy=f"give at most {state.max_tokens - holding.length}, or rewind it, or take a larger one",
-                )
+
+    @staticmethod
+    def _holdings(states: ModelStates, chosen: Sequence[State], tokens: int) -> list[Holding]:
+        """What the states have, each with room for so many tokens more."""
+        return [state._room_for(tokens, states.memory) for state in chosen]
 
 
 def _key(shapes: Mapping[str, Shape]) -> Key:

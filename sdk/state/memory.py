@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
-from driver_shim.errors import Closed, NpuError, OutOfDeviceMemory
+from driver_shim.errors import BufferInUse, Closed, NpuError, OutOfDeviceMemory
 from sdk.compiler import TensorInfo
 from sdk.compiler.states import StateLayout
 from sdk.memory.buffers import DeviceBuffer, Span
@@ -112,6 +113,12 @@ class StateMemory:
         """The device was reset or closed, or the model was: nothing of it is there any more. Needs no lock."""
         if self.closed is None:
             self.closed = error
+
+    def release(self) -> None:
+        """Give the device memory back once it is invalid; what commands in flight use goes with this object."""
+        for buffer in (self.tables, *(cache.buffer for cache in self.caches)):
+            with suppress(BufferInUse):
+                buffer.free()
 
     def abandon_in_child(self, error: NpuError) -> None:
         """In a forked child; the lock may be held by a thread that does not exist here."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from driver_shim.errors import BufferInUse, NpuError
+from driver_shim.errors import BufferInUse, NpuError, StateFull
 from sdk.here_only import HereOnly
 from sdk.state.memory import Holding, StateMemory, closed_by_user
 from sdk.state.saved import encode
@@ -25,6 +25,8 @@ class State(HereOnly):
     `Model.state` makes it. A run with `state=` appends its tokens when it has ended well; one that failed, was given up
     or never started has changed nothing. One run at a time.
     """
+
+    # `_room_for` is for steps, which are another package's.
 
     def __init__(self, owner: StateOwner, memory: StateMemory, holding: Holding, max_tokens: int) -> None:
         """Use `Model.state`."""
@@ -118,6 +120,27 @@ class State(HereOnly):
         if self.closed:
             return "<State closed>"
         return f"<State {self._holding.length} of {self.max_tokens} tokens, {self.memory_bytes} bytes>"
+
+    def _room_for(self, tokens: int, memory: StateMemory) -> Holding:
+        """What a run works on that appends so many tokens; it is of the model that `memory` is of.
+
+        Called with the memory's lock held, or to learn early what is wrong. Raises Closed, ValueError for a state of
+        another model, BufferInUse, StateFull.
+        """
+        self._check_open()
+        if self._memory is not memory:
+            raise ValueError("a state of another model was given")
+        holding, device = self._holding, self._owner.address
+        if holding.in_flight:
+            raise BufferInUse("a run works on the state already", device=device, remedy="wait for its event first")
+        if holding.length + tokens > self._max_tokens:
+            raise StateFull(
+                f"the state has {holding.length} of {self._max_tokens} tokens; {tokens} more do not fit",
+                device=device,
+                subsystem="model",
+                remedy=f"give at most {self._max_tokens - holding.length}, or rewind it, or take a larger one",
+            )
+        return holding
 
     def _check_open(self) -> None:
         if self._closed is not None:

@@ -82,6 +82,18 @@ def test_chunks_are_exact_since_nothing_can_be_masked(device: sdk.Device) -> Non
     model.close()
 
 
+def test_a_step_of_more_commands_than_a_queue_takes_is_refused_and_the_state_goes_on(device: sdk.Device) -> None:
+    model = device.load(recurrent(), states={"h": "h_next"}, shapes={"x": [(1, 1, WIDTH)]})
+    state = model.state()
+    x = np.concatenate([sequence(seed) for seed in range(23)])
+    with pytest.raises(ValueError, match=r"takes 1265 commands; at most 1024 .* in several calls"):
+        model({"x": x}, state=state)
+    assert state.length == 0
+    y = model({"x": x[:LENGTH]}, state=state)["y"]
+    np.testing.assert_allclose(y, at_once(model, x[:LENGTH]), rtol=1e-5, atol=1e-6)
+    model.close()
+
+
 def test_a_fork_and_a_saved_state_go_on_from_there(loaded: Model) -> None:
     x = sequence(4)
     state = loaded.state()

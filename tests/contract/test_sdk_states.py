@@ -505,6 +505,19 @@ def test_states_that_are_let_go_give_their_memory_back(loaded: Model) -> None:
     assert loaded.state_memory_free_bytes == 16 * BLOCK_BYTES
 
 
+def test_a_closed_model_gives_back_what_its_states_had_whoever_still_refers_to_them(
+    device: sdk.Device, decoder: onnx.ModelProto
+) -> None:
+    gc.collect()
+    free = device._function.free_bytes
+    lm = device.load(decoder, shapes={"input_ids": [(1, 8)]}, state_memory="64MiB")
+    state = fed(lm, words(8))
+    lm.close()
+    gc.collect()
+    assert state.closed
+    assert device._function.free_bytes == free
+
+
 def test_memory_is_erased_before_another_state_has_it(device: sdk.Device, loaded: Model) -> None:
     secret = fed(loaded, words(16 * BLOCK))
     secret.free()
