@@ -6,10 +6,9 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 import sdk
-from driver_shim.errors import UnsupportedModel
 from sdk.chat.conversation import Conversation
 from sdk.chat.figures import Meter
-from sdk.chat.metadata import Metadata, read_metadata
+from sdk.chat.metadata import Metadata, count_of, read_metadata
 from sdk.chat.sequence import INPUT, TokenSequence
 from sdk.chat.template import ChatTemplate
 from sdk.chat.vocabulary import Vocabulary
@@ -78,20 +77,12 @@ class ChatModel:
 
 def _state_bytes(metadata: Metadata, context: int) -> int:
     """Memory that holds so many tokens' keys and values, whatever they are stored as."""
-    heads = _number(metadata, "attention.head_count")
-    size = metadata.get(f"{_architecture(metadata)}.attention.key_length")
-    size = size or _number(metadata, "embedding_length") // heads
-    key_heads = metadata.get(f"{_architecture(metadata)}.attention.head_count_kv", heads)
-    token_bytes = 2 * _number(metadata, "block_count") * int(key_heads) * int(size) * _ELEMENT_BYTES
+    heads, width = _number(metadata, "attention.head_count"), _number(metadata, "embedding_length")
+    size = _number(metadata, "attention.key_length", max(1, width // heads))
+    key_heads = _number(metadata, "attention.head_count_kv", heads)
+    token_bytes = 2 * _number(metadata, "block_count") * key_heads * size * _ELEMENT_BYTES
     return token_bytes * (-(-context // _ROUNDED_TOKENS) * _ROUNDED_TOKENS)
 
 
-def _architecture(metadata: Metadata) -> str:
-    return str(metadata.get("general.architecture"))
-
-
-def _number(metadata: Metadata, key: str) -> int:
-    name = f"{_architecture(metadata)}.{key}"
-    if name not in metadata:
-        raise UnsupportedModel(f"the file does not say {name}", subsystem="gguf")
-    return int(metadata[name])
+def _number(metadata: Metadata, key: str, default: int | None = None) -> int:
+    return count_of(metadata, f"{metadata.get('general.architecture')}.{key}", default)
