@@ -82,7 +82,7 @@ format: $(VENV)/dev.stamp ## let ruff mend and format the sources
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-bench: $(VENV)/bench.stamp models ## our figures beside PoCL's, memcpy's and onnxruntime's
+bench: $(VENV)/bench.stamp models chat-model ## our figures beside PoCL's, memcpy's and onnxruntime's
 	$(BIN)/python -m benchmarks.run --output benchmarks/results.json
 
 # Needs g++, and brings onnxruntime's headers, which no package of Python's has: ort_provider/build.sh.

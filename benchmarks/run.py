@@ -12,7 +12,19 @@ from rich.console import Console
 from rich.table import Table
 
 import sdk
-from benchmarks import copying, engines, firmware, idling, models, pocl, queues, raw, startup, trapped_reads
+from benchmarks import (
+    copying,
+    engines,
+    firmware,
+    idling,
+    language_models,
+    models,
+    pocl,
+    queues,
+    raw,
+    startup,
+    trapped_reads,
+)
 from benchmarks.figures import Figure
 from sdk.cli.frame import now
 from sdk.version import VERSION
@@ -30,7 +42,7 @@ def main(output: Path | None) -> None:
     not_built = trapped_reads.missing()
     if not_built:
         console.print(f"libvfio-user is left out: {not_built}", soft_wrap=True)
-    for what in models.left_out():
+    for what in (*models.left_out(), *language_models.left_out()):
         console.print(f"left out: {what}", soft_wrap=True)
     found: list[Figure] = [*raw.figures(), *startup.figures(), *trapped_reads.figures()]
     with sdk.Device("emulator") as device:
@@ -39,6 +51,7 @@ def main(output: Path | None) -> None:
         found += idling.figures(device)  # last: it starts an engine
     found += engines.figures()
     found += models.figures()
+    found += language_models.figures()
     found += firmware.figures()
     table = Table("what", "ours", "peer", "budget", "", box=None, pad_edge=False)
     for figure in found:

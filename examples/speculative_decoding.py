@@ -18,7 +18,7 @@ from sdk.chat.metadata import read_metadata
 from sdk.chat.template import ChatTemplate, Message
 from sdk.chat.vocabulary import Vocabulary
 
-QUESTION = "Repeat this list three times: apples, pears, plums, cherries, grapes."
+QUESTION = "Write a poem about the sea, four lines long."
 GUESSED_TOKENS, CHUNK_TOKENS, ANSWER_TOKENS = 4, 32, 96
 KNOWN_TOKENS = 2
 """Words that have to have stood together before."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never
 
 from numpy.typing import DTypeLike
 
@@ -19,6 +19,7 @@ from sdk.compiler.program import Program
 from sdk.here_only import HereOnly
 from sdk.log_pages import Activity, ErrorLogEntry, decode_activity, decode_error_log
 from sdk.memory.buffers import DeviceBuffer, HostBuffer
+from sdk.model.not_built import refuse
 from sdk.model.programs import ProgramCounts
 from sdk.model.progress import told
 from sdk.open_function import OpenFunction
@@ -196,6 +197,7 @@ class Device(HereOnly):
         states: Mapping[str, str] | None = None,
         idle_rows: bool = False,
         progress: Callable[[int, int], object] | None = None,
+        **not_built: Never,
     ) -> Model:
         """Load a model: an ONNX path, bytes, ModelProto or what `sdk.compile` made.
 
@@ -211,12 +213,15 @@ class Device(HereOnly):
         `progress(done, of)` is told how much is compiled and sent, for which a model that declares all its shapes need
         not be given `shapes`. What it raises, as Ctrl-C does, ends the load and leaves nothing of it on the device.
 
-        Raises UnsupportedModel (node, operator, reason), FileNotFoundError, OutOfDeviceMemory.
+        Raises UnsupportedModel (node, operator, reason), FileNotFoundError, OutOfDeviceMemory. Of keywords that other
+        runtimes have and this one has not, as `tensor_parallel`, a TypeError says why.
         """
         from sdk.compiler import torch_export
         from sdk.model.inputs import declared_shapes
         from sdk.model.stateful import StateOptions
 
+        if not_built:
+            refuse(not_built)
         self._function.check_operable()
         if torch_export.comes_from_torch(model):
             model = torch_export.to_onnx(model, example_inputs)

@@ -103,6 +103,9 @@ INT64_STORAGE_MIN = -(1 << 31)
 INT64_STORAGE_MAX = (1 << 31) - 1
 """What an int64 element may hold: the range of int32."""
 
+_SMALL_FLOATS = (
+    "floats of 8 or 4 bits are not computed with; use int8, or weights in blocks of int8 or int4 with scales"
+)
 _REFUSED: dict[int, tuple[str, str]] = {
     0: ("undefined", "give the tensor a type"),
     4: ("uint16", "use int32"),
@@ -112,6 +115,11 @@ _REFUSED: dict[int, tuple[str, str]] = {
     13: ("uint64", "use int64 with values that fit 32 bits"),
     14: ("complex64", "keep real and imaginary parts as float32"),
     15: ("complex128", "keep real and imaginary parts as float32"),
+    17: ("float8e4m3fn", _SMALL_FLOATS),
+    18: ("float8e4m3fnuz", _SMALL_FLOATS),
+    19: ("float8e5m2", _SMALL_FLOATS),
+    20: ("float8e5m2fnuz", _SMALL_FLOATS),
+    23: ("float4e2m1", _SMALL_FLOATS),
 }
 _OTHER_HINT = "use one of the supported types"
 _PACKED_HINT = "only constants can have it, which DequantizeLinear reads"

@@ -30,6 +30,8 @@ from emulator.model.work import types_of
 _logger = logging.getLogger("npu.emulator.engines")
 
 Array = NDArray[Any]
+_COPIED = frozenset({WireType.BOOL, WireType.INT64})
+"""What the host may have written in a form that numpy must not see, or values that do not fit."""
 
 
 class LoadedProgram:
@@ -43,6 +45,30 @@ class LoadedProgram:
         """Those that are prepared for reading."""
         self.steps: dict[tuple[int, str], list[_Step]] = {}
         """By entry point and choice of kernels."""
+        self.scratch: dict[int, _Scratch] = {}
+        """By entry point: what its last run had."""
+
+
+class _Scratch:
+    """Arrays over the private memory of one entry point's runs, kept while they have the same."""
+
+    def __init__(self, memory: memoryview) -> None:
+        self.place = _place(memory)
+        self.memory = memory
+        self.writable: dict[int, Array] = {}
+        self.readable: dict[int, Array] = {}
+        """The same, to be read."""
+
+    def holds(self, memory: memoryview) -> bool:
+        """Whether this is still the memory of a run."""
+        return _place(memory) == self.place
+
+
+def _place(memory: memoryview) -> tuple[int, int]:
+    """Address and size."""
+    if not len(memory):
+        return 0, 0
+    return np.frombuffer(memory, np.uint8, 1).__array_interface__["data"][0], len(memory)
 
 
 class _Step(NamedTuple):
@@ -78,7 +104,10 @@ def execute(
     state. `scratch` (at least `scratch_bytes`) receives the workspace and, at `output_places`, the outputs.
     Raises ProgramFault, ValueError for an unknown choice of kernels.
     """
-    tensors = _Tensors(loaded, loaded.program.entries[entry], memory, inputs, states, scratch)
+    kept = loaded.scratch.get(entry)
+    if kept is None or not kept.holds(scratch):
+        kept = loaded.scratch[entry] = _Scratch(scratch)
+    tensors = _Tensors(loaded, loaded.program.entries[entry], memory, inputs, states, kept)
     reports = []
     # Overflow, division by zero and NaN follow IEEE 754; numpy's warnings about them are noise here.
     with np.errstate(all="ignore"):
@@ -148,13 +177,14 @@ class _Tensors:
         memory: memoryview,
         inputs: Sequence[int],
         states: Sequence[memoryview],
-        scratch: memoryview,
+        scratch: _Scratch,
     ) -> None:
         self.entries = loaded.program.image.tensors
         self._memory = memory
         self._loaded = loaded
         self._scratch = scratch
-        self._arrays: dict[int, Array] = {}
+        self._read: dict[int, Array] = {}
+        """Inputs and states of this run."""
         point = entry.point
         self._input_places = {b.tensor: at for b, at in zip(point.inputs, inputs, strict=True)}
         self._output_places = {b.tensor: at for b, (at, _) in zip(point.outputs, entry.output_places, strict=True)}
@@ -172,24 +202,29 @@ class _Tensors:
 
     def read(self, tensor: int) -> Array:
         """An operand, read-only."""
-        array = self._loaded.constants.get(tensor)
-        if array is not None:
+        for known in (self._loaded.constants, self._scratch.readable, self._read):
+            array = known.get(tensor)
+            if array is not None:
+                return array
+        if tensor not in self._states:
+            array = self._read[tensor] = _read_only(self._external(tensor, self._memory, self._input_places[tensor]))
             return array
-        array = self._arrays.get(tensor)
-        if array is None:
-            if tensor in self._states:  # read anew each time: commands update it
-                return _read_only(self._external(tensor, self._states[tensor], 0))
-            array = self._arrays[tensor] = self._external(tensor, self._memory, self._input_places[tensor])
-        return _read_only(array)
+        array = _read_only(self._external(tensor, self._states[tensor], 0))
+        if self.entries[tensor].type.dtype not in _COPIED:  # what is copied is read anew: commands update it
+            self._read[tensor] = array
+        return array
 
     def write(self, tensor: int) -> Array:
         """An output, to be filled."""
         entry = self.entries[tensor]
         if entry.storage is Storage.STATE:
             return _array(self._states[tensor], 0, entry.type)
-        offset = entry.offset if entry.storage is Storage.WORKSPACE else self._output_places[tensor]
-        self._arrays[tensor] = _array(self._scratch, offset, entry.type)
-        return self._arrays[tensor]
+        array = self._scratch.writable.get(tensor)
+        if array is None:
+            offset = entry.offset if entry.storage is Storage.WORKSPACE else self._output_places[tensor]
+            array = self._scratch.writable[tensor] = _array(self._scratch.memory, offset, entry.type)
+            self._scratch.readable[tensor] = _read_only(array)
+        return array
 
     def _external(self, tensor: int, memory: memoryview, offset: int) -> Array:
         """What the host may have written; int64 and bool are checked and normalised, in a private copy."""

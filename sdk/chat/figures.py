@@ -26,6 +26,8 @@ class Phase:
     device_ticks: int = 0
     """By the device's clock: modelled, where it is an emulator."""
     bus_bytes: int = 0
+    masked_tokens: int = 0
+    """What chunks were filled up with, which costs its time."""
 
     def __add__(self, other: Phase) -> Phase:
         return Phase(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))

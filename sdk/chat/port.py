@@ -40,6 +40,10 @@ class State(Protocol):
     def memory_bytes(self) -> int:
         """Device memory that they lie in."""
 
+    @property
+    def masked_tokens(self) -> int:
+        """What the chunks of its newest run were filled up with."""
+
     def rewind(self, length: int) -> None:
         """Forget all tokens behind the first `length`."""
 

@@ -143,6 +143,7 @@ class TokenSequence:
         outputs = run.result()
         self._held += tokens
         count_run(phase, len(tokens), run)
+        phase.masked_tokens += self._state.masked_tokens
         return last_candidates(outputs)
 
 

@@ -68,6 +68,7 @@ class Setting:
             "wall_seconds": phase.wall_seconds,
             "device_model_seconds": self._device_seconds(phase),
             "bus_bytes": phase.bus_bytes,
+            "masked_tokens": phase.masked_tokens,
         }
 
     def _device_seconds(self, phase: Phase) -> float | None:
@@ -80,9 +81,10 @@ class Setting:
         device_seconds = self._device_seconds(phase)
         if device_seconds:
             rates += f", {_rate(phase.tokens, device_seconds)} tokens/s (device_model)"
+        masked = f"\n    {phase.masked_tokens:,} tokens more filled up chunks" if phase.masked_tokens else ""
         return [
             f"  {name}: {phase.tokens:,} tokens, for each {phase.bus_bytes / phase.tokens:,.0f} bytes crossed the bus",
-            f"    {rates}",
+            f"    {rates}{masked}",
         ]
 
     def _sampling(self) -> str:

@@ -193,7 +193,7 @@ class _Compiler:
         self._check_bindings()
         lowered = self._lowered(shapes)
         if lowered.states is not None and needs_length(self._graph, lowered.states.plan):
-            lowered, rewriting = self._for_all_lengths(shapes, lowered, lowered.states.length)
+            lowered, rewriting = self._for_all_lengths(shapes, lowered, lowered.states)
         else:
             rewriting = lowered.fused()
         caches = [] if lowered.states is None else list(lowered.states.caches.items())
@@ -225,10 +225,10 @@ class _Compiler:
         return _Lowered(self._builder.operations, inputs, outputs, self._states, frozenset(self._places))
 
     def _for_all_lengths(
-        self, shapes: Mapping[str, tuple[int, ...]], lowered: _Lowered, length: int
+        self, shapes: Mapping[str, tuple[int, ...]], lowered: _Lowered, states: States
     ) -> tuple[_Lowered, Rewriting]:
         """A program for one length of the past that is the same for another. Raises UnsupportedModel if it is not."""
-        lengths = (length, other_length(length))
+        lengths = (states.length, other_length(states))
         rewriting = lowered.fused()  # whatever is wrong with one length is said of that
         other = self._anew(PastLength(lengths[1]), shapes)
         places = lowered.places & other.places

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from driver_shim.errors import UnsupportedModel
 from sdk.compiler import CompiledProgram, Signature, compile_model
 from sdk.compiler.graph import Graph
-from sdk.compiler.states import MAY_BE_GIVEN, ROWS, StateKind, StatePair, derived_inputs
+from sdk.compiler.states import CONTEXT_LENGTH, MAY_BE_GIVEN, ROWS, StateKind, StatePair, derived_inputs
 from sdk.memory.buffers import Span
 from sdk.model import progress
 from sdk.model.inputs import Call, InputChecks, Shape, requested_shapes
@@ -91,14 +92,22 @@ class Steps:
         return program.compiled if program is not None else self._compiled(states, shapes)
 
     def _compiled(self, states: ModelStates, shapes: Mapping[str, Shape]) -> CompiledProgram:
-        return compile_model(
-            self._graph,
-            shapes,
-            target=self._owner.profile,
-            progress=progress.current().compiling,
-            pairs=self._pairs,
-            states=states.memory.layout,
-        )
+        try:
+            return compile_model(
+                self._graph,
+                shapes,
+                target=self._owner.profile,
+                progress=progress.current().compiling,
+                pairs=self._pairs,
+                states=states.memory.layout,
+            )
+        except UnsupportedModel as error:
+            if states.context is None and any(pair.grows for pair in self._pairs):
+                error.remedy = error.remedy or (
+                    f"it was compiled for a context of {states.most_tokens} tokens, as many as fit in state_memory,"
+                    f" since nothing says its own: name that in its metadata as {CONTEXT_LENGTH}"
+                )
+            raise
 
     def _program(self, states: ModelStates, shapes: Mapping[str, Shape], *, warn: bool = False) -> ModelProgram:
         """The program for inputs of these shapes, compiled if there is none yet, its weights on the device."""
@@ -160,6 +169,7 @@ class Steps:
                 run = lane.start(work, may_wait=True, answered=answered)
                 if run is not None:
                     for holding in holdings:
+                        holding.masked_tokens = sum(chunk.width - chunk.tokens for chunk in chunks)
                         holding.run = run
                     return run
 

@@ -52,6 +52,8 @@ class Holding:
         self.blocks: list[int] = []
         self.length = 0
         """Tokens that are there for good."""
+        self.masked_tokens = 0
+        """What the chunks of its newest run were filled up with."""
         self.replaced: dict[str, list[DeviceBuffer]] = {}
         """The value of each replaced state, and room for the next."""
         self.run: Event[Any] | None = None

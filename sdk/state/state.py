@@ -57,6 +57,12 @@ class State(HereOnly):
         return self._memory.block_bytes * len(self._holding.blocks) + replaced
 
     @property
+    def masked_tokens(self) -> int:
+        """Tokens that the chunks of its newest run were filled up with: nobody's, but they cost their time."""
+        self._check_open()
+        return self._holding.masked_tokens
+
+    @property
     def closed(self) -> bool:
         """Whether it was freed, or its model or device is gone."""
         return (self._closed or self._memory.closed) is not None

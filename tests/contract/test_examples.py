@@ -89,7 +89,8 @@ def test_guesses_save_steps_and_change_no_word(tmp_path: Path) -> None:
     file = small_net(tmp_path, repeats_itself=True)
     right = right_guesses(run_with_language_model(OF_LANGUAGE_MODELS[1], file, tmp_path))
     assert 0 in right and 4 in right
-    assert len(right) < 60
+    assert len(right) + sum(right) == 95, "of 96 words the first is the prompt's"
+    assert len(right) < 75
 
 
 def test_conversations_share_the_memory_of_what_they_begin_with(tmp_path: Path) -> None:
@@ -111,4 +112,4 @@ def test_smollm2_reads_what_conversations_begin_with_once(tmp_path: Path) -> Non
     printed = run_with_language_model(OF_LANGUAGE_MODELS[0], default_model.path(), tmp_path)
     shared, alone = kibibytes(printed)
     assert shared < alone
-    assert "four weeks" in printed.partition("How long may I keep a book?")[2].partition("\n")[0]
+    assert "The library is open" in printed.partition("When are you open?")[2].partition("\n")[0]

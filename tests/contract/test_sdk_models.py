@@ -111,7 +111,7 @@ def test_a_model_is_loaded_from_a_path_bytes_or_a_proto(device: sdk.Device, tmp_
     with pytest.raises(TypeError):
         device.load(7)
     with pytest.raises(TypeError):
-        device.load(product(), fallbacks="cpu")  # type: ignore[call-arg]
+        device.load(product(), fallbacks="cpu")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match='use "error" or "cpu"'):
         device.load(product(), fallback="gpu")
 

@@ -96,6 +96,13 @@ def test_a_text_in_chunks_and_then_word_by_word_is_what_it_is_at_once(loaded: Mo
     assert state.length == 25
 
 
+def test_a_state_tells_what_its_chunks_were_filled_up_with(loaded: Model) -> None:
+    state = fed(loaded, words(21))
+    assert state.masked_tokens == 3
+    loaded(ids([1]), state=state)
+    assert state.masked_tokens == 0
+
+
 @pytest.mark.parametrize("form", [Concatenating, CountingPlaces, Owning, SlidingGrouping])
 def test_other_forms_in_which_models_keep_states_give_the_same_as_without(
     device: sdk.Device, form: type[Decoder]
@@ -106,6 +113,24 @@ def test_other_forms_in_which_models_keep_states_give_the_same_as_without(
     expect(model, text, lm(ids(text[:9]), state=state)["logits"][0], 0)
     for at in (9, 10):
         expect(model, text, lm(ids([text[at]]), state=state)["logits"][0], at)
+    lm.close()
+
+
+def test_a_context_is_filled_to_its_end_by_a_shape_that_is_wider_than_what_is_left(
+    loaded: Model, decoder: onnx.ModelProto
+) -> None:
+    text = words(SIZE.context)
+    state = fed(loaded, text[:-3], max_tokens=SIZE.context)
+    expect(decoder, text, loaded(ids(text[-3:]), state=state)["logits"][0], SIZE.context - 3)
+
+
+def test_a_model_whose_tables_end_before_its_memory_does_is_refused_with_what_to_say(device: sdk.Device) -> None:
+    model = CountingPlaces(SIZE).model()
+    with pytest.raises(sdk.UnsupportedModel, match=r"compiled for a context of 512 tokens.*as context_length"):
+        device.load(model, shapes={"input_ids": [(1, 1)]}, state_memory=32 * BLOCK_BYTES)
+    onnx.helper.set_model_props(model, {"context_length": str(SIZE.context)})
+    lm = device.load(model, shapes={"input_ids": [(1, 1)]}, state_memory=32 * BLOCK_BYTES)
+    assert lm.state().max_tokens == SIZE.context
     lm.close()
 
 
@@ -287,6 +312,28 @@ def test_a_wrong_use_is_refused_and_changes_nothing(loaded: Model, change: Any, 
     del state
     gc.collect()
     assert loaded.state_memory_free_bytes == 16 * BLOCK_BYTES
+
+
+@pytest.mark.parametrize(
+    ("keyword", "reason"),
+    [
+        ("tensor_parallel", "a model runs on one device"),
+        ("num_beams", r"state\.fork\(\)"),
+        ("fp8", "has no 8-bit floats"),
+        ("evict", "never drops tokens by itself"),
+        ("tokenizer", r"sdk\.chat reads"),
+    ],
+)
+def test_what_is_not_built_is_refused_by_name_with_the_reason(
+    device: sdk.Device, decoder: onnx.ModelProto, keyword: str, reason: str
+) -> None:
+    unbuilt: dict[str, Any] = {keyword: 2}
+    with pytest.raises(
+        TypeError, match=rf"^Device\.load\(\) got an unexpected keyword argument '{keyword}': .*{reason}"
+    ):
+        device.load(decoder, **unbuilt)
+    with pytest.raises(TypeError, match=r"^Device\.load\(\) got an unexpected keyword argument 'shape'$"):
+        device.load(decoder, shape=2)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def on_kernels(kernels: str) -> Runner:
 class Conversation:
     """Rows of a batch that grow by steps."""
 
-    def __init__(self, model: onnx.ModelProto, batch: int, runner: Runner) -> None:
+    def __init__(self, model: onnx.ModelProto, batch: int, runner: Runner, *, max_tokens: int = MAX_TOKENS) -> None:
         self._model, self._runner = model, runner
         self._lengths = np.zeros(batch, np.int64)
         self.caches: dict[str, Array] = {}
@@ -33,7 +33,7 @@ class Conversation:
             if info.name.startswith("past_key_values."):
                 _, heads, _, size = (dimension.dim_value for dimension in info.type.tensor_type.shape.dim)
                 dtype = onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
-                self.caches[info.name] = np.full((batch, heads, MAX_TOKENS, size), 9, dtype)  # nothing may read this
+                self.caches[info.name] = np.full((batch, heads, max_tokens, size), 9, dtype)  # nothing may read this
 
     def step(self, ids: Sequence[Sequence[int]], tokens: int | None = None) -> Mapping[str, Array]:
         """Append tokens to each row, padded to `tokens` or the longest row's; returns the outputs."""

@@ -101,6 +101,8 @@ class StandInRun(NamedTuple):
 class StandInState:
     """As `sdk` keeps one sequence's memory."""
 
+    masked_tokens = 0
+
     def __init__(self, max_tokens: int = CONTEXT) -> None:
         self.max_tokens = max_tokens
         self.tokens: list[int] = []

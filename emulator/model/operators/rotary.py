@@ -58,7 +58,7 @@ class Rotary(Operator):
         x, y, positions = required(inputs, 0), outputs[0], optional(inputs, POSITIONS)
         if attributes.heads:
             x, y = by_head(x, attributes.heads), by_head(y, attributes.heads)
-        cos, sin = (_of_places(widen(required(inputs, i)), positions) for i in (1, 2))
+        cos, sin = (rows_of_places(widen(required(inputs, i)), positions) for i in (1, 2))
         half = cos.shape[-1]
         stop = 2 * half
         first, second = (
@@ -70,7 +70,7 @@ class Rotary(Operator):
         y[..., second] = a * sin + b * cos
 
 
-def _of_places(cache: Array, positions: Array | None) -> Array:
+def rows_of_places(cache: Array, positions: Array | None) -> Array:
     """The rows of a cache for all places: [batch, 1, length, pairs]. Raises KernelFault."""
     if positions is None:
         return cache[:, None]

@@ -10,12 +10,13 @@ past alone. `report.py` says what was found.
 from __future__ import annotations
 
 from sdk.compiler.compiled import StateInfo, StateKind
-from sdk.compiler.states.memory import cache_places, caches_of, context_of
+from sdk.compiler.states.memory import CONTEXT_LENGTH, cache_places, caches_of, context_of
 from sdk.compiler.states.pairs import BLOCK_TOKENS, StateLayout, StatePair, find_states, state_infos
 from sdk.compiler.states.roles import MAY_BE_GIVEN, ROWS, TABLES, derived_inputs, step_input
 
 __all__ = [
     "BLOCK_TOKENS",
+    "CONTEXT_LENGTH",
     "MAY_BE_GIVEN",
     "ROWS",
     "TABLES",

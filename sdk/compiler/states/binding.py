@@ -16,7 +16,7 @@ from sdk.compiler.graph import Graph, GraphInput
 from sdk.compiler.ir import Array, Builder, Operation, Refused, Value
 from sdk.compiler.problems import Problem, unsupported
 from sdk.compiler.states.following import WHOLE, Following
-from sdk.compiler.states.memory import cache_places, caches_of
+from sdk.compiler.states.memory import cache_places, caches_of, context_of
 from sdk.compiler.states.pairs import StateLayout, StatePair, refused, state_infos
 from sdk.compiler.states.roles import MAY_BE_GIVEN, ROWS, TABLES, Lengths, Role, derived_inputs, step_of
 
@@ -128,8 +128,8 @@ class States:
         self.step = step
         self.rows = Value(TensorType(WireType.INT32, (step.rows, len(ROW_FIELDS))))
         self.tables = Value(TensorType(WireType.INT32, (plan.layout.slots, plan.layout.entries)))
-        self.length = self._longest() if length is None else length
         self.graph = graph
+        self.length = self._longest() if length is None else length
         self._declared = {entry.name: entry for entry in graph.inputs}
         self.caches: dict[str, Value] = {}
         """By the names of their bindings."""
@@ -173,7 +173,7 @@ class States:
 
     def _longest(self) -> int:
         """Tokens of the pasts so that all which a state may hold is there after the step."""
-        held = self.plan.layout.max_tokens
+        held = min(self.plan.layout.max_tokens, context_of(self.graph) or self.plan.layout.max_tokens)
         grows = any(pair.grows for pair in self.plan.cached)
         return max(0, held - self.step.tokens) if grows else max(held, self.step.tokens)
 

@@ -16,6 +16,8 @@ from sdk.compiler.problems import MODEL, Problem, Reason, unsupported
 from sdk.compiler.states.binding import StatePlan, States
 from sdk.compiler.states.roles import Role
 
+_SHORT = 3
+"""Tokens of a past beyond a step's. Fewer would make tensors empty, or of extents that broadcast."""
 _NEEDS_NO_LENGTH = frozenset({"TensorScatter", "Attention", "com.microsoft.GroupQueryAttention"})
 
 
@@ -31,9 +33,12 @@ def needs_length(graph: Graph, plan: StatePlan) -> bool:
     return any(node.op not in _NEEDS_NO_LENGTH and not names.isdisjoint(node.reads) for node in graph.nodes)
 
 
-def other_length(length: int) -> int:
-    """Another length of a past than the one that it is compiled for."""
-    return length - 1 if length else 1
+def other_length(states: States) -> int:
+    """Another length of a past than the one that it is compiled for: far from it, so that limits lie between."""
+    short = states.step.tokens + _SHORT
+    if states.length > short:
+        return short
+    return states.length - 1 if states.grows and states.length else states.length + 1
 
 
 def check_same(graph: Graph, first: tuple[States, Rewriting], second: tuple[States, Rewriting]) -> None:

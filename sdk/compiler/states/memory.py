@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
+from driver_shim.errors import UnsupportedModel
 from sdk.compiler.compiled import StateInfo, StateKind, TensorInfo
 from sdk.compiler.graph import Graph
-from sdk.compiler.states.pairs import StateLayout, config_beside
+from sdk.compiler.states.pairs import StateLayout, config_beside, section
 
 CONTEXT_LENGTH = "context_length"
 """Key of a model's metadata, and of its configuration: tokens of a sequence that it was made for."""
+EXPORTER_CONFIG = "config.json"
+_EXPORTER_KEYS = ("max_position_embeddings", "n_positions", "n_ctx")
+"""The same in what exporters leave beside a model."""
 
 
 class CachePlace(NamedTuple):
@@ -47,9 +51,19 @@ def caches_of(states: Sequence[StateInfo], layout: StateLayout) -> tuple[TensorI
 
 
 def context_of(graph: Graph) -> int | None:
-    """Tokens of a sequence that a model was made for, where it or the configuration beside it says so."""
+    """Tokens of a sequence that a model was made for, where it or a configuration beside it says so."""
     text = graph.metadata.get(CONTEXT_LENGTH, "")
     if text.isdecimal():
         return int(text) or None
-    configured = (config_beside(graph) or {}).get("model", {}).get(CONTEXT_LENGTH)
-    return configured if isinstance(configured, int) and configured > 0 else None
+    configured = section(config_beside(graph), "model").get(CONTEXT_LENGTH)
+    exported = _exporters_config(graph)
+    said = [configured, *(exported.get(key) for key in _EXPORTER_KEYS)]
+    return next((number for number in said if isinstance(number, int) and number > 0), None)
+
+
+def _exporters_config(graph: Graph) -> Mapping[str, Any]:
+    """What an exporter says beside the model; nothing where the file of that name is somebody else's."""
+    try:
+        return config_beside(graph, EXPORTER_CONFIG)
+    except (UnsupportedModel, OSError):
+        return {}

@@ -182,12 +182,20 @@ def _known(names: Iterable[str], entries: Iterable[GraphInput], what: str) -> No
         raise ValueError(f"states= names {unknown[0]!r}, which is no {what}; those are {', '.join(map(repr, known))}")
 
 
-def config_beside(graph: Graph) -> Mapping[str, Any] | None:
-    """What a `genai_config.json` in the model's folder says; None where there is none."""
+def config_beside(graph: Graph, name: str = CONFIG) -> Mapping[str, Any]:
+    """What a configuration in the model's folder says; nothing where there is none."""
     folder = None if graph.data is None else graph.data.folder
-    if folder is None or not (folder / CONFIG).is_file():
-        return None
-    return read_config(folder / CONFIG)
+    if folder is None or not (folder / name).is_file():
+        return {}
+    return read_config(folder / name)
+
+
+def section(config: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    """What a configuration says under these names; nothing where it has no such section."""
+    for name in names:
+        inner = config.get(name)
+        config = inner if isinstance(inner, Mapping) else {}
+    return config
 
 
 def read_config(path: Path) -> Mapping[str, Any]:
@@ -201,10 +209,9 @@ def read_config(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _configured(graph: Graph, config: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+def _configured(graph: Graph, config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The pairs that a configuration names by patterns: "past_key_values.%d.key" and "present.%d.key"."""
-    decoder = (config or {}).get("model", {}).get("decoder", {})
-    inputs, outputs = decoder.get("inputs", {}), decoder.get("outputs", {})
+    inputs, outputs = (section(config, "model", "decoder", names) for names in ("inputs", "outputs"))
     pairs = []
     for role, pattern in inputs.items():
         wanted = outputs.get(role.replace("past", "present", 1))

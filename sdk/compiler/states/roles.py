@@ -154,7 +154,13 @@ class Lengths:
         return binary(self._builder, BinaryFunction.ADD, self.column(1), self._constant(number))
 
     def past_and(self, more: Array, dtype: WireType, shape: tuple[int, ...]) -> Value:
-        """The tokens held before, and a constant more, of every row: as a value of this type and shape."""
+        """The tokens held before, and a constant more, of every row: as a value of this type and shape.
+
+        Where that counts the step's tokens, it is where they stand, as `positions` has it.
+        """
+        first = int(more.flat[0])
+        if more.size > 1 and np.array_equal(more.reshape(-1), first + np.arange(self._step.tokens)):
+            return self._places_from(first, dtype, shape)
         key = dtype, shape, more.tobytes()
         if key not in self._sums:
             held = cast(
@@ -163,6 +169,13 @@ class Lengths:
             added = self._builder.constant(more.astype(dtype.dtype))
             self._sums[key] = binary(self._builder, BinaryFunction.ADD, held, added) if np.any(more) else held
         return self._builder.expand(self._sums[key], shape)
+
+    def _places_from(self, first: int, dtype: WireType, shape: tuple[int, ...]) -> Value:
+        """Where the step's tokens stand, counted from `first` for the first of all."""
+        places = self.of(Role.POSITIONS, dtype, shape)
+        if not first:
+            return places
+        return binary(self._builder, BinaryFunction.ADD, places, self._builder.constant(np.array(first, dtype.dtype)))
 
     def longest(self) -> Value:
         """Tokens after the step, of the longest row: int32[1, 1]."""

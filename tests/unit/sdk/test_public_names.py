@@ -28,7 +28,7 @@ PUBLIC: dict[type, set[str]] = {
         *("report", "plan", "estimate", "command_runs"),
         *("states", "state", "state_memory_free_bytes"),
     },
-    State: {"length", "max_tokens", "memory_bytes", "rewind", "fork", "save", "free", "closed"},
+    State: {"length", "max_tokens", "memory_bytes", "rewind", "fork", "save", "free", "closed", "masked_tokens"},
     sdk.Program: {"inputs", "outputs", "plan", "estimate"},
 }
 

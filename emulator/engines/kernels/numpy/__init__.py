@@ -21,6 +21,7 @@ from emulator.engines.kernels.numpy import (
     recurrent,
     regions,
     resizing,
+    rotary,
     scales,
     selection,
 )
@@ -50,6 +51,7 @@ _PREPARE: dict[CommandKind, Callable[[KernelRequest], Kernel | None]] = {
     CommandKind.QBINARY: quantised.prepare_binary,
     CommandKind.MATMUL_NBITS: packed_products.prepare_matmul_nbits,
     CommandKind.RECURRENT: recurrent.prepare,
+    CommandKind.ROTARY: rotary.prepare_rotary,
     CommandKind.TOP_K: selection.prepare_top_k,
     CommandKind.CACHE_APPEND: caches.prepare_append,
     CommandKind.CACHE_ATTENTION: caches.prepare_attention,

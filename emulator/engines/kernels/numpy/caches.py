@@ -27,7 +27,8 @@ _MOST_QUERIES = 64
 """Of one head at once: what comes after the last of them is not computed where a command is causal."""
 _PIECE_BYTES = 1 << 15
 """Pieces of a plane that are smaller on average are put together, to be multiplied at once."""
-_RUNS = 1 << 12
+_KEPT, _KEPT_BYTES = 512, 1 << 16
+"""Parts of tables whose runs are remembered, and how large one may be."""
 _LOWEST = np.finfo(np.float32).min
 _TINY = np.finfo(np.float32).tiny
 _MINUS_INFINITY = np.float32(-np.inf)
@@ -69,15 +70,15 @@ def _pieces(row: Row, tables: Array, first: int, end: int, ring: int, cache: Arr
         entry = start // block_tokens
         table = tables[row.slot, entry : -(-stop // block_tokens)].tobytes()
         offset, left = start - entry * block_tokens, stop - start
-        for begin, length in _runs(table, cache.shape[1]):
+        runs = _runs(table, cache.shape[1]) if len(table) <= _KEPT_BYTES else _runs_of(table, cache.shape[1])
+        for begin, length in runs:
             size = min(length * block_tokens - offset, left)
             pieces.append(_Piece(begin * block_tokens + offset, begin * block_tokens + offset + size, at))
             at, left, offset = at + size, left - size, 0
     return pieces
 
 
-@functools.lru_cache(_RUNS)
-def _runs(table: bytes, blocks: int) -> tuple[tuple[int, int], ...]:
+def _runs_of(table: bytes, blocks: int) -> tuple[tuple[int, int], ...]:
     """(first, number) of the adjacent blocks that a part of a table names. Raises KernelFault for what is no block."""
     entries = np.frombuffer(table, np.int32)
     bad = entries[(entries < 0) | (entries >= blocks)]
@@ -87,6 +88,10 @@ def _runs(table: bytes, blocks: int) -> tuple[tuple[int, int], ...]:
     firsts = np.concatenate([[0], breaks])
     lengths = np.diff(np.concatenate([firsts, [len(entries)]]))
     return tuple(zip(entries[firsts].tolist(), lengths.tolist(), strict=True))
+
+
+_runs = functools.lru_cache(_KEPT)(_runs_of)
+"""The same: layers meet the same tables."""
 
 
 def _tokens_of_plane(cache: Array, plane: int) -> Array:
@@ -127,34 +132,53 @@ def _attention(fields: _Fields, inputs: Sequence[Array | None], outputs: Sequenc
     for at, row in enumerate(rows_of(ring, keys.shape, tokens, inputs[3:])):
         if row.new < tokens:
             results[at, :, row.new :] = 0
-        step = max(1, min(_MOST_QUERIES, _MOST_SCORES // (heads * max(1, row.end))))
-        for begin in range(0, row.new, step):  # some of the queries
+        if not row.new:
+            continue
+        start = first_seen(fields, row.past)
+        pieces = _pieces(row, tables, start, row.end, ring, keys)
+        key_parts, value_parts = _parts(key_plane, pieces), _parts(value_plane, pieces)
+        step = max(1, min(_MOST_QUERIES, _MOST_SCORES // (heads * row.end)))
+        for begin in range(0, row.new, step):  # some of the queries, with the keys that they may see
             end = min(begin + step, row.new)
-            first = first_seen(fields, row.past + begin)
-            pieces = _pieces(row, tables, first, row.past + end if causal else row.end, ring, keys)
-            y = _attended(fields, queries[at, :, begin:end], key_plane, value_plane, pieces, row.past + begin - first)
+            first, last = first_seen(fields, row.past + begin), row.past + end if causal else row.end
+            seen = (first - start, last - start)
+            y = _attended(
+                fields,
+                queries[at, :, begin:end],
+                _part_of(key_parts, *seen),
+                _part_of(value_parts, *seen),
+                row.past + begin - first,
+            )
             results[at, :, begin:end] = y.reshape(heads, end - begin, value_plane.shape[2])
 
 
-def _attended(
-    fields: _Fields, queries: Array, key_plane: Array, value_plane: Array, pieces: Sequence[_Piece], before: int
-) -> Array:
-    """[key heads, queries, size]: what queries [heads, tokens, size] make of the pieces of two planes.
+def _attended(fields: _Fields, queries: Array, keys: Sequence[Array], values: Sequence[Array], before: int) -> Array:
+    """[key heads, queries, size]: what queries [heads, tokens, size] make of the parts of keys and values.
 
     `before` of the keys come before the position of the first query.
     """
     heads, tokens, size = queries.shape
-    key_heads = key_plane.shape[1]
+    key_heads = keys[0].shape[1]
     stacked = (widen(queries) * fields.scale).reshape(key_heads, heads // key_heads * tokens, size)
-    scores = _products(stacked, _parts(key_plane, pieces))
+    scores = _products(stacked, keys)
     if fields.softcap:
         _cap(fields.softcap, scores)
     if tokens > 1:
         _hide(fields, scores, tokens, before)
     sums = _exponentials(scores)
-    y = _weighted(scores, _parts(value_plane, pieces))
+    y = _weighted(scores, values)
     y /= sums
     return y
+
+
+def _part_of(parts: Sequence[Array], begin: int, end: int) -> Sequence[Array]:
+    """What parts, one after the other, have from token `begin` to `end` - 1."""
+    at, found = 0, []
+    for part in parts:
+        if begin < at + len(part) and at < end:
+            found.append(part[max(begin - at, 0) : end - at])
+        at += len(part)
+    return found
 
 
 def _parts(plane: Array, pieces: Sequence[_Piece]) -> list[Array]:

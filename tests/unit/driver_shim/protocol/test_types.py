@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
 from driver_shim.protocol.types import (
@@ -84,3 +85,12 @@ def test_other_numbers_are_refused(number: int) -> None:
 def test_foreign_dtypes_are_refused(name: str) -> None:
     with pytest.raises(UnsupportedType):
         wire_type_of(name)
+
+
+@pytest.mark.parametrize("name", ["FLOAT8E4M3FN", "FLOAT8E4M3FNUZ", "FLOAT8E5M2", "FLOAT8E5M2FNUZ", "FLOAT4E2M1"])
+def test_small_floats_are_refused_by_name_with_what_to_use(name: str) -> None:
+    for each in (wire_type, constant_type):
+        with pytest.raises(
+            UnsupportedType, match=rf"^{name.lower()} is not supported .*use int8, or weights in blocks"
+        ):
+            each(onnx.TensorProto.DataType.Value(name))

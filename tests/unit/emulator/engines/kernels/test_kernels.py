@@ -980,6 +980,85 @@ def test_attention(variant: str, flat: bool, heads: tuple[int, int], outputs: in
         assert close(fast, golden, 16)
 
 
+CACHE = (2, 48, 16, 3, 32)
+"""40 of its blocks are what a table names; a block of a plane has 6 KiB in float32."""
+TABLES = {
+    "adjacent": np.arange(3, 43),
+    "in pieces": np.concatenate([np.arange(20, 40), np.arange(10), np.arange(38, 48)]),
+    "scattered": np.random.default_rng(2).permutation(48)[:40],
+}
+
+
+@pytest.mark.parametrize("type_name", FLOATS)
+@pytest.mark.parametrize("order", TABLES)
+@pytest.mark.parametrize("flat", [False, True], ids=["stacked", "flat"])
+@pytest.mark.parametrize(
+    ("tokens", "rows", "options"),
+    [
+        (1, [(0, 0, 1), (1, 300, 1), (0, 639, 1)], {"causal": 1}),
+        (1, [(0, 127, 1), (1, 255, 1), (0, 130, 1)], {"causal": 1, "softcap": 2.0}),
+        (1, [(0, 50, 1), (1, 600, 1), (0, 9, 0)], {"causal": 1, "left_window": 200}),
+        (1, [(0, 50, 1), (1, 1000, 1), (0, 5000, 1)], {"causal": 1, "left_window": 400, "ring": 500}),
+        (7, [(0, 100, 7), (1, 601, 5), (0, 0, 1)], {"causal": 1}),
+        (7, [(0, 100, 7), (1, 601, 5), (0, 0, 7)], {"causal": 0, "softcap": 1.0}),
+        (130, [(0, 500, 130), (1, 0, 129), (0, 17, 66)], {"causal": 1}),
+        (130, [(0, 500, 130), (1, 0, 129), (0, 17, 66)], {"causal": 0}),
+        (130, [(0, 510, 130), (1, 0, 130), (0, 20, 3)], {"causal": 1, "left_window": 40}),
+        (130, [(0, 510, 130), (1, 900, 130), (0, 20, 3)], {"causal": 0, "left_window": 40, "ring": 200}),
+    ],
+)
+def test_cache_attention(
+    tokens: int, rows: list[tuple[int, int, int]], options: dict[str, Any], flat: bool, order: str, type_name: str
+) -> None:
+    random, dtype, heads = np.random.default_rng(1), FLOATS[type_name], 6
+    cache = numbers(random, CACHE, dtype)
+    query = numbers(random, (len(rows), tokens, heads * 32) if flat else (len(rows), heads, tokens, 32), dtype)
+    tables = np.stack([TABLES[order], TABLES["adjacent"]]).astype(np.int32)
+    fields = {"scale": 0.2, "left_window": -1, "value_plane": 1, "query_heads": heads if flat else 0, **options}
+    given_ = attributes(CommandKind.CACHE_ATTENTION, **fields)
+    operands: list[Array | None] = [query, cache, cache, tables, np.array(rows, np.int32)]
+    fast, golden = both(CommandKind.CACHE_ATTENTION, given_, operands, query.shape, dtype)
+    assert close(fast, golden, 640)
+
+
+@pytest.mark.parametrize("type_name", FLOATS)
+@pytest.mark.parametrize("interleaved", [0, 1])
+@pytest.mark.parametrize("turned", [8, 16], ids=["half", "whole"])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 16), (2, 5, 48)], ids=["stacked", "flat"])
+def test_rotary(shape: tuple[int, ...], turned: int, interleaved: int, type_name: str) -> None:
+    random, dtype = np.random.default_rng(1), FLOATS[type_name]
+    x = numbers(random, shape, dtype)
+    x.reshape(-1)[[3, 40, 90]] = np.nan, np.inf, -np.inf
+    cosines, sines = (numbers(random, (20, turned // 2), dtype) for _ in range(2))
+    positions = random.integers(0, 20, (2, 5))
+    given_ = attributes(CommandKind.ROTARY, heads=3 if len(shape) == 3 else 0, interleaved=interleaved)
+    fast, golden = both(CommandKind.ROTARY, given_, [x, cosines, sines, positions], shape, dtype)
+    assert close(fast, golden, 2)
+
+
+def test_rotary_of_a_place_that_there_is_not_fails() -> None:
+    x, cosines = np.ones((1, 1, 1, 4), np.float32), np.ones((3, 2), np.float32)
+    operands: list[Array | None] = [x, cosines, cosines, np.array([[3]])]
+    given_ = attributes(CommandKind.ROTARY, heads=0, interleaved=1)
+    with pytest.raises(KernelFault, match="outside 0 to 2"):
+        both(CommandKind.ROTARY, given_, operands, x.shape, x.dtype)
+
+
+@pytest.mark.parametrize("type_name", FLOATS)
+@pytest.mark.parametrize("order", TABLES)
+@pytest.mark.parametrize("flat", [False, True], ids=["stacked", "flat"])
+@pytest.mark.parametrize(("past", "ring"), [(0, 0), (90, 0), (500, 0), (70, 100), (10**6, 129)])
+def test_cache_append_to_the_bit(past: int, ring: int, flat: bool, order: str, type_name: str) -> None:
+    random, dtype = np.random.default_rng(1), FLOATS[type_name]
+    cache = numbers(random, CACHE, dtype)
+    update = numbers(random, (2, 100, 96) if flat else (2, 3, 100, 32), dtype)
+    tables = np.stack([TABLES[order], TABLES["adjacent"]]).astype(np.int32)
+    given_ = attributes(CommandKind.CACHE_APPEND, plane=1, heads=3 if flat else 0, ring=ring)
+    operands: list[Array | None] = [cache, update, tables, np.array([(0, past, 100), (1, past, 3)], np.int32)]
+    fast, golden = both(CommandKind.CACHE_APPEND, given_, operands, CACHE, dtype)
+    assert np.array_equal(fast, golden)
+
+
 @pytest.mark.parametrize("spatial", [(5, 4), (3, 4, 2), (1, 1)])
 @pytest.mark.parametrize("align", [0, 1])
 @pytest.mark.parametrize("padding", list(GridPadding))
@@ -1145,6 +1224,9 @@ def test_every_fast_kernel_has_a_comparison_here() -> None:
         CommandKind.LAYER_NORM: test_layer_norm,
         CommandKind.RECURRENT: test_recurrent,
         CommandKind.ATTENTION: test_attention,
+        CommandKind.ROTARY: test_rotary,
+        CommandKind.CACHE_APPEND: test_cache_append_to_the_bit,
+        CommandKind.CACHE_ATTENTION: test_cache_attention,
         CommandKind.GRID_SAMPLE: test_grid_sample,
         CommandKind.TOP_K: test_top_k,
         CommandKind.GATHER_ELEMENTS: test_gather_elements,

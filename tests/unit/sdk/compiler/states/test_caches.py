@@ -70,6 +70,17 @@ def test_chunks_and_single_tokens_give_what_the_whole_text_gives(form: type[Deco
     np.testing.assert_allclose(np.concatenate(found), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_context_is_filled_to_its_end_by_chunks_that_are_wider_than_what_is_left(form: type[Decoder]) -> None:
+    decoder, text = form(), words(30, 1)
+    decoder.size = decoder.size._replace(context=30)
+    model = decoder.model()
+    onnx.helper.set_model_props(model, {"context_length": "30"})
+    sequences = Sequences(model, LAYOUT)
+    sequences.step({2: text[:20]}, 20)
+    found = [sequences.step({2: text[at : at + count]}, 8)[2] for at, count in ((20, 8), (28, 2))]
+    np.testing.assert_allclose(np.concatenate(found), whole(model, text)[20:], rtol=1e-4, atol=1e-5)
+
+
 def test_kernels_that_are_fast_give_the_same(form: type[Decoder]) -> None:
     model, texts = form().model(), (words(9, 1), words(7, 2))
     found = []

@@ -13,7 +13,7 @@ from onnx import helper
 from driver_shim.errors import UnsupportedModel
 from sdk.compiler import read_model
 from sdk.compiler.graph import Graph
-from sdk.compiler.states import StateKind, derived_inputs, find_states, state_infos
+from sdk.compiler.states import StateKind, context_of, derived_inputs, find_states, state_infos
 from sdk.compiler.states.report import state_placements, states_summary
 from tests.support.decoders import Concatenating, Grouping, Owning, Scattering
 
@@ -96,6 +96,35 @@ def test_a_configuration_that_is_no_json_is_refused_by_its_name(tmp_path: Path) 
     (tmp_path / "genai_config.json").write_text("{")
     with pytest.raises(UnsupportedModel, match=r"genai_config\.json"):
         find_states(read_model(tmp_path / "model.onnx"))
+
+
+@pytest.mark.parametrize(
+    "config", ['{"model": 3}', '{"model": {"decoder": null}}', '{"model": {"decoder": {"inputs": []}}}']
+)
+def test_a_configuration_without_the_sections_that_it_might_have_says_nothing(tmp_path: Path, config: str) -> None:
+    onnx.save(Scattering().model(), tmp_path / "model.onnx")
+    (tmp_path / "genai_config.json").write_text(config)
+    graph = read_model(tmp_path / "model.onnx")
+    assert {pair.found for pair in find_states(graph)} == {"by name"}
+    assert context_of(graph) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "context"),
+    [
+        ("genai_config.json", '{"model": {"context_length": 77}}', 77),
+        ("config.json", '{"max_position_embeddings": 2048}', 2048),
+        ("config.json", '{"n_positions": 1024, "vocab_size": 50257}', 1024),
+        ("config.json", '{"n_positions": "many"}', None),
+        ("config.json", "// of another program", None),
+    ],
+)
+def test_files_beside_a_model_say_for_how_long_a_context_it_was_made(
+    tmp_path: Path, name: str, text: str, context: int | None
+) -> None:
+    onnx.save(Scattering().model(), tmp_path / "model.onnx")
+    (tmp_path / name).write_text(text)
+    assert context_of(read_model(tmp_path / "model.onnx")) == context
 
 
 def test_a_pair_of_constant_shape_without_a_joint_is_no_state_unless_its_name_says_so() -> None:

@@ -125,6 +125,22 @@ def test_places_counted_for_all_rows_at_once_are_refused_for_several_rows() -> N
         compiled(Flat(), rows=2)
 
 
+class Scaling(Concatenating):
+    """Rotary embeddings are scaled for texts longer than 20 tokens, and not for shorter ones."""
+
+    def begin(self) -> None:
+        super().begin()
+        before = self.node("Shape", self.pasts[0][0][0], start=2, end=3)
+        total = self.node("Squeeze", self.node("Add", before, self.tokens()))
+        scale = self.node("Where", self.node("Greater", total, np.array(20, I64)), np.array(0.5, F32), np.array(1, F32))
+        self.cosines = self.node("Mul", self.cosines, scale)
+
+
+def test_what_changes_at_some_length_of_the_past_is_refused_wherever_that_lies() -> None:
+    with pytest.raises(UnsupportedModel, match="depends on how long the past is"):
+        compiled(Scaling())
+
+
 def test_inputs_that_follow_from_the_states_may_not_be_given() -> None:
     model = Owning().model()
     with pytest.raises(ValueError, match="is a state, which the device holds; leave it out"):
