@@ -28,6 +28,7 @@ from sdk.compiler.reader import read_graph
 from sdk.compiler.states.binding import StatePlan, States, plan_states
 from sdk.compiler.states.lengths import check_same, needs_length, other_length
 from sdk.compiler.states.pairs import StateLayout, StatePair, find_states
+from sdk.compiler.states.roles import ROWS, TABLES
 from sdk.compiler.tensor_data import Array
 
 _CODES = ((DataDependent, Reason.DATA), (NoSuchType, Reason.TYPE))
@@ -259,6 +260,10 @@ class _Compiler:
         entries = [*self._graph.inputs, *self._graph.outputs]
         if self._plan is not None:
             entries = [entry for entry in entries if entry.name not in self._plan.absent | self._plan.presents]
+            taken = next((entry.name for entry in entries if entry.name in (ROWS, TABLES)), None)
+            if taken is not None:
+                reason = f"a run with states has an input {taken!r} of its own: give the model's another name"
+                raise unsupported([Problem(reason, code=Reason.FORM)])
         if len(entries) > MAX_BINDINGS:
             raise unsupported([Problem(f"{len(entries)} inputs and outputs; at most {MAX_BINDINGS}")])
         for entry in entries:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,6 +54,11 @@ class InputChecks:
         self._optional = {info.name: info for info in signature.optional}
         self._names = [info.name for info in signature.inputs]
         self._checks: list[_Check] = []
+        self.left_out: Callable[[], Collection[str]] = tuple
+        """Inputs that a run with a state leaves out."""
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names or name in self._optional
 
     def in_order(self, arrays: tuple[Any, ...], named: Mapping[str, Any], owner: object) -> Call:
         """The values of one run in the order of the model's inputs. Raises TypeError, ValueError."""
@@ -94,6 +99,8 @@ class InputChecks:
             values = self._joined(values, named)
         missing = [name for name in names if name not in values]
         unknown = [name for name in values if name not in names and name not in self._optional]
+        if missing and not unknown and set(missing) <= set(self.left_out()):
+            raise TypeError(f"input {missing[0]!r} is missing; give state=model.state(), which holds what came before")
         if missing or unknown:
             wrong = f"input {unknown[0]!r} is unknown" if unknown else f"input {missing[0]!r} is missing"
             raise TypeError(f"{wrong}; the model takes: {', '.join(map(str, self._infos))}")
@@ -223,6 +230,7 @@ def declared_shapes(inputs: Sequence[TensorInfo]) -> dict[str, Sequence[Sequence
 
 
 def _checked_shape(info: TensorInfo, shape: tuple[Any, ...]) -> Shape:
-    if not all(isinstance(extent, int) and extent >= 0 for extent in shape) or not _fits(info.shape, shape):
+    whole = all(isinstance(extent, (int, np.integer)) and extent >= 0 for extent in shape)
+    if not whole or not _fits(info.shape, shape):
         raise ValueError(f"shapes: {shape} does not fit input {info.name!r} of shape {_show(info.shape)}")
-    return shape
+    return tuple(map(int, shape))

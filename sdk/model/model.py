@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from driver_shim.errors import Closed
 from sdk.compiler import CompiledProgram, Plan, Signature, TensorInfo
 from sdk.compiler.compiled import StateInfo
@@ -88,11 +90,13 @@ class Model(HereOnly, ABC):
         Of a model with states, what a step of `tokens` in `rows` rows takes (1 where only the other is given) that have
         `context` tokens each when it ends: as many as there is room for, unless it is given.
 
-        Raises ValueError for a profile that there is not, and for what the model has no room for.
+        Raises ValueError for a profile that there is not, and for what the model has no room for; TypeError.
         """
         from sdk.compiler.estimate import estimate  # few programs ask
 
-        compiled = self._latest() if tokens is rows is None else self._step_program(rows or 1, tokens or 1)
+        for name, number in (("tokens", tokens), ("rows", rows), ("context", context)):
+            _check_count(name, number, 0 if name == "context" else 1)
+        compiled = self._latest() if tokens is rows is None else self._step_program(int(rows or 1), int(tokens or 1))
         if compiled is None:
             return None
         return estimate(compiled, profile or self._owner.profile or DEFAULT_PROFILE, context=context)
@@ -135,7 +139,7 @@ class Model(HereOnly, ABC):
 
     def submit(self, *arrays: Any, out: Mapping[str, Span] | None = None, **named: Any) -> Event[Outputs]:
         """Start a run. The input arrays may be reused when this returns, buffers when the run has ended."""
-        chosen = chosen_states(named)
+        chosen = chosen_states(named, self._inputs)
         if chosen is not None:
             return self._submit_step(chosen, arrays, named, out)
         call = self._inputs.in_order(arrays, named, self._owner)
@@ -146,7 +150,7 @@ class Model(HereOnly, ABC):
 
         The input arrays may be reused when this returns.
         """
-        chosen = chosen_states(named)
+        chosen = chosen_states(named, self._inputs)
         if chosen is not None:
             return await self._run_step_async(chosen, arrays, named, out)
         call = self._inputs.in_order(arrays, named, self._owner)
@@ -208,3 +212,13 @@ class Model(HereOnly, ABC):
         """Buffers for outputs, which have to be such. Raises TypeError, ValueError."""
         check_out(out, self.outputs, self._owner)
         return dict(out)
+
+
+def _check_count(name: str, number: object, least: int) -> None:
+    """Raise TypeError, ValueError for what is given and no number from `least` on."""
+    if number is None:
+        return
+    if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
+        raise TypeError(f"{name} takes a whole number, got {number!r}")
+    if number < least:
+        raise ValueError(f"{name}={number}: from {least} on is possible")

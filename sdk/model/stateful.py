@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from sdk.compiler import CompiledProgram
 from sdk.compiler.graph import Graph
 from sdk.compiler.placement import NodePlacement
-from sdk.compiler.states import StateInfo, StatePair, find_states, state_infos
+from sdk.compiler.states import StateInfo, StatePair, derived_inputs, find_states, state_infos
 from sdk.compiler.states.report import state_placements
 from sdk.model.lane_set import LaneSet
 from sdk.model.parts import DeviceParts
@@ -29,6 +29,9 @@ class StateOptions:
         pairs: Mapping[str, str] | None = None,
         idle_rows: bool = False,
     ) -> None:
+        """Raises TypeError for `pairs` that are none."""
+        if pairs is not None and not isinstance(pairs, Mapping):
+            raise TypeError(f'states takes outputs by input: {{"past.0": "present.0"}}, got {type(pairs).__name__}')
         self.memory = memory
         self.pairs = pairs
         self.idle_rows = idle_rows
@@ -60,6 +63,11 @@ class Stateful:
         if self._pairs is None:
             self._pairs = find_states(self._graph, self._options.pairs)
         return self._pairs
+
+    @property
+    def left_out(self) -> frozenset[str]:
+        """Inputs that a run with a state leaves out."""
+        return frozenset({pair.past for pair in self.pairs} | derived_inputs(self._graph, self.pairs).keys())
 
     @property
     def infos(self) -> tuple[StateInfo, ...]:
@@ -131,10 +139,13 @@ class Stateful:
         return steps.start(states, steps.call(arrays, named), chosen, answered=answered)
 
 
-def chosen_states(named: dict[str, Any]) -> Sequence[State] | None:
+_TAKEN = {"state": "what model.state() gave", "states": "a list of what model.state() gave, one for each row"}
+
+
+def chosen_states(named: dict[str, Any], inputs: Container[str]) -> Sequence[State] | None:
     """The states that a call names by `state=` or `states=`, which are taken out of its inputs.
 
-    A model may have an input of such a name: it is one unless a State is given. Raises TypeError.
+    A model may have an input of such a name, as `inputs` says: it is one unless a State is given. Raises TypeError.
     """
     one, many = named.get("state"), named.get("states")
     if isinstance(one, State):
@@ -148,4 +159,7 @@ def chosen_states(named: dict[str, Any]) -> Sequence[State] | None:
         if wrong is not None or not many:
             raise TypeError(f"states= takes a state for each row, got {wrong if many else many!r}")
         return many
+    for name, takes in _TAKEN.items():
+        if name in named and name not in inputs:
+            raise TypeError(f"{name}= takes {takes}, got {type(named[name]).__name__}")
     return None

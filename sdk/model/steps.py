@@ -74,6 +74,8 @@ class Steps:
         for key in progress.expected(requested_shapes(self.signature.inputs, shapes)):
             named = {info.name: shape for info, shape in zip(self.signature.inputs, key, strict=True)}
             rows, width = self._axes.extent(named)
+            if not rows or not width:
+                raise ValueError(f"shapes: a run with states takes a row and a token at least, not {rows} of {width}")
             program = self._program(states, named)
             self._lanes.prepare(program)
             self._widths.add(rows, width)

@@ -6,6 +6,9 @@ import math
 import re
 from collections.abc import Sequence
 
+import numpy as np
+
+from driver_shim.errors import OutOfDeviceMemory
 from sdk.compiler.graph import Graph
 from sdk.compiler.states import BLOCK_TOKENS, StateInfo, StateLayout, context_of
 
@@ -23,7 +26,7 @@ def layout_for(
 ) -> StateLayout:
     """How a model's states are laid out: blocks for `state_memory`, or what is sensible where `free_bytes` are free.
 
-    Raises ValueError, TypeError.
+    Raises ValueError, TypeError, OutOfDeviceMemory.
     """
     context = context_of(graph)
     block_bytes = BLOCK_TOKENS * sum(each.bytes_per_token for each in states)
@@ -36,6 +39,16 @@ def layout_for(
     if not block_bytes:  # nothing that grows
         return StateLayout(blocks=1, slots=MOST_STATES, entries=1)
     blocks = size // block_bytes
+    if not blocks and state_memory is None:
+        raise OutOfDeviceMemory(
+            f"a block of {BLOCK_TOKENS} tokens takes {block_bytes} bytes of device memory; states get half of what is"
+            f" free, {size} bytes",
+            subsystem="memory",
+            remedy="free buffers or models that are no longer needed",
+            requested=block_bytes,
+            available=size,
+            largest=size,
+        )
     if not blocks:
         raise ValueError(
             f"state_memory: {size} bytes are less than a block of {BLOCK_TOKENS} tokens takes, {block_bytes} bytes"
@@ -46,7 +59,7 @@ def layout_for(
 
 def memory_bytes(text: int | str) -> int:
     """Bytes from a number or a text as "256MiB". Raises TypeError, ValueError."""
-    if isinstance(text, bool) or not isinstance(text, (int, str)):
+    if isinstance(text, bool) or not isinstance(text, (int, np.integer, str)):
         raise TypeError(f'state_memory takes bytes or a text as "256MiB", got {text!r}')
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(text), re.IGNORECASE)
     unit = None if found is None else _UNITS.get(found[2].upper())

@@ -125,8 +125,12 @@ def test_a_model_of_one_row_has_states_too(device: sdk.Device) -> None:
 
 @pytest.mark.parametrize(
     ("states", "message"),
-    [({"g": "h_next"}, "names 'g', which is no input"), ({"h": "z"}, "names 'z', which is no output")],
+    [
+        ({"g": "h_next"}, "names 'g', which is no input"),
+        ({"h": "z"}, "names 'z', which is no output"),
+        (["h"], "states takes outputs by input: .*, got list"),
+    ],
 )
-def test_pairs_that_there_are_not_are_refused(device: sdk.Device, states: dict[str, str], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_pairs_that_there_are_not_are_refused(device: sdk.Device, states: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
         device.load(recurrent(), states=states)

@@ -289,6 +289,13 @@ def test_every_run_of_many_states_is_refused_whole(loaded: Model) -> None:
         (lambda lm, s: lm({}, state=s), "input 'input_ids' is missing"),
         (lambda lm, s: lm(ids([1]), states=[]), "a state for each row"),
         (lambda lm, s: lm(ids([1]), states=[s, 3]), "a state for each row"),
+        (lambda lm, s: lm(ids([1]), state=None), r"state= takes what model\.state\(\) gave, got NoneType"),
+        (lambda lm, s: lm(ids([1]), state=[s]), r"state= takes what model\.state\(\) gave, got list"),
+        (lambda lm, s: lm(ids([1]), states=s), "states= takes a list of .* one for each row, got State"),
+        (lambda lm, s: lm(ids([1])), r"'write_indices' is missing; give state=model\.state\(\)"),
+        (lambda lm, s: lm.estimate(tokens=0), "tokens=0: from 1 on"),
+        (lambda lm, s: lm.estimate(rows=1.5), "rows takes a whole number, got 1.5"),
+        (lambda lm, s: lm.estimate(tokens=1, context="all"), "context takes a whole number, got 'all'"),
         (lambda lm, s: lm(ids([1]), state=s, states=[s]), "not both"),
         (lambda lm, s: lm(ids([1]), state=s, out={"logits": None}), "out= does not go with states"),
         (lambda lm, s: lm(ids([1], [2]), states=[s, lm.state()]), "programs are loaded for"),
@@ -355,6 +362,43 @@ def test_state_memory_that_cannot_be_is_refused_at_load(
 def test_more_state_memory_than_the_device_has_is_refused_at_load(device: sdk.Device, decoder: onnx.ModelProto) -> None:
     with pytest.raises(sdk.OutOfDeviceMemory):
         device.load(decoder, state_memory="64GiB")
+
+
+def test_states_for_which_no_memory_is_left_are_out_of_device_memory(
+    device: sdk.Device, decoder: onnx.ModelProto
+) -> None:
+    lm = device.load(decoder)
+    rest = device.buffer((device._function.free_bytes - BLOCK_BYTES,), "int8")
+    with pytest.raises(sdk.OutOfDeviceMemory, match=f"a block of {BLOCK} tokens takes {BLOCK_BYTES} bytes"):
+        lm.state()
+    rest.free()
+    assert lm.state().length == 0
+    lm.close()
+
+
+@pytest.mark.parametrize("shape", [(0, 1), (1, 0)])
+def test_a_shape_without_tokens_is_refused_at_load(
+    device: sdk.Device, decoder: onnx.ModelProto, shape: tuple[int, int]
+) -> None:
+    with pytest.raises(ValueError, match="takes a row and a token at least"):
+        device.load(decoder, shapes={"input_ids": [shape]}, state_memory=BLOCK_BYTES)
+
+
+def test_numbers_may_be_numpys(device: sdk.Device, decoder: onnx.ModelProto) -> None:
+    shape = tuple(np.array([1, 2]))
+    lm = device.load(decoder, shapes={"input_ids": [shape]}, state_memory=np.int64(2 * BLOCK_BYTES))  # type: ignore[arg-type]
+    assert lm(ids([1, 2]), state=lm.state())["logits"].shape == (1, 2, SIZE.words)
+    lm.close()
+
+
+@pytest.mark.parametrize("name", ["state.rows", "state.tables"])
+def test_a_model_with_an_input_of_the_devices_own_is_refused_by_its_name(device: sdk.Device, name: str) -> None:
+    model = Scattering(SIZE).model()
+    model.graph.input[0].name = name
+    for each in model.graph.node:
+        each.input[:] = [name if read == "input_ids" else read for read in each.input]
+    with pytest.raises(sdk.UnsupportedModel, match=f"an input {name!r} of its own"):
+        device.load(model, shapes={name: [(1, 1)]}, state_memory=BLOCK_BYTES)
 
 
 def test_a_model_that_remembers_nothing_has_no_states(device: sdk.Device) -> None:
