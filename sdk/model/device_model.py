@@ -101,8 +101,7 @@ class DeviceModel(Model):
         program = self._programs.make_for_shapes(shapes)
         if program is None:
             return False
-        self._lanes.take(program).reserve(program)
-        self._owner.make_resident(program)
+        self._lanes.prepare(program)
         return True
 
     def _keep_quiet_about_shapes(self) -> None:

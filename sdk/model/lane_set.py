@@ -35,6 +35,11 @@ class LaneSet:
             self._parts.check_open()
             return self.at_once() or self._add(program)  # another run may have made one meanwhile
 
+    def prepare(self, program: ModelProgram) -> None:
+        """Have a program on the device and a lane with memory for its runs. Raises as `make_room`."""
+        while not self.make_room(self.take(program), program):
+            pass
+
     def make_room(self, lane: Lane, program: ModelProgram) -> bool:
         """Have a program on the device and memory for its runs in a lane.
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sdk.compiler import Signature, TensorInfo
 from sdk.compiler.states import StateKind, StatePair, step_input
-from sdk.model.step_run import Chunk
+from sdk.model.step_widths import Chunk
 
 Shape = tuple[int, ...]
 

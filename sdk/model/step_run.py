@@ -12,24 +12,15 @@ from driver_shim.protocol.commands import BINDING, Space
 from driver_shim.protocol.program import align_up
 from sdk.memory.buffers import Buffer, DeviceBuffer
 from sdk.model.layout import Place
-from sdk.model.program_run import copy, execute
+from sdk.model.program_run import copy, execute, view
 from sdk.model.programs import ModelProgram
 from sdk.model.runs import Command, Outputs
 from sdk.model.staging import Staging
-from sdk.queue.queue import Entry
+from sdk.model.step_widths import Chunk
 from sdk.state.memory import StateMemory
 from sdk.state.model_states import ReplacedRow
 
 _HOST, _DEVICE = int(Space.HOST), int(Space.DEVICE)
-
-
-class Chunk(NamedTuple):
-    """A part of a step's tokens, in one execution."""
-
-    width: int
-    """Tokens that its program takes."""
-    tokens: int
-    """Those of them that there are; the rest is masked."""
 
 
 class OutputAxes(Protocol):
@@ -78,6 +69,8 @@ class StepRun:
         self._idle_rows = idle_rows
         self._replaced = replaced
         self.then = then
+        self._staged: NDArray[Any] = np.empty(0, np.uint8)
+        """The staging's memory, until the outputs were taken."""
         self.programs = tuple(dict.fromkeys(part.program for part in parts))
         self._plan()
 
@@ -121,8 +114,9 @@ class StepRun:
         commands: list[Command] = []
         for index, part in enumerate(self._parts):
             which = self.programs.index(part.program)
-            commands += self._part(index, staging, arena, self._table_bases[which], handles[which])
-        self._memory_of_outputs = memory
+            self._stage(index, memory)
+            commands += self._part(index, staging.address, arena.address, self._table_bases[which], handles[which])
+        self._staged = memory
         return commands, (self._memory.tables, *(cache.buffer for cache in self._memory.caches), *self._own_buffers())
 
     def _own_buffers(self) -> list[DeviceBuffer]:
@@ -140,62 +134,59 @@ class StepRun:
         for at, operand in enumerate(operands):
             table[at] = operand
 
-    def _part(self, index: int, staging: Staging, arena: DeviceBuffer, table_base: int, handle: int) -> list[Command]:
+    def _stage(self, index: int, memory: NDArray[Any]) -> None:
+        """Put the inputs of a part where its first command takes them from."""
         part, base = self._parts[index], self._input_bases[index]
-        layout, device = part.program.layout, arena.address
-        for place in layout.inputs:
+        for place in part.program.layout.inputs:
             if place.name in part.inputs:
-                at = base + place.offset
-                there = staging.memory[at : at + place.nbytes].view(place.dtype).reshape(place.shape)
-                np.copyto(there, part.inputs[place.name])
+                np.copyto(view(memory, place._replace(offset=base + place.offset)), part.inputs[place.name])
+
+    def _part(self, index: int, staging: int, device: int, table_base: int, handle: int) -> list[Command]:
+        """The commands of a part: inputs and states in, the program, states and outputs out."""
+        program = self._parts[index].program
+        layout = program.layout
         commands: list[Command] = []
         if layout.input_bytes:
-            commands.append(Command(copy(device, staging.address + base, layout.input_bytes, _DEVICE, _HOST), "copy"))
-        commands += [
-            Command(entry, "copy of a state") for entry in self._move(part.program, device, index, before=True)
-        ]
-        work = execute(layout, staging.address + table_base, device, handle)
-        commands.append(Command(work, "exec", part.program.compiled.nodes))
-        commands += [
-            Command(entry, "copy of a state") for entry in self._move(part.program, device, index, before=False)
-        ]
-        by_name = {place.name: place for place in layout.outputs}
+            source = staging + self._input_bases[index]
+            commands.append(Command(copy(device, source, layout.input_bytes, _DEVICE, _HOST), "copy"))
+        commands += self._move(program, device, index, before=True)
+        work = execute(layout, staging + table_base, device, handle)
+        commands.append(Command(work, "exec", program.compiled.nodes))
+        commands += self._move(program, device, index, before=False)
+        offsets = {place.name: place.offset for place in layout.outputs}
         for place in self._outputs[index]:
-            source = device + by_name[place.name].offset
-            entry = copy(staging.address + place.offset, source, place.nbytes, _HOST, _DEVICE)
+            entry = copy(staging + place.offset, device + offsets[place.name], place.nbytes, _HOST, _DEVICE)
             commands.append(Command(entry, "copy"))
         return commands
 
-    def _move(self, program: ModelProgram, device: int, index: int, *, before: bool) -> list[Entry]:
+    def _move(self, program: ModelProgram, device: int, index: int, *, before: bool) -> list[Command]:
         """Copies of replaced states' rows from and to where the program has them."""
         places = {place.name: place for place in (*program.layout.inputs, *program.layout.outputs)}
-        entries = []
+        commands = []
         for rows in self._replaced:
             for number, row in enumerate(rows):
                 source = row.current if index == 0 else row.following
                 place = places[row.past if before else row.present]
-                for at, piece in enumerate(_row_pieces(place, number, row.axis)):
-                    own = (source if before else row.following).address + at * piece[1]
-                    there = device + place.offset + piece[0]
+                for at, (offset, size) in enumerate(_row_pieces(place, number, row.axis)):
+                    own = (source if before else row.following).address + at * size
+                    there = device + place.offset + offset
                     to, origin = (there, own) if before else (own, there)
-                    entries.append(copy(to, origin, piece[1], _DEVICE, _DEVICE))
-        return entries
+                    commands.append(Command(copy(to, origin, size, _DEVICE, _DEVICE), "copy of a state"))
+        return commands
 
     def outputs(self, staging: Staging) -> Outputs:
         """See `lanes.Work`."""
-        memory = self._memory_of_outputs
+        memory, self._staged = self._staged, np.empty(0, np.uint8)
         gathered: dict[str, list[NDArray[Any]]] = {}
         for part, places in zip(self._parts, self._outputs, strict=True):
             for place in places:
-                raw = memory[place.offset : place.offset + place.nbytes]
-                array = raw.view(place.dtype).reshape(place.shape)
+                array = view(memory, place)
                 axes = self._axes[place.name]
                 if self._idle_rows and axes.row is not None:
                     array = _first(array, axes.row, array.shape[axes.row] - self._idle_rows)
                 if axes.token is not None:
                     array = _first(array, axes.token, part.chunk.tokens)
                 gathered.setdefault(place.name, []).append(array)
-        del self._memory_of_outputs
         return {name: _joined(arrays, self._axes[name].token) for name, arrays in gathered.items()}
 
 

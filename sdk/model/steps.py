@@ -25,14 +25,13 @@ from sdk.model.port import ModelOwner
 from sdk.model.programs import ModelProgram
 from sdk.model.runs import RunEvent
 from sdk.model.step_axes import StepAxes
-from sdk.model.step_run import Chunk, StepPart, StepRun
+from sdk.model.step_run import StepPart, StepRun
+from sdk.model.step_widths import Chunk, StepWidths
 from sdk.state.memory import Holding
 from sdk.state.model_states import ModelStates
 from sdk.state.state import State
 
 _log = logging.getLogger("npu")
-MOST_CHUNKS = 256
-"""Of one step: all its commands go into the queue at one time."""
 
 
 class Steps:
@@ -48,7 +47,6 @@ class Steps:
         idle_rows: bool,
     ) -> None:
         """`idle_rows`: whether a call may have fewer rows than the program that it takes."""
-        self._idle_rows = idle_rows
         self._owner = owner
         self._parts = parts
         self._lanes = lanes
@@ -65,8 +63,8 @@ class Steps:
         self._inputs = InputChecks(self.signature)
         past_infos = [info for info in graph.signature.inputs if info.name in pasts]
         self._axes = StepAxes(self.signature, past_infos, pairs)
-        self._widths: dict[int, list[int]] = {}
-        """Tokens of the programs that were asked for by name, by rows."""
+        masks = all(pair.kind is not StateKind.REPLACE for pair in pairs)  # what is replaced would keep a mark of it
+        self._widths = StepWidths(self._axes.primary.name, idle_rows=idle_rows, masks=masks)
         self.last: CompiledProgram | None = None
 
     # --- programs ----------------------------------------------------------------------------------------------
@@ -79,12 +77,8 @@ class Steps:
             if not rows or not width:
                 raise ValueError(f"shapes: a run with states takes a row and a token at least, not {rows} of {width}")
             program = self._program(states, named)
-            self._lanes.take(program).reserve(program)
-            self._owner.make_resident(program)
-            widths = self._widths.setdefault(rows, [])
-            if width not in widths:
-                widths.append(width)
-                widths.sort()
+            self._lanes.prepare(program)
+            self._widths.add(rows, width)
             progress.current().loaded()
 
     def program_for(self, states: ModelStates, rows: int, tokens: int) -> CompiledProgram:
@@ -151,13 +145,12 @@ class Steps:
         rows, tokens = self._axes.extent({name: value.shape for name, value in values.items()})
         self._check_rows(chosen, rows, tokens)
         self._holdings(states, chosen, tokens)  # what cannot be is said before anything is compiled for it
-        wide = self._rows(rows)
+        wide = self._widths.rows_for(rows)
         values = {name: self._axes.filled(name, value, wide) for name, value in values.items()}
-        chunks = self._chunks(wide, tokens)
+        chunks = self._widths.chunks(wide, tokens)
         shapes = [self._axes.shapes(values, chunk.width) for chunk in chunks]
-        known = self._widths.get(wide, ())
         programs = [
-            self._program(states, shape, warn=chunk.width not in known and chunk.width > 1)
+            self._program(states, shape, warn=chunk.width > 1 and not self._widths.is_named(wide, chunk.width))
             for shape, chunk in zip(shapes, chunks, strict=True)
         ]
         while True:
@@ -203,52 +196,6 @@ class Steps:
             states.replaced_rows(holdings, self._axes.row_axis_of_past),
             then=partial(states.commit, holdings, done),
         )
-
-    def _rows(self, rows: int) -> int:
-        """Rows of the program for a call of so many. Raises ValueError where only larger ones are loaded."""
-        if not self._widths or rows in self._widths:
-            return rows
-        larger = min((each for each in self._widths if each > rows), default=None)
-        if larger is None:
-            return rows
-        if not self._idle_rows:
-            raise ValueError(
-                f"{rows} rows of input {self._axes.primary.name!r}; programs are loaded for {sorted(self._widths)}:"
-                f" load with idle_rows=True to have {larger - rows} of {larger} rows idle, or name a shape of {rows}"
-            )
-        return larger
-
-    def _chunks(self, rows: int, tokens: int) -> list[Chunk]:
-        """The widest that is loaded, again and again; then the narrowest that takes the rest."""
-        widths = self._widths.get(rows)
-        if not widths or tokens in widths:
-            return [Chunk(tokens, tokens)]
-        if any(pair.kind is StateKind.REPLACE for pair in self._pairs):
-            return self._exact_chunks(widths, tokens)
-        whole, rest = divmod(tokens, widths[-1])
-        chunks = [Chunk(widths[-1], widths[-1])] * whole
-        if rest:
-            chunks.append(Chunk(next(width for width in widths if width >= rest), rest))
-        return self._checked_count(chunks, tokens)
-
-    def _exact_chunks(self, widths: Sequence[int], tokens: int) -> list[Chunk]:
-        """Where a masked token would leave its mark on a replaced state: nothing is filled up."""
-        chunks, rest = [], tokens
-        for width in reversed(widths):
-            count, rest = divmod(rest, width)
-            chunks += [Chunk(width, width)] * count
-        if rest:
-            chunks.append(Chunk(rest, rest))
-        return self._checked_count(chunks, tokens)
-
-    @staticmethod
-    def _checked_count(chunks: list[Chunk], tokens: int) -> list[Chunk]:
-        if len(chunks) > MOST_CHUNKS:
-            raise ValueError(
-                f"{tokens} tokens take {len(chunks)} chunks of the widest shape that is loaded; at most {MOST_CHUNKS}:"
-                " name a wider one in load(shapes=...), or give the tokens in several calls"
-            )
-        return chunks
 
     def _check_rows(self, chosen: Sequence[State], rows: int, tokens: int) -> None:
         """Raise ValueError unless every row has a state of its own and a token at least."""

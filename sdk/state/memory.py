@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from driver_shim.errors import BufferInUse, Closed, NpuError, OutOfDeviceMemory
 from sdk.compiler import TensorInfo
@@ -15,18 +15,8 @@ from sdk.memory.buffers import DeviceBuffer, Span
 from sdk.queue.events import Event
 from sdk.queue.queue import Queue
 from sdk.state.blocks import Blocks, OutOfBlocks, runs
+from sdk.state.port import FunctionOwner
 from sdk.state.preparations import Preparations
-
-
-class MemoryOwner(Protocol):
-    """The open function that the memory is of."""
-
-    @property
-    def address(self) -> str:
-        """How a user names the device."""
-
-    def device_buffer(self, shape: object, dtype: object) -> DeviceBuffer:
-        """Device memory, contents unspecified."""
 
 
 class Cache(NamedTuple):
@@ -74,7 +64,7 @@ class Holding:
 class StateMemory:
     """What all states of one model have. Members are called with `lock` held, unless they say otherwise."""
 
-    def __init__(self, owner: MemoryOwner, layout: StateLayout, caches: Sequence[TensorInfo]) -> None:
+    def __init__(self, owner: FunctionOwner, layout: StateLayout, caches: Sequence[TensorInfo]) -> None:
         """Take it from the device. Raises OutOfDeviceMemory."""
         self._owner = owner
         self.layout = layout
@@ -299,7 +289,7 @@ def closed_by_user(device: str) -> Closed:
     return Closed("the state was freed", device=device, remedy="take another from the model")
 
 
-def _cache(owner: MemoryOwner, layout: StateLayout, info: TensorInfo) -> Cache:
+def _cache(owner: FunctionOwner, layout: StateLayout, info: TensorInfo) -> Cache:
     planes, blocks, *block = (int(extent) for extent in info.shape)
     if blocks != layout.blocks:
         raise ValueError(f"{info} has {blocks} blocks; the layout has {layout.blocks}")
