@@ -1,4 +1,4 @@
-"""The register map of BAR0 (contract 0.3) and where everything lies in the BARs.
+"""The register map of BAR0 and where everything lies in the BARs.
 
 One declaration serves the emulator's behaviour, the driver's accessors (`driver_shim/function/registers.py`),
 `npuctl regs` and docs/registers.md. The first 256 bytes never change from contract 1.0 on.

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import sdk
 from sdk.chat.conversation import Conversation
 from sdk.chat.figures import Meter
-from sdk.chat.metadata import Metadata, count_of, read_metadata
+from sdk.chat.metadata import read_metadata
 from sdk.chat.sequence import INPUT, TokenSequence
 from sdk.chat.template import ChatTemplate
 from sdk.chat.vocabulary import Vocabulary
+from sdk.gguf.file import open_gguf
+from sdk.gguf.parameters import Parameters, read_parameters
 
 if TYPE_CHECKING:
     from sdk.device import Device
@@ -54,35 +56,34 @@ class ChatModel:
         context: int | None = None,
         candidates: int = CANDIDATES,
     ) -> None:
+        parameters = read_parameters(open_gguf(path))
         metadata = read_metadata(path)
         self.name = str(metadata.get("general.name", os.path.basename(path)))
-        self.most_context = _number(metadata, "context_length")
+        self.most_context = parameters.context_length
         """Tokens of a conversation that it was made for."""
         if context is not None and context > self.most_context:
             raise ContextTooLarge(f"{context} tokens of context: the model takes at most {self.most_context}")
         self.context = context or min(DEFAULT_CONTEXT, self.most_context)
         self._vocabulary = Vocabulary(metadata)
         self._template = ChatTemplate(metadata, self._vocabulary, template)
-        self._state_bytes = _state_bytes(metadata, self.context)
+        self._state_bytes = _state_bytes(parameters, self.context)
         self._graph = sdk.read_gguf(path, logits=f"top-{min(candidates, len(self._vocabulary))}")
 
     def load(self, device: Device, *, system: str | None = None) -> Loaded:
         """A conversation on a device. Raises as `Device.load` and `Model.state`."""
         shapes = {INPUT: [(1, min(PREFILL_TOKENS, self.context)), (1, 1)]}
         model = device.load(self._graph, shapes=shapes, state_memory=self._state_bytes)
-        sequence = TokenSequence(model, model.state(max_tokens=self.context), Meter(device))
+        try:
+            state = model.state(max_tokens=self.context)
+        except BaseException:
+            model.close()
+            raise
+        sequence = TokenSequence(model, state, Meter(device))
         conversation = Conversation(sequence, self._vocabulary, self._template, system=system)
         return Loaded(conversation, None if model.plan is None else model.plan.constants_bytes)
 
 
-def _state_bytes(metadata: Metadata, context: int) -> int:
+def _state_bytes(parameters: Parameters, context: int) -> int:
     """Memory that holds so many tokens' keys and values, whatever they are stored as."""
-    heads, width = _number(metadata, "attention.head_count"), _number(metadata, "embedding_length")
-    size = _number(metadata, "attention.key_length", max(1, width // heads))
-    key_heads = _number(metadata, "attention.head_count_kv", heads)
-    token_bytes = 2 * _number(metadata, "block_count") * key_heads * size * _ELEMENT_BYTES
-    return token_bytes * (-(-context // _ROUNDED_TOKENS) * _ROUNDED_TOKENS)
-
-
-def _number(metadata: Metadata, key: str, default: int | None = None) -> int:
-    return count_of(metadata, f"{metadata.get('general.architecture')}.{key}", default)
+    token = parameters.layers * parameters.key_heads * (parameters.key_size + parameters.value_size) * _ELEMENT_BYTES
+    return token * (-(-context // _ROUNDED_TOKENS) * _ROUNDED_TOKENS)

@@ -106,10 +106,15 @@ class Stateful:
 
     @property
     def steps(self) -> Steps:
-        """Their runs."""
-        if self._steps is None:
-            self._steps = Steps(self._owner, self._parts, self._lanes, self._graph, self.pairs, self._options.idle_rows)
-        return self._steps
+        """Their runs. Raises TypeError where no input says rows and tokens, UnsupportedModel."""
+        steps = self._steps
+        if steps is None:
+            with self._parts.lock:
+                steps = self._steps = self._steps or self._new_steps()
+        return steps
+
+    def _new_steps(self) -> Steps:
+        return Steps(self._owner, self._parts, self._lanes, self._graph, self.pairs, self._options.idle_rows)
 
     @property
     def last_steps(self) -> Steps | None:

@@ -59,7 +59,7 @@ def encode(states: Sequence[StateInfo], length: int, tensors: Sequence[NDArray[A
 
 
 def decode(data: bytes, states: Sequence[StateInfo]) -> SavedState:
-    """Take apart what `encode` made for the same states. Raises ValueError that says what does not fit."""
+    """Take apart what `encode` made for the same states. Raises TypeError, ValueError that says what does not fit."""
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise TypeError(f"restore takes the bytes that State.save gave, not a {type(data).__name__}")
     data = bytes(data)

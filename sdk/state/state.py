@@ -26,7 +26,7 @@ class State(HereOnly):
     or never started has changed nothing. One run at a time.
     """
 
-    # `_room_for` is for steps, which are another package's.
+    # `_room_for` is for the runs of `sdk/model`.
 
     def __init__(self, owner: StateOwner, memory: StateMemory, holding: Holding, max_tokens: int) -> None:
         """Use `Model.state`."""
@@ -70,8 +70,8 @@ class State(HereOnly):
     def rewind(self, length: int) -> None:
         """Forget all tokens behind the first `length`; no bytes move.
 
-        Raises ValueError for a length that it has not or where the model overwrites what it remembers, BufferInUse
-        while a run works on it.
+        Raises TypeError for what is no number, ValueError for a length that it has not or where the model overwrites
+        what it remembers, BufferInUse while a run works on it.
         """
         if isinstance(length, bool) or not isinstance(length, (int, np.integer)):
             raise TypeError(f"rewind takes a number of tokens, got {length!r}")

@@ -8,6 +8,9 @@ from sdk.compiler.ir import Operation, Value, fields_of
 from sdk.compiler.passes.rewriting import Rewriting
 from sdk.compiler.states.binding import States
 
+_SMALL = 4096
+"""Elements of a constant that is worth comparing."""
+
 
 def share_derived(program: Rewriting, states: States) -> None:
     """Have equal operations on what follows from the rows alone be one."""
@@ -40,7 +43,3 @@ def _name(operation: Operation, names: dict[int, Hashable]) -> Hashable | None:
     if not any(id(value) in names for value in operation.inputs):
         return None
     return operation.kind, repr(fields_of(operation)), tuple(parts)
-
-
-_SMALL = 4096
-"""Elements of a constant that is worth comparing."""

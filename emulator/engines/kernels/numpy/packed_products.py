@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,32 +23,35 @@ class _Room:
     def __init__(self, size: int) -> None:
         self._left = size
         self._lock = threading.Lock()
+        self._returned: deque[int] = deque()
 
     def take(self, size: int) -> bool:
         """Take some, if there is as much."""
         with self._lock:
+            while self._returned:
+                self._left += self._returned.popleft()
             if size > self._left:
                 return False
             self._left -= size
             return True
 
     def give_back(self, size: int) -> None:
-        """Return what was taken."""
-        with self._lock:
-            self._left += size
+        """Return what was taken. Without the lock, since finalisers do: the next who takes some counts it."""
+        self._returned.append(size)
 
 
 _room = _Room(HELD_BYTES)
 
 
 class _Product:
-    """A product with weights [rows, depth] that are held as floats."""
+    """A product with weights [rows, depth] that are held as floats, in room that was taken."""
 
-    def __init__(self, weights: Array) -> None:
-        self._weights = weights
+    def __init__(self, rows: int, depth: int) -> None:
+        weakref.finalize(self, _room.give_back, _bytes_of(rows, depth))
+        self.weights = np.empty((rows, depth), np.float32)
 
     def run(self, inputs: Sequence[Array | None], outputs: Sequence[Array]) -> None:
-        sums = widen(required(inputs, 0)) @ self._weights.T
+        sums = widen(required(inputs, 0)) @ self.weights.T
         bias = optional(inputs, 4)
         if bias is not None:
             sums += widen(bias)
@@ -60,12 +64,14 @@ def prepare_matmul_nbits(request: KernelRequest) -> Kernel | None:
     unknown = any(kind is not None and request.constant(i) is None for i, kind in enumerate(request.inputs[:4]) if i)
     if x is None or unknown:
         return None
-    weights_bytes = rows * x.shape[-1] * np.dtype(np.float32).itemsize
-    if not _room.take(weights_bytes):
+    depth = x.shape[-1]
+    if not _room.take(_bytes_of(rows, depth)):
         return None
-    weights = np.empty((rows, x.shape[-1]), np.float32)
-    for part, unpacked in unpacked_rows(request.attributes, x.shape[-1], request.constants):
-        weights[part] = unpacked
-    product = _Product(weights)
-    weakref.finalize(product, _room.give_back, weights_bytes)
+    product = _Product(rows, depth)
+    for part, unpacked in unpacked_rows(request.attributes, depth, request.constants):
+        product.weights[part] = unpacked
     return product.run
+
+
+def _bytes_of(rows: int, depth: int) -> int:
+    return rows * depth * np.dtype(np.float32).itemsize
