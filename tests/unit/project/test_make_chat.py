@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.needs import require_program
 from tests.support.paths import ROOT
+from tests.support.waiting import PATIENCE_S
 
 TOOL = '#!/bin/sh\nprintf "%s\\n" "$@"\n'
 
@@ -17,8 +19,7 @@ TOOL = '#!/bin/sh\nprintf "%s\\n" "$@"\n'
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A folder with the Makefile, a tool that prints its arguments, and all installed."""
-    if shutil.which("make") is None:
-        pytest.skip("make is not installed: apt-get install make")
+    require_program("make")
     shutil.copy(ROOT / "Makefile", tmp_path)
     made_of = (tmp_path / "pyproject.toml", tmp_path / "sdk/chat/default_model.py")
     tool = tmp_path / ".venv/bin/npuctl"
@@ -45,5 +46,6 @@ def test_words_arrive_as_they_were_typed(project: Path, words: str, place: str) 
         capture_output=True,
         text=True,
         check=True,
+        timeout=PATIENCE_S,
     )
     assert done.stdout == f"chat\n--prompt\n{words}\n"
