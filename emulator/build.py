@@ -16,7 +16,7 @@ from emulator.engines.pool import EnginePool
 from emulator.engines.verifier import VerifierProcess
 from emulator.function.function import PciFunction
 from emulator.management.process.options import CoreOptions, start_core
-from emulator.model.profile import load_profile
+from emulator.model.profile import load_profile, named_profile
 
 
 def build(
@@ -28,11 +28,13 @@ def build(
     core: CoreOptions | None = None,
     on_power_off: Callable[[int], None] | None = None,
 ) -> PciFunction:
-    """A powered-on function. Raises ValueError for an unknown profile, StateError for an unusable folder.
+    """A powered-on function. `profile_name` may be the path of a file, as `named_profile` tells.
+
+    Raises ValueError for an unknown profile, OSError for one that cannot be read, StateError for an unusable folder.
 
     In process, and without `core`, there is no management core; `on_power_off` see `start_core`.
     """
-    profile = load_profile(profile_name)
+    profile = load_profile(named_profile(profile_name))
 
     def open_engines(memory: DeviceMemory) -> Engines:
         if in_process:

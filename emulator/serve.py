@@ -89,7 +89,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     where.add_argument("--socket", type=Path, metavar="PATH", help="listen on this UNIX socket")
     where.add_argument("--connection-fd", type=int, metavar="N", help="serve this inherited socket alone")
     parser.add_argument("--owner-pid-fd", type=int, metavar="N", help="end when the process of this pidfd does")
-    parser.add_argument("--profile", default="generic", metavar="NAME", help="the chip to model (default: %(default)s)")
+    parser.add_argument("--profile", default="generic", metavar="NAME", help="the chip to model: a name or FILE.toml")
     parser.add_argument("--kernels", choices=KERNELS, default="auto", help="who computes (default: %(default)s)")
     parser.add_argument("--state", type=Path, metavar="DIR", help="keep serial number, logs and black box here")
     parser.add_argument("--usbip-port", type=int, metavar="N", help="offer the USB debug port there; 0 takes any")
@@ -130,7 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         built.append(device)
         if chosen.socket is not None:
             port = usbip.getsockname()[1] if usbip else None
-            published = PublishedEmulator(chosen.socket, chosen.profile, device.chip.serial, chosen.kernels, port)
+            chip = device.chip
+            published = PublishedEmulator(chosen.socket, chip.profile.name, chip.serial, chosen.kernels, port)
             cleanup.callback(published.withdraw)
         return device
 

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 from driver_shim.protocol.commands import Status
 from emulator.model import timing
 from emulator.model.profile import Profile
+from emulator.model.timing import NoRate, Precision
 from emulator.model.verify import DeviceLimits, ProgramRejected, VerifiedEntry, VerifiedProgram, verify
 from emulator.model.work import RowCost, known_work, row_costs
 
@@ -76,11 +77,21 @@ def judge(number: int, image: bytes | memoryview, profile: Profile) -> Verdict:
         program = verify(image, device_limits=DeviceLimits(memory_bytes=profile.memory_bytes))
     except ProgramRejected as error:
         return Verdict(number, Status.PROGRAM_REJECTED, f"program rejected: {error}", None)
-    return Verdict(number, Status.SUCCESS, "", facts_of(program, profile))
+    try:
+        facts = facts_of(program, profile)
+    except NoRate as error:
+        return Verdict(number, Status.PROGRAM_REJECTED, f"program rejected: {error}", None)
+    return Verdict(number, Status.SUCCESS, "", facts)
 
 
 def facts_of(program: VerifiedProgram, profile: Profile) -> ProgramFacts:
-    """The facts of a verified program."""
+    """The facts of a verified program. Raises NoRate for one that the chip cannot run."""
+    on_chip = profile.shared_sram_bytes or 0
+
+    def checked(costs: tuple[RowCost, ...]) -> tuple[RowCost, ...]:
+        for each in costs:
+            timing.macs_per_tick(profile, Precision(each.cost.precision))
+        return costs
 
     def entry_facts(entry: VerifiedEntry) -> EntryFacts:
         tensors = program.image.tensors
@@ -91,8 +102,8 @@ def facts_of(program: VerifiedProgram, profile: Profile) -> ProgramFacts:
             entry.output_places,
             entry.scratch_bytes,
             entry.command_count,
-            timing.program_ticks(profile, known_work(tensors, entry.point)),
-            row_costs(tensors, entry.point),
+            timing.program_ticks(profile, known_work(tensors, entry.point, on_chip)),
+            checked(row_costs(tensors, entry.point, on_chip)),
         )
 
     return ProgramFacts(program.constant_sizes, tuple(map(entry_facts, program.entries)))

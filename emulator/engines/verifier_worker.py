@@ -54,7 +54,9 @@ def encode_profile(profile: Profile) -> str:
 
 def decode_profile(text: str) -> Profile:
     """The inverse of `encode_profile`; where the figures come from stays behind."""
-    return Profile(**json.loads(text), sources={})
+    figures = json.loads(text)
+    figures["tiles"] = tuple(map(tuple, figures["tiles"]))
+    return Profile(**figures, sources={})
 
 
 def serve(arguments: Sequence[str], judged: Callable[[int, memoryview, Profile], Verdict]) -> None:

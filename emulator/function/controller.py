@@ -228,7 +228,7 @@ class Controller:
         queue.job_entry = entry
         not_before = queue.last_end_tick
         if queue.job.on_engine:
-            not_before = self._programs.book_engine(queue.job.cost, max(not_before, self._clock.now()))
+            not_before = self._programs.book_engines(queue.job.cost, max(not_before, self._clock.now()))
         queue.job_ticks = self._clock.schedule(not_before, queue.job.cost)
         return self._advance(queue)
 

@@ -49,7 +49,8 @@ class Programs:
         self._handles = itertools.count(1)
         self._job_ids = itertools.count(1)
         self._generation = 0
-        self._engine_free = [0] * chip.profile.engines
+        self._engines_free = 0
+        """The tick from which on nothing is booked."""
 
     def check_size(self, size: int, constants: int) -> None:
         """Raise CommandError for a container, or a number of constants, that cannot be loaded whatever is in it."""
@@ -143,11 +144,10 @@ class Programs:
         self._engines.start(EngineJob(job_id, self._generation, program.handle, inputs, states, entry))
         return job_id
 
-    def book_engine(self, cost: int, not_before: int) -> int:
-        """Reserve the engine that is free first for `cost` ticks; returns the tick at which it begins."""
-        engine = min(range(len(self._engine_free)), key=self._engine_free.__getitem__)
-        start = max(self._engine_free[engine], not_before)
-        self._engine_free[engine] = start + cost
+    def book_engines(self, cost: int, not_before: int) -> int:
+        """Reserve the chip's engines, all of them, for `cost` ticks; returns the tick at which they begin."""
+        start = max(self._engines_free, not_before)
+        self._engines_free = start + cost
         return start
 
     @property
@@ -192,7 +192,7 @@ class Programs:
         self.outstanding.clear()
         self._verdicts.clear()
         self._verifier.cancel_all()
-        self._engine_free = [0] * len(self._engine_free)
+        self._engines_free = 0
         self._engines.cancel_all()
         for handle in self._loaded:
             self._engines.unload(handle)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import KeysView, Sequence
 from typing import Any
 
+from driver_shim.errors import UnsupportedModel
 from sdk.chat.metadata import Metadata
 from sdk.chat.pre_tokenisers import DEFAULT, cut_named, pre_tokeniser
 
@@ -28,7 +29,7 @@ def make_tokenizer(metadata: Metadata, tokens: Sequence[str]) -> Any:
 
     cut = cut_named(metadata.get("tokenizer.ggml.pre", DEFAULT))
     ids = {token: number for number, token in enumerate(tokens)}
-    merges = [_pair(merge) for merge in metadata["tokenizer.ggml.merges"]]
+    merges = [_pair(merge, ids.keys()) for merge in metadata["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=cut.whole_words))
     if cut.composed:
         tokenizer.normalizer = normalizers.NFC()
@@ -36,8 +37,15 @@ def make_tokenizer(metadata: Metadata, tokens: Sequence[str]) -> Any:
     return tokenizer
 
 
-def _pair(merge: str) -> tuple[str, str]:
+def _pair(merge: str, ids: KeysView[str]) -> tuple[str, str]:
+    """The two tokens that a merge joins. Raises UnsupportedModel where they, or what they make, are none."""
     left, _, right = merge.partition(" ")
+    if not {left, right, left + right} <= ids:
+        raise UnsupportedModel(
+            f"the merge {merge!r} is of no tokens of the vocabulary",
+            subsystem="vocabulary",
+            remedy="download the file again, or convert it again",
+        )
     return left, right
 
 

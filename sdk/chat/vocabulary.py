@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from driver_shim.errors import NpuError, UnsupportedModel
 from sdk.chat import byte_level, sentence_pieces
-from sdk.chat.metadata import Metadata
+from sdk.chat.metadata import TOKENS, Metadata, check_vocabulary
 
 EXTRA = "pip install 'npu-sdk[chat]'"
 
@@ -53,9 +53,10 @@ class Vocabulary:
     """Tokens of one model. Raises UnsupportedModel for a kind that is not built, NpuError without `tokenizers`."""
 
     def __init__(self, metadata: Metadata) -> None:
+        check_vocabulary(metadata)
         kind = _kind(metadata)
         _require_tokenizers()
-        tokens: list[str] = metadata["tokenizer.ggml.tokens"]
+        tokens: list[str] = metadata[TOKENS]
         kinds: list[int] = metadata.get("tokenizer.ggml.token_type") or [TokenKind.NORMAL] * len(tokens)
         self._tokens = tokens
         self._control = {number for number, one in enumerate(kinds) if one == TokenKind.CONTROL}
@@ -116,8 +117,8 @@ class Vocabulary:
 
 def _kind(metadata: Metadata) -> _Kind:
     name = metadata.get("tokenizer.ggml.model")
-    if name is None or "tokenizer.ggml.tokens" not in metadata:
-        raise UnsupportedModel("the file has no vocabulary: tokenizer.ggml is missing", subsystem="vocabulary")
+    if name is None:
+        raise UnsupportedModel("the file has no vocabulary: tokenizer.ggml.model is missing", subsystem="vocabulary")
     if name not in KINDS:
         raise UnsupportedModel(
             f"the vocabulary is of a kind that is not built, tokenizer.ggml.model = {name!r}",

@@ -12,7 +12,7 @@ from driver_shim.protocol.usbip import DEFAULT_PORT as USBIP_PORT
 from driver_shim.shared.child_process import module_command
 from driver_shim.shared.runtime_folder import make_runtime_folder, runtime_folder
 from emulator.model.choices import CORES, KERNELS
-from emulator.model.profile import profile_names
+from emulator.model.profile import load_profile, named_profile
 from sdk import environment
 from sdk.cli.bounded_number import bounded
 
@@ -27,7 +27,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
     type=click.Path(path_type=Path),
     help="UNIX socket to serve; else one in the runtime folder.",
 )
-@click.option("--profile", metavar="NAME", help="Chip to emulate ($NPU_PROFILE, else generic).")
+@click.option("--profile", metavar="NAME", help="Chip to emulate: a name, or FILE.toml ($NPU_PROFILE, else generic).")
 @click.option("--kernels", type=click.Choice(KERNELS), default="auto", show_default=True, help="What computes.")
 @click.option(
     "--state", type=click.Path(path_type=Path, file_okay=False), help="Folder that keeps what survives power-off."
@@ -68,8 +68,10 @@ def command(
     if core == "none" and (firmware or board or uart):
         raise click.UsageError("--core none: there is nothing to run an image on, and no UART")
     chosen = profile or environment.profile()
-    if chosen not in profile_names():
-        raise click.UsageError(f"unknown profile {chosen!r}; there are: {', '.join(profile_names())}")
+    try:
+        load_profile(named_profile(chosen))
+    except (ValueError, OSError) as error:
+        raise click.UsageError(str(error)) from error
     arguments = ["--socket", os.fspath(socket_path or _own_socket()), "--profile", chosen, "--kernels", kernels]
     arguments += ["--log-level", "INFO", "--core", core]
     given = {

@@ -8,6 +8,7 @@ these functions is first called.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdk.compiler.compiled import ANY_SHAPE, CompiledProgram, Constant, LiveRange, Plan, Signature, TensorInfo
@@ -40,7 +41,7 @@ def compile_model(
     *,
     states: StateLayout | None = None,
     pairs: Sequence[StatePair] | None = None,
-    target: str = "",
+    target: str | Path = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> CompiledProgram:
     """See `compile.compile_model`."""
@@ -54,7 +55,7 @@ def compile_model(
 def compile_program(
     model: ModelSource | Graph,
     *,
-    target: str = "generic",
+    target: str | Path = "generic",
     fallback: str = "error",
     shapes: Mapping[str, Sequence[int]] | None = None,
     values: Mapping[str, Any] | None = None,
@@ -62,9 +63,10 @@ def compile_program(
 ) -> Program:
     """Compile a model without a device.
 
-    `target` names the chip. With `fallback="cpu"` nodes that the device has no command for are left to the host; with
-    "error" they are an error. `shapes` gives inputs' shapes by name, where the model leaves dimensions open; `values`
-    those inputs' values that shapes depend on. `progress(done, of)` is told of every node, and may raise to cancel.
+    `target` names the chip, or is the path of a profile of one's own. With `fallback="cpu"` nodes that the device has
+    no command for, or multiplies no such numbers, are left to the host; with "error" they are an error. `shapes` gives
+    inputs' shapes by name, where the model leaves dimensions open; `values` those inputs' values that shapes depend on.
+    `progress(done, of)` is told of every node, and may raise to cancel.
 
     Raises UnsupportedModel, which lists all that stands against it; ValueError; FileNotFoundError.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from emulator.model.profile import load_profile
 from sdk.compiler.compile import NeedsValues, NodeRefused, Progress, compile_model, model_signature, read_model
@@ -19,7 +20,7 @@ FALLBACKS = ("error", "cpu")
 
 def compile_program(
     model: ModelSource | Graph,
-    target: str,
+    target: str | Path,
     fallback: str,
     shapes: Mapping[str, Sequence[int]] | None,
     values: Mapping[str, Array] | None,
@@ -44,12 +45,12 @@ def compile_program(
         except NodeRefused as error:
             if fallback == "error":
                 raise
-            refused[error.position] = _problem(placement, error)
+            refused.update({position: _problem(placement, error, position) for position in error.positions})
         else:
             return Program(graph, compiled, placement.report(), target=target, fallback=fallback)
 
 
-def _problem(placement: Placement, error: NodeRefused) -> Problem:
-    subject = next(node.subject for node in placement.graph.nodes if node.subject.position == error.position)
+def _problem(placement: Placement, error: NodeRefused, position: int) -> Problem:
+    subject = next(node.subject for node in placement.graph.nodes if node.subject.position == position)
     found = error.problems[0]
     return Problem(found.reason, subject, Reason(found.code))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import operator
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from driver_shim.errors import UnsupportedModel
 from driver_shim.protocol.program import MAX_BINDINGS, MAX_NAME_BYTES, TensorType
+from emulator.model.profile import Profile
 from sdk import environment
 from sdk.compiler.cache import cache_key, cached
+from sdk.compiler.chip import key_of, known_chip, products_without_rate
 from sdk.compiler.compiled import CompiledProgram, Signature
 from sdk.compiler.context import NodeContext, NotConstant
 from sdk.compiler.foreseen import MAX_REAL_ELEMENTS, MAX_SHAPE_ELEMENTS, values_given, with_foreseen
@@ -66,7 +69,7 @@ def compile_model(
     *,
     states: StateLayout | None = None,
     pairs: Sequence[StatePair] | None = None,
-    target: str = "",
+    target: str | Path = "",
     progress: Progress | None = None,
 ) -> CompiledProgram:
     """Compile a model. `shapes` gives inputs' shapes by name; those with fixed dimensions may be left out.
@@ -74,7 +77,8 @@ def compile_model(
     An initialiser that the model declares as an input, too, is one where `shapes` names it. `values` gives those inputs
     their value for good; the program does not take them. `progress(done, of)` is called for every node, and what it
     raises ends the compilation. Deterministic: equal arguments give equal bytes. Where `NPU_CACHE_DIR` names a folder,
-    the program comes from there if it was compiled before, for the same `target`.
+    the program comes from there if it was compiled before, for the same `target`: the name of a chip, or a profile's
+    file. Products of types that it has no rate for are refused; a chip that nothing is known of has all.
 
     `states` has the model's states lie in caches of the device's: the program neither takes nor gives them, and does
     not take what follows from them. `pairs` says which they are; else they are found.
@@ -91,12 +95,14 @@ def compile_model(
     if states is not None:
         found = find_states(graph) if pairs is None else pairs
         plan = plan_states(graph, found, states, frozenset({**(shapes or {}), **(values or {})}))
-    compiler = _Compiler(graph, dict(shapes or {}), dict(values or {}), progress, plan)
+    chip = known_chip(target)
+    compiler = _Compiler(graph, dict(shapes or {}), dict(values or {}), progress, plan, chip=chip)
     folder = environment.cache_folder()
     if folder is None:
         return compiler.run()
     held = "" if plan is None else f"{plan.layout} {plan.pairs} context {context_of(graph)}"
-    return cached(folder, cache_key(graph, compiler.input_shapes(), values or {}, target, held), graph, compiler.run)
+    key = cache_key(graph, compiler.input_shapes(), values or {}, key_of(target, chip), held)
+    return cached(folder, key, graph, compiler.run)
 
 
 def _checked(source: ModelSource | Graph) -> Graph:
@@ -109,10 +115,12 @@ def _checked(source: ModelSource | Graph) -> Graph:
 class NodeRefused(UnsupportedModel):
     """A node cannot run on the device with these shapes."""
 
-    def __init__(self, message: str, *, position: int = 0, **details: Any) -> None:
+    def __init__(self, message: str, *, position: int = 0, others: Sequence[int] = (), **details: Any) -> None:
         super().__init__(message, **details)
         self.position = position
         """Which of the model's nodes it is, or is within; from 1."""
+        self.positions = (position, *others)
+        """All for which the same reason stands."""
 
 
 class NeedsValues(NodeRefused):
@@ -155,8 +163,10 @@ class _Compiler:
         progress: Progress | None,
         plan: StatePlan | None = None,
         past: PastLength | None = None,
+        chip: Profile | None = None,
     ) -> None:
         self._graph = graph
+        self._chip = chip
         self._progress = progress
         self._builder = Builder()
         self._values: ChainMap[str, Value] = ChainMap()
@@ -201,6 +211,7 @@ class _Compiler:
         caches = [] if lowered.states is None else list(lowered.states.caches.items())
         infos = () if self._plan is None else self._plan.infos(self._graph, shapes)
         operations = finished(rewriting)
+        self._check_rates(operations)
         program = encode(operations, lowered.inputs, lowered.outputs, self._graph.initializers, caches, infos)
         for operation in (*lowered.operations, *operations):
             operation.outputs = ()  # they refer to each other, and with them constants would wait for the collector
@@ -256,6 +267,20 @@ class _Compiler:
             array = self._fixed.get(entry.name)
             if array is not None and (entry.dtype is None or array.dtype != entry.dtype.dtype):
                 raise ValueError(f"input {entry.name!r} is {entry.type_name}; a value of {array.dtype} was given")
+
+    def _check_rates(self, operations: Sequence[Operation]) -> None:
+        """Raise NodeRefused for nodes that multiply what the chip does not, UnsupportedModel where none is to blame."""
+        if self._chip is None:
+            return
+        problems = products_without_rate(self._graph, operations, self._chip)
+        if not problems:
+            return
+        error = unsupported(problems)
+        first, *others = (problem.subject.position for problem in problems)
+        if not first:
+            raise error
+        details = {"node": error.node, "op": error.op, "problems": error.problems, "subsystem": "compiler"}
+        raise NodeRefused(error.message, position=first, others=others, **details)
 
     def _check_bindings(self) -> None:
         entries = [*self._graph.inputs, *self._graph.outputs]

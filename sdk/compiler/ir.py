@@ -18,6 +18,7 @@ from driver_shim.protocol.program import MAX_TENSOR_BYTES, TensorType, make_attr
 from driver_shim.protocol.program_commands import ATTRIBUTES, MAX_RANK, CommandKind
 from driver_shim.protocol.types import UnsupportedType, WireType, constant_type_of
 from emulator.model.operators import OPERATORS, KernelFault, SemanticError
+from emulator.model.timing import Work
 from sdk.compiler.derived import Source, array_of
 
 Array = NDArray[Any]
@@ -93,6 +94,12 @@ class Operation:
     nodes: tuple[str, ...]
     """Names of the model's nodes that it came from; several where they were fused."""
     outputs: tuple[Value, ...] = ()
+
+    @property
+    def work(self) -> Work:
+        """What it asks of a chip."""
+        types = [None if value is None else value.type for value in self.inputs]
+        return OPERATORS[self.kind].work(self.attributes, types, [value.type for value in self.outputs])
 
     @property
     def node(self) -> str:

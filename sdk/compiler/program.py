@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdk.compiler.compiled import CompiledProgram, Plan, TensorInfo
@@ -22,7 +23,7 @@ class Program(HereOnly):
         compiled: CompiledProgram | None,
         report: tuple[NodePlacement, ...],
         *,
-        target: str,
+        target: str | Path,
         fallback: str,
     ) -> None:
         """Use `sdk.compile`."""
@@ -48,10 +49,11 @@ class Program(HereOnly):
         """Device memory, and what lives in it when; None where nodes run on the host, which settle shapes in a run."""
         return None if self._compiled is None else self._compiled.plan
 
-    def estimate(self, profile: str | None = None) -> Estimate | None:
+    def estimate(self, profile: str | Path | None = None) -> Estimate | None:
         """What a run takes on a chip, the target unless another is named; None where nodes run on the host.
 
-        Raises ValueError for a profile that there is not.
+        A path is that of a profile of one's own. Raises ValueError for a profile that there is not, and for a chip that
+        lacks a type that the program multiplies.
         """
         if self._compiled is None:
             return None

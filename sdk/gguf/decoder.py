@@ -61,7 +61,7 @@ def read_gguf(path: str | os.PathLike[str], *, logits: str = "last", dtype: str 
 
 
 def _logits(text: str) -> Logits:
-    top = _TOP.fullmatch(text)
+    top = _TOP.fullmatch(text) if isinstance(text, str) else None
     if text not in ("last", "all") and top is None:
         raise ValueError(f'logits is {text!r}, must be "last", "all" or "top-K", as "top-64"')
     return Logits(every=text == "all", top=int(top.group(1)) if top else None)

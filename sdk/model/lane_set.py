@@ -1,4 +1,4 @@
-"""Which lane a run takes: a model has as many as the device has engines, as far as memory and queues suffice."""
+"""Which lane a run takes: a model has as many as the device has engines, a few at most, where memory suffices."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from sdk.model.port import ModelOwner
 from sdk.model.programs import ModelProgram
 
 _log = logging.getLogger("npu")
+
+
+MOST_LANES = 8
+"""More would take memory and speed nothing up: each run has all engines, and few copies go on meanwhile."""
 
 
 class LaneSet:
@@ -72,7 +76,7 @@ class LaneSet:
         return min(self._parts.lanes, key=lambda lane: len(lane.runs), default=None)
 
     def _may_grow(self) -> bool:
-        return self._parts.growing and len(self._parts.lanes) < self._owner.engines
+        return self._parts.growing and len(self._parts.lanes) < min(self._owner.engines, MOST_LANES)
 
     def _add(self, program: ModelProgram) -> Lane:
         """One more lane; another one's where memory does not suffice for it. Called with the lock held."""

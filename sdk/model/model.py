@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,7 +80,7 @@ class Model(HereOnly, ABC):
 
     def estimate(
         self,
-        profile: str | None = None,
+        profile: str | Path | None = None,
         *,
         tokens: int | None = None,
         rows: int | None = None,

@@ -151,7 +151,7 @@ class Pipeline:
             return attempt()
         except NodeRefused as error:
             found = error.problems[0]
-            self._move(placement, [error.position], found.reason, Reason(found.code))
+            self._move(placement, list(error.positions), found.reason, Reason(found.code))
         except UnsupportedModel as error:
             positions = [node.subject.position for node in region.nodes]
             self._move(placement, positions, error.message, Reason.FORM)

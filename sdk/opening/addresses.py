@@ -28,7 +28,7 @@ from driver_shim.transport.usb_ports import PREFIX
 from driver_shim.transport.vfio import VfioTransport, wrong_driver
 from driver_shim.transport.vfio_user import VfioUserTransport
 from emulator.model.choices import CORES, KERNELS
-from emulator.model.profile import profile_names
+from emulator.model.profile import load_profile, named_profile
 from sdk import environment
 from sdk.errors import EmulatorFallbackWarning
 
@@ -126,7 +126,7 @@ def require_platform() -> None:
 
 
 def parse_emulator(rest: str) -> EmulatorAddress:
-    """What follows "emulator:". Raises ValueError naming what is accepted."""
+    """What follows "emulator:". Raises ValueError naming what is accepted, OSError for a file that cannot be read."""
     profile, _, query = rest.partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
     kernels, core = options.pop("kernels", "auto"), options.pop("core", "auto")
@@ -135,8 +135,7 @@ def parse_emulator(rest: str) -> EmulatorAddress:
         accepted = f"kernels={'|'.join(KERNELS)} and core={'|'.join(CORES)}"
         raise ValueError(f"emulator option {wrong!r} is not understood; use {accepted}")
     profile = profile or environment.profile()
-    if profile not in profile_names():
-        raise ValueError(f"unknown profile {profile!r}; there are: {', '.join(profile_names())}")
+    load_profile(named_profile(profile))
     return EmulatorAddress(profile, kernels, core)
 
 

@@ -255,8 +255,8 @@ def test_an_exec_takes_what_its_rows_demand(device: Device, rows: Rows, moved: i
     new = np.ones(LONG.type_of("query").shape, F32)
     done = loaded.step(new, new[:, :2], new[:, :2], rows)
     assert done.status == (Status.INDEX_OUT_OF_RANGE if rows[0][1] > 128 else Status.SUCCESS)
-    attention = max(-(-moved // profile.memory_bytes_per_tick), -(-macs // profile.fp32_macs_per_tick))
-    appends = 2 * (2 * 512 // profile.memory_bytes_per_tick)
+    attention = max(-(-moved // 256), -(-macs // (2 * 1024)))  # two engines share it
+    appends = 2 * (2 * 512 // 256)
     fixed = profile.exec_fixed_ticks + 3 * profile.command_fixed_ticks
     assert done.end_tick - done.start_tick == fixed + appends + attention
 

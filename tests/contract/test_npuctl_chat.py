@@ -242,8 +242,7 @@ def test_on_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_ends(served: tuple[Npu
         os.killpg(process.pid, signal.SIGINT)
         read_until(terminal, lambda got: b"> " in got)
         os.write(terminal, b"More\n")
-        assert b"Hello" in read_until(terminal, lambda got: b"Hello" in got)
-        read_until(terminal, lambda got: b"> " in got)
+        read_until(terminal, lambda got: b"> " in got.partition(b"Hello")[2])
         os.killpg(process.pid, signal.SIGINT)  # with nothing to stop, it drops the line
         read_until(terminal, lambda got: b"> " in got)
         os.write(terminal, b"/nonsense\n")

@@ -25,7 +25,7 @@ class Job(Protocol):
     runnable: bool
     """Whether `advance` would do something now (an exec waiting for its engine would not)."""
     on_engine: bool
-    """Whether it runs on an engine, so that its turn there has to be booked."""
+    """Whether it runs on the engines, so that its turn there has to be booked."""
 
     def advance(self) -> int | None:
         """Do one slice. None while there is more, else the completion's result. Raises CommandError."""

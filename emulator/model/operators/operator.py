@@ -10,12 +10,12 @@ from driver_shim.protocol.program_commands import CommandKind
 from driver_shim.protocol.types import PACKED, WireType
 from emulator.model.operators.arrays import Array, optional
 from emulator.model.operators.shapes import SemanticError, need
-from emulator.model.timing import Precision, Work
+from emulator.model.timing import Precision, Product, Work
 
 Types = Sequence[TensorType | None]
 """Of a command's operands; None for an optional one that is absent."""
 
-_HALVES = frozenset({WireType.FLOAT16, WireType.BFLOAT16})
+_HALVES = {WireType.FLOAT16: Precision.FP16, WireType.BFLOAT16: Precision.BF16}
 
 STEP_EFFORT = 1 << 15
 """Fixed host cost of one pass over a command's elements, in bytes moved."""
@@ -48,7 +48,11 @@ class Operator:
 
     def precision(self, inputs: Types, outputs: Sequence[TensorType]) -> Precision:
         """The rate at which it multiplies."""
-        return Precision.FP16 if outputs[0].dtype in _HALVES else Precision.FP32
+        return _HALVES.get(outputs[0].dtype, Precision.FP32)
+
+    def products(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> tuple[Product, ...]:
+        """The products of matrices that it is; none where engines can share its work in any way."""
+        return ()
 
     def passes(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
         """How often a host kernel goes over the outputs, each time at a fixed cost."""
@@ -74,7 +78,8 @@ class Operator:
     def work(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> Work:
         """Its demand on the chip: each operand is read once, each output written once."""
         moved = sum(operand.size_bytes for operand in (*inputs, *outputs) if operand is not None)
-        return Work(self.macs(attributes, inputs, outputs), moved, self.precision(inputs, outputs))
+        macs, products = self.macs(attributes, inputs, outputs), self.products(attributes, inputs, outputs)
+        return Work(macs, moved, self.precision(inputs, outputs), products)
 
     def effort(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
         """What it costs the host that emulates it, to bound what one program may ask for: roughly bytes moved."""

@@ -12,8 +12,9 @@ from driver_shim.protocol.program_commands import CommandKind
 from driver_shim.protocol.types import FLOATS, WireType
 from emulator.model.operators.arrays import Array, optional, required, widen
 from emulator.model.operators.operator import Operator, Types, given
-from emulator.model.operators.products import MatrixProduct, need_bias
+from emulator.model.operators.products import MatrixProduct, bits_of, need_bias
 from emulator.model.operators.shapes import need
+from emulator.model.timing import Product
 
 WIDTHS = (4, 8)
 """Bits of a weight."""
@@ -46,6 +47,12 @@ class MatMulNBits(MatrixProduct):
         need_bias(bias, rows)
         need(bias is None or bias.dtype is a.dtype, f"bias {bias} for data {a}")
         return [TensorType(a.dtype, (*a.shape[:-1], rows))]
+
+    def products(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> tuple[Product, ...]:
+        a, y = given(inputs, 0), outputs[0]
+        columns = y.shape[-1]
+        rows = y.elements // columns if columns else 0
+        return (Product(rows, a.shape[-1], columns, 1, 1, bits_of(a), attributes.bits),)
 
     def effort(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
         unpacked: int = given(inputs, 1).elements * 8 // attributes.bits

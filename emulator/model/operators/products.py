@@ -29,6 +29,7 @@ from emulator.model.operators.shapes import (
     matmul_shape,
     need,
 )
+from emulator.model.timing import Product
 
 WHOLE = frozenset({WireType.INT32, WireType.INT64})
 """Integers that MATMUL multiplies too."""
@@ -41,11 +42,28 @@ def need_bias(bias: TensorType | None, channels: int) -> None:
     need(bias is None or bias.shape == (channels,), f"bias {bias} for {channels} channels")
 
 
+def bits_of(tensor: TensorType) -> int:
+    """Of an element as it is stored."""
+    return 8 * tensor.dtype.stored_bytes(2) // 2
+
+
+def product_of(y: TensorType, depth: int, a: TensorType, b: TensorType) -> Product:
+    """The product of stacks of matrices that gives `y`. All rows meet b at once where that is one matrix."""
+    *stack, height, columns = y.shape
+    if math.prod(b.shape[:-2]) == 1:
+        return Product(math.prod(stack) * height, depth, columns, 1, 1, bits_of(a), bits_of(b))
+    return Product(height, depth, columns, math.prod(stack), 1, bits_of(a), bits_of(b))
+
+
 class MatrixProduct(Operator):
     """The work of a product of matrices whose left operand is operand 0."""
 
     def macs(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
         return outputs[0].elements * given(inputs, 0).shape[-1]
+
+    def products(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> tuple[Product, ...]:
+        a, b = given(inputs, 0), given(inputs, 1)
+        return (product_of(outputs[0], a.shape[-1], a, b),)
 
 
 class Convolution(Operator):
@@ -53,6 +71,12 @@ class Convolution(Operator):
 
     def macs(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
         return outputs[0].elements * math.prod(given(inputs, 1).shape[1:])
+
+    def products(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> tuple[Product, ...]:
+        x, w, y = given(inputs, 0), given(inputs, 1), outputs[0]
+        places, groups = y.shape[0] * math.prod(y.shape[2:]), attributes.group
+        depth, columns = math.prod(w.shape[1:]), y.shape[1] // groups
+        return (Product(places, depth, columns, groups, 1, bits_of(x), bits_of(w)),)
 
     def passes(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
         return math.prod(given(inputs, 1).shape[2:])
@@ -80,6 +104,11 @@ class MatMul(Operator):
 
     def macs(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
         return outputs[0].elements * given(inputs, 0).shape[-2 if attributes.transpose_a else -1]
+
+    def products(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> tuple[Product, ...]:
+        a, b = given(inputs, 0), given(inputs, 1)
+        depth = a.shape[-2 if attributes.transpose_a else -1]
+        return (product_of(outputs[0], depth, a, b),)
 
     def effort(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
         slow = 1 if outputs[0].dtype.is_float else WHOLE_EFFORT
@@ -145,6 +174,12 @@ class ConvTranspose(Convolution):
 
     def macs(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
         return given(inputs, 0).elements * math.prod(given(inputs, 1).shape[1:])
+
+    def products(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> tuple[Product, ...]:
+        x, w = given(inputs, 0), given(inputs, 1)
+        places, groups = x.shape[0] * math.prod(x.shape[2:]), attributes.group
+        depth, columns = x.shape[1] // groups, math.prod(w.shape[1:])
+        return (Product(places, depth, columns, groups, 1, bits_of(x), bits_of(w)),)
 
     def effort(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
         padding = (math.prod(self._canvas(attributes, inputs, outputs)) - outputs[0].elements) * 4

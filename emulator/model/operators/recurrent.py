@@ -13,7 +13,9 @@ from driver_shim.protocol.program_commands import MAX_CELL_ACTIVATIONS, Cell, Ce
 from driver_shim.protocol.types import FLOATS, WireType
 from emulator.model.operators.arrays import Array, KernelFault, optional, required, sigmoid, widen
 from emulator.model.operators.operator import Operator, Types, function, given, one_type
+from emulator.model.operators.products import bits_of
 from emulator.model.operators.shapes import need
+from emulator.model.timing import Product
 
 LENGTHS = 4
 """Position of the operand that holds the sequences' lengths."""
@@ -114,6 +116,16 @@ class Recurrent(Operator):
     def macs(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
         w, r = given(inputs, 1), given(inputs, 2)
         return outputs[0].elements * TRAITS[Cell(attributes.cell)].gates * (w.shape[-1] + r.shape[-1])
+
+    def products(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> tuple[Product, ...]:
+        """All steps' inputs at once, and the states of one step after the other; directions side by side."""
+        w, r = given(inputs, 1), given(inputs, 2)
+        steps, directions, batch, _ = outputs[0].shape
+        bits = bits_of(w)
+        return (
+            Product(steps * batch, w.shape[-1], w.shape[-2], directions, 1, bits, bits),
+            Product(batch, r.shape[-1], r.shape[-2], directions, steps, bits, bits),
+        )
 
     def passes(self, attributes: Any, inputs: Types, outputs: Sequence[TensorType]) -> int:
         steps, directions = outputs[0].shape[:2]

@@ -12,7 +12,7 @@ from driver_shim.protocol.program_commands import CommandKind
 from driver_shim.protocol.program_parsing import parse
 from driver_shim.protocol.types import WireType
 from emulator.model.profile import load_profile
-from emulator.model.timing import Precision, Work
+from emulator.model.timing import Precision, Product, Work
 from emulator.model.work import known_work, program_work, row_costs, row_ticks, work_of
 from sdk.compiler import compile_model
 from tests.support.cache_programs import CacheProgram
@@ -25,27 +25,47 @@ F32, F16, INT8 = WireType.FLOAT32, WireType.FLOAT16, WireType.INT8
 @pytest.mark.parametrize(
     ("kind", "dtype", "shapes", "fields", "expected"),
     [
-        (CommandKind.MATMUL, F32, [(2, 3), (3, 5), (2, 5)], {}, Work(30, 4 * (6 + 15 + 10), Precision.FP32)),
+        (
+            CommandKind.MATMUL,
+            F32,
+            [(2, 3), (3, 5), (2, 5)],
+            {},
+            Work(30, 4 * (6 + 15 + 10), Precision.FP32, (Product(2, 3, 5, 1, 1, 32, 32),)),
+        ),
         (
             CommandKind.MATMUL,
             F16,
             [(7, 3, 2), (3, 5), (7, 2, 5)],
             {"transpose_a": 1},
-            Work(210, 2 * (42 + 15 + 70), Precision.FP16),
+            Work(210, 2 * (42 + 15 + 70), Precision.FP16, (Product(14, 3, 5, 1, 1, 16, 16),)),
+        ),
+        (
+            CommandKind.MATMUL,
+            WireType.BFLOAT16,
+            [(7, 2, 3), (7, 3, 5), (7, 2, 5)],
+            {},
+            Work(210, 2 * (42 + 105 + 70), Precision.BF16, (Product(2, 3, 5, 7, 1, 16, 16),)),
         ),
         (
             CommandKind.CONV,
             F32,
             [(1, 4, 8), (6, 2, 3), (1, 6, 6)],
             {"group": 2, **window()},
-            Work(6 * 6 * 2 * 3, 4 * (32 + 36 + 36), Precision.FP32),
+            Work(6 * 6 * 2 * 3, 4 * (32 + 36 + 36), Precision.FP32, (Product(6, 6, 3, 2, 1, 32, 32),)),
         ),
         (
             CommandKind.QCONV,
             INT8,
             [(1, 4, 8), (6, 4, 3), (1, 6, 6)],
             {"group": 1, **window()},
-            Work(6 * 6 * 4 * 3, 32 + 72 + 36, Precision.INT8),
+            Work(6 * 6 * 4 * 3, 32 + 72 + 36, Precision.INT8, (Product(6, 12, 6, 1, 1, 8, 8),)),
+        ),
+        (
+            CommandKind.CONV_TRANSPOSE,
+            F32,
+            [(1, 4, 8), (4, 3, 2), (1, 6, 9)],
+            {"group": 2, **window()},
+            Work(32 * 6, 4 * (32 + 24 + 54), Precision.FP32, (Product(8, 2, 6, 2, 1, 32, 32),)),
         ),
         (CommandKind.UNARY, F32, [(10,), (10,)], {}, Work(0, 80, Precision.FP32)),
     ],
@@ -65,6 +85,42 @@ def test_work_of_a_program_is_that_of_its_commands() -> None:
     assert sum(item.bytes for item in work) == compiled.plan.moved_bytes
 
 
+def test_packed_weights_are_as_many_bytes_as_are_stored() -> None:
+    tensors = [
+        Tensor(TensorType(F16, (3, 64)), Storage.INPUT),
+        Tensor(TensorType(WireType.UINT8, (10, 2, 16)), Storage.CONSTANT),
+        Tensor(TensorType(F16, (10, 2)), Storage.CONSTANT),
+        Tensor(TensorType(F16, (3, 10)), Storage.OUTPUT),
+    ]
+    attributes = make_attributes(CommandKind.MATMUL_NBITS, bits=4, block=32)
+    command = Command(CommandKind.MATMUL_NBITS, attributes, (0, 1, 2, None, None), (3,))
+    stored = 2 * 3 * 64 + 10 * 64 // 2 + 2 * 20 + 2 * 30
+    product = Product(3, 64, 10, 1, 1, 16, 4)
+    assert work_of(command, tensors) == Work(3 * 64 * 10, stored, Precision.FP16, (product,))
+
+
+def test_a_tensor_that_the_plan_has_on_the_chip_moves_no_bytes_and_one_byte_beyond_it_does() -> None:
+    shape = TensorType(F32, (16,))
+    tensors = [Tensor(shape, Storage.WORKSPACE, 64), Tensor(shape, Storage.WORKSPACE), Tensor(shape, Storage.OUTPUT)]
+    attributes = make_attributes(CommandKind.UNARY)
+    inner = Command(CommandKind.UNARY, attributes, (0,), (1,))
+    last = Command(CommandKind.UNARY, attributes, (1,), (2,))
+    assert [work_of(inner, tensors, size).bytes for size in (128, 127, 64, 63, 0)] == [0, 64, 64, 128, 128]
+    assert [work_of(last, tensors, size).bytes for size in (1 << 30, 64, 63)] == [64, 64, 128]
+
+
+def test_queries_and_results_of_attention_on_the_chip_move_no_bytes() -> None:
+    program = CACHES.program()
+    (entry,) = program.entries
+    (plain,) = row_costs(program.tensors, entry)
+    tensors = [
+        dataclasses.replace(each, storage=Storage.WORKSPACE) if each.storage is Storage.OUTPUT else each
+        for each in program.tensors
+    ]
+    (inner,) = row_costs(tensors, entry, 1 << 20)
+    assert plain.cost.outer_bytes - inner.cost.outer_bytes == 2 * 2 * 4 * 8 * 4  # batch, tokens, heads, size, float32
+
+
 CACHES = CacheProgram(tokens=2, blocks=64, slots=3, entries=32)
 """Blocks of 4 tokens, 2 key heads of 8 elements in float32: 512 bytes of keys and values; 4 heads of queries."""
 
@@ -78,14 +134,14 @@ def cache_ticks(program: CacheProgram, *rows: tuple[int, int, int]) -> int:
 
 
 def test_ticks_follow_from_the_rows_of_an_execution() -> None:
-    """256 bytes and 1024 multiply-accumulates a tick; 1024 bytes are queries and results, a key costs 4 · 16."""
+    """256 bytes and 2 · 1024 multiply-accumulates a tick; 1024 bytes are queries and results, a key costs 4 · 16."""
     fixed = load_profile("generic").command_fixed_ticks
     assert cache_ticks(CACHES, (0, 0, 0), (0, 0, 0)) == fixed + 4
     assert cache_ticks(CACHES, (0, 5, 1), (2, 0, 2)) == fixed + (3 * 512 + 1024) // 256
     assert cache_ticks(CACHES, (0, 126, 2), (2, 64, 1)) == fixed + ((32 + 17) * 512 + 1024) // 256
     wide = CacheProgram(tokens=64, blocks=64, entries=32)
     seen = 2 * (64 * 64 + 64 * 65 // 2)
-    assert cache_ticks(wide, (0, 64, 64), (1, 64, 64)) == fixed + -(-seen * 64 // 1024)
+    assert cache_ticks(wide, (0, 64, 64), (1, 64, 64)) == fixed + -(-seen * 64 // 2048)
 
 
 @pytest.mark.parametrize(

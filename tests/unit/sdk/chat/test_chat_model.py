@@ -54,3 +54,51 @@ def test_a_name_is_the_files_where_it_says_none(tmp_path: Path, mocker: MockerFi
     metadata = byte_level_metadata()
     del metadata["general.name"]
     assert ChatModel(write_gguf(tmp_path / "small.gguf", metadata)).name == "small.gguf"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "meant"),
+    [
+        ("llama.context_length", "long", "a whole number above zero"),
+        ("llama.block_count", [1, 2], "a whole number above zero"),
+        ("llama.attention.head_count", 0, "a whole number above zero"),
+        ("llama.attention.head_count_kv", 1.5, "a whole number above zero"),
+        ("tokenizer.ggml.model", [1], "a text"),
+        ("tokenizer.ggml.pre", 3, "a text"),
+        ("tokenizer.chat_template", True, "a text"),
+        ("tokenizer.ggml.tokens", 7, "a list of texts"),
+        ("tokenizer.ggml.tokens", [1, 2], "a list of texts"),
+        ("tokenizer.ggml.merges", "a b", "a list of texts"),
+        ("tokenizer.ggml.token_type", 1, "a list of numbers"),
+        ("tokenizer.ggml.bos_token_id", 1 << 20, "the number of one of"),
+        ("tokenizer.ggml.eos_token_id", "end", "the number of one of"),
+        ("tokenizer.ggml.eot_token_id", [1], "the number of one of"),
+    ],
+)
+def test_what_a_file_says_wrongly_is_refused_by_its_key(tmp_path: Path, key: str, value: Any, meant: str) -> None:
+    with pytest.raises(UnsupportedModel, match=rf"{key} is .*, must be {meant}"):
+        ChatModel(file(tmp_path, **{key: value}))
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"tokenizer.ggml.token_type": [1, 1]}, "token_type says 2 of"),
+        ({"tokenizer.ggml.tokens": ["a", "b"], "tokenizer.ggml.token_type": [1, 1]}, "the merge 'Ġ t' is of no tokens"),
+        ({"tokenizer.ggml.merges": ["t h x"]}, "the merge 't h x' is of no tokens"),
+        ({"tokenizer.ggml.tokens": []}, "has no vocabulary"),
+    ],
+)
+def test_a_vocabulary_that_does_not_fit_together_is_refused(
+    tmp_path: Path, mocker: MockerFixture, changed: dict[str, Any], reason: str
+) -> None:
+    mocker.patch("sdk.chat.chat_model.read_metadata", return_value=byte_level_metadata(**changed))
+    with pytest.raises(UnsupportedModel, match=reason):
+        ChatModel("a file")
+
+
+def test_heads_that_are_said_layer_by_layer_are_taken_where_they_are_equal(
+    tmp_path: Path, mocker: MockerFixture
+) -> None:
+    mocker.patch.object(sdk, "read_gguf")
+    assert ChatModel(file(tmp_path, **{"llama.attention.head_count_kv": [2, 2]})).context == CONTEXT

@@ -27,7 +27,7 @@ def test_each_block_that_has_tokens_is_read_once_a_row() -> None:
 def test_ticks_are_those_of_the_chips_figures() -> None:
     profile = load_profile("generic")
     fixed = profile.exec_fixed_ticks + 3 * profile.command_fixed_ticks
-    assert of(100).latency_ticks == fixed + 1 + 1 + (512 + 2 * 25 * 512) // profile.memory_bytes_per_tick
+    assert of(100).latency_ticks == fixed + 1 + 1 + (512 + 2 * 25 * 512) // 256
 
 
 def test_without_a_context_tables_are_full() -> None:

@@ -177,6 +177,7 @@ def test_a_device_multiplies_by_packed_weights_in_one_command_each(tmp_path: Pat
     [
         ({"logits": "first"}, "logits is 'first'"),
         ({"logits": "top-0"}, "logits is 'top-0'"),
+        ({"logits": None}, "logits is None"),
         ({"logits": "top-41"}, "vocabulary has 40 tokens"),
         ({"dtype": "int8"}, "dtype is 'int8', must be one of float32, float16"),
     ],
