@@ -30,6 +30,7 @@ from sdk.compiler.problems import Problem, Reason, unsupported
 from sdk.compiler.reader import read_graph
 from sdk.compiler.states.binding import StatePlan, States, plan_states
 from sdk.compiler.states.lengths import check_same, needs_length, other_length
+from sdk.compiler.states.memory import context_of
 from sdk.compiler.states.pairs import StateLayout, StatePair, find_states
 from sdk.compiler.states.roles import ROWS, TABLES
 from sdk.compiler.tensor_data import Array
@@ -99,7 +100,7 @@ def compile_model(
     folder = environment.cache_folder()
     if folder is None:
         return compiler.run()
-    held = "" if plan is None else f"{plan.layout} {plan.pairs}"
+    held = "" if plan is None else f"{plan.layout} {plan.pairs} context {context_of(graph)}"
     key = cache_key(graph, compiler.input_shapes(), values or {}, key_of(target, chip), held)
     return cached(folder, key, graph, compiler.run)
 

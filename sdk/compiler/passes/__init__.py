@@ -1,4 +1,4 @@
-"""Passes over a program's operations, each a function that rewrites them in place; `ALL` is their order.
+"""Passes over a program's operations, each a function that rewrites them in place; `FUSING`, then `FINISHING`.
 
 Lowerings say what each node means and look at nothing around it; what goes better together is found here.
 """
@@ -32,8 +32,7 @@ from sdk.compiler.passes.use_caches import use_caches
 from sdk.compiler.states.binding import States
 
 FUSING: tuple[Pass, ...] = (skip_expand, fuse_gates, fuse_layer_norm, fuse_attention)
-ALL: tuple[Pass, ...] = (
-    *FUSING,
+FINISHING: tuple[Pass, ...] = (
     merge_heads,
     fuse_batch_normalisation,
     fuse_block_offsets,
@@ -49,15 +48,11 @@ ALL: tuple[Pass, ...] = (
 )
 
 
-def optimised(operations: Sequence[Operation], outputs: Sequence[Value]) -> list[Operation]:
-    """The operations that compute `outputs`, each still the result of one of its own."""
-    return finished(fused(operations, outputs))
-
-
 def fused(operations: Sequence[Operation], outputs: Sequence[Value], states: States | None = None) -> Rewriting:
-    """The same with what goes best together as one command, not yet with what is done beside it.
+    """The operations that compute `outputs`, what goes best together as one command, but for what `finished` does.
 
-    Where there are states, attention over them is over caches. Raises UnsupportedModel where it cannot be.
+    Each output is the result of an operation of its own. Where there are states, attention over them is over caches.
+    Raises UnsupportedModel where it cannot be.
     """
     rewriting = Rewriting(operations, outputs)
     passes = FUSING
@@ -69,7 +64,7 @@ def fused(operations: Sequence[Operation], outputs: Sequence[Value], states: Sta
 
 def finished(rewriting: Rewriting) -> list[Operation]:
     """What `fused` gave with all other passes."""
-    return _run(rewriting, ALL[len(FUSING) :]).operations
+    return _run(rewriting, FINISHING).operations
 
 
 def _run(rewriting: Rewriting, passes: Sequence[Pass]) -> Rewriting:

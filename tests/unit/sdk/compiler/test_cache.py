@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -13,6 +14,8 @@ import onnx
 import pytest
 
 from sdk.compiler import CompiledProgram, cache, cache_limit, compile_model, read_model
+from sdk.compiler.states import StateLayout
+from tests.support.decoders import Concatenating
 from tests.support.models import model, node
 from tests.support.programs import run
 
@@ -173,6 +176,20 @@ def test_inputs_compiled_for_by_value_are_part_of_the_key(folder: Path, caplog: 
     for value, shape in (([3, 2], (3, 2)), ([1, 6], (1, 6)), ([3, 2], (3, 2))):
         program, _ = compiled(graph, caplog, shapes={}, values={"s": np.array(value)})
         assert program.outputs[0].shape == shape
+    assert len(entries(folder)) == 2
+
+
+def test_the_context_that_a_file_beside_the_model_tells_is_part_of_the_key(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "decoder.onnx"
+    onnx.save_model(Concatenating().model(), path)
+    layout = StateLayout(blocks=4, slots=2, entries=4)
+    options: dict[str, Any] = {"shapes": {"input_ids": (1, 2)}, "states": layout}
+    for context, told in ((50, "never compiled"), (50, "has the program"), (60, "states")):
+        (tmp_path / "config.json").write_text(json.dumps({"n_ctx": context}))
+        _, messages = compiled(path, caplog, **options)
+        assert told in messages[-1]
     assert len(entries(folder)) == 2
 
 

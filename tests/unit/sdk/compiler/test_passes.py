@@ -17,7 +17,7 @@ from driver_shim.protocol.program_commands import (
 )
 from driver_shim.protocol.types import WireType
 from sdk.compiler.ir import Builder, Operation, Value
-from sdk.compiler.passes import optimised
+from sdk.compiler.passes import finished, fused
 from tests.support.programs import window
 
 F32 = np.float32
@@ -47,7 +47,7 @@ class Net:
         return self.emit(node, CommandKind.UNARY, x, function=UnaryFunction.RELU)
 
     def optimised(self, *outputs: Value) -> list[Operation]:
-        return optimised(self.builder.operations, outputs)
+        return finished(fused(self.builder.operations, outputs))
 
 
 def test_a_fused_command_keeps_the_names_of_the_nodes_it_came_from() -> None:
