@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from sdk.compiler.compiled import Plan
     from sdk.compiler.placement import NodePlacement
 
-_NOTHING: dict[str, Any] = {"nodes": [], "by_value": [], "plan": None, "estimate": None, "chips": []}
+_NOTHING: dict[str, Any] = {
+    "nodes": [],
+    "states": [],
+    "states_refused": None,
+    "by_value": [],
+    "plan": None,
+    "estimate": None,
+    "chips": [],
+}
 DEFAULT_TARGET = "generic"
 MOST_NAMED = 20
 """Lines of nodes that text for people names."""
@@ -46,6 +54,7 @@ def command(frame: Frame, model_path: str, check: bool, fallback: str, given: tu
     it is ends with exit code 1, unless --fallback cpu leaves the rest to the host.
     """
     from sdk.compiler import compile_program, read_model
+    from sdk.compiler.check_states import checked_states
     from sdk.compiler.compile import NeedsValues
 
     frame.folds = True
@@ -53,13 +62,17 @@ def command(frame: Frame, model_path: str, check: bool, fallback: str, given: tu
     chip = named_profile(targets[0]) if len(targets) == 1 else DEFAULT_TARGET  # which refuses nothing for its types
     graph = read_model(model_path)
     shapes = _shapes(frame, graph.signature.inputs, given)
+    states, refused = checked_states(graph, shapes)
+    about_states = {"states": [entry._asdict() for entry in states], "states_refused": refused}
     try:
         program = compile_program(graph, target=chip, fallback="cpu", shapes=shapes)
         chips = [] if program.plan is None else on_chips(program, targets)
     except NeedsValues as error:
         named = ", ".join(map(repr, error.inputs))
-        frame.sections["compile"] = {**_NOTHING, "model": model_path, "target": target, "by_value": list(error.inputs)}
+        by_value = {"by_value": list(error.inputs), **about_states}
+        frame.sections["compile"] = {**_NOTHING, "model": model_path, "target": target, **by_value}
         frame.tell(f"compiled when run, once for each value of {named}, on which shapes depend")
+        _say_states(frame, states, refused)
         return
     except (ValueError, FileNotFoundError) as error:
         raise click.UsageError(str(error)) from error
@@ -68,6 +81,7 @@ def command(frame: Frame, model_path: str, check: bool, fallback: str, given: tu
         "model": model_path,
         "target": target,
         "nodes": [entry._asdict() for entry in program.report],
+        **about_states,
         "by_value": [],
         "plan": None if plan is None else _facts(plan),
         "estimate": chips[0].record()["estimate"] if chips else None,
@@ -75,6 +89,7 @@ def command(frame: Frame, model_path: str, check: bool, fallback: str, given: tu
     }
     moved = [entry for entry in program.report if entry.code is not None]
     _say_where(frame, program.report, moved)
+    _say_states(frame, states, refused)
     if not check and plan is not None:
         _say_plan(frame, plan)
         _say_chips(frame, chips)
@@ -117,6 +132,14 @@ def _say_where(frame: Frame, report: Sequence[NodePlacement], moved: Sequence[No
         frame.tell(f"  {count} x {op}: {reason} ({code})")
     if len(kinds) > MOST_NAMED:
         frame.tell(f"  and {len(kinds) - MOST_NAMED} more kinds")
+
+
+def _say_states(frame: Frame, states: Sequence[NodePlacement], refused: str | None) -> None:
+    if refused is not None:
+        frame.tell(f"a run with a state is refused: {refused}")
+    elif states:
+        kinds = Counter(entry.reason for entry in states)
+        frame.tell(f"states: {'; '.join(f'{count} x {reason}' for reason, count in kinds.items())}")
 
 
 def _say_plan(frame: Frame, plan: Plan) -> None:

@@ -12,6 +12,7 @@ import pytest
 from emulator.model.profile import profile_names
 from sdk.cli.chip_table import time_text
 from sdk.compiler.compile import HANDLED
+from tests.support.decoders import Grouping, Scattering
 from tests.support.models import model, node
 from tests.support.npuctl import Npuctl
 from tests.support.profiles import profile_file
@@ -44,6 +45,27 @@ def test_a_model_that_the_device_runs_is_planned_and_estimated(npuctl: Npuctl, t
     assert found["plan"]["peak_bytes"] >= 2 * 72
     assert found["estimate"]["profile"] == "generic"
     assert [entry["where"] for entry in found["nodes"]] == ["device"] * 3
+
+
+def test_check_says_what_a_decoder_remembers(npuctl: Npuctl, tmp_path: Path) -> None:
+    onnx.save(Grouping().model(), tmp_path / "net.onnx")
+    done = npuctl("compile", "--check", str(tmp_path / "net.onnx"))
+    assert done.returncode == 0, done.stderr
+    assert "states: 4 x append, found by name, 64 bytes a token" in done.stdout
+    found = npuctl.document("compile", str(tmp_path / "net.onnx"))["compile"]
+    assert [entry["op"] for entry in found["states"]] == ["state"] * 4
+    assert found["states_refused"] is None
+
+
+def test_check_says_why_a_run_with_a_state_is_refused(npuctl: Npuctl, tmp_path: Path) -> None:
+    decoder = Scattering().model()
+    for each in decoder.graph.node:
+        if each.op_type == "Attention":
+            del each.attribute[:]  # queries see later keys
+    onnx.save(decoder, tmp_path / "net.onnx")
+    arguments = ("compile", "--check", str(tmp_path / "net.onnx"), "--shape", "input_ids=1,3")
+    done = npuctl(*arguments)
+    assert "a run with a state is refused" in done.stdout and "queries see later keys" in done.stdout
 
 
 def test_check_says_what_would_be_refused_and_ends_with_1(npuctl: Npuctl, tmp_path: Path) -> None:
