@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sdk.compiler.states import StateInfo
-    from sdk.state.memory import Holding
+    from sdk.state.holding import Holding
 
 
 class FunctionOwner(Protocol):

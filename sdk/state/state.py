@@ -10,7 +10,8 @@ import numpy as np
 
 from driver_shim.errors import BufferInUse, NpuError, StateFull
 from sdk.here_only import HereOnly
-from sdk.state.memory import Holding, StateMemory, closed_by_user
+from sdk.state.holding import Holding
+from sdk.state.memory import StateMemory, closed_by_user
 from sdk.state.saved import encode
 
 if TYPE_CHECKING:
