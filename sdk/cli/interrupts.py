@@ -9,6 +9,12 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+def let_ctrl_c_raise() -> None:
+    """From now on Ctrl-C ends what goes on with a KeyboardInterrupt, which lets it clean up, instead of at once."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @contextmanager
 def left_to_the_work() -> Iterator[None]:
     """On a terminal, Ctrl-C does nothing to the tool's own process: the work, which gets it too, knows what it means.

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from sdk.cli import timeouts
 from sdk.cli.exit_codes import ExitCode
+from sdk.cli.interrupts import let_ctrl_c_raise
 
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _HELD_BACK = (signal.SIGINT, *_FORWARDED)
@@ -68,6 +69,7 @@ def _run_child(work: Callable[[], int], parent: int) -> None:
     """The child's whole life. Never returns: what the parent has on its stack is not ours to unwind."""
     status = int(ExitCode.INTERNAL)
     try:
+        let_ctrl_c_raise()  # whatever the tool's own process makes of it
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
         _end_with(parent)
         status = work()

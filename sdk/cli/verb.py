@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import signal
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from sdk.cli import timeouts
 from sdk.cli.bounded_number import TIMEOUT
 from sdk.cli.exit_codes import ExitCode, Failure, exit_code_of
 from sdk.cli.frame import Frame
+from sdk.cli.interrupts import let_ctrl_c_raise
 from sdk.cli.standard_streams import silence_stdout
 from sdk.cli.supervise import Abandoned, supervise
 
@@ -41,7 +41,7 @@ def verb(
     def decorate(body: Body) -> click.Command:
         @functools.wraps(body)
         def callback(as_json: bool, timeout: float | None, **options: Any) -> int:
-            _let_ctrl_c_raise()
+            let_ctrl_c_raise()
             frame = Frame(name, as_json=as_json, timeout=timeout, outlives_reader=changes)
             limit = limit_s(options) if callable(limit_s) else limit_s
             bound = timeout if timeout is not None else _environment_limit(limit)
@@ -69,12 +69,6 @@ def verb(
         return click.command(name.split()[-1], context_settings={"help_option_names": ["-h", "--help"]})(function)
 
     return decorate
-
-
-def _let_ctrl_c_raise() -> None:
-    """The verb begins: Ctrl-C ends it with a KeyboardInterrupt, which lets it clean up, instead of at once."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _environment_limit(limit_s: float) -> float:

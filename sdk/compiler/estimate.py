@@ -75,8 +75,8 @@ def estimate(
 
     For a program that attends to caches, `context` is how many tokens each sequence has when the run ends, its own
     included (else as many as there is room for), and `rows` how many of the batch have any (else all). Raises
-    ValueError for a profile that there is not, for a chip that lacks a type that the program multiplies, and for a
-    context or rows that the program has no room for.
+    ValueError for a profile that there is not, and for a context or rows that the program has no room for; NoRate,
+    which is one, for a chip that lacks a type that the program multiplies.
     """
     profile = chip if isinstance(chip, Profile) else load_profile(chip)
     program = parse(compiled.image)
@@ -113,7 +113,7 @@ def _command(profile: Profile, node: str, kind: str, work: Work) -> CommandEstim
     try:
         cost = timing.command_cost(profile, work)
     except NoRate as error:
-        raise ValueError(f"{error}; node {node!r} multiplies {error.precision.value}") from None
+        raise NoRate(profile, error.precision, f"; node {node!r} multiplies it") from None
     bound = math.ceil(timing.roofline_ticks(profile, work))
     return CommandEstimate(node, kind, work.macs, cost.moved_bytes, cost.ticks, cost.binding, bound)
 

@@ -32,7 +32,7 @@ HEADER = Layout(
     "description_bytes" / u32,
     reserved(20),
 )
-"""`checksum`: CRC-32 of all that follows; `length`: tokens."""
+"""`checksum`: CRC-32 of `length` and of all that follows the header; `length`: tokens."""
 
 
 class SavedState(NamedTuple):
@@ -51,7 +51,7 @@ def encode(states: Sequence[StateInfo], length: int, tensors: Sequence[NDArray[A
         magic=MAGIC,
         major=MAJOR,
         minor=MINOR,
-        checksum=zlib.crc32(body),
+        checksum=_checksum(length, body),
         length=length,
         description_bytes=len(description),
     )
@@ -69,7 +69,7 @@ def decode(data: bytes, states: Sequence[StateInfo]) -> SavedState:
     if head.major != MAJOR:
         raise ValueError(f"restore: the state was saved in format {head.major}.{head.minor}; this reads {MAJOR}.x")
     body = data[HEADER.size :]
-    if zlib.crc32(body) != head.checksum:
+    if _checksum(head.length, body) != head.checksum:
         raise ValueError("restore: the saved state is damaged or cut short (its checksum differs)")
     if body[: head.description_bytes] != _describe(states):
         raise ValueError("restore: the state was saved from another model: its tensors have other names or shapes")
@@ -81,6 +81,10 @@ def decode(data: bytes, states: Sequence[StateInfo]) -> SavedState:
         tensors.append(np.frombuffer(body, dtype, count, at).reshape(shape))
         at += count * dtype.itemsize
     return SavedState(head.length, tensors)
+
+
+def _checksum(length: int, body: bytes) -> int:
+    return zlib.crc32(body, zlib.crc32(u64.build(length)))
 
 
 def _describe(states: Sequence[StateInfo]) -> bytes:

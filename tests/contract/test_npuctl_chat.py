@@ -141,6 +141,13 @@ def test_the_end_of_the_context_is_told_with_the_numbers(served: tuple[Npuctl, s
     assert "the context of 50 tokens is full; /reset begins anew, --context 512 is the most" in done.stderr
 
 
+def test_a_first_prompt_that_is_too_long_for_the_model_is_to_be_shorter(served: tuple[Npuctl, str], model: str) -> None:
+    tool, address = served
+    done = tool("chat", model, "--prompt", "x" * 600, "-d", address, STAND_IN_ANSWERS="a")
+    assert done.returncode == 1
+    assert f"the context has room for {CONTEXT} (say it in fewer words)" in done.stderr
+
+
 def test_a_prompt_that_does_not_fit_is_refused_with_the_numbers(served: tuple[Npuctl, str], model: str) -> None:
     tool, address = served
     done = tool("chat", model, "--prompt", "x" * 100, "-d", address, "--context", "50", STAND_IN_ANSWERS="a")
@@ -250,6 +257,15 @@ def test_on_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_ends(served: tuple[Npu
         os.write(terminal, CTRL_D)
         assert b"decode:" in read_until(terminal, lambda got: b"greedy" in got)
         assert process.wait(PATIENCE_S) == 0
+
+
+def test_on_a_terminal_ctrl_c_ends_what_is_no_talk_as_anywhere(served: tuple[Npuctl, str], model: str) -> None:
+    tool, address = served
+    arguments = ("chat", model, "-d", address, "--prompt", "Hi")
+    with on_a_terminal(tool, *arguments, answers=LONG) as (process, terminal):
+        read_until(terminal, lambda got: b"a a a" in got)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 130
 
 
 def test_on_a_terminal_ctrl_c_twice_ends_a_chat_that_hangs(served: tuple[Npuctl, str], model: str) -> None:
