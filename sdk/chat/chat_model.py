@@ -56,16 +56,16 @@ class ChatModel:
         context: int | None = None,
         candidates: int = CANDIDATES,
     ) -> None:
-        parameters = read_parameters(open_gguf(path))
         metadata = read_metadata(path)
         self.name = str(metadata.get("general.name", os.path.basename(path)))
+        self._vocabulary = Vocabulary(metadata)
+        self._template = ChatTemplate(metadata, self._vocabulary, template)
+        parameters = read_parameters(open_gguf(path))
         self.most_context = parameters.context_length
         """Tokens of a conversation that it was made for."""
         if context is not None and context > self.most_context:
             raise ContextTooLarge(f"{context} tokens of context: the model takes at most {self.most_context}")
         self.context = context or min(DEFAULT_CONTEXT, self.most_context)
-        self._vocabulary = Vocabulary(metadata)
-        self._template = ChatTemplate(metadata, self._vocabulary, template)
         self._state_bytes = _state_bytes(parameters, self.context)
         self._graph = sdk.read_gguf(path, logits=f"top-{min(candidates, len(self._vocabulary))}")
 

@@ -27,7 +27,7 @@ from sdk.model.runs import RunEvent
 from sdk.model.step_axes import StepAxes
 from sdk.model.step_run import StepPart, StepRun
 from sdk.model.step_widths import Chunk, StepWidths
-from sdk.state.memory import Holding
+from sdk.state.holding import Holding
 from sdk.state.model_states import ModelStates
 from sdk.state.state import State
 

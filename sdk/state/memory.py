@@ -6,15 +6,15 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from driver_shim.errors import BufferInUse, Closed, NpuError, OutOfDeviceMemory
 from sdk.compiler import TensorInfo
 from sdk.compiler.states import StateLayout
 from sdk.memory.buffers import DeviceBuffer, Span
-from sdk.queue.events import Event
 from sdk.queue.queue import Queue
 from sdk.state.blocks import Blocks, OutOfBlocks, runs
+from sdk.state.holding import Holding
 from sdk.state.port import FunctionOwner
 from sdk.state.preparations import Preparations
 
@@ -32,33 +32,6 @@ class Cache(NamedTuple):
     def block_bytes(self) -> int:
         """Of one block, in all planes."""
         return self.planes * self.buffer[0].nbytes
-
-
-class Holding:
-    """What one state has. Outlives it in its finaliser."""
-
-    def __init__(self, slot: int) -> None:
-        self.slot = slot
-        self.blocks: list[int] = []
-        self.length = 0
-        """Tokens that are there for good."""
-        self.masked_tokens = 0
-        """What the chunks of its newest run were filled up with."""
-        self.replaced: dict[str, list[DeviceBuffer]] = {}
-        """The value of each replaced state, and room for the next."""
-        self.run: Event[Any] | None = None
-        """The run in flight that appends to it."""
-
-    @property
-    def in_flight(self) -> bool:
-        """Whether a run works on it."""
-        return self.run is not None and not self.run.done()
-
-    def commit(self, tokens: int) -> None:
-        """A run has appended so many tokens, and left the next value of each replaced state."""
-        self.length += tokens
-        for pair in self.replaced.values():
-            pair.reverse()
 
 
 class StateMemory:

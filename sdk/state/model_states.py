@@ -13,7 +13,8 @@ from sdk.compiler.graph import Graph
 from sdk.compiler.states import StateInfo, StateKind, StateLayout, cache_places, caches_of, context_of
 from sdk.memory.buffers import DeviceBuffer, HostBuffer, Span
 from sdk.queue.queue import Queue
-from sdk.state.memory import Holding, StateMemory
+from sdk.state.holding import Holding
+from sdk.state.memory import StateMemory
 from sdk.state.port import FunctionOwner
 from sdk.state.saved import SavedState, decode
 from sdk.state.state import State

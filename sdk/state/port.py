@@ -1,18 +1,11 @@
-"""What a state needs of its model and its device."""
+"""The device as states see it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from sdk.memory.buffers import DeviceBuffer, HostBuffer
 from sdk.queue.queue import Queue
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from sdk.compiler.states import StateInfo
-    from sdk.state.memory import Holding
 
 
 class FunctionOwner(Protocol):
@@ -33,24 +26,3 @@ class FunctionOwner(Protocol):
 
     def give_queue(self, queue: Queue) -> None:
         """It is needed no more."""
-
-
-class StateOwner(Protocol):
-    """The model that a state is of."""
-
-    @property
-    def address(self) -> str:
-        """How a user names the device."""
-
-    @property
-    def states(self) -> tuple[StateInfo, ...]:
-        """What a state holds."""
-
-    def check_rewindable(self) -> None:
-        """Raise ValueError where what was overwritten cannot come back."""
-
-    def fork(self, holding: Holding) -> Holding:
-        """What a second state has that goes on from here."""
-
-    def read(self, holding: Holding) -> Sequence[NDArray[Any]]:
-        """What each of `states` holds, over the bus."""

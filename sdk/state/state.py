@@ -4,19 +4,43 @@ from __future__ import annotations
 
 import weakref
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from driver_shim.errors import BufferInUse, NpuError, StateFull
 from sdk.here_only import HereOnly
-from sdk.state.memory import Holding, StateMemory, closed_by_user
+from sdk.state.holding import Holding
+from sdk.state.memory import StateMemory, closed_by_user
 from sdk.state.saved import encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from sdk.state.port import StateOwner
+    from numpy.typing import NDArray
+
+    from sdk.compiler.states import StateInfo
+
+
+class StateOwner(Protocol):
+    """The model that a state is of."""
+
+    @property
+    def address(self) -> str:
+        """How a user names the device."""
+
+    @property
+    def states(self) -> tuple[StateInfo, ...]:
+        """What a state holds."""
+
+    def check_rewindable(self) -> None:
+        """Raise ValueError where what was overwritten cannot come back."""
+
+    def fork(self, holding: Holding) -> Holding:
+        """What a second state has that goes on from here."""
+
+    def read(self, holding: Holding) -> Sequence[NDArray[Any]]:
+        """What each of `states` holds, over the bus."""
 
 
 class State(HereOnly):

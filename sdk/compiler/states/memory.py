@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from driver_shim.errors import UnsupportedModel
 from sdk.compiler.compiled import StateInfo, StateKind, TensorInfo
 from sdk.compiler.graph import Graph
-from sdk.compiler.states.pairs import StateLayout, config_beside, section
+from sdk.compiler.states.config import config_beside, section
+from sdk.compiler.states.pairs import StateLayout
 
 CONTEXT_LENGTH = "context_length"
 """Key of a model's metadata, and of its configuration: tokens of a sequence that it was made for."""

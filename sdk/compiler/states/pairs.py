@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from driver_shim.errors import UnsupportedModel
 from sdk.compiler.compiled import StateInfo, StateKind
 from sdk.compiler.graph import Graph, GraphInput, GraphNode
 from sdk.compiler.problems import MODEL, Problem, Reason, Subject, unsupported
+from sdk.compiler.states.config import CONFIG, config_beside, section
 
-CONFIG = "genai_config.json"
-"""Beside a model, it says what its states are called."""
 BLOCK_TOKENS = 16
 """Tokens of a block, unless a layout says otherwise."""
 
@@ -180,33 +177,6 @@ def _known(names: Iterable[str], entries: Iterable[GraphInput], what: str) -> No
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(f"states= names {unknown[0]!r}, which is no {what}; those are {', '.join(map(repr, known))}")
-
-
-def config_beside(graph: Graph, name: str = CONFIG) -> Mapping[str, Any]:
-    """What a configuration in the model's folder says; nothing where there is none."""
-    folder = None if graph.data is None else graph.data.folder
-    if folder is None or not (folder / name).is_file():
-        return {}
-    return read_config(folder / name)
-
-
-def section(config: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
-    """What a configuration says under these names; nothing where it has no such section."""
-    for name in names:
-        inner = config.get(name)
-        config = inner if isinstance(inner, Mapping) else {}
-    return config
-
-
-def read_config(path: Path) -> Mapping[str, Any]:
-    """A configuration. Raises UnsupportedModel for a file that is none."""
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise unsupported([Problem(f"{str(path)!r} is no JSON: {error}")]) from None
-    if not isinstance(content, dict):
-        raise unsupported([Problem(f"{str(path)!r} holds no object")])
-    return content
 
 
 def _configured(graph: Graph, config: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -60,7 +60,6 @@ def test_a_name_is_the_files_where_it_says_none(tmp_path: Path, mocker: MockerFi
     ("key", "value", "meant"),
     [
         ("llama.context_length", "long", "a whole number above zero"),
-        ("llama.block_count", [1, 2], "a whole number above zero"),
         ("llama.attention.head_count", 0, "a whole number above zero"),
         ("llama.attention.head_count_kv", 1.5, "a whole number above zero"),
         ("tokenizer.ggml.model", [1], "a text"),

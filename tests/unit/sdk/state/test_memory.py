@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from driver_shim.errors import Timeout
 from sdk.compiler import TensorInfo
 from sdk.compiler.states import StateLayout
-from sdk.state.memory import Holding, StateMemory
+from sdk.state.holding import Holding
+from sdk.state.memory import StateMemory
 
 BLOCKS, BLOCK_TOKENS = 8, 2
 
