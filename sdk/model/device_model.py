@@ -60,8 +60,8 @@ class DeviceModel(Model):
         self._programs = KeyedPrograms(owner, parts, graph, self._inputs, ahead)
         self._lanes = LaneSet(owner, parts)
         self._options = options or StateOptions()
-        self._stateful = Stateful(owner, parts, self._lanes, graph, self._options)
-        self._inputs.left_out = lambda: self._stateful.left_out
+        self._stateful = stateful = Stateful(owner, parts, self._lanes, graph, self._options)
+        self._inputs.left_out = lambda: stateful.left_out  # not the model, which would then go with a cycle alone
         self._lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
         """In which the tasks of each loop wait for room."""
         weakref.finalize(self, abandon, owner, parts).atexit = False

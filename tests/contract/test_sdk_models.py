@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -561,3 +562,15 @@ def test_a_model_says_which_kernel_carried_out_each_command_of_its_newest_run(em
     loaded.close()
     with pytest.raises(sdk.Closed):
         loaded.command_runs()
+
+
+def test_a_model_goes_when_the_last_name_of_it_does(emulated: sdk.Device) -> None:
+    loaded = emulated.load(product())
+    loaded({"x": x_of(2), "b": B})
+    left = weakref.ref(loaded)
+    gc.disable()  # a model in a cycle would keep weights, lanes and its device until a collection
+    try:
+        del loaded
+        assert left() is None
+    finally:
+        gc.enable()
