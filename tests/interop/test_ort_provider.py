@@ -183,10 +183,10 @@ def test_an_error_of_the_device_at_load_is_an_error_and_no_reason_to_run_elsewhe
         BEGIN
         + """
 import sdk
-from sdk.model.model import Model
+from sdk.model.device_model import DeviceModel
 def full(self, shapes):
     raise sdk.OutOfDeviceMemory("the device is full")
-Model._compile_for = full
+DeviceModel._compile_for = full
 print(error_of(lambda: session(net(), strict=False)))
 """
     )
