@@ -11,19 +11,17 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from benchmarks.onnxruntime_peer import END_PATIENCE_S, ERRORS
+from benchmarks.onnxruntime_peer import ERRORS, PeerProcess
 
 WARM_UP_STEPS = 2
 _OFFSET_NODES = (".offset", ".offsets", ".sums", ".blocks")
@@ -45,21 +43,22 @@ def growing(model: onnx.ModelProto, weights: dict[str, NDArray[np.float32]]) -> 
     """
     nodes: list[onnx.NodeProto] = []
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    rows = _Rows()
+    updates: dict[str, tuple[str, str]] = {}
+    """(past, new tokens) of each present."""
     for node in model.graph.node:
         name = node.output[0]
         if node.op_type == "MatMulNBits":
-            rows.add(nodes, node.input[0], weights[node.input[1]].T, name, constants)
+            nodes.append(_with_floats(constants, "MatMul", [node.input[0], ""], weights[node.input[1]].T, name))
         elif node.op_type == "GatherBlockQuantized":
-            rows.gather(nodes, node.input[1], weights["token_embd.weight"], name, constants)
+            nodes.append(_with_floats(constants, "Gather", ["", node.input[1]], weights["token_embd.weight"], name))
         elif name.endswith(_OFFSET_NODES):
             continue
         elif node.op_type == "Add" and node.input[1].endswith(".offset"):
             nodes.append(onnx.helper.make_node("Identity", [node.input[0]], [name]))
         elif node.op_type == "TensorScatter":
-            rows.updates[name] = (node.input[0], node.input[1])
+            updates[name] = (node.input[0], node.input[1])
         elif node.op_type == "Attention":
-            (past_k, k), (past_v, v) = (rows.updates[which] for which in node.input[1:3])
+            (past_k, k), (past_v, v) = (updates[which] for which in node.input[1:3])
             attention = onnx.helper.make_node(
                 "Attention", [node.input[0], k, v, "", past_k, past_v], [name, *node.input[1:3]], is_causal=1
             )
@@ -77,35 +76,13 @@ def growing(model: onnx.ModelProto, weights: dict[str, NDArray[np.float32]]) -> 
     return onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
 
 
-class _Rows:
-    """Matrices of floats in place of packed ones; a matrix that is used twice is there once."""
-
-    def __init__(self) -> None:
-        self.updates: dict[str, tuple[str, str]] = {}
-
-    def add(
-        self,
-        nodes: list[onnx.NodeProto],
-        x: str,
-        matrix: NDArray[np.float32],
-        output: str,
-        constants: dict[str, onnx.TensorProto],
-    ) -> None:
-        name = f"{output}.floats"
-        constants[name] = numpy_helper.from_array(np.ascontiguousarray(matrix), name)
-        nodes.append(onnx.helper.make_node("MatMul", [x, name], [output]))
-
-    def gather(
-        self,
-        nodes: list[onnx.NodeProto],
-        indices: str,
-        matrix: NDArray[np.float32],
-        output: str,
-        constants: dict[str, onnx.TensorProto],
-    ) -> None:
-        name = f"{output}.floats"
-        constants[name] = numpy_helper.from_array(matrix, name)
-        nodes.append(onnx.helper.make_node("Gather", [name, indices], [output]))
+def _with_floats(
+    constants: dict[str, onnx.TensorProto], op: str, operands: list[str], matrix: NDArray[np.float32], output: str
+) -> onnx.NodeProto:
+    """A node that gives `output` of a matrix of floats, a new constant in place of the empty operand."""
+    name = f"{output}.floats"
+    constants[name] = numpy_helper.from_array(np.ascontiguousarray(matrix), name)
+    return onnx.helper.make_node(op, [operand or name for operand in operands], [output])
 
 
 def _open_length(entry: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
@@ -122,33 +99,17 @@ class LanguagePeer:
     """The process and what is asked of it. Raises RuntimeError with its last words when it died."""
 
     def __init__(self, threads: int) -> None:
-        self._complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe nobody reads would stop it
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.language_peer", str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._complaints,
-            text=True,
-        )
-        self._requests, self._answers = cast(IO[str], self._process.stdin), cast(IO[str], self._process.stdout)
+        self._process = PeerProcess("benchmarks.language_peer", str(threads))
 
     def __enter__(self) -> LanguagePeer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process.poll() is None:
-            self._process.communicate(timeout=END_PATIENCE_S)
-        self._complaints.close()
+        self._process.close()
 
     def seconds(self, model: Path, step: Step, rounds: int) -> float:
         """Median seconds of such a step, states bound as they are from step to step."""
-        self._requests.write(json.dumps({"model": str(model), "step": step, "rounds": rounds}) + "\n")
-        self._requests.flush()
-        line = self._answers.readline()
-        if not line:
-            self._complaints.seek(0)
-            raise RuntimeError(f"onnxruntime's process ended: {self._complaints.read()}")
-        return float(json.loads(line))
+        return float(self._process.ask({"model": str(model), "step": step, "rounds": rounds}))
 
 
 class _Decoder:

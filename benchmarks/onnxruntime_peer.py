@@ -29,22 +29,53 @@ ERRORS = 3
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
 
-class Peer:
-    """The process and what is asked of it. Raises RuntimeError with the process's last words when it died."""
+class PeerProcess:
+    """A module of ours as a process that answers requests, both lines of JSON.
 
-    def __init__(self) -> None:
-        """Start it. Raises ImportError without onnxruntime."""
-        self._folder = tempfile.TemporaryDirectory()
+    Raises RuntimeError with the process's last words when it died.
+    """
+
+    def __init__(self, module: str, *arguments: str) -> None:
+        """Start it."""
         self._complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe nobody reads would stop it
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.onnxruntime_peer"],
+            [sys.executable, "-m", module, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._complaints,
             text=True,
         )
         self._requests, self._answers = cast(IO[str], self._process.stdin), cast(IO[str], self._process.stdout)
-        if not self._read()["there"]:
+
+    def ask(self, request: Mapping[str, Any]) -> Any:
+        """The answer to a request."""
+        self._requests.write(json.dumps(request) + "\n")
+        self._requests.flush()
+        return self.read()
+
+    def read(self) -> Any:
+        """What it says next."""
+        line = self._answers.readline()
+        if not line:
+            self._complaints.seek(0)
+            raise RuntimeError(f"onnxruntime's process ended: {self._complaints.read()}")
+        return json.loads(line)
+
+    def close(self) -> None:
+        """End it."""
+        if self._process.poll() is None:
+            self._process.communicate(timeout=END_PATIENCE_S)
+        self._complaints.close()
+
+
+class Peer:
+    """The process and what is asked of it. Raises RuntimeError with the process's last words when it died."""
+
+    def __init__(self) -> None:
+        """Start it. Raises ImportError without onnxruntime."""
+        self._folder = tempfile.TemporaryDirectory()
+        self._process = PeerProcess("benchmarks.onnxruntime_peer")
+        if not self._process.read()["there"]:
             self.close()
             raise ImportError("onnxruntime is missing: make bench installs it")
 
@@ -56,10 +87,8 @@ class Peer:
 
     def close(self) -> None:
         """End the process."""
-        if self._process.poll() is None:
-            self._process.communicate(timeout=END_PATIENCE_S)
+        self._process.close()
         self._folder.cleanup()
-        self._complaints.close()
 
     def seconds(self, model: Path, inputs: Arrays, threads: int, rounds: int) -> float:
         """Median seconds of one run with so many threads."""
@@ -77,17 +106,7 @@ class Peer:
         arrays = Path(self._folder.name) / "inputs.npz"
         named: dict[str, Any] = dict(inputs)
         np.savez(arrays, **named)
-        request = {"what": what, "model": str(model), "inputs": str(arrays), **facts}
-        self._requests.write(json.dumps(request) + "\n")
-        self._requests.flush()
-        return self._read()["answer"]
-
-    def _read(self) -> Any:
-        line = self._answers.readline()
-        if not line:
-            self._complaints.seek(0)
-            raise RuntimeError(f"onnxruntime's process ended: {self._complaints.read()}")
-        return json.loads(line)
+        return self._process.ask({"what": what, "model": str(model), "inputs": str(arrays), **facts})["answer"]
 
 
 class _Sessions:

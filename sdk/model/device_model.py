@@ -144,8 +144,7 @@ class DeviceModel(Model):
 
         _check_no_out(out)
         run = await asyncio.to_thread(self._stateful.start, chosen, arrays, named, answered=True)
-        await run._future()
-        return await asyncio.to_thread(run.result, 0) if run.output_bytes > LOOP_BYTES else run.result(0)
+        return await _awaited(run)
 
     def _end(self, error: Closed) -> None:
         parts = self._parts
@@ -166,13 +165,7 @@ class DeviceModel(Model):
         return self._start(call, into, answered=False)
 
     async def _run_async(self, call: Call, into: Mapping[str, Span]) -> Outputs:
-        run = await self._start_from_loop(call, into)
-        await run._future()
-        if run.output_bytes > LOOP_BYTES:
-            import asyncio  # whoever awaits has it; nobody else should pay for it
-
-            return await asyncio.to_thread(run.result, 0)
-        return run.result(0)
+        return await _awaited(await self._start_from_loop(call, into))
 
     def _start(self, call: Call, into: Mapping[str, Span], *, answered: bool) -> RunEvent:
         """Start a run, when its program is there and a lane has room."""
@@ -219,6 +212,16 @@ class DeviceModel(Model):
         except QueueFull:
             run = lane.stagings.oldest_run()
             return None if run is None or run.done() else (run,)
+
+
+async def _awaited(run: RunEvent) -> Outputs:
+    """What a run gives; where it is large, its arrays are made in a thread."""
+    await run._future()
+    if run.output_bytes > LOOP_BYTES:
+        import asyncio  # whoever awaits has it; nobody else should pay for it
+
+        return await asyncio.to_thread(run.result, 0)
+    return run.result(0)
 
 
 def _check_no_out(out: object) -> None:

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from sdk.compiler import Signature, TensorInfo
 from sdk.compiler.states import StateKind, StatePair, step_input
+from sdk.model.inputs import Shape
 from sdk.model.step_widths import Chunk
-
-Shape = tuple[int, ...]
 
 
 class Axes(NamedTuple):

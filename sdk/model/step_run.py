@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,23 +16,12 @@ from sdk.model.program_run import copy, execute, view
 from sdk.model.programs import ModelProgram
 from sdk.model.runs import Command, Outputs
 from sdk.model.staging import Staging
+from sdk.model.step_axes import Axes
 from sdk.model.step_widths import Chunk
 from sdk.state.memory import StateMemory
 from sdk.state.model_states import ReplacedRow
 
 _HOST, _DEVICE = int(Space.HOST), int(Space.DEVICE)
-
-
-class OutputAxes(Protocol):
-    """Along which axes of an output rows and tokens lie, if at all."""
-
-    @property
-    def row(self) -> int | None:
-        """Of rows."""
-
-    @property
-    def token(self) -> int | None:
-        """Of tokens."""
 
 
 class StepPart(NamedTuple):
@@ -51,7 +40,7 @@ class StepRun:
         self,
         memory: StateMemory,
         parts: Sequence[StepPart],
-        axes: Mapping[str, OutputAxes],
+        axes: Mapping[str, Axes],
         hidden: frozenset[str],
         idle_rows: int,
         replaced: Sequence[Sequence[ReplacedRow]],

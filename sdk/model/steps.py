@@ -160,7 +160,7 @@ class Steps:
             with states.memory.lock:
                 holdings = self._holdings(states, chosen, tokens)
                 states.memory.extend(holdings, tokens, lane.queue)
-                work = self._work(states, values, chunks, programs, holdings)
+                work = self._work(states, values, chunks, programs, holdings, wide - rows)
                 run = lane.start(work, may_wait=True, answered=answered)
                 if run is not None:
                     for holding in holdings:
@@ -175,8 +175,8 @@ class Steps:
         chunks: Sequence[Chunk],
         programs: Sequence[ModelProgram],
         holdings: Sequence[Holding],
+        idle: int,
     ) -> StepRun:
-        idle = self._axes.extent({name: value.shape for name, value in values.items()})[0] - len(holdings)
         parts, done = [], 0
         for chunk, program in zip(chunks, programs, strict=True):
             inputs = {name: self._axes.cut(name, value, done, chunk) for name, value in values.items()}

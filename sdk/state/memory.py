@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -266,10 +267,7 @@ def _cache(owner: FunctionOwner, layout: StateLayout, info: TensorInfo) -> Cache
     planes, blocks, *block = (int(extent) for extent in info.shape)
     if blocks != layout.blocks:
         raise ValueError(f"{info} has {blocks} blocks; the layout has {layout.blocks}")
-    elements = 1
-    for extent in block:
-        elements *= extent
-    return Cache(owner.device_buffer((planes * blocks, elements), info.dtype), planes, tuple(block))
+    return Cache(owner.device_buffer((planes * blocks, math.prod(block)), info.dtype), planes, tuple(block))
 
 
 def _planes(cache: Cache, layout: StateLayout) -> list[Span]:

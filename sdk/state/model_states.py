@@ -67,7 +67,7 @@ class ModelStates:
         layout = self.memory.layout
         if not self.memory.caches:
             return self.context or UNBOUNDED_TOKENS
-        return min(layout.entries * layout.block_tokens, self.context or self.capacity_tokens)
+        return min(layout.max_tokens, self.context or self.capacity_tokens)
 
     def new(self, max_tokens: int | None, restore: bytes | None) -> State:
         """A new state, empty or as it was saved. Raises OutOfDeviceMemory, ValueError, TypeError, Closed."""
